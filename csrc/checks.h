@@ -1,0 +1,160 @@
+// Argument checks and shape arithmetic shared by the CPU and the CUDA ops. Every message names the op and the argument.
+// Include after defining TORCH_TARGET_VERSION; internal linkage throughout, since two libraries compile it.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "activation.h"
+#include "problem.h"
+
+namespace dwconv {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+inline std::string to_string(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+struct ConvolutionShape {
+  int64_t batch, channels, multiplier, in_h, in_w, kernel_h, kernel_w;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t out_h, out_w;
+};
+
+inline DType check_dtype(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16 (got scalar type ",
+                      static_cast<int>(tensor.scalar_type()), ")");
+  }
+  return DType::kFloat32;
+}
+
+// Same dtype and device as input.
+inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
+  STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ",
+                  name, " must be on the same device as input");
+  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name,
+                  " must have the same dtype as input (got scalar types ", static_cast<int>(tensor.scalar_type()), " and ",
+                  static_cast<int>(input.scalar_type()), ")");
+}
+
+inline void check_vector(const char* op, const char* name, const Tensor& tensor, int64_t size, const Tensor& input) {
+  check_like_input(op, name, tensor, input);
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size, op, ": ", name, " must be 1-dimensional with ", size,
+                  " elements, but got shape ", to_string(tensor));
+}
+
+inline void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
+  STD_TORCH_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
+  STD_TORCH_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ",
+                  least == 0 ? "non-negative" : "positive", ", but got (", value[0], ", ", value[1], ")");
+  constexpr int64_t kLargest = int64_t{1} << 31;  // keeps every product below 2^63
+  STD_TORCH_CHECK(value[0] < kLargest && value[1] < kLargest, op, ": ", name, " must be below 2^31, but got (", value[0],
+                  ", ", value[1], ")");
+}
+
+inline int64_t output_size(const char* op, const char* side, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
+                           int64_t dilation) {
+  const int64_t padded = size + 2 * pad;
+  const int64_t reach = dilation * (kernel - 1) + 1;
+  STD_TORCH_CHECK(reach <= padded, op, ": weight's filter is larger than the padded input along ", side, ": dilation * (kernel - 1) + 1 = ",
+                  reach, ", but padded input ", side, " is ", padded);
+  return (padded - reach) / stride + 1;
+}
+
+inline ConvolutionShape check_convolution(const char* op, const Tensor& input, const char* weight_name, const Tensor& weight,
+                                          const Ints& stride, const Ints& padding, const Ints& dilation) {
+  STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", weight_name,
+                  " must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape ", to_string(weight));
+  check_dtype(op, "input", input);
+  check_like_input(op, weight_name, weight, input);
+  const int64_t channels = input.size(1);
+  STD_TORCH_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
+  STD_TORCH_CHECK(weight.size(1) == 1 && weight.size(0) > 0 && weight.size(0) % channels == 0, op, ": ", weight_name,
+                  " must have shape (C * multiplier, 1, kH, kW) with C = ", channels, " channels of input, but got ",
+                  to_string(weight));
+  STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name, " must have a non-empty filter, but got shape ",
+                  to_string(weight));
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  ConvolutionShape s = {};
+  s.batch = input.size(0);
+  s.channels = channels;
+  s.multiplier = weight.size(0) / channels;
+  s.in_h = input.size(2);
+  s.in_w = input.size(3);
+  s.kernel_h = weight.size(2);
+  s.kernel_w = weight.size(3);
+  s.stride_h = stride[0], s.stride_w = stride[1];
+  s.pad_h = padding[0], s.pad_w = padding[1];
+  s.dilation_h = dilation[0], s.dilation_w = dilation[1];
+  s.out_h = output_size(op, "height", s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
+  s.out_w = output_size(op, "width", s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+  return s;
+}
+
+inline Activation check_activation(const char* op, const char* name, const std::string& value, double slope) {
+  Activation activation;
+  std::string known;
+  for (const ActivationName& entry : kActivationNames) known += (known.empty() ? "" : ", ") + std::string(entry.name);
+  STD_TORCH_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known,
+                  ", but got '", value, "'");
+  activation.slope = slope;
+  return activation;
+}
+
+// nn.Conv2d's rule (c10's is_channels_last_strides_2d): channels_last where the strides say so and NCHW does not fit too.
+inline bool strides_say_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
+  }
+  return true;
+}
+
+inline Layout layout_of(const Tensor& t) { return strides_say_channels_last(t) ? Layout::kNHWC : Layout::kNCHW; }
+
+inline torch::headeronly::MemoryFormat memory_format(Layout layout) {
+  return layout == Layout::kNHWC ? torch::headeronly::MemoryFormat::ChannelsLast
+                                 : torch::headeronly::MemoryFormat::Contiguous;
+}
+
+// Kernels need unit stride along their lanes and no expanded dimension; slices and other views pass as they are.
+inline Tensor as_layout(const Tensor& t, Layout layout) {
+  const int64_t lane = layout == Layout::kNHWC ? 1 : 3;
+  const bool unit = t.stride(lane) == 1 || t.size(lane) == 1;
+  const bool other = t.stride(layout == Layout::kNHWC ? 3 : 2) != 0;
+  return unit && other ? t : torch::stable::contiguous(t, memory_format(layout));
+}
+
+inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) {
+  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt, memory_format(layout));
+}
+
+}  // namespace
+}  // namespace dwconv

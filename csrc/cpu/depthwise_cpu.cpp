@@ -1,0 +1,238 @@
+// depthwise_conv2d and its backward on the CPU: checks, output allocation, problem, plan, launch.
+#define TORCH_TARGET_VERSION 0x020a000000000000
+#include <torch/csrc/stable/library.h>
+
+#include <numeric>
+#include <tuple>
+
+#include "pack_weights.h"
+#include "run.h"
+
+namespace dwconv {
+namespace {
+
+constexpr const char* kForward = "depthwise_conv2d";
+constexpr const char* kBackward = "depthwise_conv2d_backward";
+
+Tensor packed_tensor(int64_t elements, DType dtype) {
+  return scratch_tensor(std::max<int64_t>(elements, 1) * accumulate_size(dtype));
+}
+
+// The kernels' weight order for `slices` of the filter; depth planes are the multiplier's.
+DepthwisePacking packing_for(const ConvolutionShape& s, Layout layout, FilterSlice rows, FilterSlice columns) {
+  const int64_t taps = rows.count * columns.count;
+  DepthwisePacking k = {s.channels, s.multiplier, s.kernel_h, s.kernel_w, rows, columns, 0, 0, 0, 0};
+  if (layout == Layout::kNHWC) {
+    k.stride_c = 1, k.stride_s = s.channels, k.stride_r = columns.count * s.channels, k.stride_m = taps * s.channels;
+  } else {
+    k.stride_s = 1, k.stride_r = columns.count, k.stride_m = taps, k.stride_c = s.multiplier * taps;
+  }
+  return k;
+}
+
+// With a channel multiplier M, output channel c * M + m is the depthwise convolution number m of input channel c. Each m is
+// a problem of its own over a view of the output; NHWC kernels want unit channel stride, so there the output of each m is
+// contiguous and the M of them are interleaved afterwards.
+Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H, W) -> (M, N, C, H, W), a view
+  const Tensor grouped = torch::stable::reshape(t, Ints{t.size(0), t.size(1) / multiplier, multiplier, t.size(2), t.size(3)});
+  return torch::stable::permute(grouped, Ints{2, 0, 1, 3, 4});
+}
+
+// Channels-last tensor number m of a contiguous (M, N, H, W, C) buffer.
+Tensor channels_last_stack(const Tensor& like, int64_t multiplier, int64_t n, int64_t c, int64_t h, int64_t w) {
+  const Tensor stack = torch::stable::empty(Ints{multiplier, n, h, w, c}, like.scalar_type(), std::nullopt, like.device());
+  return torch::stable::permute(stack, Ints{0, 1, 4, 2, 3});
+}
+
+Tensor select0(const Tensor& t, int64_t index) { return torch::stable::select(t, 0, index); }
+
+Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
+                        const Ints padding, const Ints dilation) {
+  const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
+  if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
+  const DType dtype = check_dtype(kForward, "input", input);
+  const Layout layout = layout_of(input);
+  const int64_t multiplier = s.multiplier;
+  Tensor output = empty_output(input, {s.batch, s.channels * multiplier, s.out_h, s.out_w}, layout);
+  if (output.numel() == 0) return output;
+
+  const Tensor x = as_layout(input, layout);
+  const Tensor w = torch::stable::contiguous(weight);
+  const int64_t taps = s.kernel_h * s.kernel_w;
+  const DepthwisePacking whole = packing_for(s, layout, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
+  const Tensor packed = packed_tensor(multiplier * s.channels * taps, dtype);
+  const Tensor packed_bias = packed_tensor(bias ? multiplier * s.channels : 0, dtype);
+  DepthwisePacking k = whole;  // the forward pass keeps each m's filters together: depth 1 for each
+  k.stride_m = s.channels * taps;
+  if (layout == Layout::kNCHW) k.stride_c = taps;
+  pack_depthwise(dtype, w.const_data_ptr(), k, packed.mutable_data_ptr());
+  if (bias) {
+    const Tensor b = torch::stable::contiguous(*bias);
+    const DepthwisePacking vector = {s.channels, multiplier, 1, 1, {0, 1, 1}, {0, 1, 1}, 1, s.channels, 0, 0};
+    pack_depthwise(dtype, b.const_data_ptr(), vector, packed_bias.mutable_data_ptr());
+  }
+
+  DepthwiseArgs args;
+  args.problem = forward_problem(s, dtype, layout);
+  set_input(args.problem, x);
+  const bool interleave = multiplier > 1 && layout == Layout::kNHWC;
+  const Tensor outputs = interleave ? channels_last_stack(input, multiplier, s.batch, s.channels, s.out_h, s.out_w)
+                                    : split_multiplier(output, multiplier);
+  const Plan plan = plan_forward(args.problem, selected_isa(), this_machine());
+  log_plan(args.problem, plan);
+  args.rows_per_tile = plan.rows_per_tile;
+  args.input = x.const_data_ptr();
+  for (int64_t m = 0; m < multiplier; ++m) {
+    const Tensor out = select0(outputs, m);
+    set_output(args.problem, out);
+    args.output = out.mutable_data_ptr();
+    args.weight = static_cast<const char*>(packed.const_data_ptr()) + m * s.channels * taps * accumulate_size(dtype);
+    args.bias = bias ? static_cast<const char*>(packed_bias.const_data_ptr()) + m * s.channels * accumulate_size(dtype) : nullptr;
+    run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
+  }
+  if (interleave) {
+    Tensor target = split_multiplier(output, multiplier);
+    torch::stable::copy_(target, outputs);
+  }
+  return output;
+}
+
+// One phase of the input gradient along one axis: the samples a, a + stride, ... of grad_input as a stride-1 correlation of
+// grad_output. With i = a + q * stride, output o reaches sample i through tap k where o * stride + k * dilation - pad = i;
+// the taps that fit are first, first + step, ...; reversed, they form a filter of dilation `dilation`.
+struct Phase {
+  FilterSlice taps;
+  int64_t dilation, pad, size;
+};
+
+Phase input_phase(int64_t a, int64_t in_size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t common = std::gcd(stride, dilation);
+  const int64_t step = stride / common;
+  int64_t first = 0;
+  while (first < step && first < kernel && (a + pad - first * dilation) % stride != 0) ++first;
+  const int64_t count = first < step && first < kernel ? (kernel - first + step - 1) / step : 0;
+  Phase phase;
+  phase.taps = {first + (count - 1) * step, -step, count};
+  phase.dilation = dilation / common;
+  phase.pad = count > 0 ? (count - 1) * phase.dilation - (a + pad - first * dilation) / stride : 0;
+  phase.size = a < in_size ? (in_size - a + stride - 1) / stride : 0;
+  return phase;
+}
+
+void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight, const Tensor& grad_input) {
+  const int64_t multiplier = s.multiplier;
+  const Tensor packed = packed_tensor(multiplier * s.channels * s.kernel_h * s.kernel_w, dtype);
+  for (int64_t a = 0; a < s.stride_h; ++a) {
+    for (int64_t b = 0; b < s.stride_w; ++b) {
+      const Phase h = input_phase(a, s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
+      const Phase w = input_phase(b, s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+      if (h.size == 0 || w.size == 0) continue;
+      DepthwiseArgs args;
+      DepthwiseProblem& p = args.problem;
+      p.dtype = p.out_dtype = dtype;
+      p.layout = layout;
+      p.batch = s.batch, p.channels = s.channels, p.depth = multiplier;
+      p.in_h = s.out_h, p.in_w = s.out_w, p.out_h = h.size, p.out_w = w.size;
+      p.kernel_h = h.taps.count, p.kernel_w = w.taps.count;
+      p.dilation_h = h.dilation, p.dilation_w = w.dilation;
+      p.pad_h = h.pad, p.pad_w = w.pad;
+      p.in_stride_m = grad.stride(0), p.in_stride_n = grad.stride(1), p.in_stride_c = grad.stride(2);
+      p.in_stride_h = grad.stride(3), p.in_stride_w = grad.stride(4);
+      set_output(p, grad_input);
+      args.output = offset(static_cast<char*>(grad_input.mutable_data_ptr()), a * p.out_stride_h + b * p.out_stride_w, dtype);
+      p.out_stride_h *= s.stride_h;
+      p.out_stride_w *= s.stride_w;
+      pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, layout, h.taps, w.taps), packed.mutable_data_ptr());
+      args.input = grad.const_data_ptr();
+      args.weight = packed.const_data_ptr();
+      const Plan plan = plan_forward(p, selected_isa(), this_machine());
+      log_plan(p, plan);
+      args.rows_per_tile = plan.rows_per_tile;
+      run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
+    }
+  }
+}
+
+void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& input,
+                     Tensor* grad_weight, Tensor* grad_bias) {
+  const int64_t multiplier = s.multiplier;
+  const int64_t taps = s.kernel_h * s.kernel_w;
+  const int64_t unit = element_size(dtype);
+  BackwardWeightArgs args;
+  args.problem = forward_problem(s, dtype, layout);
+  set_input(args.problem, input);
+  DepthwiseProblem& p = args.problem;
+  p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3), p.out_stride_w = grad.stride(4);
+  const Plan plan = plan_backward_weight(p, selected_isa(), this_machine());
+  log_plan(p, plan);
+  args.parts = plan.parts;
+  args.rows_per_tile = plan.rows_per_tile;
+  args.input = input.const_data_ptr();
+  const Tensor partial = packed_tensor(grad_weight ? plan.parts * s.channels * taps : 0, dtype);
+  const Tensor partial_bias = packed_tensor(grad_bias ? plan.parts * s.channels : 0, dtype);
+  args.partial = grad_weight ? partial.mutable_data_ptr() : nullptr;
+  args.partial_bias = grad_bias ? partial_bias.mutable_data_ptr() : nullptr;
+  const bool nhwc = layout == Layout::kNHWC;
+  for (int64_t m = 0; m < multiplier; ++m) {
+    args.grad_output = offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0), dtype);
+    run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->backward_weight(args, scratch, begin, end); });
+    if (grad_weight) {
+      reduce_parts(dtype, partial.const_data_ptr(), plan.parts, s.channels * taps, s.channels, taps, nhwc ? 1 : taps,
+                   nhwc ? s.channels : 1, static_cast<char*>(grad_weight->mutable_data_ptr()) + m * taps * unit, multiplier * taps);
+    }
+    if (grad_bias) {
+      reduce_parts(dtype, partial_bias.const_data_ptr(), plan.parts, s.channels, s.channels, 1, 1, 0,
+                   static_cast<char*>(grad_bias->mutable_data_ptr()) + m * unit, multiplier);
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input,
+                                                             const Tensor& weight, const Ints stride, const Ints padding,
+                                                             const Ints dilation, const std::vector<bool> output_mask) {
+  const ConvolutionShape s = check_convolution(kBackward, input, "weight", weight, stride, padding, dilation);
+  check_like_input(kBackward, "grad_output", grad_output, input);
+  const int64_t out_channels = s.channels * s.multiplier;
+  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == out_channels &&
+                      grad_output.size(2) == s.out_h && grad_output.size(3) == s.out_w,
+                  kBackward, ": grad_output must have the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ",
+                  s.out_w, "], but got ", to_string(grad_output));
+  STD_TORCH_CHECK(output_mask.size() == 3, kBackward, ": output_mask must have 3 values, but got ", output_mask.size());
+  const DType dtype = check_dtype(kBackward, "input", input);
+  const Layout layout = layout_of(input);
+  const auto result = [&](bool wanted, Ints size, Layout as) {
+    return wanted ? empty_output(input, size, as) : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
+  };
+  Tensor grad_input = result(output_mask[0], {s.batch, s.channels, s.in_h, s.in_w}, layout);
+  Tensor grad_weight = result(output_mask[1], {out_channels, 1, s.kernel_h, s.kernel_w}, Layout::kNCHW);
+  Tensor grad_bias = output_mask[2] ? torch::stable::empty(Ints{out_channels}, input.scalar_type(), std::nullopt, input.device())
+                                    : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
+  if (s.batch == 0) {  // sums over nothing
+    torch::stable::zero_(grad_weight);
+    torch::stable::zero_(grad_bias);
+    return {grad_input, grad_weight, grad_bias};
+  }
+  // (M, N, C, H, W), with unit stride along the kernels' lanes.
+  Tensor grad = split_multiplier(as_layout(grad_output, layout), s.multiplier);
+  if (s.multiplier > 1 && layout == Layout::kNHWC) {
+    Tensor separate = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
+    torch::stable::copy_(separate, grad);
+    grad = separate;
+  }
+  if (output_mask[0] && grad_input.numel() > 0) {
+    backward_input(s, dtype, layout, grad, torch::stable::contiguous(weight), grad_input);
+  }
+  if (output_mask[1] || output_mask[2]) {
+    backward_weight(s, dtype, layout, grad, as_layout(input, layout), output_mask[1] ? &grad_weight : nullptr,
+                    output_mask[2] ? &grad_bias : nullptr);
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace dwconv
+
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::depthwise_conv2d));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&dwconv::depthwise_conv2d_backward));
+}

@@ -1,0 +1,208 @@
+// The small vector type all CPU kernels are written in.
+//
+// One source serves every instruction set: GCC's and Clang's vector extension supplies arithmetic, comparison and
+// selection at any width, and the compiler contracts a * b + c into FMA. Only what the extension cannot say well is written
+// per instruction set: float16 conversion and masked loads and stores.
+//
+// Included once by each isa_*.cpp, after its target pragma, with these defined:
+//   DWCONV_ISA           namespace and name (baseline, avx2, avx512)
+//   DWCONV_VECTOR_BYTES  16, 32 or 64
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if DWCONV_VECTOR_BYTES > 16
+#include <immintrin.h>
+#endif
+
+#include "../scalar_types.h"
+
+#define DWCONV_INLINE inline __attribute__((always_inline))
+#define DWCONV_UNROLL _Pragma("GCC unroll 64")
+
+namespace dwconv::DWCONV_ISA {
+
+template <class A>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  static constexpr int kLanes = DWCONV_VECTOR_BYTES / 4;
+  typedef float type __attribute__((vector_size(DWCONV_VECTOR_BYTES)));
+  typedef int32_t mask __attribute__((vector_size(DWCONV_VECTOR_BYTES)));
+};
+template <>
+struct VecOf<double> {
+  static constexpr int kLanes = DWCONV_VECTOR_BYTES / 8;
+  typedef double type __attribute__((vector_size(DWCONV_VECTOR_BYTES)));
+  typedef int64_t mask __attribute__((vector_size(DWCONV_VECTOR_BYTES)));
+};
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+inline constexpr int kLanes = VecOf<A>::kLanes;
+
+typedef uint32_t U32 __attribute__((vector_size(DWCONV_VECTOR_BYTES)));
+typedef uint16_t U16 __attribute__((vector_size(DWCONV_VECTOR_BYTES / 2)));
+
+template <class A>
+DWCONV_INLINE Vec<A> broadcast(A value) {
+  return Vec<A>{} + value;
+}
+
+// ---- whole vectors -------------------------------------------------------------------------------------------------
+
+DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
+  const U32 bits = __builtin_convertvector(raw, U32) << 16;
+  return (Vec<float>)bits;
+}
+
+DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) {
+  const U32 bits = (U32)v;
+  const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const U32 result = (v != v) ? U32{} + 0x7fc0u : rounded;
+  return __builtin_convertvector(result, U16);
+}
+
+#if DWCONV_VECTOR_BYTES == 64
+DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)raw); }
+DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {
+  return (U16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif DWCONV_VECTOR_BYTES == 32
+DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)raw); }
+DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {
+  return (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#else
+DWCONV_INLINE Vec<float> widen(U16 raw, Float16) {  // see to_accumulate(Float16)
+  const U32 bits = __builtin_convertvector(raw, U32);
+  const U32 magnitude = (bits & 0x7fffu) << 13;
+  const U32 scaled = (U32)((Vec<float>)magnitude * 0x1p112f);
+  const U32 special = magnitude | 0x7f800000u;
+  const U32 value = ((bits & 0x7c00u) == 0x7c00u) ? special : scaled;
+  return (Vec<float>)(value | ((bits & 0x8000u) << 16));
+}
+DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {  // see from_accumulate(float, Float16*)
+  const U32 bits = (U32)v;
+  const U32 magnitude = bits & 0x7fffffffu;
+  const U32 normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  const U32 subnormal = (U32)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
+  U32 half = (magnitude < 0x38800000u) ? subnormal : normal;
+  half = (magnitude >= 0x47800000u) ? U32{} + 0x7c00u : half;
+  half = (magnitude > 0x7f800000u) ? U32{} + 0x7e00u : half;
+  return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), U16);
+}
+#endif
+
+DWCONV_INLINE Vec<float> load(const float* p) {
+  Vec<float> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+DWCONV_INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+DWCONV_INLINE Vec<float> load(const T* p) {
+  U16 raw;
+  __builtin_memcpy(&raw, p, sizeof raw);
+  return widen(raw, T{});
+}
+
+DWCONV_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof v); }
+DWCONV_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof v); }
+template <class T>
+DWCONV_INLINE void store(T* p, Vec<float> v) {
+  const U16 raw = narrow(v, T{});
+  __builtin_memcpy(p, &raw, sizeof raw);
+}
+
+// ---- the first `lanes` lanes, 1 <= lanes <= kLanes; absent lanes load as zero and are not touched -----------------------
+
+#if DWCONV_VECTOR_BYTES == 64
+DWCONV_INLINE Vec<float> load_lanes(const float* p, int lanes) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << lanes) - 1u), p);
+}
+DWCONV_INLINE Vec<double> load_lanes(const double* p, int lanes) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << lanes) - 1u), p);
+}
+template <class T>
+DWCONV_INLINE Vec<float> load_lanes(const T* p, int lanes) {
+  return widen((U16)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << lanes) - 1u), p), T{});
+}
+DWCONV_INLINE void store_lanes(float* p, Vec<float> v, int lanes) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << lanes) - 1u), (__m512)v);
+}
+DWCONV_INLINE void store_lanes(double* p, Vec<double> v, int lanes) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << lanes) - 1u), (__m512d)v);
+}
+template <class T>
+DWCONV_INLINE void store_lanes(T* p, Vec<float> v, int lanes) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << lanes) - 1u), (__m256i)narrow(v, T{}));
+}
+#else
+template <class T>
+DWCONV_INLINE auto load_lanes(const T* p, int lanes) {
+  constexpr int n = kLanes<typename AccumulateType<T>::type>;
+  if (__builtin_expect(lanes == n, 1)) return load(p);
+  T buffer[n] = {};
+  for (int i = 0; i < lanes; ++i) buffer[i] = p[i];
+  return load(buffer);
+}
+template <class T, class V>
+DWCONV_INLINE void store_lanes(T* p, V v, int lanes) {
+  constexpr int n = kLanes<typename AccumulateType<T>::type>;
+  if (__builtin_expect(lanes == n, 1)) return store(p, v);
+  T buffer[n];
+  store(buffer, v);
+  for (int i = 0; i < lanes; ++i) p[i] = buffer[i];
+}
+#if DWCONV_VECTOR_BYTES == 32
+DWCONV_INLINE __m256i lane_mask(int lanes) {
+  alignas(32) static const int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ones_then_zeros + 8 - lanes));
+}
+DWCONV_INLINE Vec<float> load_lanes(const float* p, int lanes) {
+  return (Vec<float>)_mm256_maskload_ps(p, lane_mask(lanes));
+}
+DWCONV_INLINE void store_lanes(float* p, Vec<float> v, int lanes) {
+  _mm256_maskstore_ps(p, lane_mask(lanes), (__m256)v);
+}
+#endif
+#endif
+
+// Whole vectors where kWhole, else the first `lanes`.
+template <bool kWhole, class T>
+DWCONV_INLINE auto load_some(const T* p, int lanes) {
+  if constexpr (kWhole) {
+    return load(p);
+  } else {
+    return load_lanes(p, lanes);
+  }
+}
+template <bool kWhole, class T, class V>
+DWCONV_INLINE void store_some(T* p, V v, int lanes) {
+  if constexpr (kWhole) {
+    store(p, v);
+  } else {
+    store_lanes(p, v, lanes);
+  }
+}
+
+// A fixed order, so that a sum has the same bits wherever it is taken.
+DWCONV_INLINE float sum_lanes(Vec<float> v) {
+  float sum = 0;
+  for (int i = 0; i < kLanes<float>; ++i) sum += v[i];
+  return sum;
+}
+DWCONV_INLINE double sum_lanes(Vec<double> v) {
+  double sum = 0;
+  for (int i = 0; i < kLanes<double>; ++i) sum += v[i];
+  return sum;
+}
+
+DWCONV_INLINE int lanes_left(int64_t left, int lanes) { return left < lanes ? static_cast<int>(left) : lanes; }
+
+}  // namespace dwconv::DWCONV_ISA

@@ -1,0 +1,39 @@
+// The CPU plans: pure functions of the problem and the machine. Nothing is run, allocated or remembered here.
+#pragma once
+
+#include <string>
+
+#include "cpu_features.h"
+
+namespace dwconv {
+
+struct Plan {
+  const KernelRow* row = nullptr;
+  int64_t rows_per_tile = 1;
+  int64_t tiles = 0;  // independent pieces of work
+  int64_t parts = 1;  // weight gradient: partial sums, a function of the problem alone
+  int64_t workers = 1;
+  int64_t scratch_bytes = 0;  // a worker
+  int64_t bytes = 0;          // compulsory memory traffic: every operand once
+  int64_t flops = 0;
+  std::string reason;
+};
+
+// The first row that fits; std::runtime_error names the rows that came nearest where none does.
+Plan plan_forward(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
+Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
+
+struct SeparablePlan {
+  Plan depthwise;  // of one tile
+  Plan whole;
+  int64_t panel = 0;  // output channels (NHWC) or pixels (NCHW) of a pointwise panel
+};
+SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
+                             const Machine& machine);
+
+int64_t element_size(DType dtype);
+int64_t accumulate_size(DType dtype);
+const char* dtype_name(DType dtype);
+const char* layout_name(Layout layout);
+
+}  // namespace dwconv

@@ -1,0 +1,83 @@
+// From a plan to threads: the workers take contiguous, fixed shares of the tiles, each with its own scratch.
+#pragma once
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <mutex>
+#include <set>
+
+#include "../checks.h"
+#include "plan.h"
+
+namespace dwconv {
+namespace {
+
+inline Tensor scratch_tensor(int64_t bytes) {
+  return torch::stable::empty(Ints{bytes}, ScalarType::Byte, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+template <class Body>  // body(scratch, tile_begin, tile_end)
+void run_tiles(const Plan& plan, Body body) {
+  if (plan.tiles == 0) return;
+  const int64_t pitch = (plan.scratch_bytes + 127) / 128 * 128;
+  const Tensor scratch = scratch_tensor(pitch * plan.workers + 64);
+  char* const base = static_cast<char*>(scratch.mutable_data_ptr());
+  torch::stable::parallel_for(0, plan.workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      body(base + worker * pitch, plan.tiles * worker / plan.workers, plan.tiles * (worker + 1) / plan.workers);
+    }
+  });
+}
+
+inline Machine this_machine() { return machine(torch::stable::get_num_threads()); }
+
+// DWCONV_EXT_LOG_PLAN=1: each plan once per shape.
+inline void log_plan(const DepthwiseProblem& p, const Plan& plan, int64_t out_channels = 0) {
+  static const bool wanted = getenv("DWCONV_EXT_LOG_PLAN") != nullptr && *getenv("DWCONV_EXT_LOG_PLAN") == '1';
+  if (!wanted) return;
+  static std::mutex mutex;
+  static std::set<std::string> seen;
+  char line[640];
+  snprintf(line, sizeof line,
+           "dwconv_ext: %s %s %s %s N=%lld C=%lld%s%s in=%lldx%lld out=%lldx%lld filter=%lldx%lld stride=%lldx%lld -> %s "
+           "(%s), %lld tiles of %lld rows, %lld workers, %.1f MB, %.1f MFLOP",
+           plan.row->op, plan.row->pass, dtype_name(p.dtype), layout_name(p.layout), (long long)p.batch,
+           (long long)p.channels, out_channels ? " O=" : "", out_channels ? std::to_string(out_channels).c_str() : "",
+           (long long)p.in_h, (long long)p.in_w, (long long)p.out_h, (long long)p.out_w, (long long)p.kernel_h,
+           (long long)p.kernel_w, (long long)p.stride_h, (long long)p.stride_w, plan.row->name, plan.reason.c_str(),
+           (long long)plan.tiles, (long long)plan.rows_per_tile, (long long)plan.workers, plan.bytes / 1e6, plan.flops / 1e6);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (seen.insert(line).second) fprintf(stderr, "%s\n", line);
+}
+
+// Strides of one image batch, in the struct's terms.
+inline void set_input(DepthwiseProblem& p, const Tensor& t) {
+  p.in_stride_n = t.stride(0), p.in_stride_c = t.stride(1), p.in_stride_h = t.stride(2), p.in_stride_w = t.stride(3);
+}
+inline void set_output(DepthwiseProblem& p, const Tensor& t) {
+  p.out_stride_n = t.stride(0), p.out_stride_c = t.stride(1), p.out_stride_h = t.stride(2), p.out_stride_w = t.stride(3);
+}
+
+inline DepthwiseProblem forward_problem(const ConvolutionShape& s, DType dtype, Layout layout) {
+  DepthwiseProblem p;
+  p.dtype = p.out_dtype = dtype;
+  p.layout = layout;
+  p.batch = s.batch, p.channels = s.channels;
+  p.in_h = s.in_h, p.in_w = s.in_w, p.out_h = s.out_h, p.out_w = s.out_w;
+  p.kernel_h = s.kernel_h, p.kernel_w = s.kernel_w;
+  p.stride_h = s.stride_h, p.stride_w = s.stride_w;
+  p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
+  p.pad_h = s.pad_h, p.pad_w = s.pad_w;
+  return p;
+}
+
+template <class T>
+T* offset(T* pointer, int64_t elements, DType dtype) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<Byte*>(pointer) + elements * element_size(dtype);
+}
+
+}  // namespace
+}  // namespace dwconv

@@ -1,0 +1,113 @@
+// The Python module _C: what was built, what this CPU runs, the kernel table and the plans. Torch-free; loading it also
+// registers the CPU ops, whose registration lives in the same library.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/plan.h"
+
+namespace py = pybind11;
+
+namespace dwconv {
+namespace {
+
+DType parse_dtype(const std::string& name) {
+  for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    if (name == dtype_name(dtype)) return dtype;
+  }
+  throw py::value_error("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
+}
+
+py::dict row_dict(const KernelRow& row, const char* isa) {
+  py::dict d;
+  d["name"] = row.name;
+  d["op"] = row.op;
+  d["pass"] = row.pass;
+  d["dtype"] = dtype_name(row.dtype);
+  d["out_dtype"] = dtype_name(row.out_dtype);
+  d["layout"] = layout_name(row.layout);
+  d["kernel"] = py::make_tuple(row.kernel_h, row.kernel_w);
+  d["stride"] = py::make_tuple(row.stride_h, row.stride_w);
+  d["isa"] = isa;
+  d["vector_bytes"] = row.vector_bytes;
+  return d;
+}
+
+py::list kernel_table() {
+  py::list rows;
+  for (const IsaKernels& isa : supported_isas()) {
+    for (int32_t i = 0; i < isa.table.count; ++i) rows.append(row_dict(isa.table.rows[i], isa.name));
+  }
+  return rows;
+}
+
+py::dict plan_dict(const Plan& plan) {
+  py::dict d = row_dict(*plan.row, selected_isa().name);
+  d["rows_per_tile"] = plan.rows_per_tile;
+  d["tiles"] = plan.tiles;
+  d["parts"] = plan.parts;
+  d["workers"] = plan.workers;
+  d["scratch_bytes"] = plan.scratch_bytes;
+  d["bytes"] = plan.bytes;
+  d["flops"] = plan.flops;
+  d["reason"] = plan.reason;
+  return d;
+}
+
+using Pair = std::pair<int64_t, int64_t>;
+
+// The plan of one op on contiguous tensors; `threads` as torch would be given.
+py::dict plan(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout, int64_t batch,
+              int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation, int64_t out_channels,
+              int64_t threads) {
+  DepthwiseProblem p;
+  p.dtype = p.out_dtype = parse_dtype(dtype);
+  if (layout != "NCHW" && layout != "channels_last") throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
+  p.layout = layout == "NCHW" ? Layout::kNCHW : Layout::kNHWC;
+  p.batch = batch, p.channels = channels;
+  p.in_h = in_size.first, p.in_w = in_size.second;
+  p.kernel_h = kernel.first, p.kernel_w = kernel.second;
+  p.stride_h = stride.first, p.stride_w = stride.second;
+  p.dilation_h = dilation.first, p.dilation_w = dilation.second;
+  p.pad_h = padding.first, p.pad_w = padding.second;
+  if (p.stride_h < 1 || p.stride_w < 1) throw py::value_error("stride: must be positive");
+  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
+  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  const Machine here = machine(threads);
+  if (op == "separable_conv2d") return plan_dict(plan_separable(p, out_channels, selected_isa(), here).whole);
+  if (op != "depthwise_conv2d") throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
+  if (pass == "backward_weight") return plan_dict(plan_backward_weight(p, selected_isa(), here));
+  if (pass != "forward") throw py::value_error("pass: expected forward or backward_weight, got '" + pass + "'");
+  return plan_dict(plan_forward(p, selected_isa(), here));
+}
+
+}  // namespace
+}  // namespace dwconv
+
+#ifndef DWCONV_BUILD_TORCH
+#define DWCONV_BUILD_TORCH "unknown"
+#endif
+#ifndef DWCONV_BUILD_CUDA
+#define DWCONV_BUILD_CUDA "unknown"
+#endif
+
+PYBIND11_MODULE(_C, m) {
+  using namespace dwconv;
+  m.doc() = "dwconv_ext's compiled half: build facts, CPU features, kernel table and plans.";
+  m.attr("build_torch") = DWCONV_BUILD_TORCH;
+  m.attr("build_cuda") = DWCONV_BUILD_CUDA;
+  m.attr("build_compiler") = "gcc-compatible " __VERSION__;
+  m.def("cpu_flags", &cpu_flags, "Instruction sets the kernels could use, as the CPU reports them.");
+  m.def("supported_isas", [] {
+    std::vector<std::string> names;
+    for (const IsaKernels& isa : supported_isas()) names.push_back(isa.name);
+    return names;
+  });
+  m.def("selected_isa", [] { return std::string(selected_isa().name); });
+  m.def("select_isa", &select_isa, "Forces one of supported_isas(); for tests.");
+  m.def("cache_bytes", [] { return std::make_pair(machine(1).l1_bytes, machine(1).l2_bytes); });
+  m.def("kernel_table", &kernel_table, "Every kernel this CPU can run, one dict a row of csrc/cpu/kernels.inc.");
+  m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"), py::arg("channels"),
+        py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("out_channels") = 0,
+        py::arg("threads") = 1);
+  selected_isa();  // a bad DWCONV_EXT_ISA fails here, at import
+}

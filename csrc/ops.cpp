@@ -1,0 +1,21 @@
+// The ops, on one screen. Kernels register themselves beside their code (csrc/cpu, csrc/cuda); shapes without data,
+// autograd and autocast are registered from Python (dwconv_ext/autograd.py).
+#define TORCH_TARGET_VERSION 0x020a000000000000  // torch 2.10's stable ABI: one binary serves every later release
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(dwconv_ext, m) {
+  // conv2d(input, weight, bias, groups=C) for weight of shape (C * multiplier, 1, kH, kW).
+  m.def(
+      "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation) -> Tensor");
+  // (grad_input, grad_weight, grad_bias), each only where output_mask asks; the others are empty tensors of shape (0,).
+  m.def(
+      "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
+  // pw_act(conv2d(dw_act(conv2d(input, dw_weight, dw_bias, groups=C)), pw_weight, pw_bias)) + residual
+  m.def(
+      "separable_conv2d(Tensor input, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str dw_act, str pw_act, Tensor? residual=None, "
+      "float dw_slope=0.01, float pw_slope=0.01) -> Tensor");
+}

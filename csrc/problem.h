@@ -1,0 +1,119 @@
+// What a kernel knows: plain structs, no torch, no standard containers.
+//
+// A depthwise pass is described as one correlation:
+//   out[n, c, y, x] = act(bias[c] + sum_{m, r, s} w[m, r, s, c] *
+//                     in[n, c, m, y * stride_h + r * dilation_h - pad_h, x * stride_w + s * dilation_w - pad_w])
+// where samples outside the input count as absent. The forward pass has depth == 1. The input gradient
+// is the same correlation of grad_output with the flipped filter, once per phase of the stride (each phase writes
+// every stride-th row and column of grad_input, hence the output strides), and sums `depth` = channel
+// multiplier planes. Paddings are signed: a negative one crops.
+#pragma once
+
+#include <stdint.h>
+
+namespace dwconv {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+enum class Layout : int32_t { kNCHW = 0, kNHWC = 1 };
+enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+
+enum class ActivationKind : int32_t {
+  kIdentity = 0,
+  kRelu,
+  kRelu6,
+  kSilu,
+  kHardswish,
+  kGelu,
+  kGeluTanh,
+  kLeakyRelu,
+};
+
+struct Activation {
+  ActivationKind kind = ActivationKind::kIdentity;
+  double slope = 0.01;  // leaky_relu only
+};
+
+// All strides are in elements.
+struct DepthwiseProblem {
+  DType dtype = DType::kFloat32;      // of input and, but for a fused stage, output
+  DType out_dtype = DType::kFloat32;  // the accumulation type where the output is a fused block's scratch
+  Layout layout = Layout::kNCHW;
+  int64_t batch = 0, channels = 0, depth = 1;
+  int64_t in_h = 0, in_w = 0, out_h = 0, out_w = 0;
+  int64_t kernel_h = 0, kernel_w = 0;
+  int64_t stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, pad_h = 0, pad_w = 0;
+  int64_t in_stride_n = 0, in_stride_c = 0, in_stride_h = 0, in_stride_w = 0, in_stride_m = 0;
+  int64_t out_stride_n = 0, out_stride_c = 0, out_stride_h = 0, out_stride_w = 0;
+  Activation activation;
+};
+
+// Weights arrive packed in the accumulation type (float, or double for float64):
+//   NHWC: [depth][kernel_h][kernel_w][channels]     NCHW: [channels][depth][kernel_h][kernel_w]
+// bias is [channels] in the accumulation type, or null.
+struct DepthwiseArgs {
+  DepthwiseProblem problem;
+  const void* input = nullptr;
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  void* output = nullptr;
+  int64_t rows_per_tile = 1;
+};
+
+// grad_weight: partial[part][tap][channel] (NHWC) or partial[part][channel][tap] (NCHW) in the accumulation
+// type, and partial_bias[part][channel]; a second stage adds the parts in order. The problem is that of the forward pass.
+struct BackwardWeightArgs {
+  DepthwiseProblem problem;
+  const void* input = nullptr;
+  const void* grad_output = nullptr;
+  void* partial = nullptr;       // null: only the bias gradient is wanted
+  void* partial_bias = nullptr;  // null: not wanted
+  int64_t parts = 1;
+  int64_t rows_per_tile = 1;
+};
+
+using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
+using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
+
+// The fused block: a depthwise tile of whole output rows into scratch, then the pointwise product out of it.
+//   NHWC: pw_weight packed as [ceil(out_channels / panel)][channels][panel]     NCHW: [out_channels][channels]
+struct SeparableArgs {
+  DepthwiseArgs depthwise;  // its output pointer is set per tile
+  DepthwiseKernel depthwise_kernel = nullptr;
+  int64_t depthwise_scratch_bytes = 0;
+  int64_t out_channels = 0;
+  const void* pw_weight = nullptr;
+  const void* pw_bias = nullptr;   // [out_channels], accumulation type, or null
+  const void* residual = nullptr;  // strides of the output, or null
+  void* output = nullptr;
+  int64_t out_stride_n = 0;
+  Activation activation;
+  int64_t rows_per_tile = 1;
+};
+using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
+
+// One row of the kernel table. 0 in kernel_h, kernel_w or stride stands for "any".
+struct KernelRow {
+  const char* name;
+  const char* op;
+  const char* pass;
+  DType dtype;
+  DType out_dtype;
+  Layout layout;
+  int32_t kernel_h, kernel_w, stride_h, stride_w;
+  Isa isa;
+  int32_t vector_bytes;
+  DepthwiseKernel depthwise;
+  BackwardWeightKernel backward_weight;
+  SeparableKernel separable;
+};
+
+struct KernelTable {
+  const KernelRow* rows;
+  int32_t count;
+  int32_t vector_bytes;
+  int32_t pixel_tile;    // output columns a NHWC depthwise kernel keeps in registers
+  int32_t panel_floats;  // output channels of a packed pointwise panel, float
+  int32_t panel_doubles;
+};
+
+}  // namespace dwconv

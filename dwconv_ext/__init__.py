@@ -1,0 +1,34 @@
+"""Hand-written CPU and CUDA kernels for depthwise and depthwise-separable convolution in PyTorch.
+
+    depthwise_conv2d(input, weight, ...)     F.conv2d(..., groups=C)
+    separable_conv2d(input, ...)             depthwise, activation, pointwise, activation in one pass
+    DepthwiseConv2d                          nn.Conv2d(C, C * multiplier, k, groups=C)
+    FusedDSConv                              depthwise - BatchNorm - activation - pointwise - BatchNorm - activation
+
+``python -m dwconv_ext`` prints what was built and which kernels this machine runs.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ._load import load_cpu, load_cuda
+
+_C = load_cpu()
+_C_cuda, cuda_status = load_cuda()
+
+from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402 (the ops must exist first)
+from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
+from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
+
+try:
+    __version__ = version("dwconv_ext")
+except PackageNotFoundError:  # imported from a folder that was never installed
+    __version__ = "unknown"
+
+__all__ = [
+    "DepthwiseConv2d",
+    "DepthwiseConv2dFunction",
+    "FusedDSConv",
+    "SeparableConv2dFunction",
+    "depthwise_conv2d",
+    "separable_conv2d",
+]

@@ -1,0 +1,58 @@
+"""Loads the compiled halves, and says what to do where that fails.
+
+``_C`` registers the ops and the CPU kernels; ``_C_cuda`` the CUDA kernels, loaded only under a CUDA build of torch, so that
+one wheel serves both kinds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+import torch
+
+OLDEST_TORCH = (2, 10)
+REBUILD = "rebuild it against the torch you have: pip install --no-build-isolation --no-deps --force-reinstall ."
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def load_cpu() -> ModuleType:
+    """The module ``_C``.
+
+    Raises:
+        ImportError: torch is too old, nothing was built, or what was built does not load; the message says what to do.
+    """
+    if _version(torch.__version__) < OLDEST_TORCH:
+        raise ImportError(f"dwconv_ext needs torch >= 2.10, but torch {torch.__version__} is installed: pip install -U torch")
+    if importlib.util.find_spec("dwconv_ext._C") is None:
+        raise ImportError(
+            "dwconv_ext's compiled part dwconv_ext._C is not built for this Python. In the repository: pip install . "
+            "(and start Python outside the repository's folder, or build in place: pip install --no-build-isolation -e .)"
+        )
+    try:
+        return importlib.import_module("dwconv_ext._C")
+    except ImportError as error:
+        raise ImportError(
+            f"dwconv_ext's compiled part does not load under torch {torch.__version__} ({error}); {REBUILD}"
+        ) from error
+
+
+def load_cuda() -> tuple[ModuleType | None, str]:
+    """The module ``_C_cuda`` or None, and why it is not there."""
+    if torch.version.cuda is None:
+        return None, f"torch {torch.__version__} is a CPU-only build"
+    if importlib.util.find_spec("dwconv_ext._C_cuda") is None:
+        return None, "the CUDA half was not built (no nvcc, a CPU-only torch, or DWCONV_EXT_CUDA=0)"
+    try:
+        module = importlib.import_module("dwconv_ext._C_cuda")
+    except ImportError as error:
+        return None, f"the CUDA half does not load under torch {torch.__version__} ({error}); {REBUILD}"
+    built, have = module.cuda_version.split(".")[0], torch.version.cuda.split(".")[0]
+    if built != have:
+        return None, f"the CUDA half was built for CUDA {built}, torch {torch.__version__} for CUDA {have}; {REBUILD}"
+    return module, "loaded"

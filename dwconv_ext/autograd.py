@@ -1,0 +1,402 @@
+"""What torch knows of the ops besides their kernels: shapes without data, derivatives, vmap, autocast.
+
+The ops' Autograd key is the ``apply`` of a ``torch.autograd.Function`` whose forward calls the op below autograd and whose
+backward calls ops, never kernels, so that every derivative is itself differentiable.
+
+The depthwise convolution y = x * w is bilinear. With B_x(g, w) and B_w(g, x) for its two adjoints:
+
+    vjp of y            g_x = B_x(g, w),  g_w = B_w(g, x),  g_b = sum g
+    jvp of y            y' = x' * w + x * w' + b'
+    vjp of (B_x, B_w)   with cotangents (u, v, z) of (g_x, g_w, g_b):
+                        g <- u * w + x * v + z,   x <- B_x(g, v),   w <- B_w(g, u)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+ops = torch.ops.dwconv_ext
+_library = torch.library.Library("dwconv_ext", "IMPL")
+
+
+def _below_autograd() -> torch._C._AutoDispatchBelowAutograd:
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def _backward(grad: Tensor, x: Tensor, w: Tensor, conv: tuple, mask: tuple[bool, bool, bool]) -> list[Tensor | None]:
+    """depthwise_conv2d_backward with None for what the mask leaves out."""
+    if not any(mask):
+        return [None, None, None]
+    grads = ops.depthwise_conv2d_backward(grad, x, w, *conv, list(mask))
+    return [g if wanted else None for g, wanted in zip(grads, mask, strict=True)]
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    present = [t for t in terms if t is not None]
+    if not present:
+        return None
+    total = present[0]
+    for term in present[1:]:
+        total = total + term
+    return total
+
+
+def _as_channel_bias(bias: Tensor, like: Tensor) -> Tensor:
+    return bias.reshape(1, -1, 1, 1).expand_as(like)
+
+
+class DepthwiseConv2dFunction(torch.autograd.Function):
+    """``depthwise_conv2d`` as an autograd Function: ``apply(input, weight, bias, stride, padding, dilation)`` with pairs.
+
+    Backward, double backward and forward mode; each gradient is computed only when needed.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
+        with _below_autograd():
+            return ops.depthwise_conv2d(x, w, b, stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, w, b, *conv = inputs
+        ctx.conv = tuple(conv)
+        ctx.has_bias = b is not None
+        ctx.save_for_backward(x, w)
+        ctx.save_for_forward(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, w = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        mask = (needs[0], needs[1], ctx.has_bias and needs[2])
+        return (*_backward(grad, x, w, ctx.conv, mask), None, None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: Any) -> Tensor | None:
+        x, w = ctx.saved_tensors
+        terms = [
+            None if dx is None else ops.depthwise_conv2d(dx, w, db, *ctx.conv),
+            None if dw is None else ops.depthwise_conv2d(x, dw, db if dx is None else None, *ctx.conv),
+        ]
+        if dx is None and dw is None and db is not None:
+            terms.append(ops.depthwise_conv2d(torch.zeros_like(x), w, db, *ctx.conv))
+        return _sum(*terms)
+
+
+class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
+    """The backward op as a Function of grad_output, input and weight, for double backward and forward over reverse."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, mask: Any) -> tuple:
+        with _below_autograd():
+            return ops.depthwise_conv2d_backward(grad, x, w, stride, padding, dilation, mask)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        grad, x, w, *conv, mask = inputs
+        ctx.conv = tuple(conv)
+        ctx.mask = tuple(mask)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, x, w)
+        ctx.save_for_forward(grad, x, w)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None, v: Tensor | None, z: Tensor | None) -> tuple:
+        grad, x, w = ctx.saved_tensors
+        u, v, z = (t if wanted else None for t, wanted in zip((u, v, z), ctx.mask, strict=True))
+        to_grad = to_x = to_w = None
+        if ctx.needs_input_grad[0]:
+            to_grad = _sum(
+                None if u is None else ops.depthwise_conv2d(u, w, z, *ctx.conv),
+                None if v is None else ops.depthwise_conv2d(x, v, z if u is None else None, *ctx.conv),
+                _as_channel_bias(z, grad) if z is not None and u is None and v is None else None,
+            )
+        if ctx.needs_input_grad[1] and v is not None:
+            to_x = _backward(grad, x, v, ctx.conv, (True, False, False))[0]
+        if ctx.needs_input_grad[2] and u is not None:
+            to_w = _backward(grad, u, w, ctx.conv, (False, True, False))[1]
+        return to_grad, to_x, to_w, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgrad: Tensor | None, dx: Tensor | None, dw: Tensor | None, *_: Any) -> tuple:
+        grad, x, w = ctx.saved_tensors
+        to_x, to_w, to_b = [], [], []
+        if dgrad is not None:
+            along = _backward(dgrad, x, w, ctx.conv, ctx.mask)
+            to_x.append(along[0])
+            to_w.append(along[1])
+            to_b.append(along[2])
+        if dw is not None:
+            to_x.append(_backward(grad, x, dw, ctx.conv, (ctx.mask[0], False, False))[0])
+        if dx is not None:
+            to_w.append(_backward(grad, dx, w, ctx.conv, (False, ctx.mask[1], False))[1])
+        sizes = (x.shape, w.shape, (w.shape[0],))
+        tangents = []
+        for terms, wanted, size in zip((to_x, to_w, to_b), ctx.mask, sizes, strict=True):
+            total = _sum(*terms)
+            tangents.append(x.new_zeros(size if wanted else (0,)) if total is None else total)
+        return tuple(tangents)
+
+
+# --- the fused block -------------------------------------------------------------------------------------------------
+
+
+def activation_function(x: Tensor, kind: str, slope: float) -> Tensor:
+    """The activation `kind` of the ops' schemas, by torch."""
+    match kind:
+        case "identity":
+            return x
+        case "relu":
+            return F.relu(x)
+        case "relu6":
+            return F.relu6(x)
+        case "silu":
+            return F.silu(x)
+        case "hardswish":
+            return F.hardswish(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "leaky_relu":
+            return F.leaky_relu(x, slope)
+    raise ValueError(f"activation: unknown name {kind!r}")
+
+
+def activation_backward(grad: Tensor, x: Tensor, kind: str, slope: float) -> Tensor:
+    """grad times the activation's derivative at x, by torch's differentiable backward ops."""
+    aten = torch.ops.aten
+    match kind:
+        case "identity":
+            return grad
+        case "relu":
+            return aten.threshold_backward(grad, x, 0)
+        case "relu6":
+            return aten.hardtanh_backward(grad, x, 0.0, 6.0)
+        case "silu":
+            return aten.silu_backward(grad, x)
+        case "hardswish":
+            return aten.hardswish_backward(grad, x)
+        case "gelu":
+            return aten.gelu_backward(grad, x)
+        case "gelu_tanh":
+            return aten.gelu_backward(grad, x, approximate="tanh")
+        case "leaky_relu":
+            return aten.leaky_relu_backward(grad, x, slope, False)
+    raise ValueError(f"activation: unknown name {kind!r}")
+
+
+class SeparableConv2dFunction(torch.autograd.Function):
+    """``separable_conv2d`` as an autograd Function; arguments in the op's order.
+
+    The forward pass keeps nothing but its operands; backward recomputes the intermediate, which the fused forward never
+    writes. Differentiable twice (but for hardswish, whose second derivative torch does not define).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01):
+        with _below_autograd():
+            return ops.separable_conv2d(
+                x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope
+            )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act = inputs[:10]
+        residual, dw_slope, pw_slope = (*inputs[10:], *(None, 0.01, 0.01)[len(inputs) - 10 :])
+        ctx.conv = (stride, padding, dilation)
+        ctx.activations = (dw_act, dw_slope, pw_act, pw_slope)
+        ctx.present = (db is not None, pb is not None, residual is not None)
+        ctx.arguments = len(inputs)
+        ctx.save_for_backward(x, dw, db, pw, pb)
+        ctx.save_for_forward(x, dw, db, pw, pb)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, dw, db, pw, pb = ctx.saved_tensors
+        dw_act, dw_slope, pw_act, pw_slope = ctx.activations
+        need = ctx.needs_input_grad
+        need_residual = len(need) > 10 and need[10]
+        need_db, need_pb = ctx.present[0] and need[2], ctx.present[1] and need[4]
+        grads = [None] * ctx.arguments
+        if need_residual:
+            grads[10] = grad
+        if any((need[0], need[1], need_db, need[3], need_pb)):
+            z = ops.depthwise_conv2d(x, dw, db, *ctx.conv)
+            a = activation_function(z, dw_act, dw_slope)
+            if pw_act != "identity":
+                grad = activation_backward(grad, F.conv2d(a, pw, pb), pw_act, pw_slope)
+            need_a = need[0] or need[1] or need_db
+            bias_sizes = [pw.shape[0]] if need_pb else None
+            to_a, grads[3], to_pb = torch.ops.aten.convolution_backward(
+                grad, a, pw, bias_sizes, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [need_a, need[3], bool(need_pb)]
+            )
+            if need_pb:
+                grads[4] = to_pb
+            if need_a:
+                to_z = activation_backward(to_a, z, dw_act, dw_slope)
+                grads[0:3] = _backward(to_z, x, dw, ctx.conv, (need[0], need[1], bool(need_db)))
+        return tuple(grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        x, dw, db, pw, pb = ctx.saved_tensors
+        dw_act, dw_slope, pw_act, pw_slope = ctx.activations
+        dx, ddw, ddb, dpw, dpb = tangents[:5]
+        dresidual = tangents[10] if len(tangents) > 10 else None
+        z = ops.depthwise_conv2d(x, dw, db, *ctx.conv)
+        a = activation_function(z, dw_act, dw_slope)
+        dz = _sum(
+            None if dx is None else ops.depthwise_conv2d(dx, dw, None, *ctx.conv),
+            None if ddw is None else ops.depthwise_conv2d(x, ddw, None, *ctx.conv),
+            None if ddb is None else _as_channel_bias(ddb, z),
+        )
+        da = None if dz is None else activation_backward(dz, z, dw_act, dw_slope)
+        out = F.conv2d(a, pw, pb)
+        dout = _sum(
+            None if da is None else F.conv2d(da, pw),
+            None if dpw is None else F.conv2d(a, dpw),
+            None if dpb is None else _as_channel_bias(dpb, out),
+        )
+        if dout is not None:
+            dout = activation_backward(dout, out, pw_act, pw_slope)
+        return _sum(dout, dresidual)
+
+
+# --- registrations ---------------------------------------------------------------------------------------------------
+
+
+def _out_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _fake_output(x: Tensor, w: Tensor, channels: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    torch._check(x.dim() == 4, lambda: f"input must be 4-dimensional (N, C, H, W), but got shape {tuple(x.shape)}")
+    torch._check(w.dim() == 4, lambda: f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), got {tuple(w.shape)}")
+    size = [_out_size(x.shape[i], w.shape[i], stride[i - 2], padding[i - 2], dilation[i - 2]) for i in (2, 3)]
+    return x.new_empty((x.shape[0], channels, *size)).contiguous(memory_format=suggest_memory_format(x))
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_conv2d")
+def _(x, w, b, stride, padding, dilation):
+    return _fake_output(x, w, w.shape[0], stride, padding, dilation)
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_conv2d_backward")
+def _(grad, x, w, stride, padding, dilation, mask):
+    return (
+        x.new_empty(x.shape).contiguous(memory_format=suggest_memory_format(x)) if mask[0] else x.new_empty((0,)),
+        x.new_empty(w.shape) if mask[1] else x.new_empty((0,)),
+        x.new_empty((w.shape[0],)) if mask[2] else x.new_empty((0,)),
+    )
+
+
+@torch.library.register_fake("dwconv_ext::separable_conv2d")
+def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01):
+    return _fake_output(x, dw, pw.shape[0], stride, padding, dilation)
+
+
+_library.impl("depthwise_conv2d", DepthwiseConv2dFunction.apply, "Autograd")
+_library.impl("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction.apply, "Autograd")
+_library.impl("separable_conv2d", SeparableConv2dFunction.apply, "Autograd")
+
+
+def _fold(t: Tensor, dim: int | None, size: int) -> Tensor:
+    """(B, N, ...) or an unbatched tensor repeated, as (B * N, ...)."""
+    t = t.movedim(dim, 0) if dim is not None else t.expand(size, *t.shape)
+    return t.flatten(0, 1)
+
+
+def _fold_channels(t: Tensor, dim: int | None, size: int) -> Tensor:
+    """(B, N, C, H, W) as (N, B * C, H, W): each sample's channels are channels of one wide problem."""
+    t = t.movedim(dim, 1) if dim is not None else t.unsqueeze(1).expand(t.shape[0], size, *t.shape[1:])
+    return t.flatten(1, 2)
+
+
+@torch.library.register_vmap("dwconv_ext::depthwise_conv2d")
+def _(info, in_dims, x, w, b, stride, padding, dilation):
+    size = info.batch_size
+    if in_dims[1] is None and in_dims[2] is None:
+        y = ops.depthwise_conv2d(_fold(x, in_dims[0], size), w, b, stride, padding, dilation)
+        return y.unflatten(0, (size, -1)), 0
+    wide_b = None if b is None else _fold(b, in_dims[2], size)
+    y = ops.depthwise_conv2d(
+        _fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, stride, padding, dilation
+    )
+    return y.unflatten(1, (size, -1)), 1
+
+
+@torch.library.register_vmap("dwconv_ext::depthwise_conv2d_backward")
+def _(info, in_dims, grad, x, w, stride, padding, dilation, mask):
+    size = info.batch_size
+    gx, gw, gb = ops.depthwise_conv2d_backward(
+        _fold_channels(grad, in_dims[0], size),
+        _fold_channels(x, in_dims[1], size),
+        _fold(w, in_dims[2], size),
+        stride,
+        padding,
+        dilation,
+        mask,
+    )
+    outputs = (
+        gx.unflatten(1, (size, -1)) if mask[0] else gx,
+        gw.unflatten(0, (size, -1)) if mask[1] else gw,
+        gb.unflatten(0, (size, -1)) if mask[2] else gb,
+    )
+    return outputs, (1 if mask[0] else None, 0 if mask[1] else None, 0 if mask[2] else None)
+
+
+@torch.library.register_vmap("dwconv_ext::separable_conv2d")
+def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes):
+    size = info.batch_size
+    tensors = [x, dw, db, pw, pb, residual]
+    dims = [*in_dims[:5], in_dims[10] if len(in_dims) > 10 else None]
+    if all(d is None for d in dims[1:5]):
+        wide_residual = None if residual is None else _fold(residual, dims[5], size)
+        y = ops.separable_conv2d(
+            _fold(x, dims[0], size), dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, wide_residual, *slopes
+        )
+        return y.unflatten(0, (size, -1)), 0
+    outputs = []
+    for i in range(size):
+        one = [t if t is None or d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)]
+        outputs.append(ops.separable_conv2d(*one[:5], stride, padding, dilation, dw_act, pw_act, one[5], *slopes))
+    return torch.stack(outputs), 0
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    """What autocast does to conv2d: floating-point operands in the autocast dtype, float64 left alone."""
+    below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(t: Tensor | None) -> Tensor | None:
+        if t is None or t.dtype == torch.float64 or not t.is_floating_point() or t.device.type != device_type:
+            return t
+        return t.to(torch.get_autocast_dtype(device_type))
+
+    def depthwise(x, w, b, *conv):
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *conv)
+
+    def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes):
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            return ops.separable_conv2d(
+                *map(cast, (x, dw, db, pw, pb)), stride, padding, dilation, dw_act, pw_act, cast(residual), *slopes
+            )
+
+    _library.impl("depthwise_conv2d", depthwise, key)
+    _library.impl("separable_conv2d", separable, key)
+
+
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")

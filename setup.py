@@ -1,0 +1,145 @@
+"""Builds dwconv_ext: the CPU half always, the CUDA half where torch and nvcc allow it.
+
+DWCONV_EXT_CUDA=0|1   leave the CUDA half out, or fail where it cannot be built
+TORCH_CUDA_ARCH_LIST  architectures of the CUDA half ("8.0;9.0+PTX"); by default the list in default_architectures()
+MAX_JOBS              parallel compilations
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+ROOT = Path(__file__).parent
+PYBIND11 = pybind11.get_include()  # first on the include path: torch's bundled copy refuses the stable ABI's macros
+
+
+def find_nvcc() -> Path | None:
+    """CUDA_HOME, the PATH, /usr/local/cuda*, then pip's nvidia-cuda-nvcc."""
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    on_path = shutil.which("nvcc")
+    if on_path:
+        homes.append(Path(on_path).resolve().parent.parent)
+    homes += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
+    site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    homes += [*sorted(site.glob("cu1*"), reverse=True), site / "cuda_nvcc"]
+    for home in homes:
+        # A wrapper script on the PATH may have no toolkit around it, hence the headers' test.
+        if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
+            return home / "bin" / "nvcc"
+    return None
+
+
+def nvcc_version(nvcc: Path) -> str:
+    text = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    if found is None:
+        raise RuntimeError(f"{nvcc} --version printed no release")
+    return found.group(1)
+
+
+def cuda_decision() -> tuple[Path | None, str]:
+    """The nvcc to build with, or None; and why."""
+    wish = os.environ.get("DWCONV_EXT_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"DWCONV_EXT_CUDA: expected 0 or 1, got {wish!r}")
+    if wish == "0":
+        return None, "DWCONV_EXT_CUDA=0"
+    nvcc = find_nvcc()
+    torch_cuda = torch.version.cuda
+    if torch_cuda is None:
+        why = f"torch {torch.__version__} is a CPU-only build"
+    elif nvcc is None:
+        why = "no nvcc in CUDA_HOME, on the PATH, in /usr/local/cuda* or from pip's nvidia-cuda-nvcc"
+    else:
+        version = nvcc_version(nvcc)
+        if version.split(".")[0] == torch_cuda.split(".")[0]:
+            return nvcc, f"{nvcc} {version}, torch's CUDA {torch_cuda}"
+        why = (
+            f"{nvcc} is CUDA {version} but torch {torch.__version__} is built for CUDA {torch_cuda}: the major versions must "
+            f"agree. Point CUDA_HOME at a CUDA {torch_cuda.split('.')[0]} toolkit, install a torch built for CUDA "
+            f"{version.split('.')[0]}, or set DWCONV_EXT_CUDA=0 for the CPU half alone"
+        )
+        raise SystemExit(f"dwconv_ext: cannot build the CUDA half: {why}")
+    if wish == "1":
+        raise SystemExit(f"dwconv_ext: DWCONV_EXT_CUDA=1, but {why}")
+    return None, why
+
+
+def default_architectures(nvcc: Path) -> str:
+    """sm_75 to sm_120 as far as this nvcc goes, PTX of the newest for what comes later."""
+    listed = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"compute_(\d+)", listed))
+    wanted = [a for a in ("75", "80", "86", "89", "90", "100", "120") if a in known]
+    return ";".join(f"{a[:-1]}.{a[-1]}" for a in wanted) + "+PTX"
+
+
+nvcc, reason = cuda_decision()
+if nvcc is None:
+    print(f"dwconv_ext: building the CPU half only: {reason}", file=sys.stderr)
+else:
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(nvcc))
+    os.environ["CUDA_HOME"] = str(nvcc.parent.parent)
+    print(f"dwconv_ext: building the CPU and CUDA halves: {reason}", file=sys.stderr)
+
+CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
+CXX_FLAGS += os.environ.get("DWCONV_EXT_CXXFLAGS", "").split()
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
+
+
+extensions = [
+    CppExtension(
+        "dwconv_ext._C",
+        # The instruction-set files take longest: first, so that they start first.
+        sources("csrc/cpu/kernels/*.cpp") + sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
+        include_dirs=[PYBIND11],
+        extra_compile_args=[
+            *CXX_FLAGS,
+            f'-DDWCONV_BUILD_TORCH="{torch.__version__}"',
+            f'-DDWCONV_BUILD_CUDA="{reason if nvcc is None else "yes"}"',
+        ],
+        py_limited_api=False,
+    )
+]
+if nvcc is not None:
+    from torch.utils import cpp_extension
+
+    cpp_extension.CUDA_HOME = str(nvcc.parent.parent)  # read from the environment when torch was imported, above
+    extensions.append(
+        cpp_extension.CUDAExtension(
+            "dwconv_ext._C_cuda",
+            sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp"),
+            include_dirs=[PYBIND11],
+            extra_compile_args={
+                "cxx": [
+                    *CXX_FLAGS,
+                    f'-DDWCONV_CUDA_VERSION="{nvcc_version(nvcc)}"',
+                    f'-DDWCONV_CUDA_ARCHITECTURES="{os.environ["TORCH_CUDA_ARCH_LIST"]}"',
+                ],
+                "nvcc": ["-O3", "-std=c++20", "--threads=2", "-Xcompiler=-fvisibility=hidden"],
+            },
+        )
+    )
+
+
+class Build(BuildExtension):
+    """torch's check of CUDA versions compares minors too; cuda_decision() has already compared the majors."""
+
+    def _check_cuda_version(self, *args: object) -> None:
+        pass
+
+
+setup(ext_modules=extensions, cmdclass={"build_ext": Build})
