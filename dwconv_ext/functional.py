@@ -1,0 +1,165 @@
+"""The functions: what a caller may write, brought into the form the ops take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ops = torch.ops.dwconv_ext
+
+IntOrPair = int | Sequence[int]
+
+
+def _pair(name: str, value: IntOrPair) -> tuple[int, int]:
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value, value
+    if isinstance(value, (tuple, list, torch.Size)) and all(
+        isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in value
+    ):
+        if len(value) == 1:
+            return value[0], value[0]
+        if len(value) == 2:
+            return tuple(value)
+    raise TypeError(f"{name} must be an int or a pair of ints, but got {value!r}")
+
+
+def _tensor(name: str, value: object, optional: bool = False) -> None:
+    if not (isinstance(value, Tensor) or (optional and value is None)):
+        raise TypeError(f"{name} must be a Tensor, but got {type(value).__name__}")
+
+
+def _batched(name: str, input: Tensor) -> tuple[Tensor, bool]:
+    if input.dim() == 3:
+        return input.unsqueeze(0), True
+    if input.dim() != 4:
+        raise RuntimeError(
+            f"{name}: input must be 3-dimensional (C, H, W) or 4-dimensional (N, C, H, W), but got shape {list(input.shape)}"
+        )
+    return input, False
+
+
+def _resolve_padding(
+    input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """The input, padded where 'same' is lopsided (even filters), and the symmetric padding left to the op."""
+    if not isinstance(padding, str):
+        return input, _pair("padding", padding)
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same":
+        raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, but got {padding!r}")
+    if tuple(stride) != (1, 1):
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions (stride is {tuple(stride)})")
+    if weight.dim() != 4:
+        raise RuntimeError(f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(weight.shape)}")
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if any(t % 2 for t in total):
+        input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
+    return input, (total[0] // 2, total[1] // 2)
+
+
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    """Depthwise 2-D convolution: ``F.conv2d(input, weight, bias, stride, padding, dilation, groups=C)``.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16. NCHW and channels_last are both native,
+            and the output has the input's layout; other strides are accepted.
+        weight: (C * multiplier, 1, kH, kW), of input's dtype and device; any filter size. Output channel
+            ``c * multiplier + m`` is filter m of input channel c.
+        bias: (C * multiplier,) or None.
+        stride: int or pair (height, width), positive.
+        padding: zeros added on each side, int or pair; ``'valid'`` (none) or ``'same'`` (output size = input size, stride 1).
+        dilation: spacing of the filter's taps in pixels, int or pair, positive.
+
+    Returns:
+        (N, C * multiplier, outH, outW) with outH = floor((H + 2 padding - dilation (kH - 1) - 1) / stride) + 1, or without N.
+        Sums are taken in float32 (float64 for float64), in an order that does not depend on the number of threads.
+
+    Raises:
+        RuntimeError: wrong rank, channels, dtype, device, or a filter larger than the padded input.
+        TypeError, ValueError: stride, padding or dilation of the wrong kind.
+
+    Example:
+        >>> x = torch.randn(8, 32, 112, 112)
+        >>> depthwise_conv2d(x, torch.randn(32, 1, 3, 3), padding=1).shape
+        torch.Size([8, 32, 112, 112])
+
+    Source: Howard et al., "MobileNets", arXiv:1704.04861, section 3.1.
+    """
+    _tensor("input", input)
+    _tensor("weight", weight)
+    _tensor("bias", bias, optional=True)
+    batched, unbatched = _batched("depthwise_conv2d", input)
+    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
+    batched, padding = _resolve_padding(batched, weight, padding, stride, dilation)
+    output = ops.depthwise_conv2d(batched, weight, bias, stride, padding, dilation)
+    return output.squeeze(0) if unbatched else output
+
+
+def separable_conv2d(
+    input: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    dw_act: str = "relu",
+    pw_act: str = "relu",
+    residual: Tensor | None = None,
+    *,
+    dw_slope: float = 0.01,
+    pw_slope: float = 0.01,
+) -> Tensor:
+    """Depthwise-separable convolution in one pass, the intermediate never written to memory.
+
+    Equals ``pw_act(F.conv2d(dw_act(F.conv2d(input, dw_weight, dw_bias, ..., groups=C)), pw_weight, pw_bias)) + residual``;
+    the intermediate is kept in the accumulation type (float32; float64 for float64). BatchNorm is expected folded into
+    the weights and biases, as :class:`FusedDSConv` does.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16, NCHW or channels_last.
+        dw_weight: (C, 1, kH, kW).
+        dw_bias: (C,) or None.
+        pw_weight: (out_channels, C, 1, 1).
+        pw_bias: (out_channels,) or None.
+        stride, padding, dilation: of the depthwise convolution, as in :func:`depthwise_conv2d`.
+        dw_act, pw_act: ``identity``, ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``, ``leaky_relu``.
+        residual: added after pw_act; of the output's shape.
+        dw_slope, pw_slope: negative slope where the activation is leaky_relu.
+
+    Returns:
+        (N, out_channels, outH, outW), in the input's layout.
+
+    Raises:
+        RuntimeError: as in :func:`depthwise_conv2d`; an unknown activation; a residual of another shape.
+    """
+    for name, value, optional in (
+        ("input", input, False),
+        ("dw_weight", dw_weight, False),
+        ("dw_bias", dw_bias, True),
+        ("pw_weight", pw_weight, False),
+        ("pw_bias", pw_bias, True),
+        ("residual", residual, True),
+    ):
+        _tensor(name, value, optional)
+    batched, unbatched = _batched("separable_conv2d", input)
+    if unbatched and residual is not None:
+        residual = residual.unsqueeze(0)
+    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
+    batched, padding = _resolve_padding(batched, dw_weight, padding, stride, dilation)
+    output = ops.separable_conv2d(
+        batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope
+    )
+    return output.squeeze(0) if unbatched else output

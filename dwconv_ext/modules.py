@@ -1,0 +1,226 @@
+"""The modules: DepthwiseConv2d, a drop-in nn.Conv2d, and FusedDSConv, the depthwise-separable block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .autograd import activation_function
+from .functional import IntOrPair, _pair, depthwise_conv2d, separable_conv2d
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """``nn.Conv2d(in_channels, out_channels, kernel_size, ..., groups=in_channels)`` on this package's kernels.
+
+    Same arguments less ``groups``, same ``state_dict``, all padding modes. ``out_channels`` must be a multiple of
+    ``in_channels`` (the channel multiplier).
+
+    Example:
+        >>> DepthwiseConv2d(32, 32, 3, padding=1)(torch.randn(1, 32, 56, 56)).shape
+        torch.Size([1, 32, 56, 56])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, in_channels, bias, padding_mode, device, dtype
+        )
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode == "zeros":
+            return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
+        padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation)
+
+
+_MODULE_NAMES: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.GELU: "gelu",
+    nn.LeakyReLU: "leaky_relu",
+}
+ACTIVATIONS = ("identity", "relu", "relu6", "silu", "hardswish", "gelu", "gelu_tanh", "leaky_relu")
+
+
+def activation_of(name: str, activation: str | nn.Module) -> tuple[str, float]:
+    """The op's name and negative slope of an activation given as a string or as an nn.Module."""
+    if isinstance(activation, str):
+        if activation in ACTIVATIONS:
+            return activation, 0.01
+    elif type(activation) in _MODULE_NAMES:
+        kind = _MODULE_NAMES[type(activation)]
+        if kind == "gelu" and activation.approximate == "tanh":
+            kind = "gelu_tanh"
+        return kind, float(getattr(activation, "negative_slope", 0.01))
+    modules = ", ".join(f"nn.{m.__name__}" for m in _MODULE_NAMES)
+    raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)} or an instance of {modules}, but got {activation!r}")
+
+
+def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that equals bn(conv(x)) in eval mode, computed in at least float32."""
+    dtype = conv.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    scale = torch.rsqrt(bn.running_var.to(wide) + bn.eps)
+    if bn.weight is not None:
+        scale = scale * bn.weight.to(wide)
+    shift = -bn.running_mean.to(wide) if conv.bias is None else conv.bias.to(wide) - bn.running_mean.to(wide)
+    bias = shift * scale
+    if bn.bias is not None:
+        bias = bias + bn.bias.to(wide)
+    return (conv.weight.to(wide) * scale.reshape(-1, 1, 1, 1)).to(dtype), bias.to(dtype)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+class FusedDSConv(nn.Module):
+    """Depthwise-separable block: depthwise - BatchNorm - activation - pointwise - BatchNorm - activation.
+
+    In eval mode the block is one kernel (:func:`separable_conv2d`) with both BatchNorms folded into the convolutions; the
+    folded weights are cached until a parameter or running statistic changes (in-place edits, ``load_state_dict``, ``.to()``,
+    ``train()``; edits through ``.data`` are invisible to torch's version counters: call :meth:`clear_cache` after those). In
+    training mode it runs our depthwise kernels and torch's BatchNorm and pointwise convolution.
+
+    The parts ``depthwise``, ``bn1``, ``pointwise`` and ``bn2`` are ordinary modules: a state_dict moves to and from
+    ``nn.Sequential(OrderedDict(depthwise=..., bn1=..., act1=..., pointwise=..., bn2=..., act2=...))``. Where a part has hooks or
+    keeps no running statistics, the parts are run one by one.
+
+    Args:
+        in_channels, out_channels: C and the pointwise convolution's output channels.
+        kernel_size, stride, dilation: of the depthwise convolution, int or pair.
+        padding: int, pair, ``'same'`` or ``'valid'``; None for ``dilation * (kernel_size - 1) // 2``.
+        activation: of the block's output: ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``,
+            ``leaky_relu``, ``identity``, or the matching nn.Module.
+        dw_activation: after the depthwise stage; by default the same as ``activation``.
+        bias: whether the convolutions have one of their own.
+        eps, momentum: of both BatchNorms.
+
+    Shape:
+        (N, C, H, W) or, in eval mode, (C, H, W) -> (N, out_channels, outH, outW), in the input's layout.
+
+    Raises:
+        ValueError: an activation that is not in the list.
+
+    Example:
+        >>> block = FusedDSConv(32, 64).eval()
+        >>> block(torch.randn(1, 32, 112, 112)).shape
+        torch.Size([1, 64, 112, 112])
+
+    Source: Howard et al., "MobileNets", arXiv:1704.04861, figure 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair = 3,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair | None = None,
+        dilation: IntOrPair = 1,
+        *,
+        activation: str | nn.Module = "relu",
+        dw_activation: str | nn.Module | None = None,
+        bias: bool = False,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.activation, self.slope = activation_of("activation", activation)
+        if dw_activation is None:
+            self.dw_activation, self.dw_slope = self.activation, self.slope
+        else:
+            self.dw_activation, self.dw_slope = activation_of("dw_activation", dw_activation)
+        if padding is None:
+            sizes = zip(_pair("kernel_size", kernel_size), _pair("dilation", dilation), strict=True)
+            padding = tuple(d * (k - 1) // 2 for k, d in sizes)
+        factory = {"device": device, "dtype": dtype}
+        self.depthwise = DepthwiseConv2d(in_channels, in_channels, kernel_size, stride, padding, dilation, bias, **factory)
+        self.bn1 = nn.BatchNorm2d(in_channels, eps, momentum, **factory)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias, **factory)
+        self.bn2 = nn.BatchNorm2d(out_channels, eps, momentum, **factory)
+        self.clear_cache()
+
+    def clear_cache(self) -> None:
+        """Forgets the folded weights; the next forward in eval mode folds anew."""
+        self._folded: tuple[Tensor, ...] | None = None
+        self._folded_from: tuple = ()
+
+    def train(self, mode: bool = True) -> FusedDSConv:
+        self.clear_cache()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FusedDSConv:
+        self.clear_cache()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_folded": None, "_folded_from": ()}
+
+    def _parts(self) -> tuple[nn.Module, ...]:
+        return self.depthwise, self.bn1, self.pointwise, self.bn2
+
+    def _can_fuse(self) -> bool:
+        bns = (self.bn1, self.bn2)
+        return (
+            not any(bn.training or bn.running_mean is None or bn.running_var is None for bn in bns)
+            and self.depthwise.padding_mode == "zeros"
+            and not any(_has_hooks(part) for part in self._parts())
+        )
+
+    def _fold_all(self) -> tuple[Tensor, ...]:
+        return (*_fold(self.depthwise, self.bn1), *_fold(self.pointwise, self.bn2))
+
+    def _folded_weights(self) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return self._fold_all()
+        sources = [t for part in self._parts() for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        cacheable = all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in sources)
+        if not cacheable or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in sources):
+            return self._fold_all()
+        if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
+            return self._fold_all()  # differentiable, so that gradients in eval mode reach the parts
+        # eps is part of what was folded; the tensors themselves are kept, so that an address can't be taken for another.
+        key = (self.bn1.eps, self.bn2.eps, *((t._version, t.data_ptr()) for t in sources))
+        known = self._folded_from
+        if self._folded is None or known[0] != key or any(a is not b for a, b in zip(known[1], sources, strict=True)):
+            with torch.no_grad():
+                self._folded = self._fold_all()
+            self._folded_from = (key, sources)
+        return self._folded
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._can_fuse():
+            dw_weight, dw_bias, pw_weight, pw_bias = self._folded_weights()
+            conv = self.depthwise
+            return separable_conv2d(
+                input, dw_weight, dw_bias, pw_weight, pw_bias, conv.stride, conv.padding, conv.dilation,
+                self.dw_activation, self.activation, dw_slope=self.dw_slope, pw_slope=self.slope,
+            )  # fmt: skip
+        x = self.bn1(self.depthwise(input))
+        x = activation_function(x, self.dw_activation, self.dw_slope)
+        x = self.bn2(self.pointwise(x))
+        return activation_function(x, self.activation, self.slope)
+
+    def extra_repr(self) -> str:
+        slopes = f", slope={self.slope}" if self.activation == "leaky_relu" else ""
+        return f"activation={self.activation}, dw_activation={self.dw_activation}{slopes}"
