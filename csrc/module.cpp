@@ -25,8 +25,8 @@ py::dict row_dict(const KernelRow& row, const char* isa) {
   d["dtype"] = dtype_name(row.dtype);
   d["out_dtype"] = dtype_name(row.out_dtype);
   d["layout"] = layout_name(row.layout);
-  d["kernel"] = py::make_tuple(row.kernel_h, row.kernel_w);
-  d["stride"] = py::make_tuple(row.stride_h, row.stride_w);
+  d["filter"] = row.filter;
+  d["stride"] = row.stride;
   d["isa"] = isa;
   d["vector_bytes"] = row.vector_bytes;
   return d;
@@ -104,6 +104,8 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("selected_isa", [] { return std::string(selected_isa().name); });
   m.def("select_isa", &select_isa, "Forces one of supported_isas(); for tests.");
+  m.def("force_row", &force_row, "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
+        py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);
   m.def("cache_bytes", [] { return std::make_pair(machine(1).l1_bytes, machine(1).l2_bytes); });
   m.def("kernel_table", &kernel_table, "Every kernel this CPU can run, one dict a row of csrc/cpu/kernels.inc.");
   m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"), py::arg("channels"),

@@ -47,20 +47,22 @@ struct DepthwiseProblem {
   Activation activation;
 };
 
-// Weights arrive packed in the accumulation type (float, or double for float64):
-//   NHWC: [depth][kernel_h][kernel_w][channels]     NCHW: [channels][depth][kernel_h][kernel_w]
-// bias is [channels] in the accumulation type, or null.
+// Weights arrive packed in the accumulation type (float, or double for float64), in the order the kernel's row names:
+//   kNHWC: [depth][kernel_h][kernel_w][weight_pitch]     kNCHW: [channels][depth][kernel_h][kernel_w]
+// In the first, channel c stands at c, c + channels, ... up to the pitch, which leaves a whole vector readable at every
+// channel. bias is [weight_pitch] in the same way, or null.
 struct DepthwiseArgs {
   DepthwiseProblem problem;
   const void* input = nullptr;
   const void* weight = nullptr;
   const void* bias = nullptr;
   void* output = nullptr;
+  int64_t weight_pitch = 0;
   int64_t rows_per_tile = 1;
 };
 
-// grad_weight: partial[part][tap][channel] (NHWC) or partial[part][channel][tap] (NCHW) in the accumulation
-// type, and partial_bias[part][channel]; a second stage adds the parts in order. The problem is that of the forward pass.
+// grad_weight: partial[part][tap][channel] in the accumulation type, and partial_bias[part][channel]; a second stage adds
+// the parts in order. The problem is that of the forward pass.
 struct BackwardWeightArgs {
   DepthwiseProblem problem;
   const void* input = nullptr;
@@ -80,6 +82,7 @@ struct SeparableArgs {
   DepthwiseArgs depthwise;  // its output pointer is set per tile
   DepthwiseKernel depthwise_kernel = nullptr;
   int64_t depthwise_scratch_bytes = 0;
+  int64_t depthwise_columns = 1;  // its tiles side by side: (groups of) channels
   int64_t out_channels = 0;
   const void* pw_weight = nullptr;
   const void* pw_bias = nullptr;   // [out_channels], accumulation type, or null
@@ -91,7 +94,10 @@ struct SeparableArgs {
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 
-// One row of the kernel table. 0 in kernel_h, kernel_w or stride stands for "any".
+// Bytes of scratch a worker of a depthwise kernel needs.
+using ScratchSize = int64_t (*)(const DepthwiseProblem&, int64_t rows_per_tile);
+
+// One row of the kernel table. `filter` is a square filter's side (at dilation 1); 0 in filter or stride stands for "any".
 struct KernelRow {
   const char* name;
   const char* op;
@@ -99,9 +105,11 @@ struct KernelRow {
   DType dtype;
   DType out_dtype;
   Layout layout;
-  int32_t kernel_h, kernel_w, stride_h, stride_w;
+  int32_t filter, stride;
+  Layout weight_order;  // of the packed weights (DepthwiseArgs)
   Isa isa;
   int32_t vector_bytes;
+  ScratchSize scratch;
   DepthwiseKernel depthwise;
   BackwardWeightKernel backward_weight;
   SeparableKernel separable;
@@ -111,9 +119,10 @@ struct KernelTable {
   const KernelRow* rows;
   int32_t count;
   int32_t vector_bytes;
-  int32_t pixel_tile;    // output columns a NHWC depthwise kernel keeps in registers
-  int32_t panel_floats;  // output channels of a packed pointwise panel, float
+  int32_t panel_floats;  // columns of the pointwise product's register tile, float
   int32_t panel_doubles;
+  // Elements of the accumulation type a fused block needs besides its depthwise kernel's scratch.
+  int64_t (*separable_scratch)(int64_t channels, int64_t pixels, int64_t panel);
 };
 
 }  // namespace dwconv

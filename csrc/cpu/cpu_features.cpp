@@ -7,15 +7,11 @@
 
 namespace dwconv {
 
-#define DWCONV_DECLARE_ISA(ns)                                                             \
-  namespace ns {                                                                           \
-  KernelTable kernel_table();                                                              \
-  int64_t forward_scratch(const DepthwiseProblem&, int64_t rows_per_tile, int64_t lanes);  \
-  int64_t backward_weight_scratch(const DepthwiseProblem&, int64_t rows, int64_t lanes);   \
-  int64_t separable_scratch(int64_t channels, int64_t pixels, int64_t panel);              \
+#define DWCONV_DECLARE_ISA(ns) \
+  namespace ns {               \
+  KernelTable kernel_table();  \
   }
-#define DWCONV_ISA_ENTRY(ns, id) \
-  {id, #ns, ns::kernel_table(), ns::forward_scratch, ns::backward_weight_scratch, ns::separable_scratch}
+#define DWCONV_ISA_ENTRY(ns, id) {id, #ns, ns::kernel_table()}
 
 DWCONV_DECLARE_ISA(baseline)
 #if defined(__x86_64__)
@@ -83,13 +79,21 @@ static const IsaKernels*& selection() {
 const IsaKernels& selected_isa() { return *selection(); }
 void select_isa(const std::string& name) { selection() = find_isa(name); }
 
+static std::string forced_name;
+static ForcedRow forced;
+
+void force_row(const std::string& name, int32_t filter, int32_t stride) {
+  forced_name = name;
+  forced = name.empty() ? ForcedRow{} : ForcedRow{forced_name.c_str(), filter, stride};
+}
+
 Machine machine(int64_t threads) {
   int64_t l1 = 0, l2 = 0;
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);
   l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-  return {l1 > 0 ? l1 : 32 << 10, l2 > 0 ? l2 : 512 << 10, threads};
+  return {l1 > 0 ? l1 : 32 << 10, l2 > 0 ? l2 : 512 << 10, threads, forced};
 }
 
 }  // namespace dwconv

@@ -8,25 +8,29 @@
 
 namespace dwconv {
 
-// The scratch formulas of an instruction set's kernels, in elements of the accumulation type.
 struct IsaKernels {
   Isa isa;
   const char* name;
   KernelTable table;
-  int64_t (*forward_scratch)(const DepthwiseProblem&, int64_t rows_per_tile, int64_t lanes);
-  int64_t (*backward_weight_scratch)(const DepthwiseProblem&, int64_t rows_per_tile, int64_t lanes);
-  int64_t (*separable_scratch)(int64_t channels, int64_t pixels, int64_t panel);
+};
+
+// Only rows of this name, filter and stride, where they fit; for tests and measurements. A null name forces nothing.
+struct ForcedRow {
+  const char* name = nullptr;
+  int32_t filter = 0, stride = 0;
 };
 
 struct Machine {
   int64_t l1_bytes;
   int64_t l2_bytes;
   int64_t threads;
+  ForcedRow forced = {};
 };
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and the CPU reports, best last
 std::vector<std::string> cpu_flags();             // the instruction sets the kernels could use, as the CPU reports them
 Machine machine(int64_t threads);
+void force_row(const std::string& name, int32_t filter, int32_t stride);  // an empty name ends it
 
 // The chosen set: the best supported one, or what DWCONV_EXT_ISA names; throws std::runtime_error on a bad name.
 const IsaKernels& selected_isa();

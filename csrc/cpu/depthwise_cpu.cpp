@@ -14,20 +14,8 @@ namespace {
 constexpr const char* kForward = "depthwise_conv2d";
 constexpr const char* kBackward = "depthwise_conv2d_backward";
 
-Tensor packed_tensor(int64_t elements, DType dtype) {
-  return scratch_tensor(std::max<int64_t>(elements, 1) * accumulate_size(dtype));
-}
-
-// The kernels' weight order for `slices` of the filter; depth planes are the multiplier's.
-DepthwisePacking packing_for(const ConvolutionShape& s, Layout layout, FilterSlice rows, FilterSlice columns) {
-  const int64_t taps = rows.count * columns.count;
-  DepthwisePacking k = {s.channels, s.multiplier, s.kernel_h, s.kernel_w, rows, columns, 0, 0, 0, 0};
-  if (layout == Layout::kNHWC) {
-    k.stride_c = 1, k.stride_s = s.channels, k.stride_r = columns.count * s.channels, k.stride_m = taps * s.channels;
-  } else {
-    k.stride_s = 1, k.stride_r = columns.count, k.stride_m = taps, k.stride_c = s.multiplier * taps;
-  }
-  return k;
+DepthwisePacking packing_for(const ConvolutionShape& s, const Plan& plan, FilterSlice rows, FilterSlice columns) {
+  return {s.channels, s.multiplier, s.kernel_h, s.kernel_w, rows, columns, plan.row->weight_order, plan.weight_pitch};
 }
 
 // With a channel multiplier M, output channel c * M + m is the depthwise convolution number m of input channel c. Each m is
@@ -53,25 +41,12 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   const DType dtype = check_dtype(kForward, "input", input);
   const Layout layout = layout_of(input);
   const int64_t multiplier = s.multiplier;
-  Tensor output = empty_output(input, {s.batch, s.channels * multiplier, s.out_h, s.out_w}, layout);
+  Tensor output = fresh_output(input, {s.batch, s.channels * multiplier, s.out_h, s.out_w}, layout);
   if (output.numel() == 0) return output;
 
   const Tensor x = as_layout(input, layout);
   const Tensor w = torch::stable::contiguous(weight);
-  const int64_t taps = s.kernel_h * s.kernel_w;
-  const DepthwisePacking whole = packing_for(s, layout, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
-  const Tensor packed = packed_tensor(multiplier * s.channels * taps, dtype);
-  const Tensor packed_bias = packed_tensor(bias ? multiplier * s.channels : 0, dtype);
-  DepthwisePacking k = whole;  // the forward pass keeps each m's filters together: depth 1 for each
-  k.stride_m = s.channels * taps;
-  if (layout == Layout::kNCHW) k.stride_c = taps;
-  pack_depthwise(dtype, w.const_data_ptr(), k, packed.mutable_data_ptr());
-  if (bias) {
-    const Tensor b = torch::stable::contiguous(*bias);
-    const DepthwisePacking vector = {s.channels, multiplier, 1, 1, {0, 1, 1}, {0, 1, 1}, 1, s.channels, 0, 0};
-    pack_depthwise(dtype, b.const_data_ptr(), vector, packed_bias.mutable_data_ptr());
-  }
-
+  const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   DepthwiseArgs args;
   args.problem = forward_problem(s, dtype, layout);
   set_input(args.problem, x);
@@ -80,14 +55,21 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
                                     : split_multiplier(output, multiplier);
   const Plan plan = plan_forward(args.problem, selected_isa(), this_machine());
   log_plan(args.problem, plan);
+  const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
+  const int64_t unit = accumulate_size(dtype);
+  void* const packed = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.weight_pitch * unit);
+  void* const packed_bias = bias ? workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit) : nullptr;
+  args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
   args.input = x.const_data_ptr();
+  args.weight = packed;
+  args.bias = packed_bias;
   for (int64_t m = 0; m < multiplier; ++m) {
+    pack_depthwise(dtype, w.const_data_ptr(), packing, m, 1, packed);
+    if (bias) pack_bias(dtype, b.const_data_ptr(), s.channels, multiplier, m, plan.weight_pitch, packed_bias);
     const Tensor out = select0(outputs, m);
     set_output(args.problem, out);
     args.output = out.mutable_data_ptr();
-    args.weight = static_cast<const char*>(packed.const_data_ptr()) + m * s.channels * taps * accumulate_size(dtype);
-    args.bias = bias ? static_cast<const char*>(packed_bias.const_data_ptr()) + m * s.channels * accumulate_size(dtype) : nullptr;
     run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
   }
   if (interleave) {
@@ -121,7 +103,6 @@ Phase input_phase(int64_t a, int64_t in_size, int64_t kernel, int64_t stride, in
 
 void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight, const Tensor& grad_input) {
   const int64_t multiplier = s.multiplier;
-  const Tensor packed = packed_tensor(multiplier * s.channels * s.kernel_h * s.kernel_w, dtype);
   for (int64_t a = 0; a < s.stride_h; ++a) {
     for (int64_t b = 0; b < s.stride_w; ++b) {
       const Phase h = input_phase(a, s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
@@ -142,11 +123,14 @@ void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const
       args.output = offset(static_cast<char*>(grad_input.mutable_data_ptr()), a * p.out_stride_h + b * p.out_stride_w, dtype);
       p.out_stride_h *= s.stride_h;
       p.out_stride_w *= s.stride_w;
-      pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, layout, h.taps, w.taps), packed.mutable_data_ptr());
       args.input = grad.const_data_ptr();
-      args.weight = packed.const_data_ptr();
       const Plan plan = plan_forward(p, selected_isa(), this_machine());
       log_plan(p, plan);
+      const int64_t weights = multiplier * p.kernel_h * p.kernel_w * plan.weight_pitch;
+      void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
+      pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, h.taps, w.taps), 0, multiplier, packed);
+      args.weight = packed;
+      args.weight_pitch = plan.weight_pitch;
       args.rows_per_tile = plan.rows_per_tile;
       run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
     }
@@ -168,20 +152,18 @@ void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, cons
   args.parts = plan.parts;
   args.rows_per_tile = plan.rows_per_tile;
   args.input = input.const_data_ptr();
-  const Tensor partial = packed_tensor(grad_weight ? plan.parts * s.channels * taps : 0, dtype);
-  const Tensor partial_bias = packed_tensor(grad_bias ? plan.parts * s.channels : 0, dtype);
-  args.partial = grad_weight ? partial.mutable_data_ptr() : nullptr;
-  args.partial_bias = grad_bias ? partial_bias.mutable_data_ptr() : nullptr;
-  const bool nhwc = layout == Layout::kNHWC;
+  const int64_t sums = plan.parts * s.channels * accumulate_size(dtype);
+  args.partial = grad_weight ? workspace(Workspace::kPartial, sums * taps) : nullptr;
+  args.partial_bias = grad_bias ? workspace(Workspace::kPartialBias, sums) : nullptr;
   for (int64_t m = 0; m < multiplier; ++m) {
     args.grad_output = offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0), dtype);
     run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->backward_weight(args, scratch, begin, end); });
     if (grad_weight) {
-      reduce_parts(dtype, partial.const_data_ptr(), plan.parts, s.channels * taps, s.channels, taps, nhwc ? 1 : taps,
-                   nhwc ? s.channels : 1, static_cast<char*>(grad_weight->mutable_data_ptr()) + m * taps * unit, multiplier * taps);
+      reduce_parts(dtype, args.partial, plan.parts, s.channels, taps,
+                   static_cast<char*>(grad_weight->mutable_data_ptr()) + m * taps * unit, multiplier * taps);
     }
     if (grad_bias) {
-      reduce_parts(dtype, partial_bias.const_data_ptr(), plan.parts, s.channels, s.channels, 1, 1, 0,
+      reduce_parts(dtype, args.partial_bias, plan.parts, s.channels, 1,
                    static_cast<char*>(grad_bias->mutable_data_ptr()) + m * unit, multiplier);
     }
   }
@@ -201,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   const DType dtype = check_dtype(kBackward, "input", input);
   const Layout layout = layout_of(input);
   const auto result = [&](bool wanted, Ints size, Layout as) {
-    return wanted ? empty_output(input, size, as) : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
+    return wanted ? fresh_output(input, size, as) : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
   };
   Tensor grad_input = result(output_mask[0], {s.batch, s.channels, s.in_h, s.in_w}, layout);
   Tensor grad_weight = result(output_mask[1], {out_channels, 1, s.kernel_h, s.kernel_w}, Layout::kNCHW);

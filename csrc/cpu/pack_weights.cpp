@@ -22,22 +22,45 @@ void with_type(DType dtype, Body body) {
 
 }  // namespace
 
-void pack_depthwise(DType dtype, const void* weight, const DepthwisePacking& k, void* packed) {
+void pack_depthwise(DType dtype, const void* weight, const DepthwisePacking& k, int64_t first, int64_t depth, void* packed) {
   with_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = typename AccumulateType<T>::type;
     const T* const from = static_cast<const T*>(weight);
-    A* const to = static_cast<A*>(packed);
-    for (int64_t c = 0; c < k.channels; ++c) {
-      for (int64_t m = 0; m < k.multiplier; ++m) {
-        const T* const filter = from + (c * k.multiplier + m) * k.kernel_h * k.kernel_w;
+    A* to = static_cast<A*>(packed);
+    const int64_t filter = k.kernel_h * k.kernel_w;
+    const auto tap = [&](int64_t r, int64_t s) {
+      return (k.rows.begin + r * k.rows.step) * k.kernel_w + k.columns.begin + s * k.columns.step;
+    };
+    if (k.order == Layout::kNHWC) {
+      for (int64_t m = first; m < first + depth; ++m) {
         for (int64_t r = 0; r < k.rows.count; ++r) {
-          for (int64_t s = 0; s < k.columns.count; ++s) {
-            const int64_t tap = (k.rows.begin + r * k.rows.step) * k.kernel_w + k.columns.begin + s * k.columns.step;
-            to[c * k.stride_c + m * k.stride_m + r * k.stride_r + s * k.stride_s] = to_accumulate(filter[tap]);
+          for (int64_t s = 0; s < k.columns.count; ++s, to += k.pitch) {
+            const T* const source = from + m * filter + tap(r, s);
+            for (int64_t c = 0; c < k.channels; ++c) to[c] = to_accumulate(source[c * k.multiplier * filter]);
+            for (int64_t c = k.channels; c < k.pitch; ++c) to[c] = to[c - k.channels];
           }
         }
       }
+      return;
+    }
+    for (int64_t c = 0; c < k.channels; ++c) {
+      for (int64_t m = first; m < first + depth; ++m) {
+        for (int64_t r = 0; r < k.rows.count; ++r) {
+          for (int64_t s = 0; s < k.columns.count; ++s) *to++ = to_accumulate(from[(c * k.multiplier + m) * filter + tap(r, s)]);
+        }
+      }
+    }
+  });
+}
+
+void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multiplier, int64_t m, int64_t count, void* packed) {
+  with_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename AccumulateType<T>::type;
+    A* const to = static_cast<A*>(packed);
+    for (int64_t c = 0; c < count; ++c) {
+      to[c] = c < channels ? to_accumulate(static_cast<const T*>(vector)[c * multiplier + m]) : to[c - channels];
     }
   });
 }
@@ -66,8 +89,8 @@ void widen(DType dtype, const void* values, int64_t count, void* wide) {
   });
 }
 
-void reduce_parts(DType dtype, const void* partial, int64_t parts, int64_t part_size, int64_t channels, int64_t taps,
-                  int64_t stride_c, int64_t stride_t, void* to, int64_t to_stride_c) {
+void reduce_parts(DType dtype, const void* partial, int64_t parts, int64_t channels, int64_t taps, void* to,
+                  int64_t to_stride_c) {
   with_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = typename AccumulateType<T>::type;
@@ -76,7 +99,7 @@ void reduce_parts(DType dtype, const void* partial, int64_t parts, int64_t part_
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap) {
         A sum = A(0);
-        for (int64_t part = 0; part < parts; ++part) sum += from[part * part_size + c * stride_c + tap * stride_t];
+        for (int64_t part = 0; part < parts; ++part) sum += from[(part * taps + tap) * channels + c];
         from_accumulate(sum, out + c * to_stride_c + tap);
       }
     }

@@ -15,28 +15,43 @@ constexpr int64_t kPartBytes = 4 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool fits(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, std::string* why_not) {
-  if (std::string(row.op) != op || std::string(row.pass) != pass || row.dtype != p.dtype ||
-      row.out_dtype != p.out_dtype || row.layout != p.layout) {
-    return false;
-  }
-  const auto mismatch = [&](int32_t kernel, int64_t have_kernel, int32_t stride, int64_t have_stride, int64_t dilation) {
-    return (kernel != 0 && (kernel != have_kernel || dilation != 1)) || (stride != 0 && stride != have_stride);
-  };
-  if (mismatch(row.kernel_h, p.kernel_h, row.stride_h, p.stride_h, p.dilation_h) ||
-      mismatch(row.kernel_w, p.kernel_w, row.stride_w, p.stride_w, p.dilation_w)) {
-    *why_not += std::string(" ") + row.name + "(filter " + std::to_string(row.kernel_h) + "x" +
-                std::to_string(row.kernel_w) + ", stride " + std::to_string(row.stride_h) + "x" +
-                std::to_string(row.stride_w) + ")";
-    return false;
-  }
-  return true;
+// Which of NCHW's two families: channels as lanes (transposed) or output columns as lanes (rows). Costs of an output element
+// in units of one tap of a full vector, fitted to both families' times at 7 to 112 columns, filters 3 to 7, stride 1 and 2
+// (AVX-512): idle lanes are paid for like busy ones, so rows win only where there are too few planes to fill a vector.
+bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
+  constexpr double kTranspose = 7, kStage = 25, kRowStart = 700, kStrided = 150;
+  const auto idle = [&](int64_t n) { return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1); };
+  const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
+  const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
+  const double transposed = (taps + kTranspose * (1 + inputs)) * idle(planes);
+  const double staging = p.stride_w == 1 ? kStage : kStrided;  // a strided row is staged element by element
+  const double rows = (taps + staging + kRowStart / std::max<int64_t>(p.out_w, 1)) * idle(p.out_w);
+  return transposed < rows;
 }
 
-const KernelRow* choose(const IsaKernels& isa, const char* op, const char* pass, const DepthwiseProblem& p) {
+bool fits(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, std::string* why_not) {
+  if (std::string(row.op) != op || std::string(row.pass) != pass || row.dtype != p.dtype || row.out_dtype != p.out_dtype ||
+      row.layout != p.layout) {
+    return false;
+  }
+  const bool filter = row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
+  const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
+  if (filter && stride) return true;
+  *why_not += std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
+  return false;
+}
+
+const KernelRow* choose(const IsaKernels& isa, const Machine& machine, const char* op, const char* pass,
+                        const DepthwiseProblem& p, const char* family = "") {
   std::string nearest;
+  for (int32_t i = 0; machine.forced.name != nullptr && i < isa.table.count; ++i) {
+    const KernelRow& row = isa.table.rows[i];
+    const bool same = machine.forced.name == std::string(row.name) && machine.forced.filter == row.filter && machine.forced.stride == row.stride;
+    if (same && fits(row, op, pass, p, &nearest)) return &row;
+  }
   for (int32_t i = 0; i < isa.table.count; ++i) {
-    if (fits(isa.table.rows[i], op, pass, p, &nearest)) return &isa.table.rows[i];
+    const KernelRow& row = isa.table.rows[i];
+    if (std::string(row.name).find(family) != std::string::npos && fits(row, op, pass, p, &nearest)) return &row;
   }
   throw std::runtime_error(std::string(op) + ": no " + pass + " kernel for " + dtype_name(p.dtype) + " " +
                            layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
@@ -46,24 +61,34 @@ int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) {
   return isa.table.vector_bytes / accumulate_size(p.dtype);
 }
 
-// Output rows whose staged input stays in half of L1, but enough of them that halo rows are at most a third.
-int64_t staged_rows(const DepthwiseProblem& p, const Machine& machine) {
-  const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;
-  const int64_t row_bytes = std::max<int64_t>(padded_w, 1) * accumulate_size(p.dtype) * p.depth;
+// Output rows a tile whose staged rows, `row_bytes` an input row and `out_row_bytes` an output row, fit in `cache_bytes`; but
+// so many that halo rows are at most a third.
+int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_row_bytes, int64_t cache_bytes) {
   const int64_t halo = std::max<int64_t>(p.kernel_h - 1, 0) * p.dilation_h;
-  const int64_t in_cache = (machine.l1_bytes / 2 / row_bytes - halo) / p.stride_h;
+  const int64_t a_row = std::max<int64_t>(row_bytes * p.depth * p.stride_h + out_row_bytes, 1);
+  const int64_t in_cache = (cache_bytes - halo * row_bytes * p.depth) / a_row;
   const int64_t rows = std::max({in_cache, 2 * kRowTile, ceil_div(2 * halo, p.stride_h)});
-  return std::min(ceil_div(rows, kRowTile) * kRowTile, p.out_h);
+  const int64_t pieces = ceil_div(std::max<int64_t>(p.out_h, 1), rows);  // of even height
+  return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
 }
+
+bool is_transposed(const KernelRow& row) { return std::string(row.name).find("_transposed") != std::string::npos; }
 
 int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
   return std::max<int64_t>(1, std::min({machine.threads, tiles, elements / kMinElementsAWorker}));
 }
 
 std::string describe(const KernelRow& row) {
-  if (row.kernel_h == 0 && row.kernel_w == 0) return "general kernel, any filter, stride and dilation";
-  return "specialised for filter " + (row.kernel_h ? std::to_string(row.kernel_h) : std::string("any")) + "x" +
-         (row.kernel_w ? std::to_string(row.kernel_w) : std::string("any"));
+  const std::string filter = row.filter ? "filter " + std::to_string(row.filter) + "x" + std::to_string(row.filter) : "any filter";
+  const std::string stride = row.stride ? "stride " + std::to_string(row.stride) : "any stride";
+  const char* const lanes = row.layout == Layout::kNHWC ? "channels are lanes"
+                            : is_transposed(row)        ? "planes are lanes, transposed through scratch"
+                                                        : "columns are lanes";
+  return filter + ", " + stride + "; " + lanes;
+}
+
+const char* nchw_family(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
+  return p.layout == Layout::kNHWC ? "" : transposed_pays(p, planes, lanes) ? "_transposed" : "_rows";
 }
 
 }  // namespace
@@ -80,20 +105,29 @@ const char* layout_name(Layout layout) { return layout == Layout::kNHWC ? "chann
 
 Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
-  plan.row = choose(isa, "depthwise_conv2d", "forward", p);
-  const int64_t elements = p.batch * p.channels * p.out_h * p.out_w;
+  const int64_t lanes = lanes_of(p, isa);
+  const int64_t planes = p.batch * p.channels;
+  const int64_t unit = accumulate_size(p.dtype);
+  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, nchw_family(p, planes, lanes));
+  const int64_t elements = planes * p.out_h * p.out_w;
   if (p.layout == Layout::kNHWC) {
-    plan.rows_per_tile =
-        std::clamp<int64_t>(p.batch * p.out_h / (kTilesAWorker * machine.threads), 1, std::max<int64_t>(p.out_h, 1));
+    plan.columns = p.batch;
+    const int64_t fair = ceil_div(p.batch * p.out_h, kTilesAWorker * machine.threads);
+    plan.rows_per_tile = std::clamp<int64_t>(ceil_div(fair, 2) * 2, 1, std::max<int64_t>(p.out_h, 1));
+  } else if (is_transposed(*plan.row)) {
+    plan.columns = ceil_div(planes, lanes);
+    plan.rows_per_tile = staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, machine.l1_bytes * 2);
   } else {
-    plan.rows_per_tile = std::max<int64_t>(staged_rows(p, machine), 1);
+    plan.columns = planes;
+    const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;
+    plan.rows_per_tile = staged_rows(p, std::max<int64_t>(padded_w, 1) * unit, 0, machine.l1_bytes / 2);
   }
-  plan.tiles = p.batch * ceil_div(p.out_h, plan.rows_per_tile) * (p.layout == Layout::kNCHW ? p.channels : 1);
+  plan.weight_pitch = plan.row->weight_order == Layout::kNHWC ? ceil_div(p.channels + lanes - 1, lanes) * lanes : p.channels;
+  plan.tiles = ceil_div(p.out_h, plan.rows_per_tile) * plan.columns;
   plan.workers = workers_for(elements * std::max<int64_t>(p.depth, 1), plan.tiles, machine);
-  plan.scratch_bytes = isa.forward_scratch(p, plan.rows_per_tile, lanes_of(p, isa)) * accumulate_size(p.dtype);
+  plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
-  plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.depth * p.in_h * p.in_w + p.channels * taps) +
-               element_size(p.out_dtype) * elements;
+  plan.bytes = element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
   plan.reason = describe(*plan.row);
   return plan;
@@ -101,25 +135,29 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
 
 Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
-  plan.row = choose(isa, "depthwise_conv2d", "backward_weight", p);
+  const int64_t lanes = lanes_of(p, isa);
+  const int64_t unit = accumulate_size(p.dtype);
+  plan.row = choose(isa, machine, "depthwise_conv2d", "backward_weight", p, nchw_family(p, p.channels, lanes));
   const int64_t taps = p.kernel_h * p.kernel_w;
   const int64_t elements = p.batch * p.channels * p.out_h * p.out_w;
-  // The parts must not depend on the threads: the order of the sums does.
+  // The parts must depend neither on the threads nor on the caches: the order of the sums does.
   if (p.layout == Layout::kNHWC) {
-    const int64_t affordable = kPartBytes / std::max<int64_t>(taps * p.channels * accumulate_size(p.dtype), 1);
+    const int64_t affordable = kPartBytes / std::max<int64_t>(taps * p.channels * unit, 1);
     plan.parts = std::clamp<int64_t>(std::min(affordable, p.batch * p.out_h / 4), 1, kMaxParts);
     plan.tiles = plan.parts;
   } else {
-    plan.parts = std::clamp<int64_t>(std::min(ceil_div(4 * kMaxParts, p.channels), p.batch), 1, kMaxParts);
-    plan.tiles = plan.parts * p.channels;
-    // The staged tile also bounds the length of one f32 sum, so it is sized by a fixed L1, not this machine's.
-    plan.rows_per_tile = std::max<int64_t>(staged_rows(p, {32 << 10, 0, 1}), 1);
+    plan.columns = is_transposed(*plan.row) ? ceil_div(p.channels, lanes) : p.channels;
+    plan.parts = std::clamp<int64_t>(std::min(ceil_div(kMaxParts, plan.columns), p.batch), 1, kMaxParts);
+    plan.tiles = plan.parts * plan.columns;
+    plan.rows_per_tile = is_transposed(*plan.row)
+                             ? staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, 96 << 10)
+                             : staged_rows(p, (p.in_w + 2 * p.pad_w) * unit, 0, 16 << 10);
   }
   plan.workers = workers_for(elements, plan.tiles, machine);
-  plan.scratch_bytes = isa.backward_weight_scratch(p, plan.rows_per_tile, lanes_of(p, isa)) * accumulate_size(p.dtype);
+  plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.reason = "partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order";
+  plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order";
   return plan;
 }
 
@@ -127,7 +165,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
                              const Machine& machine) {
   SeparablePlan plan;
   Plan& whole = plan.whole;
-  whole.row = choose(isa, "separable_conv2d", "forward", problem);
+  whole.row = choose(isa, machine, "separable_conv2d", "forward", problem);
   const int64_t unit = accumulate_size(problem.dtype);
   plan.panel = problem.dtype == DType::kFloat64 ? isa.table.panel_doubles : isa.table.panel_floats;
   // As many rows as keep the depthwise tile in a quarter of L2, fewer where the threads would starve.
@@ -144,14 +182,14 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   tile.batch = 1;
   tile.out_h = std::min(whole.rows_per_tile, problem.out_h);
   tile.out_dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  plan.depthwise = plan_forward(tile, isa, {machine.l1_bytes, machine.l2_bytes, 1});
+  plan.depthwise = plan_forward(tile, isa, {machine.l1_bytes, machine.l2_bytes, 1, machine.forced});
 
   const int64_t pixels = whole.rows_per_tile * problem.out_w;
   const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
   plan.depthwise.scratch_bytes = ceil_div(plan.depthwise.scratch_bytes, 64) * 64;
   whole.scratch_bytes =
-      plan.depthwise.scratch_bytes + isa.separable_scratch(problem.channels, pixels, plan.panel) * unit;
+      plan.depthwise.scratch_bytes + isa.table.separable_scratch(problem.channels, pixels, plan.panel) * unit;
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);

@@ -10,7 +10,9 @@ namespace dwconv {
 struct Plan {
   const KernelRow* row = nullptr;
   int64_t rows_per_tile = 1;
-  int64_t tiles = 0;  // independent pieces of work
+  int64_t weight_pitch = 0;  // channels of packed weights and bias (DepthwiseArgs)
+  int64_t columns = 1;       // tiles side by side: planes or vectors of them, images in channels_last
+  int64_t tiles = 0;         // independent pieces of work: columns times tiles of rows
   int64_t parts = 1;  // weight gradient: partial sums, a function of the problem alone
   int64_t workers = 1;
   int64_t scratch_bytes = 0;  // a worker

@@ -9,9 +9,9 @@
 namespace dwconv {
 namespace {
 
-Tensor widened(const Tensor& t, DType dtype) {
-  const Tensor wide = scratch_tensor(std::max<int64_t>(t.numel(), 1) * accumulate_size(dtype));
-  widen(dtype, torch::stable::contiguous(t).const_data_ptr(), t.numel(), wide.mutable_data_ptr());
+void* widened(const Tensor& t, DType dtype, Workspace where) {
+  void* const wide = workspace(where, t.numel() * accumulate_size(dtype));
+  widen(dtype, torch::stable::contiguous(t).const_data_ptr(), t.numel(), wide);
   return wide;
 }
 
@@ -28,7 +28,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   DepthwiseProblem& p = args.depthwise.problem;
   p = forward_problem(s, dtype, layout);
   p.activation = check_activation(kSeparable, "dw_act", dw_act, dw_slope);
-  Tensor output = empty_output(input, {s.batch, out_channels, s.out_h, s.out_w}, layout);
+  Tensor output = fresh_output(input, {s.batch, out_channels, s.out_h, s.out_w}, layout);
   if (output.numel() == 0) return output;
 
   const Tensor x = as_layout(input, layout);
@@ -37,37 +37,34 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   log_plan(p, plan.whole, out_channels);
 
   const int64_t unit = accumulate_size(dtype);
-  const Tensor dw = scratch_tensor(s.channels * s.kernel_h * s.kernel_w * unit);
-  DepthwisePacking k = {s.channels, 1, s.kernel_h, s.kernel_w, {0, 1, s.kernel_h}, {0, 1, s.kernel_w}, 0, 0, 0, 0};
-  if (layout == Layout::kNHWC) {
-    k.stride_c = 1, k.stride_s = s.channels, k.stride_r = s.kernel_w * s.channels;
-  } else {
-    k.stride_s = 1, k.stride_r = s.kernel_w, k.stride_c = s.kernel_h * s.kernel_w;
+  const DepthwisePacking packing = {s.channels, 1, s.kernel_h, s.kernel_w, {0, 1, s.kernel_h}, {0, 1, s.kernel_w},
+                                    plan.depthwise.row->weight_order, plan.depthwise.weight_pitch};
+  void* const dw = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.depthwise.weight_pitch * unit);
+  pack_depthwise(dtype, torch::stable::contiguous(dw_weight).const_data_ptr(), packing, 0, 1, dw);
+  if (dw_bias) {
+    void* const bias = workspace(Workspace::kDepthwiseBias, plan.depthwise.weight_pitch * unit);
+    pack_bias(dtype, torch::stable::contiguous(*dw_bias).const_data_ptr(), s.channels, 1, 0, plan.depthwise.weight_pitch, bias);
+    args.depthwise.bias = bias;
   }
-  pack_depthwise(dtype, torch::stable::contiguous(dw_weight).const_data_ptr(), k, dw.mutable_data_ptr());
-
-  Tensor pw;
-  const int64_t padded_out = (out_channels + plan.panel - 1) / plan.panel * plan.panel;
   if (layout == Layout::kNHWC) {
-    pw = scratch_tensor(padded_out * s.channels * unit);
-    pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), out_channels, s.channels, plan.panel,
-                          pw.mutable_data_ptr());
+    const int64_t padded_out = (out_channels + plan.panel - 1) / plan.panel * plan.panel;
+    void* const panels = workspace(Workspace::kPointwiseWeight, padded_out * s.channels * unit);
+    pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), out_channels, s.channels, plan.panel, panels);
+    args.pw_weight = panels;
   } else {
-    pw = widened(pw_weight, dtype);
+    args.pw_weight = widened(pw_weight, dtype, Workspace::kPointwiseWeight);
   }
-  const Tensor wide_dw_bias = dw_bias ? widened(*dw_bias, dtype) : scratch_tensor(1);
-  const Tensor wide_pw_bias = pw_bias ? widened(*pw_bias, dtype) : scratch_tensor(1);
+  if (pw_bias) args.pw_bias = widened(*pw_bias, dtype, Workspace::kPointwiseBias);
   const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
 
   args.depthwise.input = x.const_data_ptr();
-  args.depthwise.weight = dw.const_data_ptr();
-  args.depthwise.bias = dw_bias ? wide_dw_bias.const_data_ptr() : nullptr;
+  args.depthwise.weight = dw;
+  args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
+  args.depthwise_columns = plan.depthwise.columns;
   args.depthwise.rows_per_tile = plan.depthwise.rows_per_tile;
   args.depthwise_kernel = plan.depthwise.row->depthwise;
   args.depthwise_scratch_bytes = plan.depthwise.scratch_bytes;
   args.out_channels = out_channels;
-  args.pw_weight = pw.const_data_ptr();
-  args.pw_bias = pw_bias ? wide_pw_bias.const_data_ptr() : nullptr;
   args.residual = residual ? added.const_data_ptr() : nullptr;
   args.output = output.mutable_data_ptr();
   args.out_stride_n = out_channels * s.out_h * s.out_w;

@@ -88,4 +88,27 @@ DWCONV_INLINE Vec<A> activate(Vec<A> x, const Activation& activation) {
   return x;
 }
 
+// Out of line: an exponential in each of a register tile's places would be most of the kernel.
+template <class A>
+__attribute__((noinline)) void activate_array(Vec<A>* values, int count, const Activation& activation) {
+  for (int i = 0; i < count; ++i) values[i] = activate<A>(values[i], activation);
+}
+
+// A register tile at once, so that the choice of the activation is made once a tile.
+template <class A, int kRows, int kColumns>
+DWCONV_INLINE void activate_all(Vec<A> (&values)[kRows][kColumns], const Activation& activation) {
+  if (activation.kind == ActivationKind::kIdentity) return;
+  if (activation.kind == ActivationKind::kRelu) {
+    const Vec<A> zero = {};
+    DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
+      DWCONV_UNROLL for (int j = 0; j < kColumns; ++j) values[i][j] = values[i][j] < zero ? zero : values[i][j];
+    }
+    return;
+  }
+  Vec<A> array[kRows * kColumns];
+  DWCONV_UNROLL for (int i = 0; i < kRows * kColumns; ++i) array[i] = values[i / kColumns][i % kColumns];
+  activate_array<A>(array, kRows * kColumns, activation);
+  DWCONV_UNROLL for (int i = 0; i < kRows * kColumns; ++i) values[i / kColumns][i % kColumns] = array[i];
+}
+
 }  // namespace dwconv::DWCONV_ISA

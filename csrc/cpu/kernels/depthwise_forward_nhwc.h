@@ -2,16 +2,19 @@
 //
 //   out[n, y, x, c] = act(bias[c] + sum_{m, r, s} w[m, r, s, c] * in[n, y*stride_h + r*dilation_h - pad_h, ..., c + m*in_stride_m])
 //
-// Lanes are channels. A register tile is kPixelTile output columns of one row by one vector of channels: with a filter of
-// known width each input column is loaded once per filter row and used for every output it reaches,
+// Lanes are channels. A register tile is kTileRows output rows by kColumns output columns by one vector of channels. Each
+// input row is walked once; every vector of it is loaded once and used for all outputs it reaches:
 //
-//   columns in   | 0 1 2 3 4 5 6 7 8 |      kPixelTile = 7, kKernelW = 3, stride 1: 9 + 3 loads for 21 FMAs
-//   columns out    |_0_|_1_| ... |_6_|
+//   columns in   | 0 1 2 3 4 5 6 7 8 |      kColumns = 7, filter 3x3, stride 1, 2 rows: 4 * 9 input loads and 18 filter
+//   columns out    |_0_|_1_| ... |_6_|      loads for 126 FMAs; an input row comes from L2 2 times instead of 3
 //
-// Order: rows, column tiles, channel vectors; so the kernel_h * (columns in) input streams are read forward, C elements at
-// a time. 7 divides the widths of networks on 224-pixel images; elsewhere the last tile is partly idle.
+// Filters 3x3, 5x5 and 7x7 at stride 1 and 2 have the loops over taps unrolled; every other filter, stride and dilation
+// takes one output row at a time and the taps of a filter row in chunks (chunks slide over the columns just the same).
+// Order: row pairs, column tiles, channel vectors, so that all input streams are read forward, C elements at a time.
 // Tiles: `rows_per_tile` output rows of one image. Traffic: input and output once where kernel_h input rows fit in L1/L2.
-// Samples in the padding are skipped, not multiplied by zero; only tiles that touch the edge pay for the test (kEdge).
+// Samples in the padding read as zero from a zero vector; only tiles that touch the edge pay for the choice (kEdge).
+// The plan guarantees: weights and bias packed in the accumulation type, channels padded to a pitch that leaves a whole
+// vector readable at every channel (weight_pitch).
 #pragma once
 
 #include "../../problem.h"
@@ -20,14 +23,21 @@
 
 namespace dwconv::DWCONV_ISA {
 
-inline constexpr int kPixelTile = 7;
+#if DWCONV_VECTOR_BYTES == 64
+inline constexpr int kNarrowColumns = 7, kWideColumns = 8;  // 16 sums + 14 taps + 1 input of 32 registers at 7x7
+#else
+inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps + 1 input of 16 registers at 3x3
+#endif
+inline constexpr int kTileRows = 2;
 
-struct RowRange {
+alignas(64) static const char kZeros[64] = {};  // what a sample in the padding reads
+
+struct Range {
   int64_t begin, end;
 };
 
 // The filter rows (or columns) whose sample origin + index * dilation lies in [0, size).
-DWCONV_INLINE RowRange filter_range(int64_t origin, int64_t dilation, int64_t taps, int64_t size) {
+DWCONV_INLINE Range filter_range(int64_t origin, int64_t dilation, int64_t taps, int64_t size) {
   int64_t begin = origin >= 0 ? 0 : (-origin + dilation - 1) / dilation;
   int64_t end = size <= origin ? 0 : (size - origin + dilation - 1) / dilation;
   if (end > taps) end = taps;
@@ -35,90 +45,204 @@ DWCONV_INLINE RowRange filter_range(int64_t origin, int64_t dilation, int64_t ta
   return {begin, end};
 }
 
-// kKernelW == 0: any width, stride and dilation.
-template <class T, class O, int kKernelW, int kStrideW, bool kEdge>
-DWCONV_INLINE void nhwc_tile(const DepthwiseArgs& args, const T* image, O* out_row, int64_t y, int64_t x0, int columns,
-                             int64_t c, int lanes) {
-  using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
-  const int64_t stride_w = kKernelW ? kStrideW : p.stride_w;
-  const A* const weight = static_cast<const A*>(args.weight) + c;
-  const int64_t origin_h = y * p.stride_h - p.pad_h;
-  const int64_t origin_w = x0 * stride_w - p.pad_w;
-  const RowRange rows = filter_range(origin_h, p.dilation_h, p.kernel_h, p.in_h);
+// Bit i set where column first + i * step lies in [0, in_w), i < count.
+DWCONV_INLINE uint32_t valid_columns(int64_t first, int64_t step, int64_t in_w, int count) {
+  uint32_t mask = 0;
+  for (int i = 0; i < count; ++i, first += step) {
+    mask |= uint32_t(static_cast<uint64_t>(first) < static_cast<uint64_t>(in_w)) << i;
+  }
+  return mask;
+}
 
-  Vec<A> acc[kPixelTile];
-  const Vec<A> start = args.bias ? load_some<!kEdge>(static_cast<const A*>(args.bias) + c, lanes) : Vec<A>{};
-  DWCONV_UNROLL for (int t = 0; t < kPixelTile; ++t) acc[t] = start;
-
-  for (int64_t m = 0; m < p.depth; ++m) {
-    for (int64_t r = rows.begin; r < rows.end; ++r) {
-      const T* const in_row = image + m * p.in_stride_m + (origin_h + r * p.dilation_h) * p.in_stride_h + c;
-      const A* const w = weight + (m * p.kernel_h + r) * p.kernel_w * p.channels;
-      if constexpr (kKernelW > 0) {
-        Vec<A> taps[kKernelW];
-        DWCONV_UNROLL for (int s = 0; s < kKernelW; ++s) taps[s] = load_some<!kEdge>(w + s * p.channels, lanes);
-        constexpr int kColumnsIn = (kPixelTile - 1) * kStrideW + kKernelW;
-        DWCONV_UNROLL for (int i = 0; i < kColumnsIn; ++i) {
-          const int64_t column = origin_w + i;
-          if (kEdge && static_cast<uint64_t>(column) >= static_cast<uint64_t>(p.in_w)) continue;
-          const Vec<A> x = load_some<!kEdge>(in_row + column * p.in_stride_w, lanes);
-          DWCONV_UNROLL for (int t = 0; t < kPixelTile; ++t) {
-            const int s = i - t * kStrideW;
-            if (s >= 0 && s < kKernelW) acc[t] += x * taps[s];
-          }
-        }
-      } else {
-        for (int64_t s = 0; s < p.kernel_w; ++s) {
-          const Vec<A> tap = load_some<!kEdge>(w + s * p.channels, lanes);
-          DWCONV_UNROLL for (int t = 0; t < kPixelTile; ++t) {
-            const int64_t column = origin_w + t * stride_w + s * p.dilation_w;
-            if (kEdge && static_cast<uint64_t>(column) >= static_cast<uint64_t>(p.in_w)) continue;
-            acc[t] += load_some<!kEdge>(in_row + column * p.in_stride_w, lanes) * tap;
-          }
-        }
+// One input row's share of output rows [kFirst, kLast): acc[j][t] += sum_s tap[j][s] * in[(t * kStride + s) * step].
+// `filter` is the filter row that meets row kFirst; the next output row meets the one kStride above.
+template <class T, class A, int kTaps, int kStride, int kFirst, int kLast, bool kEdge, int kRows, int kColumns>
+DWCONV_INLINE void add_input_row(const T* in, int64_t step, uint32_t valid, const A* filter, int64_t pitch, int lanes,
+                                 Vec<A> (&acc)[kRows][kColumns]) {
+  Vec<A> taps[kLast - kFirst][kTaps];
+  DWCONV_UNROLL for (int j = 0; j < kLast - kFirst; ++j) {
+    DWCONV_UNROLL for (int s = 0; s < kTaps; ++s) taps[j][s] = load(filter + (s - j * kStride * kTaps) * pitch);
+  }
+  DWCONV_UNROLL for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
+    const T* at = in + i * step;
+    if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
+    const Vec<A> x = load_some<!kEdge>(at, lanes);
+    DWCONV_UNROLL for (int j = kFirst; j < kLast; ++j) {
+      DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) {
+        const int s = i - t * kStride;
+        if (s >= 0 && s < kTaps) acc[j][t] += x * taps[j - kFirst][s];
       }
     }
   }
-  O* out = out_row + x0 * p.out_stride_w + c;
-  DWCONV_UNROLL for (int t = 0; t < kPixelTile; ++t) {
-    if (kEdge && t >= columns) break;
-    store_some<!kEdge>(out + t * p.out_stride_w, activate<A>(acc[t], p.activation), lanes);
+}
+
+// Where a register tile lies: its first output row and column, its extent, and its input columns inside the image.
+struct NhwcTile {
+  int64_t y, x;
+  int rows, columns;
+  uint32_t valid;
+};
+
+template <class O, class A, bool kEdge, int kRows, int kColumns>
+DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, O* out, int lanes, Vec<A> (&acc)[kRows][kColumns]) {
+  activate_all<A>(acc, p.activation);
+  DWCONV_UNROLL for (int j = 0; j < kRows; ++j) {
+    if (j >= tile.rows) break;
+    DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) {
+      if (kEdge && t >= tile.columns) break;
+      store_some<!kEdge>(out + j * p.out_stride_h + t * p.out_stride_w, acc[j][t], lanes);
+    }
   }
 }
 
-template <class T, class O, int kKernelW, int kStrideW>
-void depthwise_forward_nhwc(const DepthwiseArgs& args, void*, int64_t tile_begin, int64_t tile_end) {
+template <class A, int kRows, int kColumns>
+DWCONV_INLINE void start_tile(const DepthwiseArgs& args, int64_t c, Vec<A> (&acc)[kRows][kColumns]) {
+  const Vec<A> start = args.bias ? load(static_cast<const A*>(args.bias) + c) : Vec<A>{};
+  DWCONV_UNROLL for (int j = 0; j < kRows; ++j) {
+    DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) acc[j][t] = start;
+  }
+}
+
+// A tile of a square filter at a known stride, for channels c, c + kVec, ...
+template <class T, class O, int kKernel, int kStride, int kColumns, bool kEdge>
+void square_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c, int64_t c_end) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
-  const int64_t stride_w = kKernelW ? kStrideW : p.stride_w;
+  const int64_t pitch = args.weight_pitch;
+  const int64_t origin_h = tile.y * kStride - p.pad_h;
+  const T* const corner = image + origin_h * p.in_stride_h + (tile.x * kStride - p.pad_w) * p.in_stride_w;
+  out += tile.y * p.out_stride_h + tile.x * p.out_stride_w;
+  const int64_t row_filter = kKernel * pitch;
+  for (; c < c_end; c += kLanes<A>) {
+    const int lanes = lanes_left(c_end - c, kLanes<A>);
+    Vec<A> acc[kTileRows][kColumns];
+    start_tile<A>(args, c, acc);
+    for (int64_t m = 0; m < p.depth; ++m) {
+      const T* const in = corner + m * p.in_stride_m + c;
+      const A* const filter = static_cast<const A*>(args.weight) + m * kKernel * row_filter + c;
+      for (int64_t i = 0; i < (tile.rows == kTileRows ? kKernel + kStride : kKernel); ++i) {
+        if (static_cast<uint64_t>(origin_h + i) >= static_cast<uint64_t>(p.in_h)) continue;
+        const T* const row = in + i * p.in_stride_h;
+        const A* const taps = filter + i * row_filter;
+        if (i < kStride || tile.rows == 1) {
+          add_input_row<T, A, kKernel, kStride, 0, 1, kEdge>(row, p.in_stride_w, tile.valid, taps, pitch, lanes, acc);
+        } else if (i < kKernel) {
+          add_input_row<T, A, kKernel, kStride, 0, 2, kEdge>(row, p.in_stride_w, tile.valid, taps, pitch, lanes, acc);
+        } else {
+          add_input_row<T, A, kKernel, kStride, 1, 2, kEdge>(row, p.in_stride_w, tile.valid, taps - kStride * row_filter, pitch,
+                                                             lanes, acc);
+        }
+      }
+    }
+    store_tile<O, A, kEdge>(p, tile, out + c, lanes, acc);
+  }
+}
+
+// kTaps taps of one filter row, from tap s on.
+template <class T, class A, int kTaps, bool kEdge, int kColumns>
+DWCONV_INLINE void add_chunk(const DepthwiseProblem& p, const T* row, int64_t origin_w, int64_t s, const A* filter, int64_t pitch,
+                             int lanes, Vec<A> (&acc)[1][kColumns]) {
+  const int64_t first = origin_w + s * p.dilation_w;
+  constexpr int kCount = kColumns - 1 + kTaps;
+  uint32_t valid = 0;
+  if (kEdge) {
+    valid = valid_columns(first, p.stride_w, p.in_w, kCount);
+    if (valid == 0) return;
+  }
+  add_input_row<T, A, kTaps, 1, 0, 1, kEdge>(row + first * p.in_stride_w, p.stride_w * p.in_stride_w, valid, filter + s * pitch,
+                                            pitch, lanes, acc);
+}
+
+// One output row of any filter, stride and dilation. Where dilation equals stride (both 1, as a rule), tap s at column t
+// meets the sample of tap s + 1 at column t - 1, and chunks of four taps share their loads.
+template <class T, class O, int kColumns, bool kEdge>
+void general_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c, int64_t c_end) {
+  using A = typename AccumulateType<T>::type;
+  const DepthwiseProblem& p = args.problem;
+  const int64_t pitch = args.weight_pitch;
+  const int64_t origin_h = tile.y * p.stride_h - p.pad_h;
+  const int64_t origin_w = tile.x * p.stride_w - p.pad_w;
+  const Range rows = filter_range(origin_h, p.dilation_h, p.kernel_h, p.in_h);
+  const int64_t sliding_end = p.dilation_w == p.stride_w ? p.kernel_w : 0;
+  out += tile.y * p.out_stride_h + tile.x * p.out_stride_w;
+  for (; c < c_end; c += kLanes<A>) {
+    const int lanes = lanes_left(c_end - c, kLanes<A>);
+    Vec<A> acc[1][kColumns];
+    start_tile<A>(args, c, acc);
+    for (int64_t m = 0; m < p.depth; ++m) {
+      for (int64_t r = rows.begin; r < rows.end; ++r) {
+        const T* const row = image + m * p.in_stride_m + (origin_h + r * p.dilation_h) * p.in_stride_h + c;
+        const A* const filter = static_cast<const A*>(args.weight) + (m * p.kernel_h + r) * p.kernel_w * pitch + c;
+        int64_t s = 0;
+        for (; s + 4 <= sliding_end; s += 4) add_chunk<T, A, 4, kEdge>(p, row, origin_w, s, filter, pitch, lanes, acc);
+        for (; s + 2 <= sliding_end; s += 2) add_chunk<T, A, 2, kEdge>(p, row, origin_w, s, filter, pitch, lanes, acc);
+        for (; s < p.kernel_w; ++s) add_chunk<T, A, 1, kEdge>(p, row, origin_w, s, filter, pitch, lanes, acc);
+      }
+    }
+    store_tile<O, A, kEdge>(p, tile, out + c, lanes, acc);
+  }
+}
+
+template <class T, class O, int kKernel, int kStride, int kColumns, bool kEdge>
+DWCONV_INLINE void any_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c, int64_t c_end) {
+  if constexpr (kKernel > 0) {
+    square_tile<T, O, kKernel, kStride, kColumns, kEdge>(args, image, out, tile, c, c_end);
+  } else {
+    general_tile<T, O, kColumns, kEdge>(args, image, out, tile, c, c_end);
+  }
+}
+
+// All channels of one tile of kColumns columns, `columns` of which exist.
+template <class T, class O, int kKernel, int kStride, int kColumns>
+DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out, int64_t y, int rows, int64_t x) {
+  using A = typename AccumulateType<T>::type;
+  const DepthwiseProblem& p = args.problem;
+  const int64_t stride_w = kKernel ? kStride : p.stride_w;
+  const int64_t first = x * stride_w - p.pad_w;
+  const int64_t last = first + (kColumns - 1) * stride_w + (p.kernel_w - 1) * p.dilation_w;
+  NhwcTile tile = {y, x, rows, lanes_left(p.out_w - x, kColumns), 0};
+  if (kKernel) tile.valid = valid_columns(first, 1, p.in_w, (kColumns - 1) * kStride + kKernel);
+  int64_t c = 0;
+  if (tile.columns == kColumns && first >= 0 && last < p.in_w) {
+    c = p.channels - p.channels % kLanes<A>;
+    any_tile<T, O, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, c);
+  }
+  if (c < p.channels) any_tile<T, O, kKernel, kStride, kColumns, true>(args, image, out, tile, c, p.channels);
+}
+
+// kKernel == 0: any filter, stride and dilation.
+template <class T, class O, int kKernel, int kStride>
+void depthwise_forward_nhwc(const DepthwiseArgs& args, void*, int64_t tile_begin, int64_t tile_end) {
+  const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
-  const int64_t reach = (kPixelTile - 1) * stride_w + (p.kernel_w - 1) * p.dilation_w;
-  constexpr int kVec = kLanes<A>;
+  constexpr int kRows = kKernel ? kTileRows : 1;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t n = tile / row_tiles;
     const int64_t y_begin = (tile % row_tiles) * args.rows_per_tile;
     const int64_t y_end = y_begin + args.rows_per_tile < p.out_h ? y_begin + args.rows_per_tile : p.out_h;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
-    for (int64_t y = y_begin; y < y_end; ++y) {
-      O* const out_row = static_cast<O*>(args.output) + n * p.out_stride_n + y * p.out_stride_h;
-      for (int64_t x0 = 0; x0 < p.out_w; x0 += kPixelTile) {
-        const int columns = lanes_left(p.out_w - x0, kPixelTile);
-        const int64_t first = x0 * stride_w - p.pad_w;
-        const bool inside = columns == kPixelTile && first >= 0 && first + reach < p.in_w;
-        int64_t c = 0;
-        if (inside) {
-          for (; c + kVec <= p.channels; c += kVec) {
-            nhwc_tile<T, O, kKernelW, kStrideW, false>(args, image, out_row, y, x0, columns, c, kVec);
-          }
-        }
-        for (; c < p.channels; c += kVec) {
-          const int lanes = lanes_left(p.channels - c, kVec);
-          nhwc_tile<T, O, kKernelW, kStrideW, true>(args, image, out_row, y, x0, columns, c, lanes);
+    O* const out = static_cast<O*>(args.output) + n * p.out_stride_n;
+    for (int64_t y = y_begin; y < y_end; y += kRows) {
+      const int rows = lanes_left(y_end - y, kRows);
+      for (int64_t x = 0; x < p.out_w;) {
+        const int64_t left = p.out_w - x;
+        if (kWideColumns > kNarrowColumns && left >= kWideColumns && left % kNarrowColumns != 0) {
+          column_tile<T, O, kKernel, kStride, kWideColumns>(args, image, out, y, rows, x);
+          x += kWideColumns;
+        } else {
+          column_tile<T, O, kKernel, kStride, kNarrowColumns>(args, image, out, y, rows, x);
+          x += kNarrowColumns;
         }
       }
     }
   }
+}
+
+inline constexpr Layout depthwise_forward_nhwc_weight_order = Layout::kNHWC;
+
+template <class T>
+int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem&, int64_t) {
+  return 0;
 }
 
 }  // namespace dwconv::DWCONV_ISA

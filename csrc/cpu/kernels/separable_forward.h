@@ -70,13 +70,12 @@ DWCONV_INLINE void finish_row(const SeparableArgs& args, const A* product, const
   }
 }
 
-template <class T>
-void separable_forward(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+template <class T, bool nhwc>
+void separable_tiles(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& whole = args.depthwise.problem;
   const int64_t row_tiles = (whole.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   const int64_t channels = whole.channels;
-  const bool nhwc = whole.layout == Layout::kNHWC;
   char* const depthwise_scratch = static_cast<char*>(scratch);
   A* const product = reinterpret_cast<A*>(depthwise_scratch + args.depthwise_scratch_bytes);
   A* const middle = product + kGemmRows * kPanel<A>;
@@ -103,7 +102,7 @@ void separable_forward(const SeparableArgs& args, void* scratch, int64_t tile_be
     depthwise.input = static_cast<const T*>(args.depthwise.input) + n * whole.in_stride_n;
     depthwise.output = middle;
     const int64_t tiles_a_plane = (rows + depthwise.rows_per_tile - 1) / depthwise.rows_per_tile;
-    args.depthwise_kernel(depthwise, depthwise_scratch, 0, nhwc ? tiles_a_plane : channels * tiles_a_plane);
+    args.depthwise_kernel(depthwise, depthwise_scratch, 0, args.depthwise_columns * tiles_a_plane);
 
     const int64_t out = n * args.out_stride_n + y0 * whole.out_w * (nhwc ? args.out_channels : 1);
     if (nhwc) {
@@ -136,8 +135,18 @@ void separable_forward(const SeparableArgs& args, void* scratch, int64_t tile_be
   }
 }
 
+template <class T>
+void separable_forward_nhwc(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+  separable_tiles<T, true>(args, scratch, tile_begin, tile_end);
+}
+
+template <class T>
+void separable_forward_nchw(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+  separable_tiles<T, false>(args, scratch, tile_begin, tile_end);
+}
+
 // Elements (of the accumulation type) a worker needs besides the depthwise kernel's own scratch.
-static inline int64_t separable_forward_scratch(int64_t channels, int64_t pixels, int64_t panel) {
+inline int64_t separable_forward_scratch(int64_t channels, int64_t pixels, int64_t panel) {
   return kGemmRows * panel + channels * ((pixels + panel - 1) / panel * panel) + panel;
 }
 

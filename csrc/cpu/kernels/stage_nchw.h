@@ -29,7 +29,7 @@ static inline Staging staging_of(const DepthwiseProblem& p, int64_t out_rows, in
   s.rows = padded_h > 0 ? (padded_h + p.stride_h - 1) / p.stride_h : 1;
   if (s.pitch < p.out_w) s.pitch = p.out_w;
   if (s.rows < out_rows) s.rows = out_rows;
-  s.phase_size = (s.rows + slack_rows) * s.pitch + 4 * vec;  // flat kernels read up to four vectors past the end
+  s.phase_size = (s.rows + slack_rows) * s.pitch + 2 * vec;  // a register tile may read two vectors past the end
   s.size = s.phase_size * p.stride_h * p.stride_w;
   return s;
 }
@@ -38,6 +38,12 @@ static inline int64_t tap_offset(const DepthwiseProblem& p, const Staging& s, in
   const int64_t h = r * p.dilation_h;
   const int64_t w = column_tap * p.dilation_w;
   return ((h % p.stride_h) * p.stride_w + w % p.stride_w) * s.phase_size + (h / p.stride_h) * s.pitch + w / p.stride_w;
+}
+
+static inline void fill_tap_offsets(const DepthwiseProblem& p, const Staging& s, int64_t* offsets) {
+  for (int64_t r = 0; r < p.kernel_h; ++r) {
+    for (int64_t column = 0; column < p.kernel_w; ++column) *offsets++ = tap_offset(p, s, r, column);
+  }
 }
 
 template <class T, class A>

@@ -1,0 +1,91 @@
+// Depthwise correlation, NCHW, with channels as lanes: 4 to 16 (n, c) planes at a time are transposed into scratch as a
+// channels-last image of one vector of channels, run through the channels-last kernel, and transposed back.
+//
+//   planes  [plane][y][x]  ->  scratch [y][x][lane]  ->  depthwise_forward_nhwc  ->  scratch  ->  [plane][y][x]
+//
+// A transposition of kVec x kVec costs kVec * log2(kVec) shuffles, half a cycle an element for both of them, whatever the
+// width, stride and filter; kernels whose lanes are columns lose more than that below about 32 columns and at stride 2.
+// Consecutive planes are lanes, across images too (the weights are packed with their channels repeated periodically past
+// the end, so lane l of any group finds channel (first + l) % C).
+// Tiles: `rows_per_tile` output rows of one group of planes. Traffic: input and output once, plus halo rows per tile; the
+// scratch stays in L1/L2.
+#pragma once
+
+#include "depthwise_forward_nhwc.h"
+#include "transpose.h"
+
+namespace dwconv::DWCONV_ISA {
+
+// Input rows that output rows [y, y + rows) read, clipped to the image.
+DWCONV_INLINE Range input_rows(const DepthwiseProblem& p, int64_t y, int64_t rows) {
+  int64_t begin = y * p.stride_h - p.pad_h;
+  int64_t end = begin + (rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
+  if (begin < 0) begin = 0;
+  if (end > p.in_h) end = p.in_h;
+  if (begin > end) begin = end = 0;
+  return {begin, end};
+}
+
+// The most input rows `rows` output rows can need.
+static inline int64_t most_input_rows(const DepthwiseProblem& p, int64_t rows) {
+  const int64_t reach = (rows - 1) * p.stride_h + (p.kernel_h > 0 ? p.kernel_h - 1 : 0) * p.dilation_h + 1;
+  return reach < p.in_h ? reach : p.in_h;
+}
+
+template <class T, class O, int kKernel, int kStride>
+void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+  using A = typename AccumulateType<T>::type;
+  constexpr int kVec = kLanes<A>;
+  const DepthwiseProblem& p = args.problem;
+  const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
+  const int64_t planes = p.batch * p.channels;
+  A* const staged = static_cast<A*>(scratch);
+  const int64_t staged_plane = most_input_rows(p, args.rows_per_tile) * p.in_w * kVec;
+  A* const result = staged + p.depth * staged_plane;
+
+  DepthwiseArgs inner = args;
+  DepthwiseProblem& q = inner.problem;
+  q.batch = 1, q.channels = kVec;
+  q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec, q.in_stride_m = staged_plane;
+  q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
+  inner.input = staged;
+  inner.output = result;
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    const int64_t first = tile / row_tiles * kVec;
+    const int64_t y = tile % row_tiles * args.rows_per_tile;
+    const int64_t rows = y + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y;
+    const int lanes = lanes_left(planes - first, kVec);
+    const Range in_rows = input_rows(p, y, rows);
+    const T* from[kVec];
+    O* to[kVec];
+    for (int l = 0; l < lanes; ++l) {
+      const int64_t n = (first + l) / p.channels, c = (first + l) % p.channels;
+      from[l] = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + in_rows.begin * p.in_stride_h;
+      to[l] = static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
+    }
+    for (int64_t m = 0; m < p.depth; ++m) {
+      planes_to_lanes<T, A>(from, m * p.in_stride_m, lanes, in_rows.end - in_rows.begin, p.in_w, p.in_stride_h,
+                            staged + m * staged_plane);
+    }
+    q.in_h = in_rows.end - in_rows.begin;
+    q.out_h = rows;
+    q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
+    inner.rows_per_tile = rows;
+    inner.weight = static_cast<const A*>(args.weight) + first % p.channels;
+    inner.bias = args.bias ? static_cast<const A*>(args.bias) + first % p.channels : nullptr;
+    depthwise_forward_nhwc<A, A, kKernel, kStride>(inner, nullptr, 0, 1);
+    lanes_to_planes<O, A>(result, lanes, rows, p.out_w, p.out_stride_h, p.out_stride_w, to);
+  }
+}
+
+inline constexpr Layout depthwise_forward_nchw_transposed_weight_order = Layout::kNHWC;
+
+// Bytes of scratch a worker needs.
+template <class T>
+int64_t depthwise_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using A = typename AccumulateType<T>::type;
+  const int64_t pixels = p.depth * most_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.out_w;
+  return pixels * kLanes<A> * static_cast<int64_t>(sizeof(A));
+}
+
+}  // namespace dwconv::DWCONV_ISA
