@@ -18,7 +18,7 @@
 
 namespace dwconv::DWCONV_ISA {
 
-inline constexpr int64_t kMaxSum = 256;  // outputs in one running f32 sum
+inline constexpr int64_t kMaxSum = 64;  // outputs in one running f32 sum
 
 // acc[q][s] += sum_t grad[t] * in_q[(t * kStride + s) * step] over one tile of columns.
 template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumns, bool kEdge>

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import dwconv_ext
+
+settings.register_profile("default", max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("fuzz", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(params=dwconv_ext._C.supported_isas())
+def isa(request):
+    """Every instruction set this CPU has, in turn."""
+    before = dwconv_ext._C.selected_isa()
+    dwconv_ext._C.select_isa(request.param)
+    yield request.param
+    dwconv_ext._C.select_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's thread count and puts the old one back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def pytest_report_header(config):
+    return f"dwconv_ext {dwconv_ext.__version__}, torch {torch.__version__}, {', '.join(dwconv_ext._C.supported_isas())}"

@@ -1,0 +1,112 @@
+"""What the ops should compute: torch's own functions in float64, on the very inputs, and the scale S of each element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tolerance import UNIT, accumulation_unit, assert_close
+from torch import Tensor
+
+import dwconv_ext
+
+
+@dataclass
+class Convolution:
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def args(self) -> tuple:
+        return self.stride, self.padding, self.dilation
+
+
+def conv_and_grads(x: Tensor, w: Tensor, b: Tensor | None, conv: Convolution, grad: Tensor | None) -> list[Tensor | None]:
+    """[y, grad_x, grad_w, grad_b] of torch's grouped convolution, in the dtype of x."""
+    x, w = (t.detach().clone().requires_grad_() for t in (x, w))
+    b = None if b is None else b.detach().clone().requires_grad_()
+    y = F.conv2d(x, w, b, *conv.args(), x.shape[1])
+    if grad is None:
+        return [y.detach(), None, None, None]
+    y.backward(grad.to(y.dtype))
+    return [y.detach(), x.grad, w.grad, None if b is None else b.grad]
+
+
+def check_depthwise(
+    x: Tensor, w: Tensor, b: Tensor | None, conv: Convolution, *, backward: bool = True, peer: bool = True, seed: int = 0
+) -> None:
+    """Forward and every gradient of depthwise_conv2d against float64, element by element, and against torch's own error."""
+    ours_x, ours_w = (t.detach().clone(memory_format=torch.preserve_format).requires_grad_(backward) for t in (x, w))
+    ours_b = None if b is None else b.detach().clone().requires_grad_(backward)
+    y = dwconv_ext.depthwise_conv2d(ours_x, ours_w, ours_b, *conv.args())
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed + 1)).to(y.dtype) if backward else None
+    if grad is not None:
+        grad = grad.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else grad
+        y.backward(grad)
+    double = [None if t is None else t.detach().double().contiguous() for t in (x, w, b, grad)]
+    exact = conv_and_grads(*double[:3], conv, double[3])
+    scale = conv_and_grads(*(None if t is None else t.abs() for t in double[:3]), conv, None if grad is None else double[3].abs())
+    theirs = conv_and_grads(x, w, b, conv, grad) if peer else [None] * 4
+    kernel = w.shape[2] * w.shape[3]
+    per_weight = y.shape[0] * y.shape[2] * y.shape[3]
+    terms = [kernel, kernel * w.shape[0] // x.shape[1], per_weight, per_weight]
+    results = [y.detach(), ours_x.grad, ours_w.grad, None if ours_b is None else ours_b.grad]
+    for name, ours, want, s, their, n in zip(
+        ("output", "grad_input", "grad_weight", "grad_bias"), results, exact, scale, theirs, terms, strict=True
+    ):
+        assert (ours is None) == (want is None), name
+        if ours is not None:
+            assert ours.dtype == x.dtype
+            assert_close(ours, want, s, n, name=name, peer=their)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+ACTIVATIONS = {
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "leaky_relu": F.leaky_relu,
+}
+# The largest slope of each activation: how much it can stretch an error that reaches it.
+SLOPE = {"silu": 1.1, "hardswish": 1.5, "gelu": 1.13, "gelu_tanh": 1.13}
+
+
+def check_separable(
+    x: Tensor, dw: Tensor, db: Tensor | None, pw: Tensor, pb: Tensor | None, conv: Convolution, dw_act: str, pw_act: str,
+    residual: Tensor | None = None,
+) -> None:  # fmt: skip
+    """separable_conv2d against float64, element by element."""
+    y = dwconv_ext.separable_conv2d(x, dw, db, pw, pb, *conv.args(), dw_act, pw_act, residual)
+
+    def chain(x, dw, db, pw, pb, residual, first, second):
+        middle = first(F.conv2d(x, dw, db, *conv.args(), x.shape[1]))
+        out = second(F.conv2d(middle, pw, pb))
+        return middle, out if residual is None else out + residual
+
+    def double(t):
+        return None if t is None else t.double()
+
+    def magnitude(t):
+        return None if t is None else t.double().abs()
+
+    tensors = (x, dw, db, pw, pb, residual)
+    exact = chain(*map(double, tensors), ACTIVATIONS[dw_act], ACTIVATIONS[pw_act])[1]
+    stretch = SLOPE.get(dw_act, 1.0) * SLOPE.get(pw_act, 1.0)
+    middle, scale = chain(*map(magnitude, tensors), ACTIVATIONS["identity"], ACTIVATIONS["identity"])
+    terms = dw.shape[2] * dw.shape[3] + x.shape[1]
+    # A few units more for the activations' own polynomials (erfc: 1.2e-7 relative).
+    own = {"gelu": 16, "silu": 8, "gelu_tanh": 8, "hardswish": 4}
+    extra = own.get(dw_act, 0) + own.get(pw_act, 0)
+    theirs = chain(*tensors, ACTIVATIONS[dw_act], ACTIVATIONS[pw_act])[1] if x.dtype != torch.float16 else None
+    assert y.dtype == x.dtype
+    assert_close(
+        y, exact, stretch * scale, terms + extra, peer=theirs, middle=4 * accumulation_unit(x.dtype) * scale + 0 * UNIT[x.dtype]
+    )

@@ -1,0 +1,205 @@
+"""depthwise_conv2d on the CPU against float64: named cases in every layout and dtype, then random ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, DTYPES, LAYOUTS
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import Convolution, check_depthwise, is_channels_last
+
+import dwconv_ext
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cases(case, layout, dtype):
+    check_depthwise(*case.tensors(dtype, layout), case.conv)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_instruction_set(case, layout, isa):
+    for dtype in DTYPES:
+        check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_bits_for_any_number_of_threads(case, layout, threads):
+    def run():
+        x, w, b = (t.requires_grad_() for t in case.tensors(torch.float32, layout))
+        y = dwconv_ext.depthwise_conv2d(x, w, b, *case.conv.args())
+        return [y.detach(), *torch.autograd.grad(y, (x, w, b), torch.ones_like(y))]
+
+    threads(1)
+    one = run()
+    for count in (2, 7):
+        threads(count)
+        assert all(torch.equal(a, b) for a, b in zip(one, run(), strict=True)), count
+
+
+def test_same_bits_for_any_number_of_threads_on_a_large_image(threads):
+    x, w = torch.randn(4, 64, 56, 56), torch.randn(64, 1, 3, 3)
+    for layout in LAYOUTS.values():
+        results = []
+        for count in (1, 2, 7):
+            threads(count)
+            a = x.clone(memory_format=layout).requires_grad_()
+            b = w.clone().requires_grad_()
+            y = dwconv_ext.depthwise_conv2d(a, b, padding=1)
+            y.backward(torch.ones_like(y))
+            results.append((y.detach(), a.grad, b.grad))
+        for other in results[1:]:
+            assert all(torch.equal(p, q) for p, q in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_output_follows_the_input_layout(layout):
+    x, w = torch.randn(2, 8, 6, 5).contiguous(memory_format=LAYOUTS[layout]), torch.randn(16, 1, 3, 3)
+    y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+    want = F.conv2d(x, w, padding=1, groups=8)
+    assert y.stride() == want.stride()
+    assert is_channels_last(y) == (layout == "channels_last")
+
+
+VIEWS = {
+    "every_second_row": lambda x: x[:, :, ::2],
+    "every_second_column": lambda x: x[:, :, :, ::2],
+    "middle_columns": lambda x: x[:, :, 1:-1, 2:-2],
+    "some_channels": lambda x: x[:, 3:11],
+    "every_second_channel": lambda x: x[:, ::2],
+    "some_images": lambda x: x[1:],
+    "transposed": lambda x: x.transpose(2, 3),
+    "flipped_axes": lambda x: x.permute(1, 0, 2, 3),
+    "expanded_batch": lambda x: x[:1].expand(3, -1, -1, -1),
+    "expanded_columns": lambda x: x[:, :, :, :1].expand(-1, -1, -1, 9),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_views(view, layout):
+    base = torch.randn(3, 20, 12, 13).contiguous(memory_format=LAYOUTS[layout])
+    x = VIEWS[view](base)
+    w = torch.randn(x.shape[1], 1, 3, 3)
+    ours_x, theirs_x = (base.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2))
+    y = dwconv_ext.depthwise_conv2d(VIEWS[view](ours_x), w, padding=1)
+    want = F.conv2d(VIEWS[view](theirs_x), w, padding=1, groups=x.shape[1])
+    torch.testing.assert_close(y, want)
+    y.sum().backward()  # arrives expanded, stride 0
+    want.sum().backward()
+    torch.testing.assert_close(ours_x.grad, theirs_x.grad)
+
+
+def test_strange_weight_strides():
+    x, w = torch.randn(2, 8, 9, 9), torch.randn(3, 3, 1, 8).permute(3, 2, 1, 0)
+    torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w), F.conv2d(x, w, groups=8))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 2, (1, 2), [2, 1]])
+@pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (1, 6)])
+def test_padding_forms(padding, kernel):
+    x, w = torch.randn(2, 6, 11, 10), torch.randn(6, 1, *kernel)
+    torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w, padding=padding), F.conv2d(x, w, padding=padding, groups=6))
+
+
+def test_unbatched():
+    x, w, b = torch.randn(6, 11, 10), torch.randn(12, 1, 3, 3), torch.randn(12)
+    torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w, b, 2), F.conv2d(x, w, b, 2, groups=6))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_and_inf_go_where_torch_sends_them(value, layout):
+    x, w = torch.randn(2, 20, 9, 9), torch.randn(20, 1, 3, 3)
+    for at in ((0, 0, 0, 0), (1, 3, 4, 4), (0, 19, 8, 8), (1, 16, 0, 8)):
+        x[at] = value
+    x = x.contiguous(memory_format=LAYOUTS[layout])
+    ours, theirs = dwconv_ext.depthwise_conv2d(x, w, padding=1), F.conv2d(x, w, padding=1, groups=20)
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+def test_neighbours_of_a_slice_do_not_leak_in():
+    base = torch.full((2, 40, 8, 24), float("nan"))
+    x = base[:, 8:28, :, 5:17]
+    x.copy_(torch.randn(x.shape))
+    for view in (x, base.contiguous(memory_format=torch.channels_last)[:, 8:28, :, 5:17].copy_(x)):
+        v, w = view.detach().requires_grad_(), torch.randn(20, 1, 3, 3, requires_grad=True)
+        y = dwconv_ext.depthwise_conv2d(v, w, padding=1)
+        y.sum().backward()
+        assert not any(t.isnan().any() for t in (y, v.grad, w.grad))
+
+
+@pytest.mark.parametrize("mask", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 0)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_only_the_gradients_asked_for(mask, layout):
+    mask = [bool(m) for m in mask]
+    x, w = torch.randn(2, 18, 8, 8).contiguous(memory_format=LAYOUTS[layout]), torch.randn(36, 1, 3, 3)
+    grad = torch.randn(2, 36, 8, 8).contiguous(memory_format=LAYOUTS[layout])
+    args = ((1, 1), (1, 1), (1, 1))
+    every = torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *args, [True] * 3)
+    some = torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *args, mask)
+    for wanted, a, b in zip(mask, some, every, strict=True):
+        assert torch.equal(a, b) if wanted else a.numel() == 0
+
+
+@st.composite
+def problems(draw):
+    def pair(low, high):
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    kernel = draw(st.sampled_from([(3, 3), (3, 3), (5, 5), (7, 7), (1, 1)]) | st.builds(lambda a, b: (a, b), st.integers(1, 9), st.integers(1, 12)))
+    stride = draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1), (4, 3)]))
+    dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3), (2, 1)]))
+    padding = pair(0, 8)
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = tuple(draw(st.integers(m, m + 22)) for m in least)
+    return {
+        "shape": (draw(st.integers(0, 3)), draw(st.integers(1, 36)), *size),
+        "kernel": kernel,
+        "conv": Convolution(stride, padding, dilation),
+        "multiplier": draw(st.sampled_from([1, 1, 1, 2, 3])),
+        "bias": draw(st.booleans()),
+        "dtype": draw(st.sampled_from(DTYPES)),
+        "layout": draw(st.sampled_from(list(LAYOUTS))),
+        "isa": draw(st.sampled_from(dwconv_ext._C.supported_isas())),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+@given(problems())
+def test_random_problems(problem):
+    random = torch.Generator().manual_seed(problem["seed"])
+    channels = problem["shape"][1]
+    x = torch.randn(problem["shape"], generator=random).to(problem["dtype"])
+    w = torch.randn(channels * problem["multiplier"], 1, *problem["kernel"], generator=random).to(problem["dtype"])
+    b = torch.randn(len(w), generator=random).to(problem["dtype"]) if problem["bias"] else None
+    before = dwconv_ext._C.selected_isa()
+    dwconv_ext._C.select_isa(problem["isa"])
+    try:
+        check_depthwise(x.contiguous(memory_format=LAYOUTS[problem["layout"]]), w, b, problem["conv"], peer=False)
+    finally:
+        dwconv_ext._C.select_isa(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_than_2_to_the_31_elements(layout):
+    """64-bit indices: 2.2e9 elements of bfloat16 (4.3 GB), checked where the flat index is beyond 2^31, and at the start."""
+    shape = (1, 64, 5800, 5800) if layout == "nchw" else (1, 64, 5800, 5800)
+    x = torch.empty(shape, dtype=torch.bfloat16, memory_format=LAYOUTS[layout])
+    assert x.numel() > 2**31
+    for c in range(64):
+        x[:, c].fill_(0.25 * (c + 1))
+    w = torch.ones(64, 1, 3, 3, dtype=torch.bfloat16)
+    y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+    for c in (0, 31, 62, 63):
+        for rows in (slice(0, 4), slice(2899, 2903), slice(5796, 5800)):
+            piece = x[:, c : c + 1, max(rows.start - 1, 0) : rows.stop + 1].contiguous().float()
+            want = F.conv2d(F.pad(piece, (1, 1, int(rows.start == 0), int(rows.stop == 5800))), torch.ones(1, 1, 3, 3))
+            torch.testing.assert_close(y[:, c : c + 1, rows].float(), want, rtol=2**-8, atol=0)

@@ -1,0 +1,70 @@
+"""Every row of the kernel table is forced and run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import LAYOUTS, Case
+from reference import Convolution, check_depthwise, check_separable
+
+import dwconv_ext
+
+_C = dwconv_ext._C
+TABLE = _C.kernel_table()
+
+
+def label(row: dict) -> str:
+    kind = row["dtype"] if row["dtype"] == row["out_dtype"] else f"{row['dtype']}_to_{row['out_dtype']}"
+    return f"{row['isa']}-{row['name']}-{kind}-f{row['filter']}-s{row['stride']}"
+
+
+@pytest.fixture
+def forced(request):
+    row = request.param
+    before = _C.selected_isa()
+    _C.select_isa(row["isa"])
+    _C.force_row(row["name"], row["filter"], row["stride"])
+    yield row
+    _C.force_row("")
+    _C.select_isa(before)
+
+
+def test_the_table_names_each_kernel_once():
+    labels = [label(row) for row in TABLE]
+    assert len(set(labels)) == len(labels) > 0
+    assert {row["isa"] for row in TABLE} == set(_C.supported_isas())
+
+
+@pytest.mark.parametrize("forced", TABLE, ids=label, indirect=True)
+def test_row(forced):
+    dtype, out_dtype = getattr(torch, forced["dtype"]), getattr(torch, forced["out_dtype"])
+    layout = "nchw" if forced["layout"] == "NCHW" else "channels_last"
+    kernel = (forced["filter"],) * 2 if forced["filter"] else (2, 11)
+    stride = (forced["stride"],) * 2 if forced["stride"] else (2, 1)
+    case = Case("forced", 2, 35, (19, 37), kernel, stride)
+    if forced["op"] == "depthwise_conv2d":
+        plan = _C.plan(
+            forced["op"], forced["pass"], forced["dtype"], forced["layout"], 2, 35, (19, 37), kernel, stride, case.conv.padding, (1, 1)
+        )
+        if dtype == out_dtype:
+            assert label(plan) == label(forced), "another kernel would run"
+            check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
+            return
+    # A fused block: its own row, or the row that writes its scratch.
+    x, dw, db = case.tensors(dtype, layout)
+    pw = (torch.randn(70, 35, 1, 1) / 6).to(dtype)
+    check_separable(x, dw, db, pw, None, case.conv, "relu", "relu")
+
+
+def test_a_wrong_instruction_set_says_what_there_is():
+    with pytest.raises(RuntimeError, match="DWCONV_EXT_ISA: 'sse9'.*baseline"):
+        _C.select_isa("sse9")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stale_forcing_does_not_break_a_problem_it_does_not_fit(layout):
+    _C.force_row("depthwise_forward_nhwc", 7, 2)
+    try:
+        check_depthwise(*Case("plain", 1, 16, (9, 9)).tensors(torch.float32, layout), Convolution(padding=(1, 1)), peer=False)
+    finally:
+        _C.force_row("")

@@ -1,0 +1,251 @@
+"""separable_conv2d and FusedDSConv against float64 and against the unfused modules."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import ACTIVATIONS, Convolution, check_separable
+from torch import nn
+
+import dwconv_ext
+from dwconv_ext import FusedDSConv
+
+SAME = Convolution(padding=(1, 1))
+# name: batch, in, out, size, kernel, convolution
+BLOCKS = {
+    "mobilenet_first": (2, 32, 64, (14, 14), (3, 3), SAME),
+    "mobilenet_stride2": (2, 64, 128, (15, 15), (3, 3), Convolution((2, 2), (1, 1))),
+    "mobilenet_last": (3, 128, 128, (7, 7), (3, 3), SAME),
+    "one_of_each": (1, 1, 1, (1, 1), (3, 3), SAME),
+    "panel_minus_1": (1, 17, 63, (5, 6), (3, 3), SAME),
+    "panel": (1, 16, 64, (7, 8), (3, 3), SAME),
+    "panel_plus_1": (1, 15, 65, (8, 9), (3, 3), SAME),
+    "wide": (1, 8, 24, (4, 130), (5, 5), Convolution(padding=(2, 2))),
+    "convnext_like": (1, 24, 96, (9, 9), (7, 7), Convolution(padding=(3, 3))),
+    "dilated": (2, 20, 36, (11, 12), (3, 3), Convolution((1, 1), (2, 2), (2, 2))),
+    "one_by_eleven": (1, 12, 20, (6, 19), (1, 11), Convolution(padding=(0, 5))),
+    "filter_larger_than_image": (1, 18, 20, (3, 2), (5, 5), Convolution(padding=(2, 2))),
+    "empty_batch": (0, 8, 8, (5, 5), (3, 3), SAME),
+}
+
+
+def operands(block, dtype, layout, seed=0):
+    batch, channels, out_channels, size, kernel, conv = block
+    random = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=random).to(dtype)
+
+    x = randn(batch, channels, *size).contiguous(memory_format=LAYOUTS[layout])
+    return (x, randn(channels, 1, *kernel), randn(channels), randn(out_channels, channels, 1, 1) * channels**-0.5, randn(out_channels)), conv
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks(block, layout, dtype):
+    tensors, conv = operands(BLOCKS[block], dtype, layout)
+    check_separable(*tensors, conv, "relu", "relu")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_instruction_set(block, layout, isa):
+    for dtype in DTYPES:
+        tensors, conv = operands(BLOCKS[block], dtype, layout)
+        check_separable(*tensors, conv, "relu6", "identity")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activations(activation, dtype, layout, isa):
+    tensors, conv = operands(BLOCKS["panel_plus_1"], dtype, layout)
+    tensors[0].mul_(3)
+    check_separable(*tensors, conv, activation, "identity")
+    check_separable(*tensors, conv, "identity", activation)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_at_the_ends(activation, isa):
+    """Through an identity block: large values, NaN, infinities and zero, as torch.nn.functional has them."""
+    values = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 3.0, -3.0, 6.0, 20.0, -20.0, 88.0, -88.0, 104.0, -104.0, 1e30, -1e30, float("inf"), float("-inf"), float("nan")])  # fmt: skip
+    x = values.reshape(1, 1, 1, -1)
+    one = torch.ones(1, 1, 1, 1)
+    ours = dwconv_ext.separable_conv2d(x, one, None, one, None, dw_act="identity", pw_act=activation)
+    torch.testing.assert_close(ours, ACTIVATIONS[activation](x), equal_nan=True, rtol=2e-6, atol=1e-36 if activation != "gelu" else 1e-30)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residual_and_no_bias(layout, dtype):
+    (x, dw, _, pw, _), conv = operands(BLOCKS["panel_plus_1"], dtype, layout)
+    residual = torch.randn(x.shape[0], len(pw), *x.shape[2:]).to(dtype)
+    check_separable(x, dw, None, pw, None, conv, "relu", "relu", residual)
+    check_separable(x, dw, None, pw, None, conv, "relu", "relu", residual.contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_same_bits_for_any_number_of_threads(block, layout, threads):
+    tensors, conv = operands(BLOCKS[block], torch.float32, layout)
+    results = []
+    for count in (1, 2, 7):
+        threads(count)
+        results.append(dwconv_ext.separable_conv2d(*tensors, *conv.args()))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@given(st.data())
+def test_random_blocks(data):
+    def pick(*values):
+        return data.draw(st.sampled_from(values))
+
+    kernel = (pick(1, 3, 5, 7), pick(1, 2, 3, 5))
+    conv = Convolution((pick(1, 2, 3), pick(1, 2)), (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))), (pick(1, 1, 2), pick(1, 1, 2)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, conv.dilation, conv.padding, strict=True)]
+    size = tuple(m + data.draw(st.integers(0, 15)) for m in least)
+    block = (data.draw(st.integers(0, 2)), data.draw(st.integers(1, 70)), data.draw(st.integers(1, 140)), size, kernel, conv)
+    tensors, conv = operands(block, pick(*DTYPES), pick(*LAYOUTS), seed=data.draw(st.integers(0, 2**31)))
+    check_separable(*tensors, conv, pick("relu", "identity"), pick("relu", "identity"))
+
+
+# ---- the module -------------------------------------------------------------------------------------------------------
+
+
+def unfused(block: FusedDSConv, activation: type[nn.Module]) -> nn.Sequential:
+    parts = OrderedDict(depthwise=block.depthwise, bn1=block.bn1, act1=activation(), pointwise=block.pointwise, bn2=block.bn2, act2=activation())
+    plain = copy.deepcopy(nn.Sequential(parts))
+    conv = block.depthwise
+    plain.depthwise = nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None
+    )
+    plain.load_state_dict(block.state_dict())
+    return plain
+
+
+def trained(block: FusedDSConv) -> FusedDSConv:
+    """With running statistics and affine parameters that fold into something."""
+    for bn in (block.bn1, block.bn2):
+        nn.init.uniform_(bn.weight, 0.5, 1.5)
+        nn.init.normal_(bn.bias)
+        bn.running_mean.normal_()
+        bn.running_var.uniform_(0.5, 2)
+    return block
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("name", "activation"), [("relu", nn.ReLU), ("relu6", nn.ReLU6), ("silu", nn.SiLU), ("hardswish", nn.Hardswish), ("gelu", nn.GELU), ("leaky_relu", nn.LeakyReLU), ("identity", nn.Identity)])  # fmt: skip
+def test_module_equals_the_unfused_sequence(name, activation, bias, layout):
+    block = trained(FusedDSConv(24, 40, stride=2, activation=name, bias=bias))
+    plain = unfused(block, activation)
+    by_module = FusedDSConv(24, 40, stride=2, activation=activation(), bias=bias)
+    by_module.load_state_dict(plain.state_dict())
+    for mode in (True, False):
+        x = torch.randn(3, 24, 15, 14).contiguous(memory_format=LAYOUTS[layout])
+        xs = [x.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(3)]
+        ys = [m.train(mode)(v) for m, v in zip((block, by_module, plain), xs, strict=True)]
+        grad = torch.randn_like(ys[2])
+        for y in ys:
+            y.backward(grad)
+        for i, m in enumerate((block, by_module)):
+            torch.testing.assert_close(ys[i], ys[2], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(xs[i].grad, xs[2].grad, rtol=1e-3, atol=1e-4)
+            for (key, a), (_, b) in zip(m.named_parameters(), plain.named_parameters(), strict=True):
+                torch.testing.assert_close(a.grad, b.grad, rtol=2e-3, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+            for (key, a), (_, b) in zip(m.named_buffers(), plain.named_buffers(), strict=True):
+                torch.testing.assert_close(a, b, msg=lambda text, key=key: f"{key}: {text}")
+            m.zero_grad()
+        plain.zero_grad()
+
+
+def test_state_dict_moves_both_ways():
+    block = trained(FusedDSConv(8, 12))
+    plain = unfused(block, nn.ReLU)
+    assert list(block.state_dict()) == list(plain.state_dict())
+    other = FusedDSConv(8, 12)
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 8, 9, 9)
+    assert torch.equal(other.eval()(x), block.eval()(x))
+
+
+CHANGES = {
+    "in_place": lambda m: m.bn1.running_mean.add_(1),
+    "weight_in_place": lambda m: m.pointwise.weight.mul_(1.5),
+    "load_state_dict": lambda m: m.load_state_dict(trained(FusedDSConv(8, 12)).state_dict()),
+    "replaced_parameter": lambda m: setattr(m.depthwise, "weight", nn.Parameter(torch.randn(8, 1, 3, 3))),
+    "replaced_module": lambda m: setattr(m, "bn2", nn.BatchNorm2d(12).eval()),
+    "training_step": lambda m: (m.train()(torch.randn(4, 8, 9, 9)), m.eval()),
+    "eps": lambda m: setattr(m.bn1, "eps", 0.1),
+    "to_and_back": lambda m: m.double().float(),
+    "copy_": lambda m: m.bn2.weight.copy_(torch.rand(12)),
+    "data_then_clear_cache": lambda m: (m.bn2.weight.data.mul_(2), m.clear_cache()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_cache_is_dropped(change):
+    block = trained(FusedDSConv(8, 12)).eval()
+    x = torch.randn(2, 8, 9, 9)
+    before = block(x)
+    assert block._folded is not None, "nothing was cached"
+    cached = block._folded
+    assert torch.equal(block(x), before) and block._folded is cached
+    CHANGES[change](block)
+    torch.testing.assert_close(block(x), unfused(block, nn.ReLU).eval()(x), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(block(x), before) or change == "to_and_back"
+
+
+def test_padding_stride_dilation_and_dw_activation():
+    for kwargs in ({"padding": "valid"}, {"padding": (0, 2)}, {"dilation": 2}, {"kernel_size": (1, 5)}, {"padding": "same", "kernel_size": 4}):
+        block = trained(FusedDSConv(6, 10, dw_activation="identity", activation="relu", **kwargs)).eval()
+        x = torch.randn(2, 6, 13, 12)
+        conv = block.depthwise
+        want = nn.functional.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, 6)
+        want = torch.relu(block.bn2(block.pointwise(block.bn1(want))))
+        torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_default_padding_keeps_the_size():
+    for kernel, dilation in ((3, 1), (5, 1), (7, 1), (3, 2), ((1, 11), 1)):
+        assert FusedDSConv(4, 6, kernel, dilation=dilation)(torch.randn(2, 4, 13, 12)).shape == (2, 6, 13, 12)
+
+
+def test_hooks_on_the_parts_still_run():
+    block, seen = trained(FusedDSConv(6, 10)).eval(), []
+    handle = block.pointwise.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(1, 6, 8, 8)
+    hooked = block(x)
+    assert seen == [1]
+    handle.remove()
+    torch.testing.assert_close(hooked, block(x), rtol=1e-4, atol=1e-5)
+
+
+def test_copy_pickle_and_save(tmp_path):
+    block = trained(FusedDSConv(6, 10, activation=nn.LeakyReLU(0.2))).eval()
+    x = torch.randn(1, 6, 8, 8)
+    with torch.no_grad():
+        want = block(x)
+    torch.save(block, tmp_path / "block.pt")
+    for other in (copy.deepcopy(block), torch.load(tmp_path / "block.pt", weights_only=False)):
+        assert torch.equal(other(x), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@torch.no_grad()
+def test_module_in_other_dtypes(dtype):
+    block = trained(FusedDSConv(24, 40)).eval()
+    x = torch.randn(2, 24, 14, 14)
+    want = block(x)
+    got = block.to(dtype)(x.to(dtype))
+    assert got.dtype == dtype
+    loose = {torch.bfloat16: 0.1, torch.float16: 2e-2, torch.float64: 1e-4}[dtype]
+    torch.testing.assert_close(got.float(), want, rtol=loose, atol=loose)
