@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch._prims_common import suggest_memory_format
 
 ops = torch.ops.dwconv_ext
@@ -173,8 +174,14 @@ def activation_function(x: Tensor, kind: str, slope: float) -> Tensor:
 
 
 def activation_backward(grad: Tensor, x: Tensor, kind: str, slope: float) -> Tensor:
-    """grad times the activation's derivative at x, by torch's differentiable backward ops."""
+    """grad times the activation's derivative at x, differentiable in both."""
     aten = torch.ops.aten
+    twice = torch.is_grad_enabled() and (grad.requires_grad or x.requires_grad)
+    if twice and kind == "silu":  # torch's backward ops of these two have no derivative of their own
+        gate = torch.sigmoid(x)
+        return grad * gate * (1 + x * (1 - gate))
+    if twice and kind == "hardswish":
+        return grad * torch.where(x < -3, 0, torch.where(x <= 3, x / 3 + 0.5, 1))
     match kind:
         case "identity":
             return grad
@@ -199,7 +206,7 @@ class SeparableConv2dFunction(torch.autograd.Function):
     """``separable_conv2d`` as an autograd Function; arguments in the op's order.
 
     The forward pass keeps nothing but its operands; backward recomputes the intermediate, which the fused forward never
-    writes. Differentiable twice (but for hardswish, whose second derivative torch does not define).
+    writes. Differentiable twice.
     """
 
     generate_vmap_rule = True
@@ -277,20 +284,45 @@ class SeparableConv2dFunction(torch.autograd.Function):
 # --- registrations ---------------------------------------------------------------------------------------------------
 
 
-def _out_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+def _fake_convolution(
+    op: str, x: Tensor, weight_name: str, w: Tensor, channels: Any, conv: tuple, others: dict[str, Tensor | None]
+) -> Tensor:
+    """The output without its data, after csrc/checks.h's checks in the same words."""
 
+    def check(condition: Any, message: str) -> None:
+        torch._check(condition, lambda: f"{op}: {message}")
 
-def _fake_output(x: Tensor, w: Tensor, channels: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    torch._check(x.dim() == 4, lambda: f"input must be 4-dimensional (N, C, H, W), but got shape {tuple(x.shape)}")
-    torch._check(w.dim() == 4, lambda: f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), got {tuple(w.shape)}")
-    size = [_out_size(x.shape[i], w.shape[i], stride[i - 2], padding[i - 2], dilation[i - 2]) for i in (2, 3)]
+    check(x.dim() == 4, f"input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
+    check(w.dim() == 4, f"{weight_name} must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(w.shape)}")
+    check(x.dtype in _DTYPES, f"input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
+    for name, t in {weight_name: w, **others}.items():
+        if t is not None:
+            check(t.device == x.device, f"{name} must be on the same device as input (got {t.device} and {x.device})")
+            check(t.dtype == x.dtype, f"{name} must have the same dtype as input (got {t.dtype} and {x.dtype})")
+    check(x.shape[1] > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
+    check(
+        w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % x.shape[1] == 0,
+        f"{weight_name} must have shape (C * multiplier, 1, kH, kW) with C = {x.shape[1]} channels of input, but got {list(w.shape)}",
+    )
+    size = []
+    for i, side in ((0, "height"), (1, "width")):
+        stride, padding, dilation = (pair[i] for pair in conv)
+        check(stride > 0, f"stride must be positive, but got {tuple(conv[0])}")
+        check(padding >= 0, f"padding must be non-negative, but got {tuple(conv[1])}")
+        check(dilation > 0, f"dilation must be positive, but got {tuple(conv[2])}")
+        check(w.shape[i + 2] > 0, f"{weight_name} must have a non-empty filter, but got shape {list(w.shape)}")
+        room = x.shape[i + 2] + 2 * padding - dilation * (w.shape[i + 2] - 1) - 1
+        check(room >= 0, f"{weight_name}'s filter is larger than the padded input along {side}")
+        size.append(room // stride + 1)
     return x.new_empty((x.shape[0], channels, *size)).contiguous(memory_format=suggest_memory_format(x))
+
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")
 def _(x, w, b, stride, padding, dilation):
-    return _fake_output(x, w, w.shape[0], stride, padding, dilation)
+    return _fake_convolution("depthwise_conv2d", x, "weight", w, w.shape[0], (stride, padding, dilation), {"bias": b})
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d_backward")
@@ -304,7 +336,8 @@ def _(grad, x, w, stride, padding, dilation, mask):
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d")
 def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01):
-    return _fake_output(x, dw, pw.shape[0], stride, padding, dilation)
+    others = {"dw_bias": db, "pw_weight": pw, "pw_bias": pb, "residual": residual}
+    return _fake_convolution("separable_conv2d", x, "dw_weight", dw, pw.shape[0], (stride, padding, dilation), others)
 
 
 def _register_autograd(name: str, function: type[torch.autograd.Function], tensors: int) -> None:
@@ -314,11 +347,21 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
     `tensors`: how many of the leading arguments can be tensors.
     """
     op = getattr(ops, name).default
+    # Under torch.func the dispatcher comes here once a transform, with that transform's tensors: one level of autograd each.
+    def forward(*args: Any) -> Any:
+        with torch.enable_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(True):  # of the levels below
+            return function.forward(*args)
+
+    methods = {m: staticmethod(getattr(function, m)) for m in ("setup_context", "backward", "jvp")}
+    methods["forward"] = staticmethod(forward)
+    single_level = type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
 
     def autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors]):
-            return function.apply(*args)
-        if torch.autograd.forward_ad._current_level >= 0 or torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            with enable_single_level_autograd_function():
+                return single_level.apply(*args)
+        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
+        if needed or torch.autograd.forward_ad._current_level >= 0 or torch.compiler.is_compiling():
             return function.apply(*args)
         with _below_autograd():
             return op(*args)

@@ -79,7 +79,8 @@ def test_activations_at_the_ends(activation, isa):
     x = values.reshape(1, 1, 1, -1)
     one = torch.ones(1, 1, 1, 1)
     ours = dwconv_ext.separable_conv2d(x, one, None, one, None, dw_act="identity", pw_act=activation)
-    torch.testing.assert_close(ours, ACTIVATIONS[activation](x), equal_nan=True, rtol=2e-6, atol=1e-36 if activation != "gelu" else 1e-30)
+    want = ACTIVATIONS[activation](x.double()).float()  # torch's own float32 gelu is off by 1e-4 at -3 and NaN at infinity
+    torch.testing.assert_close(ours, want, equal_nan=True, rtol=2e-6, atol=1e-30)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -113,7 +114,7 @@ def test_random_blocks(data):
     size = tuple(m + data.draw(st.integers(0, 15)) for m in least)
     block = (data.draw(st.integers(0, 2)), data.draw(st.integers(1, 70)), data.draw(st.integers(1, 140)), size, kernel, conv)
     tensors, conv = operands(block, pick(*DTYPES), pick(*LAYOUTS), seed=data.draw(st.integers(0, 2**31)))
-    check_separable(*tensors, conv, pick("relu", "identity"), pick("relu", "identity"))
+    check_separable(*tensors, conv, pick("relu", "identity"), pick("relu", "identity"), peer=False)
 
 
 # ---- the module -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,173 @@
+"""Every wrong argument raises, by name, before a kernel runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dwconv_ext import DepthwiseConv2d, FusedDSConv, depthwise_conv2d, separable_conv2d
+
+ops = torch.ops.dwconv_ext
+X, W, B = torch.randn(2, 4, 8, 8), torch.randn(8, 1, 3, 3), torch.randn(8)
+PAIR = (1, 1)
+
+WRONG = {
+    "input_rank": ((X[0, 0], W), {}, "input must be 3-dimensional .* or 4-dimensional"),
+    "input_rank_5": ((X[None], W), {}, "input must be 3-dimensional .* or 4-dimensional"),
+    "input_no_channels": ((X[:, :0], W), {}, "input must have at least one channel"),
+    "input_not_a_tensor": ((3, W), {}, "input must be a Tensor, but got int"),
+    "input_integer": ((X.int(), W.int()), {}, "input must be float32, float64, bfloat16 or float16"),
+    "input_complex": ((X.cfloat(), W.cfloat()), {}, "input must be float32, float64, bfloat16 or float16"),
+    "input_bool": ((X > 0, W > 0), {}, "input must be float32, float64, bfloat16 or float16"),
+    "weight_rank": ((X, W[0]), {}, "weight must be 4-dimensional"),
+    "weight_rank_same": ((X, W[0]), {"padding": "same"}, "weight must be 4-dimensional"),
+    "weight_channels": ((X, W[:6]), {}, r"weight must have shape \(C \* multiplier, 1, kH, kW\) with C = 4"),
+    "weight_not_depthwise": ((X, torch.randn(8, 2, 3, 3)), {}, r"weight must have shape \(C \* multiplier, 1, kH, kW\)"),
+    "weight_none": ((X, W[:0]), {}, "weight must have shape"),
+    "weight_empty_filter": ((X, W[:, :, :0]), {}, "weight must have a non-empty filter"),
+    "weight_dtype": ((X, W.double()), {}, "weight must have the same dtype as input"),
+    "weight_device": ((X, W.to("meta")), {}, "weight must be on the same device as input"),
+    "bias_device": ((X, W, B.to("meta")), {}, "bias must be on the same device as input"),
+    "weight_not_a_tensor": ((X, None), {}, "weight must be a Tensor"),
+    "bias_size": ((X, W, B[:4]), {}, "bias must be 1-dimensional with 8 elements"),
+    "bias_rank": ((X, W, B[None]), {}, "bias must be 1-dimensional with 8 elements"),
+    "bias_dtype": ((X, W, B.double()), {}, "bias must have the same dtype as input"),
+    "bias_not_a_tensor": ((X, W, 1.0), {}, "bias must be a Tensor"),
+    "stride_zero": ((X, W), {"stride": 0}, r"stride must be positive, but got \(0, 0\)"),
+    "stride_negative": ((X, W), {"stride": (1, -2)}, "stride must be positive"),
+    "stride_three": ((X, W), {"stride": (1, 1, 1)}, "stride must be an int or a pair"),
+    "stride_float": ((X, W), {"stride": 1.5}, "stride must be an int or a pair"),
+    "stride_string": ((X, W), {"stride": "2"}, "stride must be an int or a pair"),
+    "stride_huge": ((X, W), {"stride": 2**40}, r"stride must be below 2\^31"),
+    "padding_negative": ((X, W), {"padding": -1}, "padding must be non-negative"),
+    "padding_word": ((X, W), {"padding": "full"}, "padding must be 'same', 'valid', an int or a pair"),
+    "padding_same_strided": ((X, W), {"padding": "same", "stride": 2}, "padding='same' is not supported for strided"),
+    "padding_float": ((X, W), {"padding": 0.5}, "padding must be an int or a pair"),
+    "dilation_zero": ((X, W), {"dilation": 0}, "dilation must be positive"),
+    "dilation_bool": ((X, W), {"dilation": True}, "dilation must be an int or a pair"),
+    "filter_too_large": ((X[:, :, :2], W), {}, "filter is larger than the padded input along height"),
+    "filter_too_wide": ((X[..., :2], W), {"padding": (1, 0)}, "filter is larger than the padded input along width"),
+    "dilated_filter_too_large": ((X, W), {"dilation": 4}, "filter is larger than the padded input along height"),
+    "empty_image": ((X[:, :, :0], W), {}, "filter is larger than the padded input along height"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_depthwise(wrong):
+    args, kwargs, message = WRONG[wrong]
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=message):
+        depthwise_conv2d(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrong", [w for w in WRONG if not w.endswith(("_not_a_tensor", "_same", "_word", "_strided"))])
+def test_depthwise_compiled_or_fake_never_crashes(wrong):
+    """The same through the fake kernels: an error or a shape, not a crash."""
+    args, kwargs, _ = WRONG[wrong]
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), pytest.raises((RuntimeError, TypeError, ValueError, AssertionError)):
+        y = depthwise_conv2d(*args, **kwargs)
+        raise RuntimeError(f"got {tuple(y.shape)}")
+
+
+GRAD = torch.randn(2, 8, 6, 6)
+WRONG_BACKWARD = {
+    "grad_shape": ((GRAD[:, :4], X, W, PAIR, (0, 0), PAIR, [True] * 3), "grad_output must have the output's shape"),
+    "grad_rank": ((GRAD[0], X, W, PAIR, (0, 0), PAIR, [True] * 3), "grad_output must have the output's shape"),
+    "grad_dtype": ((GRAD.double(), X, W, PAIR, (0, 0), PAIR, [True] * 3), "grad_output must have the same dtype"),
+    "mask": ((GRAD, X, W, PAIR, (0, 0), PAIR, [True] * 2), "output_mask must have 3|bool"),
+    "stride_rank": ((GRAD, X, W, (1, 1, 1), (0, 0), PAIR, [True] * 3), "stride must be a pair"),
+    "padding": ((GRAD, X, W, PAIR, (-1, 0), PAIR, [True] * 3), "padding must be non-negative"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_BACKWARD)
+def test_backward_op(wrong):
+    args, message = WRONG_BACKWARD[wrong]
+    with pytest.raises(RuntimeError, match=message):
+        ops.depthwise_conv2d_backward(*args)
+
+
+DW, PW = torch.randn(4, 1, 3, 3), torch.randn(6, 4, 1, 1)
+WRONG_SEPARABLE = {
+    "multiplier": ((X, W, None, PW, None), {}, "dw_weight must have one filter per channel of input"),
+    "pw_shape": ((X, DW, None, PW[:, :3], None), {}, r"pw_weight must have shape \(out_channels, 4, 1, 1\)"),
+    "pw_not_pointwise": ((X, DW, None, torch.randn(6, 4, 3, 3), None), {}, r"pw_weight must have shape"),
+    "pw_dtype": ((X, DW, None, PW.half(), None), {}, "pw_weight must have the same dtype"),
+    "dw_bias": ((X, DW, B, PW, None), {}, "dw_bias must be 1-dimensional with 4 elements"),
+    "pw_bias": ((X, DW, None, PW, B), {}, "pw_bias must be 1-dimensional with 6 elements"),
+    "activation": ((X, DW, None, PW, None), {"pw_act": "swish"}, "pw_act must be one of identity, relu.*got 'swish'"),
+    "dw_activation": ((X, DW, None, PW, None), {"dw_act": ""}, "dw_act must be one of"),
+    "residual_shape": ((X, DW, None, PW, None), {"residual": X}, r"residual must have the output's shape \[2, 6, 6, 6\]"),
+    "residual_dtype": ((X, DW, None, PW, None), {"residual": torch.randn(2, 6, 6, 6).half()}, "residual must have the same dtype"),
+    "residual_type": ((X, DW, None, PW, None), {"residual": 1}, "residual must be a Tensor"),
+    "filter": ((X[..., :2], DW, None, PW, None), {}, "filter is larger than the padded input along width"),
+    "rank": ((X[0, 0], DW, None, PW, None), {}, "separable_conv2d: input must be"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SEPARABLE)
+def test_separable(wrong):
+    args, kwargs, message = WRONG_SEPARABLE[wrong]
+    with pytest.raises((RuntimeError, TypeError), match=message):
+        separable_conv2d(*args, **kwargs)
+
+
+def test_messages_name_the_op():
+    with pytest.raises(RuntimeError, match="depthwise_conv2d: stride"):
+        depthwise_conv2d(X, W, stride=0)
+    with pytest.raises(RuntimeError, match="separable_conv2d: stride"):
+        separable_conv2d(X, DW, None, PW, None, stride=0)
+
+
+def test_modules():
+    with pytest.raises(ValueError, match="activation must be one of .* but got 'tanh'"):
+        FusedDSConv(4, 8, activation="tanh")
+    with pytest.raises(ValueError, match="dw_activation must be one of"):
+        FusedDSConv(4, 8, dw_activation=torch.nn.Tanh())
+    with pytest.raises(ValueError, match="out_channels must be divisible by groups"):
+        DepthwiseConv2d(4, 6, 3)
+    with pytest.raises((RuntimeError, ValueError), match="expected|channels"):
+        FusedDSConv(4, 8)(torch.randn(2, 5, 8, 8))
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_unknown_instruction_set_fails_at_import():
+    result = python("import dwconv_ext", DWCONV_EXT_ISA="avx9")
+    assert result.returncode != 0 and "DWCONV_EXT_ISA: 'avx9' is not available here" in result.stderr
+
+
+def test_instruction_set_can_be_chosen():
+    result = python("import dwconv_ext; print(dwconv_ext._C.selected_isa())", DWCONV_EXT_ISA="baseline")
+    assert result.stdout.strip() == "baseline", result.stderr
+
+
+def test_log_plan_prints_each_shape_once():
+    code = "import torch, dwconv_ext as d\nfor _ in range(3): d.depthwise_conv2d(torch.randn(1, 16, 9, 9), torch.randn(16, 1, 3, 3))"
+    result = python(code, DWCONV_EXT_LOG_PLAN="1")
+    assert result.stderr.count("depthwise_conv2d forward float32 NCHW N=1 C=16") == 1, result.stderr
+
+
+def test_not_built_says_what_to_do(tmp_path):
+    """A checkout that was never built, put first on the path."""
+    import dwconv_ext
+
+    package = tmp_path / "dwconv_ext"
+    package.mkdir()
+    source = os.path.dirname(dwconv_ext.__file__)
+    for name in os.listdir(source):
+        if name.endswith(".py"):
+            (package / name).write_text(open(os.path.join(source, name)).read())
+    # An editable install's finder would find the built module after all.
+    alone = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]; "
+    result = python(f"{alone}sys.path.insert(0, {str(tmp_path)!r}); import dwconv_ext")
+    assert "is not built for this Python" in result.stderr and "pip install ." in result.stderr, result.stderr
+    extension = package / ("_C" + __import__("sysconfig").get_config_var("EXT_SUFFIX"))
+    extension.write_bytes(b"not a library")
+    result = python(f"{alone}sys.path.insert(0, {str(tmp_path)!r}); import dwconv_ext")
+    assert "does not load under torch" in result.stderr and "--no-build-isolation" in result.stderr, result.stderr
