@@ -8,9 +8,9 @@
 ``python -m dwconv_ext`` prints what was built and which kernels this machine runs.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from ._load import load_cpu, load_cuda
+
+__version__ = "0.1.0"
 
 _C = load_cpu()
 _C_cuda, cuda_status = load_cuda()
@@ -21,11 +21,6 @@ from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
 from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
 
 _register_cuda(_C_cuda is not None, cuda_status)
-
-try:
-    __version__ = version("dwconv_ext")
-except PackageNotFoundError:  # imported from a folder that was never installed
-    __version__ = "unknown"
 
 __all__ = [
     "DepthwiseConv2d",

@@ -1,0 +1,64 @@
+# make demo    set up, build, and show it on real pictures and digits      (about 3 minutes after set-up)
+# make test    set up, build, run the tests
+# make bench   the tables and plots of the README
+# make fuzz    10,000 random problems a property test; make slow: the tests that need minutes or 20 GB
+# make lint    ruff and clang-format, as the pre-commit hooks run them
+#
+# Each does the whole set-up in .venv, at the versions of constraints.txt. PYTHON=/path/to/python uses that environment as it
+# is: it needs torch >= 2.10, ninja, pybind11, setuptools and what the target uses, and nothing is installed into it.
+
+VENV := .venv
+ifdef PYTHON
+PY := $(PYTHON)
+else
+PY := $(VENV)/bin/python
+endif
+BASE_PYTHON ?= python3
+# Development builds cover two architectures and PTX; an installed package covers all (setup.py).
+export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
+
+.PHONY: test slow fuzz demo bench lint build clean
+.DELETE_ON_ERROR:
+
+test: environment-test build
+	$(PY) -m pytest -m "not slow"
+
+slow: environment-test build
+	$(PY) -m pytest -m slow
+
+fuzz: environment-test build
+	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m "not slow" -k random
+
+demo: environment-examples build
+	$(PY) examples/demo.py
+
+bench: environment-bench build
+	$(PY) -m benchmarks depthwise --json docs/results/depthwise.json --plot docs/results/depthwise.png
+	$(PY) -m benchmarks separable --json docs/results/separable.json --plot docs/results/separable.png
+
+lint: environment-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(PY) -m clang_format --dry-run -Werror
+
+build:
+	$(PY) setup.py -q build_ext --inplace
+
+clean:
+	rm -rf build *.egg-info dwconv_ext/*.so
+
+# One stamp an extra of pyproject.toml: what is installed already is not installed again.
+ifdef PYTHON
+environment-%: ;
+else
+environment-%: $(VENV)/.ready-% ;
+endif
+
+.PRECIOUS: $(VENV)/.ready-%
+$(VENV)/.ready-%: pyproject.toml constraints.txt tools/requirements.py | $(VENV)/bin/python
+	$(PY) tools/requirements.py $* > $(VENV)/requirements-$*.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -r $(VENV)/requirements-$*.txt
+	touch $@
+
+$(VENV)/bin/python:
+	$(BASE_PYTHON) -m venv $(VENV)

@@ -1,0 +1,62 @@
+"""``python -m dwconv_ext``: what was built, and what this machine runs."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+
+import torch
+
+import dwconv_ext
+from dwconv_ext import _C, _C_cuda, cuda_status
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _kernels() -> str:
+    """The rows that the chosen instruction set has, by family."""
+    chosen = [row for row in _C.kernel_table() if row["isa"] == _C.selected_isa()]
+    return ", ".join(f"{name} ({count})" for name, count in Counter(row["name"] for row in chosen).items())
+
+
+def report() -> dict[str, str]:
+    """The facts that an issue report should have, by name."""
+    l1, l2 = _C.cache_bytes()
+    facts = {
+        "dwconv_ext": f"{dwconv_ext.__version__}, built against torch {_C.build_torch} by {_C.build_compiler}",
+        "torch": f"{torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        "CPU": f"{_processor()}, L1 {l1 >> 10} KiB, L2 {l2 >> 10} KiB",
+        "instruction sets": " ".join(_C.cpu_flags()),
+        "kernel sets": f"{_C.selected_isa()} chosen of {', '.join(_C.supported_isas())}",
+        "kernels": _kernels(),
+        "threads": str(torch.get_num_threads()),
+    }
+    if _C_cuda is None:
+        facts["CUDA"] = f"no: {cuda_status}"
+        if _C.build_cuda != "yes":
+            facts["CUDA"] += f" ({_C.build_cuda})"
+    else:
+        facts["CUDA"] = f"built with {_C_cuda.cuda_version} for {_C_cuda.architectures}"
+        if torch.cuda.is_available():
+            devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+            facts["CUDA devices"] = ", ".join(f"{d.name} (sm_{d.major}{d.minor})" for d in devices)
+        else:
+            facts["CUDA devices"] = "none"
+    return facts
+
+
+def main() -> None:
+    facts = report()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()
