@@ -1,0 +1,108 @@
+"""``python -m benchmarks {depthwise,separable}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+
+from . import peers, report
+from .layers import Layer, depthwise_layers, separable_layers
+from .roofline import Roofline
+from .suites import Mismatch, Options, depthwise_race, separable_race
+from .timing import Stopwatch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WHAT = {
+    "depthwise": (depthwise_layers, depthwise_race, "depthwise convolution: forward, and gradients of input and weight"),
+    "separable": (separable_layers, separable_race, "depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode"),
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name, (_, _, text) in WHAT.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        command.add_argument("--dtype", choices=DTYPES, default="float32")
+        command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's, %(default)s)")
+        command.add_argument("--batch", type=int, help="in place of the layer list's batch sizes")
+        command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
+        command.add_argument("--rounds", type=int, default=7, help="bursts of each contender (default: %(default)s)")
+        command.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes seconds a layer)")
+        command.add_argument("--no-runtimes", action="store_true", help="leave ONNX Runtime and OpenVINO out")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with the machine and the versions")
+        command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+        command.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    for name in ("threads", "rounds", "batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}: must be at least 1, got {value}")
+    return options
+
+
+def chosen_layers(what: str, options: argparse.Namespace) -> list[Layer]:
+    layers = WHAT[what][0]()
+    if options.batch:
+        layers = [layer._replace(batch=options.batch) for layer in layers]
+    return [layer for layer in layers if options.layers in layer.name]
+
+
+def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
+    """The summaries of each pass."""
+    torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+    dtype = DTYPES[options.dtype]
+    watch = Stopwatch(options.device, options.threads)
+    roofline = Roofline(watch, dtype)
+    settings = Options(options.device, dtype, options.threads, not options.no_compile, not options.no_runtimes)
+    layers = chosen_layers(options.what, options)
+    groups: dict[str, list[report.Summary]] = {}
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("checking and timing", total=len(layers))
+        for layer in layers:
+            progress.update(task, description=layer.name)
+            for race in WHAT[options.what][1](layer, settings):
+                race.times = watch.race(race.functions, options.rounds, lambda: None)
+                groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
+            progress.advance(task)
+    return groups
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if not chosen_layers(options.what, options):
+        print(f"no layer's name contains {options.layers!r}", file=sys.stderr)
+        return 2
+    if not options.no_runtimes and options.device == "cpu" and peers.missing():
+        print(f"left out, not installed: {', '.join(peers.missing())} (pip install 'dwconv_ext[bench]')", file=sys.stderr)
+    try:
+        groups = run(options)
+    except Mismatch as error:
+        print(f"wrong result, nothing timed: {error}", file=sys.stderr)
+        return 1
+    facts = report.machine(options.device)
+    title = f"{options.what}, {options.dtype}, {facts.get('device', facts['CPU'])}, {options.threads} threads"
+    for direction, summaries in groups.items():
+        report.print_table(f"{title}: {direction}", summaries)
+    print("results checked against float64 before timing; ms are medians of interleaved bursts; the ratios are what to read")
+    if options.json:
+        everything = [s for summaries in groups.values() for s in summaries]
+        report.write_json(options.json, {**facts, "dtype": options.dtype, "threads": options.threads}, everything)
+    if options.markdown:
+        options.markdown.write_text("\n".join(report.markdown(f"{title}: {d}", s) for d, s in groups.items()))
+    if options.plot:
+        report.plot(options.plot, title, groups)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

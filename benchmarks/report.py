@@ -1,0 +1,141 @@
+"""The table, the JSON file, the Markdown file and the plot of a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dwconv_ext.__main__ import report as build_report
+
+from .roofline import Roofline
+from .suites import BASELINE, BASELINE_CHANNELS_LAST, OURS, Race
+from .timing import geometric_mean
+
+
+def _commit() -> str:
+    try:
+        result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+def machine(device: str) -> dict[str, str]:
+    facts = build_report()
+    if device == "cuda":
+        facts["device"] = torch.cuda.get_device_name()
+    return {"machine": platform.platform(), **facts, "commit": _commit()}
+
+
+class Summary:
+    """A race's figures: times, ratios of our better layout to the others, rates, and the share of the roofline."""
+
+    def __init__(self, race: Race, roofline: Roofline) -> None:
+        self.race = race
+        self.ours = {name: race.times[name] for name in OURS}
+        self.best = min(self.ours.values())
+        self.peers = {name: t for name, t in race.times.items() if name not in OURS}
+        self.limit = roofline.seconds(race.bytes, race.flops)
+
+    def row(self) -> dict[str, float]:
+        figures = {f"{name} ms": t * 1e3 for name, t in self.race.times.items()}
+        for name, t in self.ours.items():
+            layout = name.removeprefix("dwconv_ext ")
+            figures[f"{layout} vs {BASELINE}"] = self.race.times[BASELINE] / t
+            figures[f"{layout} vs {BASELINE_CHANNELS_LAST}"] = self.race.times[BASELINE_CHANNELS_LAST] / t
+        figures["best vs best peer"] = min(self.peers.values()) / self.best
+        figures["GB/s"] = self.race.bytes / self.best / 1e9
+        figures["GFLOP/s"] = self.race.flops / self.best / 1e9
+        figures["roofline %"] = 100 * self.limit / self.best
+        return figures
+
+
+def rows_of(summaries: list[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, with the geometric means of the ratios as the last row."""
+    columns = list(dict.fromkeys(key for s in summaries for key in s.row()))
+
+    def text(column: str, value: float | None) -> str:
+        if value is None:
+            return "-"
+        if column.endswith(" ms"):
+            return f"{value:.3f}"
+        return f"{value:.2f}x" if " vs " in column else f"{value:.0f}"
+
+    cells = [[s.race.layer.name, *(text(c, s.row().get(c)) for c in columns)] for s in summaries]
+    means = ["geometric mean"]
+    for column in columns:
+        ratios = " vs " in column or column == "roofline %"
+        means.append(text(column, geometric_mean(s.row()[column] for s in summaries)) if ratios else "")
+    return ["layer", *columns], [*cells, means]
+
+
+def print_table(title: str, summaries: list[Summary]) -> None:
+    header, cells = rows_of(summaries)
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for i, row in enumerate(cells):
+        table.add_row(*row, style="bold" if i == len(cells) - 1 else None)
+    console = Console()
+    if not console.is_terminal:  # a file: wide enough for every column
+        console = Console(width=40 + 17 * len(header))
+    console.print(table)
+
+
+def markdown(title: str, summaries: list[Summary]) -> str:
+    header, cells = rows_of(summaries)
+    lines = [f"### {title}", "", "| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
+
+
+def write_json(path: Path, facts: dict, summaries: list[Summary]) -> None:
+    results = [
+        {
+            "layer": s.race.layer._asdict(),
+            "pass": s.race.direction,
+            "seconds": s.race.times,
+            "bytes": s.race.bytes,
+            "flops": s.race.flops,
+            "roofline_seconds": s.limit,
+        }
+        for s in summaries
+    ]
+    path.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+
+
+def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:
+    """Speed relative to nn.Conv2d in its default layout: a panel a pass, a row of bars a layer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    layers = max(len(g) for g in groups.values())
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(7.5 * len(groups), 1.6 + 0.62 * layers), squeeze=False, layout="constrained")
+    for axis, (direction, summaries) in zip(axes[0], groups.items(), strict=True):
+        names = [n for n in dict.fromkeys(n for s in summaries for n in s.race.times) if n != BASELINE]
+        height = 0.86 / len(names)
+        for i, name in enumerate(names):
+            ratios = [s.race.times[BASELINE] / s.race.times[name] if name in s.race.times else 0 for s in summaries]
+            places = [y - 0.43 + height * (i + 0.5) for y in range(len(summaries))]
+            colour = {OURS[0]: "#c1440e", OURS[1]: "#e8833a"}.get(name) or pyplot.get_cmap("Greys")(0.35 + 0.12 * (i % 5))
+            axis.barh(places, ratios, height, label=name, color=colour)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(summaries)), [s.race.layer.name for s in summaries])
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        ticks = [0.5, 1, 2, 5, 10, 20, 50]
+        axis.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel(f"speed, {BASELINE} = 1 (longer is faster)")
+        axis.set_title(direction)
+        axis.legend(fontsize=8, loc="lower right")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

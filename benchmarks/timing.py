@@ -1,0 +1,64 @@
+"""Timing: contenders in short bursts in turn, in one process; medians over the rounds.
+
+Absolute times on a shared machine drift by tens of percent within minutes; ratios of contenders measured within the same
+seconds do not. A burst is long enough (BURST_S) that its first calls, with another contender's data in the caches and perhaps
+its threads still spinning, do not count: they are run before the clock starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from statistics import median
+
+import torch
+from torch.utils.benchmark import Timer
+
+BURST_S = 0.02
+SETTLE_S = 0.004  # other runtimes' worker threads spin for about so long after their last task
+
+
+def _cuda_burst(function: Callable[[], object], calls: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / calls
+
+
+class Stopwatch:
+    """Seconds a call, of functions timed in turn."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.threads = device, threads
+
+    def burst(self, function: Callable[[], object], calls: int) -> float:
+        if self.device == "cuda":
+            return _cuda_burst(function, calls)
+        timer = Timer("function()", globals={"function": function}, num_threads=self.threads)
+        return timer.timeit(calls).mean
+
+    def calls_for(self, function: Callable[[], object]) -> int:
+        """How many calls fill a burst; also the warm-up."""
+        once = min(self.burst(function, 1) for _ in range(3))
+        return max(1, min(1000, int(BURST_S / max(once, 1e-7))))
+
+    def race(self, functions: dict[str, Callable[[], object]], rounds: int, tick: Callable[[], None]) -> dict[str, float]:
+        """The median seconds a call of each."""
+        calls = {name: self.calls_for(function) for name, function in functions.items()}
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        for _ in range(rounds):
+            for name, function in functions.items():
+                if self.device == "cpu":
+                    time.sleep(SETTLE_S)
+                self.burst(function, max(1, calls[name] // 4))
+                times[name].append(self.burst(function, calls[name]))
+                tick()
+        return {name: median(values) for name, values in times.items()}
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = torch.tensor(list(values), dtype=torch.float64).log()
+    return float(logs.mean().exp())
