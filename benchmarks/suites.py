@@ -152,7 +152,7 @@ def separable_race(layer: Layer, options: Options) -> Iterator[Race]:
     x = torch.randn(layer.batch, layer.channels, *layer.size)
     exact = _unfused(block, layer).double()(x.double())
     block.float()
-    dw, db, pw, pb = block._folded_weights()
+    dw, db, pw, pb, _ = block._folded_weights()
     block.to(options.device, options.dtype)
     plain = _unfused(block.cpu(), layer).eval().requires_grad_(False).to(options.device, options.dtype)
     block.to(options.device)

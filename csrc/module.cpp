@@ -104,6 +104,8 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("selected_isa", [] { return std::string(selected_isa().name); });
   m.def("select_isa", &select_isa, "Forces one of supported_isas(); for tests.");
+  m.def("pointwise_panel", [](const std::string& dtype) { return pointwise_panel(selected_isa(), parse_dtype(dtype)); },
+        "Output channels of a panel of packed pointwise weights.");
   m.def("force_row", &force_row, "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);
   m.def("cache_bytes", [] { return std::make_pair(machine(1).l1_bytes, machine(1).l2_bytes); });

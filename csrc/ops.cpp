@@ -17,5 +17,7 @@ STABLE_TORCH_LIBRARY(dwconv_ext, m) {
   m.def(
       "separable_conv2d(Tensor input, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str dw_act, str pw_act, Tensor? residual=None, "
-      "float dw_slope=0.01, float pw_slope=0.01) -> Tensor");
+      "float dw_slope=0.01, float pw_slope=0.01, Tensor? pw_packed=None) -> Tensor");
+  // pw_weight in the order the CPU kernels read, for pw_packed: (ceil(O / panel), C, panel), of the accumulation type.
+  m.def("separable_conv2d_pack(Tensor pw_weight) -> Tensor");
 }

@@ -76,21 +76,19 @@ struct BackwardWeightArgs {
 using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 
-// The fused block: a depthwise tile of whole output rows into scratch, then the pointwise product out of it.
-//   NHWC: pw_weight packed as [ceil(out_channels / panel)][channels][panel]     NCHW: [out_channels][channels]
+// The fused block. The depthwise stage is a kNHWC kernel of out_type = the accumulation type: of the input's type and strides
+// in channels_last, of the accumulation type in NCHW, where the block's kernel transposes the input for it.
 struct SeparableArgs {
-  DepthwiseArgs depthwise;  // its output pointer is set per tile
+  DepthwiseArgs depthwise;  // of the whole input; the block's kernel cuts it
   DepthwiseKernel depthwise_kernel = nullptr;
-  int64_t depthwise_scratch_bytes = 0;
-  int64_t depthwise_columns = 1;  // its tiles side by side: (groups of) channels
   int64_t out_channels = 0;
-  const void* pw_weight = nullptr;
-  const void* pw_bias = nullptr;   // [out_channels], accumulation type, or null
-  const void* residual = nullptr;  // strides of the output, or null
-  void* output = nullptr;
-  int64_t out_stride_n = 0;
+  const void* pw_weight = nullptr;  // panels [ceil(out_channels / panel)][channels][panel], zero-padded
+  const void* pw_bias = nullptr;    // whole panels, zero-padded; accumulation type
+  const void* residual = nullptr;   // contiguous like the output, or null
+  void* output = nullptr;           // contiguous in its layout
   Activation activation;
-  int64_t rows_per_tile = 1;
+  int64_t rows_per_tile = 1;  // of the batch * out_h output rows
+  int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 
@@ -119,10 +117,8 @@ struct KernelTable {
   const KernelRow* rows;
   int32_t count;
   int32_t vector_bytes;
-  int32_t panel_floats;  // columns of the pointwise product's register tile, float
+  int32_t panel_floats;  // output channels of a panel of packed pointwise weights, float
   int32_t panel_doubles;
-  // Elements of the accumulation type a fused block needs besides its depthwise kernel's scratch.
-  int64_t (*separable_scratch)(int64_t channels, int64_t pixels, int64_t panel);
 };
 
 }  // namespace dwconv

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._prims_common import suggest_memory_format
 
+from . import _C
+
 ops = torch.ops.dwconv_ext
 _library = torch.library.Library("dwconv_ext", "IMPL")
 
@@ -212,16 +214,18 @@ class SeparableConv2dFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01):
+    def forward(
+        x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01, pw_packed=None
+    ):  # fmt: skip
         with _below_autograd():
             return ops.separable_conv2d(
-                x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope
+                x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope, pw_packed
             )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act = inputs[:10]
-        residual, dw_slope, pw_slope = (*inputs[10:], *(None, 0.01, 0.01)[len(inputs) - 10 :])
+        residual, dw_slope, pw_slope = (*inputs[10:13], *(None, 0.01, 0.01)[len(inputs) - 10 :])
         ctx.conv = (stride, padding, dilation)
         ctx.activations = (dw_act, dw_slope, pw_act, pw_slope)
         ctx.present = (db is not None, pb is not None, residual is not None)
@@ -335,7 +339,7 @@ def _(grad, x, w, stride, padding, dilation, mask):
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d")
-def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01):
+def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes_and_packed):
     others = {"dw_bias": db, "pw_weight": pw, "pw_bias": pb, "residual": residual}
     return _fake_convolution("separable_conv2d", x, "dw_weight", dw, pw.shape[0], (stride, padding, dilation), others)
 
@@ -367,6 +371,14 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
             return op(*args)
 
     _library.impl(name, autograd, "Autograd")
+
+
+@torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
+def _(pw):
+    torch._check(pw.dim() == 4, lambda: f"pw_weight must have shape (out_channels, channels, 1, 1), but got {list(pw.shape)}")
+    wide = torch.float64 if pw.dtype == torch.float64 else torch.float32
+    panel = _C.pointwise_panel(str(pw.dtype).removeprefix("torch."))
+    return pw.new_empty(((pw.shape[0] + panel - 1) // panel, pw.shape[1], panel), dtype=wide)
 
 
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
@@ -420,7 +432,8 @@ def _(info, in_dims, grad, x, w, stride, padding, dilation, mask):
 
 
 @torch.library.register_vmap("dwconv_ext::separable_conv2d")
-def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes):
+def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes_and_packed):
+    slopes = slopes_and_packed[:2]  # the weights are packed anew
     size = info.batch_size
     tensors = [x, dw, db, pw, pb, residual]
     dims = [*in_dims[:5], in_dims[10] if len(in_dims) > 10 else None]
@@ -450,7 +463,8 @@ def _register_autocast(device_type: str, key: str) -> None:
         with torch._C._ExcludeDispatchKeyGuard(below):
             return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *conv)
 
-    def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes):
+    def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes_and_packed):
+        slopes = slopes_and_packed[:2]  # what was packed before the cast is not what is wanted
         with torch._C._ExcludeDispatchKeyGuard(below):
             return ops.separable_conv2d(
                 *map(cast, (x, dw, db, pw, pb)), stride, padding, dilation, dw_act, pw_act, cast(residual), *slopes

@@ -26,7 +26,9 @@ def _depthwise_backward(grad: Tensor, x: Tensor, w: Tensor, stride: Any, padding
     return tuple(x.new_empty((0,)) if g is None else g for g in grads)
 
 
-def _separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01):
+def _separable(
+    x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01, pw_packed=None
+):  # fmt: skip
     middle = activation_function(ops.depthwise_conv2d(x, dw, db, stride, padding, dilation), dw_act, dw_slope)
     output = activation_function(F.conv2d(middle, pw, pb), pw_act, pw_slope)
     return output if residual is None else output + residual

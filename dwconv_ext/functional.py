@@ -121,6 +121,7 @@ def separable_conv2d(
     *,
     dw_slope: float = 0.01,
     pw_slope: float = 0.01,
+    pw_packed: Tensor | None = None,
 ) -> Tensor:
     """Depthwise-separable convolution in one pass, the intermediate never written to memory.
 
@@ -138,6 +139,8 @@ def separable_conv2d(
         dw_act, pw_act: ``identity``, ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``, ``leaky_relu``.
         residual: added after pw_act; of the output's shape.
         dw_slope, pw_slope: negative slope where the activation is leaky_relu.
+        pw_packed: ``torch.ops.dwconv_ext.separable_conv2d_pack(pw_weight)``, made once for many calls with the same weights
+            (CPU; :class:`FusedDSConv` keeps one). Without it every call packs pw_weight anew.
 
     Returns:
         (N, out_channels, outH, outW), in the input's layout.
@@ -152,6 +155,7 @@ def separable_conv2d(
         ("pw_weight", pw_weight, False),
         ("pw_bias", pw_bias, True),
         ("residual", residual, True),
+        ("pw_packed", pw_packed, True),
     ):
         _tensor(name, value, optional)
     batched, unbatched = _batched("separable_conv2d", input)
@@ -160,6 +164,7 @@ def separable_conv2d(
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     batched, padding = _resolve_padding(batched, dw_weight, padding, stride, dilation)
     output = ops.separable_conv2d(
-        batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope
-    )
+        batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,
+        pw_packed,
+    )  # fmt: skip
     return output.squeeze(0) if unbatched else output

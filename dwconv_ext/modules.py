@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import _C
 from .autograd import activation_function
 from .functional import IntOrPair, _pair, depthwise_conv2d, separable_conv2d
 
@@ -190,31 +191,35 @@ class FusedDSConv(nn.Module):
     def _fold_all(self) -> tuple[Tensor, ...]:
         return (*_fold(self.depthwise, self.bn1), *_fold(self.pointwise, self.bn2))
 
-    def _folded_weights(self) -> tuple[Tensor, ...]:
+    def _folded_weights(self) -> tuple[Tensor | None, ...]:
+        """dw_weight, dw_bias, pw_weight, pw_bias and, where they are kept for the next call too, pw_packed."""
         if torch.compiler.is_compiling():
-            return self._fold_all()
+            return (*self._fold_all(), None)
         sources = [t for part in self._parts() for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
         cacheable = all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in sources)
         if not cacheable or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in sources):
-            return self._fold_all()
+            return (*self._fold_all(), None)
         if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
-            return self._fold_all()  # differentiable, so that gradients in eval mode reach the parts
-        # eps is part of what was folded; the tensors themselves are kept, so that an address can't be taken for another.
-        key = (self.bn1.eps, self.bn2.eps, *((t._version, t.data_ptr()) for t in sources))
+            return (*self._fold_all(), None)  # differentiable, so that gradients in eval mode reach the parts
+        # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
+        # address can't be taken for another.
+        key = (self.bn1.eps, self.bn2.eps, _C.selected_isa(), *((t._version, t.data_ptr()) for t in sources))
         known = self._folded_from
         if self._folded is None or known[0] != key or any(a is not b for a, b in zip(known[1], sources, strict=True)):
             with torch.no_grad():
-                self._folded = self._fold_all()
+                folded = self._fold_all()
+                packed = torch.ops.dwconv_ext.separable_conv2d_pack(folded[2]) if folded[2].device.type == "cpu" else None
+                self._folded = (*folded, packed)
             self._folded_from = (key, sources)
         return self._folded
 
     def forward(self, input: Tensor) -> Tensor:
         if self._can_fuse():
-            dw_weight, dw_bias, pw_weight, pw_bias = self._folded_weights()
+            dw_weight, dw_bias, pw_weight, pw_bias, pw_packed = self._folded_weights()
             conv = self.depthwise
             return separable_conv2d(
                 input, dw_weight, dw_bias, pw_weight, pw_bias, conv.stride, conv.padding, conv.dilation,
-                self.dw_activation, self.activation, dw_slope=self.dw_slope, pw_slope=self.slope,
+                self.dw_activation, self.activation, dw_slope=self.dw_slope, pw_slope=self.slope, pw_packed=pw_packed,
             )  # fmt: skip
         x = self.bn1(self.depthwise(input))
         x = activation_function(x, self.dw_activation, self.dw_slope)

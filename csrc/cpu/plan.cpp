@@ -161,39 +161,51 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   return plan;
 }
 
+int64_t pointwise_panel(const IsaKernels& isa, DType dtype) {
+  return dtype == DType::kFloat64 ? isa.table.panel_doubles : isa.table.panel_floats;
+}
+
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine) {
   SeparablePlan plan;
   Plan& whole = plan.whole;
   whole.row = choose(isa, machine, "separable_conv2d", "forward", problem);
   const int64_t unit = accumulate_size(problem.dtype);
-  plan.panel = problem.dtype == DType::kFloat64 ? isa.table.panel_doubles : isa.table.panel_floats;
-  // As many rows as keep the depthwise tile in a quarter of L2, fewer where the threads would starve.
+  plan.panel = pointwise_panel(isa, problem.dtype);
+  DepthwiseProblem stage = problem;
+  stage.batch = 1;
+  stage.layout = Layout::kNHWC;
+  stage.out_dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  if (problem.layout == Layout::kNCHW) stage.dtype = stage.out_dtype;
+  plan.depthwise = plan_forward(stage, isa, machine);
+
+  // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
+  // are read once a tile. At least kMinPixels, for the panel's reuse.
+  constexpr int64_t kMinPixels = 98, kComfortable = 256 << 10;
+  const int64_t weight_bytes = problem.channels * out_channels * unit;
   const int64_t row_bytes = std::max<int64_t>(problem.out_w * problem.channels * unit, 1);
-  const int64_t in_cache = std::max<int64_t>(machine.l2_bytes / 4 / row_bytes, 1);
-  const int64_t fair = ceil_div(problem.batch * problem.out_h, kTilesAWorker * machine.threads);
-  const int64_t enough_pixels = ceil_div(4 * plan.panel, std::max<int64_t>(problem.out_w, 1));
-  const int64_t starving = ceil_div(problem.batch * problem.out_h, machine.threads);
-  whole.rows_per_tile =
-      std::clamp<int64_t>(std::min(in_cache, std::max(fair, std::min(enough_pixels, starving))), 1, std::max<int64_t>(problem.out_h, 1));
-  whole.tiles = problem.batch * ceil_div(problem.out_h, whole.rows_per_tile);
+  const int64_t total_rows = problem.batch * problem.out_h;
+  const int64_t budget = weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
+  const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(problem.out_w, 1));
+  const int64_t most = std::max(budget / row_bytes, least);
+  // Threads share the rows while each has kMinPixels and the weights fit beside one another in L2; else they split the outputs.
+  const int64_t panels = ceil_div(out_channels, plan.panel);
+  const bool few_rows = total_rows < machine.threads * least || (weight_bytes > machine.l2_bytes / 4 && total_rows <= most);
+  plan.splits = few_rows ? std::clamp<int64_t>(machine.threads / std::max<int64_t>(total_rows / most, 1), 1, panels) : 1;
+  const int64_t sharers = ceil_div(machine.threads, plan.splits);
+  const int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(total_rows, 1), most), sharers) * sharers;
+  whole.rows_per_tile = std::max<int64_t>(ceil_div(total_rows, pieces), 1);
+  whole.columns = plan.splits;
+  whole.tiles = ceil_div(total_rows, whole.rows_per_tile) * plan.splits;
 
-  DepthwiseProblem tile = problem;
-  tile.batch = 1;
-  tile.out_h = std::min(whole.rows_per_tile, problem.out_h);
-  tile.out_dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  plan.depthwise = plan_forward(tile, isa, {machine.l1_bytes, machine.l2_bytes, 1, machine.forced});
-
-  const int64_t pixels = whole.rows_per_tile * problem.out_w;
-  const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
+  const int64_t out_pixels = total_rows * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
-  plan.depthwise.scratch_bytes = ceil_div(plan.depthwise.scratch_bytes, 64) * 64;
-  whole.scratch_bytes =
-      plan.depthwise.scratch_bytes + isa.table.separable_scratch(problem.channels, pixels, plan.panel) * unit;
+  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile);
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
-  whole.reason = std::to_string(whole.rows_per_tile) + " rows a tile; depthwise stage: " + plan.depthwise.reason;
+  whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
+                 " of the output channels a tile; depthwise stage: " + plan.depthwise.reason;
   return plan;
 }
 

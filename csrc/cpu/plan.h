@@ -26,12 +26,14 @@ Plan plan_forward(const DepthwiseProblem& problem, const IsaKernels& isa, const 
 Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {
-  Plan depthwise;  // of one tile
+  Plan depthwise;  // of the first stage
   Plan whole;
-  int64_t panel = 0;  // output channels (NHWC) or pixels (NCHW) of a pointwise panel
+  int64_t panel = 0;   // output channels of a packed panel
+  int64_t splits = 1;  // ranges of output channels
 };
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine);
+int64_t pointwise_panel(const IsaKernels& isa, DType dtype);
 
 int64_t element_size(DType dtype);
 int64_t accumulate_size(DType dtype);

@@ -2,6 +2,8 @@
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
+#include <string.h>
+
 #include "../separable_checks.h"
 #include "pack_weights.h"
 #include "run.h"
@@ -9,16 +11,44 @@
 namespace dwconv {
 namespace {
 
-void* widened(const Tensor& t, DType dtype, Workspace where) {
-  void* const wide = workspace(where, t.numel() * accumulate_size(dtype));
-  widen(dtype, torch::stable::contiguous(t).const_data_ptr(), t.numel(), wide);
-  return wide;
+constexpr const char* kPack = "separable_conv2d_pack";
+
+Ints packed_shape(int64_t out_channels, int64_t channels, int64_t panel) {
+  return {(out_channels + panel - 1) / panel, channels, panel};
+}
+
+// The pointwise weights in the order this CPU's kernels read, for many calls with the same weights.
+Tensor separable_conv2d_pack(const Tensor& pw_weight) {
+  STD_TORCH_CHECK(pw_weight.dim() == 4 && pw_weight.size(0) > 0 && pw_weight.size(1) > 0 && pw_weight.size(2) == 1 && pw_weight.size(3) == 1, kPack,
+                  ": pw_weight must have shape (out_channels, channels, 1, 1), but got ", to_string(pw_weight));
+  const DType dtype = check_dtype(kPack, "pw_weight", pw_weight);
+  const int64_t panel = pointwise_panel(selected_isa(), dtype);
+  const ScalarType wide = dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const Tensor packed = torch::stable::empty(packed_shape(pw_weight.size(0), pw_weight.size(1), panel), wide, std::nullopt, pw_weight.device());
+  pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), pw_weight.size(0), pw_weight.size(1), panel,
+                        packed.mutable_data_ptr());
+  return packed;
+}
+
+const void* packed_weights(const Tensor& pw_weight, const std::optional<Tensor>& pw_packed, DType dtype, int64_t panel) {
+  const int64_t out_channels = pw_weight.size(0), channels = pw_weight.size(1);
+  const Ints shape = packed_shape(out_channels, channels, panel);
+  if (pw_packed) {
+    STD_TORCH_CHECK(pw_packed->dim() == 3 && pw_packed->size(0) == shape[0] && pw_packed->size(1) == shape[1] && pw_packed->size(2) == shape[2] &&
+                        pw_packed->is_contiguous() && pw_packed->is_cpu() &&
+                        pw_packed->scalar_type() == (dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float),
+                    kSeparable, ": pw_packed must be what ", kPack, " makes of pw_weight, but got shape ", to_string(*pw_packed));
+    return pw_packed->const_data_ptr();
+  }
+  void* const panels = workspace(Workspace::kPointwiseWeight, shape[0] * shape[1] * shape[2] * accumulate_size(dtype));
+  pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), out_channels, channels, panel, panels);
+  return panels;
 }
 
 Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
                         const std::optional<Tensor>& pw_bias, const Ints stride, const Ints padding, const Ints dilation,
                         const std::string dw_act, const std::string pw_act, const std::optional<Tensor>& residual, double dw_slope,
-                        double pw_slope) {
+                        double pw_slope, const std::optional<Tensor>& pw_packed) {
   const ConvolutionShape s = check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual);
   const DType dtype = check_dtype(kSeparable, "input", input);
   const Layout layout = layout_of(input);
@@ -46,29 +76,23 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
     pack_bias(dtype, torch::stable::contiguous(*dw_bias).const_data_ptr(), s.channels, 1, 0, plan.depthwise.weight_pitch, bias);
     args.depthwise.bias = bias;
   }
-  if (layout == Layout::kNHWC) {
-    const int64_t padded_out = (out_channels + plan.panel - 1) / plan.panel * plan.panel;
-    void* const panels = workspace(Workspace::kPointwiseWeight, padded_out * s.channels * unit);
-    pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), out_channels, s.channels, plan.panel, panels);
-    args.pw_weight = panels;
-  } else {
-    args.pw_weight = widened(pw_weight, dtype, Workspace::kPointwiseWeight);
-  }
-  if (pw_bias) args.pw_bias = widened(*pw_bias, dtype, Workspace::kPointwiseBias);
+  args.pw_weight = packed_weights(pw_weight, pw_packed, dtype, plan.panel);
+  const int64_t padded_out = (out_channels + plan.panel - 1) / plan.panel * plan.panel;
+  void* const wide_pw_bias = workspace(Workspace::kPointwiseBias, padded_out * unit);
+  memset(wide_pw_bias, 0, padded_out * unit);
+  if (pw_bias) widen(dtype, torch::stable::contiguous(*pw_bias).const_data_ptr(), out_channels, wide_pw_bias);
+  args.pw_bias = wide_pw_bias;
   const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
 
   args.depthwise.input = x.const_data_ptr();
   args.depthwise.weight = dw;
   args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
-  args.depthwise_columns = plan.depthwise.columns;
-  args.depthwise.rows_per_tile = plan.depthwise.rows_per_tile;
   args.depthwise_kernel = plan.depthwise.row->depthwise;
-  args.depthwise_scratch_bytes = plan.depthwise.scratch_bytes;
   args.out_channels = out_channels;
   args.residual = residual ? added.const_data_ptr() : nullptr;
   args.output = output.mutable_data_ptr();
-  args.out_stride_n = out_channels * s.out_h * s.out_w;
   args.rows_per_tile = plan.whole.rows_per_tile;
+  args.splits = plan.splits;
   run_tiles(plan.whole, [&](void* scratch, int64_t begin, int64_t end) { plan.whole.row->separable(args, scratch, begin, end); });
   return output;
 }
@@ -77,5 +101,6 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
 }  // namespace dwconv
 
 STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("separable_conv2d_pack", TORCH_BOX(&dwconv::separable_conv2d_pack));
   m.impl("separable_conv2d", TORCH_BOX(&dwconv::separable_conv2d));
 }

@@ -18,7 +18,7 @@ static const KernelRow kRows[] = {
    Layout::kNHWC, DWCONV_ISA_ID, DWCONV_VECTOR_BYTES, &function##_scratch<T>, nullptr, &function<T, kernel, stride>, nullptr},
 #define DWCONV_SEPARABLE(function, T, dtype, layout)                                                             \
   {#function, "separable_conv2d", "forward", DType::dtype, DType::dtype, Layout::layout, 0, 0, Layout::layout, \
-   DWCONV_ISA_ID, DWCONV_VECTOR_BYTES, nullptr, nullptr, nullptr, &function<T>},
+   DWCONV_ISA_ID, DWCONV_VECTOR_BYTES, &function##_scratch<T>, nullptr, nullptr, &function<T>},
 #include "../kernels.inc"
 #undef DWCONV_DEPTHWISE
 #undef DWCONV_BACKWARD_WEIGHT
@@ -27,7 +27,7 @@ static const KernelRow kRows[] = {
 
 KernelTable kernel_table() {
   return {kRows,           static_cast<int32_t>(sizeof kRows / sizeof kRows[0]), DWCONV_VECTOR_BYTES,
-          kPanel<float>,   kPanel<double>, &separable_forward_scratch};
+          kPanel<float>,   kPanel<double>};
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -2,134 +2,240 @@
 //
 //   out = pw_act(pw_weight . dw_act(depthwise(in) + dw_bias) + pw_bias) + residual
 //
-// A tile is `rows_per_tile` whole output rows of one image. Its depthwise result goes to scratch in the accumulation type
-// and stays in L1/L2; the pointwise product reads it from there, so the intermediate is never written to memory.
+// A tile is a range of output rows (across images) times a range of output channels. Its depthwise result goes to scratch as
+// [pixel][channel], in the accumulation type, and stays in L2; the pointwise product reads it from there.
 //
-//              product[i, j] = sum_k a[i, k] * b[k, j]        register tile: kGemmRows x kGemmColumns vectors
-//   NHWC       i pixels, k channels, j output channels        a = scratch[pixel][channel], b = packed weight panels
-//   NCHW       i output channels, k channels, j pixels        a = weights, b = scratch[channel][pixel]
+//   product[i, j] = sum_k middle[i, k] * panel[k, j]     i pixels, k channels, j output channels
 //
-// For each panel of j the tile's a is walked once, so a panel (channels x kGemmColumns vectors) is reused from L1/L2 by all
-// rows i. Sums over k run in order, in one accumulator each: the result does not depend on the tile.
-// Traffic: input and output once (plus halo rows, from L2), all pointwise weights once per tile, from L2/L3.
+// Register tile: kGemmRows pixels by kGemmColumns vectors of output channels; the weights are packed in panels of as many
+// output channels, [ceil(out_channels / kPanel)][channels][kPanel]. A panel is walked for all pixels of the tile in turn: it
+// comes from L1 or L2, kPanel values for every kGemmRows * kGemmColumns FMAs. Sums over k run in order, in one accumulator
+// each: the result does not depend on the tile. Bias, activation and residual are applied to the registers.
+//
+// NCHW: a vector of planes at a time is transposed into the depthwise stage (transpose.h), and each panel's product is
+// transposed back; everything between is the same.
+// Traffic: input (plus halo rows) and output once; the pointwise weights once a tile of pixels, from L2 or L3.
 #pragma once
 
-#include "activate.h"
+#include "depthwise_forward_nchw_transposed.h"
 
 namespace dwconv::DWCONV_ISA {
 
 #if DWCONV_VECTOR_BYTES == 64
-inline constexpr int kGemmRows = 7, kGemmColumns = 4;  // 28 accumulators + 4 + 1 broadcast operand of 32 registers
+inline constexpr int kGemmRows = 14;  // 28 sums + 2 of the panel + 1 broadcast of 32 registers
 #elif DWCONV_VECTOR_BYTES == 32
-inline constexpr int kGemmRows = 6, kGemmColumns = 2;  // 12 + 2 + 1 of 16
+inline constexpr int kGemmRows = 6;  // 12 + 2 + 1 of 16
 #else
-inline constexpr int kGemmRows = 4, kGemmColumns = 2;  // 8 + 2 + 1 of 16
+inline constexpr int kGemmRows = 4;
 #endif
+inline constexpr int kGemmColumns = 2;
 template <class A>
 inline constexpr int kPanel = kGemmColumns * kLanes<A>;
 
-// c[i * kPanel + j] = sum_k a[i * a_stride + k] * b[k * b_stride + j], kRows rows.
+// Scratch of a worker, in elements of the accumulation type. The pitch of the middle keeps pixels out of one another's cache
+// sets where the channels are a power of two; it is padded to whole register tiles.
+template <class A>
+DWCONV_INLINE int64_t middle_pitch(int64_t channels) {
+  return (channels + kLanes<A> - 1) / kLanes<A> * kLanes<A> + 64 / static_cast<int64_t>(sizeof(A));
+}
+template <class A>
+DWCONV_INLINE int64_t padded_pixels(int64_t pixels) {
+  return (pixels + kGemmRows - 1) / kGemmRows * kGemmRows;
+}
+
+template <class A>
+DWCONV_INLINE const A* at_bytes(const A* base, int64_t bytes) {
+  return reinterpret_cast<const A*>(reinterpret_cast<const char*>(base) + bytes);
+}
+
+// acc[i] = sum_k a[i * pitch + k] * panel[k].
 template <class A, int kRows>
-void gemm_tile(int64_t depth, const A* a, int64_t a_stride, const A* b, int64_t b_stride, A* c) {
+DWCONV_INLINE void gemm_tile(int64_t depth, const A* a, int64_t pitch, const A* panel, Vec<A> (&acc)[kRows][kGemmColumns]) {
   constexpr int kVec = kLanes<A>;
-  Vec<A> acc[kRows][kGemmColumns] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<A> column[kGemmColumns];
-    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) column[j] = load(b + k * b_stride + j * kVec);
+  DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) acc[i][j] = Vec<A>{};
+  }
+  // Seven rows are within reach of one base by the address forms [base + {1, 2, 4} * p1], [base + {1, 2} * p3], [base + p5];
+  // a pointer a row would not fit into the general registers. The empty asm keeps the compiler from making those pointers.
+  int64_t p1 = pitch * static_cast<int64_t>(sizeof(A)), p3 = 3 * p1, p5 = 5 * p1;
+  asm("" : "+r"(p1), "+r"(p3), "+r"(p5));
+  const A* low = a;
+  const A* high = a + 7 * pitch;
+  for (int64_t k = 0; k < depth; ++k, ++low, ++high, panel += kGemmColumns * kVec) {
+    Vec<A> b[kGemmColumns];
+    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) b[j] = load(panel + j * kVec);
     DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
-      const Vec<A> factor = broadcast(a[i * a_stride + k]);
-      DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += factor * column[j];
+      const A* const base = i < 7 ? low : high;
+      const int row = i % 7;
+      const A* const at = row == 0   ? base
+                          : row == 3 ? at_bytes(base, p3)
+                          : row == 5 ? at_bytes(base, p5)
+                          : row == 6 ? at_bytes(base, 2 * p3)
+                                     : at_bytes(base, row * p1);
+      const Vec<A> factor = broadcast(*at);
+      DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += factor * b[j];
     }
   }
-  DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
-    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) store(c + i * kPanel<A> + j * kVec, acc[i][j]);
-  }
 }
 
-template <class A, int kRows = kGemmRows>
-DWCONV_INLINE void gemm_rows(int rows, int64_t depth, const A* a, int64_t a_stride, const A* b, int64_t b_stride, A* c) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows) return gemm_tile<A, kRows>(depth, a, a_stride, b, b_stride, c);
-    gemm_rows<A, kRows - 1>(rows, depth, a, a_stride, b, b_stride, c);
-  }
-}
+// Where a register tile's result goes: rows out_pitch apart, `rows` of them, `columns` output channels of the panel.
+template <class O>
+struct GemmTarget {
+  O* out;
+  const O* residual;  // like out, or null
+  int64_t pitch;
+  int rows, columns;
+};
 
-// Bias, activation, residual and store of `count` elements of one product row. `bias` is a vector of `count` where
-// bias_step is 1, one value where it is 0.
-template <class T, class A>
-DWCONV_INLINE void finish_row(const SeparableArgs& args, const A* product, const A* bias, int64_t bias_step, int64_t offset,
-                              int64_t count) {
+// One register tile from the middle to the target. bias: kPanel values.
+template <class O, class A, int kRows>
+void gemm_rows(const SeparableArgs& args, const A* a, int64_t pitch, const A* panel, const A* bias, const GemmTarget<O>& to) {
   constexpr int kVec = kLanes<A>;
-  for (int64_t j = 0; j < count; j += kVec) {
-    const int lanes = lanes_left(count - j, kVec);
-    Vec<A> v = load(product + j);
-    if (bias != nullptr) v += bias_step ? load_lanes(bias + j, lanes) : broadcast(*bias);
-    v = activate<A>(v, args.activation);
-    if (args.residual != nullptr) v += load_lanes(static_cast<const T*>(args.residual) + offset + j, lanes);
-    store_lanes(static_cast<T*>(args.output) + offset + j, v, lanes);
+  Vec<A> acc[kRows][kGemmColumns];
+  gemm_tile<A, kRows>(args.depthwise.problem.channels, a, pitch, panel, acc);
+  DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(bias + j * kVec);
+  }
+  activate_all<A>(acc, args.activation);
+  DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
+    if (i >= to.rows) break;
+    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) {
+      const int left = to.columns - j * kVec;
+      if (left <= 0) continue;
+      Vec<A> v = acc[i][j];
+      const int64_t offset = i * to.pitch + j * kVec;
+      if (left >= kVec) {
+        if (to.residual != nullptr) v += load(to.residual + offset);
+        store(to.out + offset, v);
+      } else {
+        if (to.residual != nullptr) v += load_lanes(to.residual + offset, left);
+        store_lanes(to.out + offset, v, left);
+      }
+    }
   }
 }
 
-template <class T, bool nhwc>
+// All pixels of a tile by one panel.
+template <class O, class A>
+void gemm_panel(const SeparableArgs& args, const A* middle, int64_t pitch, int64_t pixels, const A* panel, const A* bias,
+                GemmTarget<O> to) {
+  constexpr int kHalf = kGemmRows / 2;
+  for (int64_t i = 0; i < pixels;) {
+    const int64_t left = pixels - i;
+    const GemmTarget<O> here = {to.out + i * to.pitch, to.residual ? to.residual + i * to.pitch : nullptr, to.pitch,
+                                lanes_left(left, kGemmRows), to.columns};
+    if (left > kHalf) {
+      gemm_rows<O, A, kGemmRows>(args, middle + i * pitch, pitch, panel, bias, here);
+      i += kGemmRows;
+    } else {
+      gemm_rows<O, A, kHalf>(args, middle + i * pitch, pitch, panel, bias, here);
+      i += kHalf;
+    }
+  }
+}
+
+// Output rows [row, row + rows) of the N * out_h: calls body(n, y, count, first pixel of the tile) for each image's share.
+template <class Body>
+DWCONV_INLINE void for_each_image(const DepthwiseProblem& p, int64_t row, int64_t rows, Body body) {
+  for (int64_t done = 0; done < rows;) {
+    const int64_t n = (row + done) / p.out_h, y = (row + done) % p.out_h;
+    const int64_t count = rows - done < p.out_h - y ? rows - done : p.out_h - y;
+    body(n, y, count, done * p.out_w);
+    done += count;
+  }
+}
+
+// The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
+template <class T, class A, bool kNhwc>
+void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, A* middle) {
+  const DepthwiseProblem& whole = args.depthwise.problem;
+  DepthwiseArgs stage = args.depthwise;
+  DepthwiseProblem& p = stage.problem;
+  p.batch = 1;
+  p.out_stride_w = pitch;
+  p.out_stride_h = whole.out_w * pitch;
+  for_each_image(whole, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
+    const T* const image = static_cast<const T*>(args.depthwise.input) + n * whole.in_stride_n;
+    stage.rows_per_tile = p.out_h = count;
+    if constexpr (kNhwc) {
+      p.pad_h = whole.pad_h - y * whole.stride_h;
+      stage.input = image;
+      stage.output = middle + pixel * pitch;
+      args.depthwise_kernel(stage, nullptr, 0, 1);
+    } else {
+      constexpr int kVec = kLanes<A>;
+      const Range in_rows = input_rows(whole, y, count);
+      p.in_h = in_rows.end - in_rows.begin;
+      p.pad_h = whole.pad_h - y * whole.stride_h + in_rows.begin;
+      p.in_stride_w = kVec;
+      p.in_stride_h = whole.in_w * kVec;
+      stage.input = staged;
+      for (int64_t c = 0; c < whole.channels; c += kVec) {
+        const int lanes = lanes_left(whole.channels - c, kVec);
+        const T* from[kVec];
+        for (int l = 0; l < lanes; ++l) from[l] = image + (c + l) * whole.in_stride_c + in_rows.begin * whole.in_stride_h;
+        planes_to_lanes<T, A>(from, 0, lanes, p.in_h, whole.in_w, whole.in_stride_h, staged);
+        p.channels = lanes;
+        stage.weight = static_cast<const A*>(args.depthwise.weight) + c;
+        stage.bias = args.depthwise.bias ? static_cast<const A*>(args.depthwise.bias) + c : nullptr;
+        stage.output = middle + pixel * pitch + c;
+        args.depthwise_kernel(stage, nullptr, 0, 1);
+      }
+    }
+  });
+}
+
+// A panel's product, [pixel][kPanel], to the planes of its output channels.
+template <class T, class A>
+void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int64_t channel, int columns, const A* product) {
+  constexpr int kVec = kLanes<A>;
+  const DepthwiseProblem& p = args.depthwise.problem;
+  const int64_t plane = p.out_h * p.out_w;
+  for_each_image(p, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
+    for (int j = 0; j < columns; j += kVec) {
+      const int lanes = lanes_left(columns - j, kVec);
+      const int64_t first = (n * args.out_channels + channel + j) * plane + y * p.out_w;
+      T* to[kVec];
+      const T* residual[kVec];
+      for (int l = 0; l < lanes; ++l) {
+        to[l] = static_cast<T*>(args.output) + first + l * plane;
+        residual[l] = static_cast<const T*>(args.residual) + first + l * plane;
+      }
+      lanes_to_piece<T, A>(product + pixel * kPanel<A> + j, kPanel<A>, lanes, count * p.out_w, 0, 1, to,
+                           args.residual ? residual : nullptr);
+    }
+  });
+}
+
+template <class T, bool kNhwc>
 void separable_tiles(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& whole = args.depthwise.problem;
-  const int64_t row_tiles = (whole.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
-  const int64_t channels = whole.channels;
-  char* const depthwise_scratch = static_cast<char*>(scratch);
-  A* const product = reinterpret_cast<A*>(depthwise_scratch + args.depthwise_scratch_bytes);
-  A* const middle = product + kGemmRows * kPanel<A>;
-  const A* const pw_weight = static_cast<const A*>(args.pw_weight);
-  const A* const pw_bias = static_cast<const A*>(args.pw_bias);
-
+  const DepthwiseProblem& p = args.depthwise.problem;
+  const int64_t total_rows = p.batch * p.out_h;
+  const int64_t pitch = middle_pitch<A>(p.channels);
+  const int64_t panels = (args.out_channels + kPanel<A> - 1) / kPanel<A>;
+  A* const middle = static_cast<A*>(scratch);
+  A* const product = middle + padded_pixels<A>(args.rows_per_tile * p.out_w) * pitch;  // and, before it is needed, the staging
+  int64_t staged_row = -1;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-    const int64_t n = tile / row_tiles;
-    const int64_t y0 = tile % row_tiles * args.rows_per_tile;
-    const int64_t rows = y0 + args.rows_per_tile < whole.out_h ? args.rows_per_tile : whole.out_h - y0;
-    const int64_t pixels = rows * whole.out_w;
-    // NCHW: each channel's pixels padded to whole panels, so that the product's reads need no masks.
-    const int64_t middle_pitch = nhwc ? channels : (pixels + kPanel<A> - 1) / kPanel<A> * kPanel<A>;
-
-    DepthwiseArgs depthwise = args.depthwise;
-    DepthwiseProblem& p = depthwise.problem;
-    p.batch = 1;
-    p.pad_h = whole.pad_h - y0 * whole.stride_h;
-    p.out_h = rows;
-    p.out_stride_n = 0;
-    p.out_stride_c = nhwc ? 1 : middle_pitch;
-    p.out_stride_w = nhwc ? channels : 1;
-    p.out_stride_h = whole.out_w * p.out_stride_w;
-    depthwise.input = static_cast<const T*>(args.depthwise.input) + n * whole.in_stride_n;
-    depthwise.output = middle;
-    const int64_t tiles_a_plane = (rows + depthwise.rows_per_tile - 1) / depthwise.rows_per_tile;
-    args.depthwise_kernel(depthwise, depthwise_scratch, 0, args.depthwise_columns * tiles_a_plane);
-
-    const int64_t out = n * args.out_stride_n + y0 * whole.out_w * (nhwc ? args.out_channels : 1);
-    if (nhwc) {
-      for (int64_t j = 0; j < args.out_channels; j += kPanel<A>) {
-        const A* const panel = pw_weight + j * channels;
-        const int64_t count = lanes_left(args.out_channels - j, kPanel<A>);
-        for (int64_t i = 0; i < pixels; i += kGemmRows) {
-          const int rows_here = lanes_left(pixels - i, kGemmRows);
-          gemm_rows<A>(rows_here, channels, middle + i * channels, channels, panel, kPanel<A>, product);
-          for (int r = 0; r < rows_here; ++r) {
-            finish_row<T, A>(args, product + r * kPanel<A>, pw_bias ? pw_bias + j : nullptr, 1,
-                             out + (i + r) * args.out_channels + j, count);
-          }
-        }
-      }
-    } else {
-      const int64_t plane = whole.out_h * whole.out_w;
-      for (int64_t j = 0; j < pixels; j += kPanel<A>) {
-        const int64_t count = lanes_left(pixels - j, kPanel<A>);
-        for (int64_t i = 0; i < args.out_channels; i += kGemmRows) {
-          const int rows_here = lanes_left(args.out_channels - i, kGemmRows);
-          gemm_rows<A>(rows_here, channels, pw_weight + i * channels, channels, middle + j, middle_pitch, product);
-          for (int r = 0; r < rows_here; ++r) {
-            finish_row<T, A>(args, product + r * kPanel<A>, pw_bias ? pw_bias + i + r : nullptr, 0,
-                             out + (i + r) * plane + j, count);
-          }
-        }
+    const int64_t row = tile / args.splits * args.rows_per_tile;
+    const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
+    const int64_t split = tile % args.splits;
+    if (row != staged_row) depthwise_stage<T, A, kNhwc>(args, row, rows, pitch, product, middle);
+    staged_row = row;
+    for (int64_t panel = panels * split / args.splits; panel < panels * (split + 1) / args.splits; ++panel) {
+      const int64_t j = panel * kPanel<A>;
+      const int columns = lanes_left(args.out_channels - j, kPanel<A>);
+      const A* const weight = static_cast<const A*>(args.pw_weight) + j * p.channels;
+      const A* const bias = static_cast<const A*>(args.pw_bias) + j;
+      if constexpr (kNhwc) {
+        const int64_t first = row * p.out_w * args.out_channels + j;
+        const T* const residual = args.residual ? static_cast<const T*>(args.residual) + first : nullptr;
+        gemm_panel<T, A>(args, middle, pitch, rows * p.out_w, weight, bias,
+                         {static_cast<T*>(args.output) + first, residual, args.out_channels, 0, columns});
+      } else {
+        gemm_panel<A, A>(args, middle, pitch, rows * p.out_w, weight, bias, {product, nullptr, kPanel<A>, 0, columns});
+        product_to_planes<T, A>(args, row, rows, j, columns, product);
       }
     }
   }
@@ -145,9 +251,20 @@ void separable_forward_nchw(const SeparableArgs& args, void* scratch, int64_t ti
   separable_tiles<T, false>(args, scratch, tile_begin, tile_end);
 }
 
-// Elements (of the accumulation type) a worker needs besides the depthwise kernel's own scratch.
-inline int64_t separable_forward_scratch(int64_t channels, int64_t pixels, int64_t panel) {
-  return kGemmRows * panel + channels * ((pixels + panel - 1) / panel * panel) + panel;
+// Bytes of scratch a worker needs.
+template <class T>
+int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using A = typename AccumulateType<T>::type;
+  return padded_pixels<A>(rows_per_tile * p.out_w) * middle_pitch<A>(p.channels) * static_cast<int64_t>(sizeof(A));
+}
+
+template <class T>
+int64_t separable_forward_nchw_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using A = typename AccumulateType<T>::type;
+  const int64_t staged = most_input_rows(p, rows_per_tile < p.out_h ? rows_per_tile : p.out_h) * p.in_w * kLanes<A>;
+  const int64_t product = padded_pixels<A>(rows_per_tile * p.out_w) * kPanel<A>;
+  const int64_t either = staged > product ? staged : product;
+  return separable_forward_nhwc_scratch<T>(p, rows_per_tile) + either * static_cast<int64_t>(sizeof(A));
 }
 
 }  // namespace dwconv::DWCONV_ISA

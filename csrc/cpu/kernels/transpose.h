@@ -62,12 +62,14 @@ DWCONV_INLINE void planes_to_lanes(const T* const* from, int64_t offset, int lan
   }
 }
 
+// to[l][offset + i * step] = from[i * pitch + l] (+ add[l][...]), i < count, l < lanes.
 template <class O, class A>
-void lanes_to_piece(const A* from, int lanes, int64_t count, int64_t offset, int64_t step, O* const* to) {
+void lanes_to_piece(const A* from, int64_t pitch, int lanes, int64_t count, int64_t offset, int64_t step, O* const* to,
+                    const O* const* add = nullptr) {
   constexpr int kVec = kLanes<A>;
   if (step != 1) {  // a phase of a strided input gradient
     for (int64_t i = 0; i < count; ++i) {
-      for (int l = 0; l < lanes; ++l) from_accumulate(from[i * kVec + l], to[l] + offset + i * step);
+      for (int l = 0; l < lanes; ++l) from_accumulate(from[i * pitch + l], to[l] + offset + i * step);
     }
     return;
   }
@@ -75,14 +77,19 @@ void lanes_to_piece(const A* from, int lanes, int64_t count, int64_t offset, int
     Vec<A> row[kVec];
     const int columns = lanes_left(count - i, kVec);
     if (lanes == kVec && columns == kVec) {
-      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) row[j] = load(from + (i + j) * kVec);
+      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) row[j] = load(from + (i + j) * pitch);
       transpose<A>(row);
+      if (add != nullptr) {
+        DWCONV_UNROLL for (int l = 0; l < kVec; ++l) row[l] += load(add[l] + offset + i);
+      }
       DWCONV_UNROLL for (int l = 0; l < kVec; ++l) store(to[l] + offset + i, row[l]);
     } else {
-      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) row[j] = j < columns ? load(from + (i + j) * kVec) : Vec<A>{};
+      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) row[j] = j < columns ? load(from + (i + j) * pitch) : Vec<A>{};
       transpose<A>(row);
       DWCONV_UNROLL for (int l = 0; l < kVec; ++l) {
-        if (l < lanes) store_lanes(to[l] + offset + i, row[l], columns);
+        if (l >= lanes) continue;
+        if (add != nullptr) row[l] += load_lanes(add[l] + offset + i, columns);
+        store_lanes(to[l] + offset + i, row[l], columns);
       }
     }
   }
@@ -94,7 +101,7 @@ DWCONV_INLINE void lanes_to_planes(const A* from, int lanes, int64_t rows, int64
                                    int64_t column_stride, O* const* to) {
   if (column_stride == 1 && row_stride == columns) columns *= rows, rows = 1;
   for (int64_t y = 0; y < rows; ++y) {
-    lanes_to_piece<O, A>(from + y * columns * kLanes<A>, lanes, columns, y * row_stride, column_stride, to);
+    lanes_to_piece<O, A>(from + y * columns * kLanes<A>, kLanes<A>, lanes, columns, y * row_stride, column_stride, to);
   }
 }
 
