@@ -46,7 +46,7 @@ typedef uint16_t U16 __attribute__((vector_size(DWCONV_VECTOR_BYTES / 2)));
 
 template <class A>
 DWCONV_INLINE Vec<A> broadcast(A value) {
-  return Vec<A>{} + value;
+  return value - Vec<A>{};  // x - 0 is x, -0 included, and folds away; 0 + x would not
 }
 
 // ---- whole vectors -------------------------------------------------------------------------------------------------
