@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -92,6 +93,18 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
+def _may_cache(sources: list[Tensor]) -> bool:
+    """Whether what is folded from these tensors may be kept: plain tensors with version counters, no gradient wanted.
+
+    With one wanted, folding is part of the graph, so that gradients in eval mode reach the parts.
+    """
+    if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in sources)
+
+
 class FusedDSConv(nn.Module):
     """Depthwise-separable block: depthwise - BatchNorm - activation - pointwise - BatchNorm - activation.
 
@@ -163,8 +176,9 @@ class FusedDSConv(nn.Module):
 
     def clear_cache(self) -> None:
         """Forgets the folded weights; the next forward in eval mode folds anew."""
-        self._folded: tuple[Tensor, ...] | None = None
-        self._folded_from: tuple = ()
+        self._folded: tuple[Tensor | None, ...] | None = None
+        self._folded_key: list = []
+        self._folded_from: list[Tensor] = []
 
     def train(self, mode: bool = True) -> FusedDSConv:
         self.clear_cache()
@@ -175,42 +189,40 @@ class FusedDSConv(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_folded": None, "_folded_from": ()}
-
-    def _parts(self) -> tuple[nn.Module, ...]:
-        return self.depthwise, self.bn1, self.pointwise, self.bn2
+        return {**self.__dict__, "_folded": None, "_folded_key": [], "_folded_from": []}
 
     def _can_fuse(self) -> bool:
-        bns = (self.bn1, self.bn2)
+        depthwise, bn1, pointwise, bn2 = self._parts()
         return (
-            not any(bn.training or bn.running_mean is None or bn.running_var is None for bn in bns)
-            and self.depthwise.padding_mode == "zeros"
-            and not any(_has_hooks(part) for part in self._parts())
+            not (bn1.training or bn2.training)
+            and not any(bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None for bn in (bn1, bn2))
+            and depthwise.padding_mode == "zeros"
+            and not any(_has_hooks(part) for part in (depthwise, bn1, pointwise, bn2))
         )
+
+    # A call of a small block is some tens of microseconds: what runs in each looks its modules up directly, not through
+    # nn.Module.__getattr__.
+    def _parts(self) -> tuple[nn.Module, ...]:
+        modules = self._modules
+        return modules["depthwise"], modules["bn1"], modules["pointwise"], modules["bn2"]
 
     def _fold_all(self) -> tuple[Tensor, ...]:
         return (*_fold(self.depthwise, self.bn1), *_fold(self.pointwise, self.bn2))
 
     def _folded_weights(self) -> tuple[Tensor | None, ...]:
         """dw_weight, dw_bias, pw_weight, pw_bias and, where they are kept for the next call too, pw_packed."""
-        if torch.compiler.is_compiling():
+        parts = self._parts()
+        sources = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        if torch.compiler.is_compiling() or not _may_cache(sources):
             return (*self._fold_all(), None)
-        sources = [t for part in self._parts() for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
-        cacheable = all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in sources)
-        if not cacheable or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in sources):
-            return (*self._fold_all(), None)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
-            return (*self._fold_all(), None)  # differentiable, so that gradients in eval mode reach the parts
         # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
         # address can't be taken for another.
-        key = (self.bn1.eps, self.bn2.eps, _C.selected_isa(), *((t._version, t.data_ptr()) for t in sources))
-        known = self._folded_from
-        if self._folded is None or known[0] != key or any(a is not b for a, b in zip(known[1], sources, strict=True)):
+        key = [parts[1].eps, parts[3].eps, _C.selected_isa(), *(t._version for t in sources), *(t.data_ptr() for t in sources)]
+        if self._folded is None or self._folded_key != key or not all(map(operator.is_, self._folded_from, sources)):
             with torch.no_grad():
                 folded = self._fold_all()
                 packed = torch.ops.dwconv_ext.separable_conv2d_pack(folded[2]) if folded[2].device.type == "cpu" else None
-                self._folded = (*folded, packed)
-            self._folded_from = (key, sources)
+            self._folded, self._folded_key, self._folded_from = (*folded, packed), key, sources
         return self._folded
 
     def forward(self, input: Tensor) -> Tensor:
