@@ -117,7 +117,7 @@ def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:
     from matplotlib import pyplot
 
     layers = max(len(g) for g in groups.values())
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(7.5 * len(groups), 1.6 + 0.62 * layers), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(7.5 * len(groups), 1.6 + 0.5 * layers), squeeze=False, layout="constrained")
     for axis, (direction, summaries) in zip(axes[0], groups.items(), strict=True):
         names = [n for n in dict.fromkeys(n for s in summaries for n in s.race.times) if n != BASELINE]
         height = 0.86 / len(names)
@@ -128,7 +128,7 @@ def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:
             axis.barh(places, ratios, height, label=name, color=colour)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_yticks(range(len(summaries)), [s.race.layer.name for s in summaries])
-        axis.invert_yaxis()
+        axis.set_ylim(len(summaries) - 0.5, -0.5)
         axis.set_xscale("log")
         ticks = [0.5, 1, 2, 5, 10, 20, 50]
         axis.set_xticks(ticks, [f"{t:g}x" for t in ticks])

@@ -91,6 +91,8 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
   check_like_input(op, weight_name, weight, input);
   const int64_t channels = input.size(1);
   STD_TORCH_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
+  STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
+                  to_string(input));
   STD_TORCH_CHECK(weight.size(1) == 1 && weight.size(0) > 0 && weight.size(0) % channels == 0, op, ": ", weight_name,
                   " must have shape (C * multiplier, 1, kH, kW) with C = ", channels, " channels of input, but got ",
                   to_string(weight));

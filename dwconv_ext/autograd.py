@@ -304,6 +304,8 @@ def _fake_convolution(
             check(t.device == x.device, f"{name} must be on the same device as input (got {t.device} and {x.device})")
             check(t.dtype == x.dtype, f"{name} must have the same dtype as input (got {t.dtype} and {x.dtype})")
     check(x.shape[1] > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
+    for size in x.shape[2:]:
+        check(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
     check(
         w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % x.shape[1] == 0,
         f"{weight_name} must have shape (C * multiplier, 1, kH, kW) with C = {x.shape[1]} channels of input, but got {list(w.shape)}",

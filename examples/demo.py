@@ -151,9 +151,9 @@ def print_times(title: str, times: dict[str, float]) -> None:
         print(f"  {title}: {name:26} {value:8.3f} ms  {slowest / value:5.2f}x")
 
 
-def as_picture(filtered: Tensor) -> Tensor:
-    """(3, H, W) to (H, W, 3) in [0, 1]; results around zero are shown around grey."""
-    if filtered.min() < -0.25:
+def as_picture(filtered: Tensor, name: str) -> Tensor:
+    """(3, H, W) to (H, W, 3) in [0, 1]; filters that sum to zero give results around zero, shown around grey."""
+    if name in ("edges", "emboss"):
         filtered = 0.5 + filtered / (4 * filtered.std())
     return filtered.clamp(0, 1).permute(1, 2, 0)
 
@@ -164,17 +164,18 @@ def draw(path: Path, photos: Tensor, filtered: Tensor, groups: dict[str, dict[st
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure = pyplot.figure(figsize=(15, 10.5), layout="constrained")
-    grid = figure.add_gridspec(3, 5, height_ratios=(1, 1, 1.05))
+    figure = pyplot.figure(figsize=(15, 9.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    axes = top.subplots(len(photos), 1 + len(FILTERS))
     for row, photo in enumerate(photos):
-        pictures = [photo.permute(1, 2, 0), *(as_picture(filtered[row, i :: len(FILTERS)]) for i in range(len(FILTERS)))]
-        for column, (picture, name) in enumerate(zip(pictures, ("photograph", *FILTERS), strict=True)):
-            axis = figure.add_subplot(grid[row, column])
+        pictures = [photo.permute(1, 2, 0), *(as_picture(filtered[row, i :: len(FILTERS)], name) for i, name in enumerate(FILTERS))]
+        for axis, picture, name in zip(axes[row], pictures, ("photograph", *FILTERS), strict=True):
             axis.imshow(picture.numpy())
             axis.set_title(name)
             axis.axis("off")
-    for i, (title, times) in enumerate(groups.items()):
-        axis = figure.add_subplot(grid[2, 2 * i : 2 * i + 2])
+    *charts, pictured = bottom.subfigures(1, 3, width_ratios=(2, 2, 1))
+    for chart, (title, times) in zip(charts, groups.items(), strict=True):
+        axis = chart.subplots()
         names = list(times)
         colours = ["#c1440e" if "dwconv" in n or "Fused" in n else "#8a8a8a" for n in names]
         bars = axis.barh(names, [times[n] for n in names], color=colours)
@@ -183,9 +184,7 @@ def draw(path: Path, photos: Tensor, filtered: Tensor, groups: dict[str, dict[st
         axis.invert_yaxis()
         axis.set_title(title)
         axis.set_xlabel("milliseconds a call (shorter is faster)")
-    inner = grid[2, 4].subgridspec(4, 4)
-    for i in range(16):
-        axis = figure.add_subplot(inner[i // 4, i % 4])
+    for i, axis in enumerate(pictured.subplots(4, 4).flat):
         axis.imshow(digits[i, 0].numpy(), cmap="gray_r")
         axis.set_title(str(int(guesses[i])), fontsize=9, pad=1)
         axis.axis("off")

@@ -82,5 +82,6 @@ CASES = [
     Case("multiplier_3_stride2", 2, 7, (10, 9), (5, 5), (2, 2), multiplier=3),
     Case("multiplier_16_of_1", 2, 1, (9, 9), multiplier=16),
     Case("bf16_trap", 1, 48, (8, 21), (4, 13), (1, 4), padding=(1, 6), multiplier=3),
+    Case("multiplier_4_photograph", 1, 3, (40, 50), (7, 7), multiplier=4),
     Case("empty_batch", 0, 16, (7, 7)),
 ]

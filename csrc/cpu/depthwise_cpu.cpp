@@ -18,9 +18,10 @@ DepthwisePacking packing_for(const ConvolutionShape& s, const Plan& plan, Filter
   return {s.channels, s.multiplier, s.kernel_h, s.kernel_w, rows, columns, plan.row->weight_order, plan.weight_pitch};
 }
 
-// With a channel multiplier M, output channel c * M + m is the depthwise convolution number m of input channel c. Each m is
-// a problem of its own over a view of the output; NHWC kernels want unit channel stride, so there the output of each m is
-// contiguous and the M of them are interleaved afterwards.
+// With a channel multiplier M, output channel c * M + m is the depthwise convolution number m of input channel c. In NCHW
+// each m is a problem of its own over a view of the output's planes. In channels_last, whose kernels want unit channel
+// stride, the input's channels are repeated M times instead, and there is no multiplier any more; but for the input
+// gradient, whose sum over m is taken in the accumulation type: there the m are copied apart.
 Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H, W) -> (M, N, C, H, W), a view
   const Tensor grouped = torch::stable::reshape(t, Ints{t.size(0), t.size(1) / multiplier, multiplier, t.size(2), t.size(3)});
   return torch::stable::permute(grouped, Ints{2, 0, 1, 3, 4});
@@ -32,27 +33,112 @@ Tensor channels_last_stack(const Tensor& like, int64_t multiplier, int64_t n, in
   return torch::stable::permute(stack, Ints{0, 1, 4, 2, 3});
 }
 
+template <class Bits>
+void repeat_values(const void* from, int64_t count, int64_t multiplier, void* to) {
+  const Bits* const source = static_cast<const Bits*>(from);
+  Bits* target = static_cast<Bits*>(to);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t m = 0; m < multiplier; ++m) *target++ = source[i];
+  }
+}
+
+// Rows [begin, end) of one channels_last image, strides in elements, with every channel `multiplier` times, to a dense piece.
+struct RepeatedRows {
+  const char* image;
+  int64_t stride_h, stride_w, width, channels, multiplier, unit;
+  void write(int64_t begin, int64_t end, char* to) const {
+    const auto repeat = unit == 2   ? &repeat_values<uint16_t>
+                        : unit == 4 ? &repeat_values<uint32_t>
+                                    : &repeat_values<uint64_t>;
+    for (int64_t y = begin; y < end; ++y) {
+      for (int64_t x = 0; x < width; ++x, to += channels * multiplier * unit) {
+        repeat(image + (y * stride_h + x * stride_w) * unit, channels, multiplier, to);
+      }
+    }
+  }
+};
+
+RepeatedRows repeated_rows(const Tensor& x, int64_t n, int64_t multiplier) {
+  const int64_t unit = x.element_size();
+  const char* const image = static_cast<const char*>(x.const_data_ptr()) + n * x.stride(0) * unit;
+  return {image, x.stride(2), x.stride(3), x.size(3), x.size(1), multiplier, unit};
+}
+
+// (N, C, H, W) -> (N, C * M, H, W), both channels_last.
+Tensor repeat_channels(const Tensor& x, int64_t multiplier) {
+  const Tensor repeated = fresh_output(x, {x.size(0), x.size(1) * multiplier, x.size(2), x.size(3)}, Layout::kNHWC);
+  char* const to = static_cast<char*>(repeated.mutable_data_ptr());
+  const int64_t height = x.size(2), row_bytes = repeated.stride(2) * x.element_size();
+  torch::stable::parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / height, y = row % height;
+      repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
+    }
+  });
+  return repeated;
+}
+
+// The forward pass over repeated channels, a few rows at a time: the repeated input stays in L2.
+void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t multiplier) {
+  const DepthwiseProblem& p = args.problem;
+  const int64_t row_bytes = p.in_w * p.channels * element_size(p.dtype);
+  const int64_t reach = (p.kernel_h - 1) * p.dilation_h + 1;
+  const int64_t affordable = ((256 << 10) / std::max<int64_t>(row_bytes, 1) - reach) / p.stride_h;
+  plan.rows_per_tile = std::min(std::max({affordable, (reach + p.stride_h - 1) / p.stride_h, int64_t{2}}), p.out_h);
+  const int64_t row_tiles = (p.out_h + plan.rows_per_tile - 1) / plan.rows_per_tile;
+  plan.tiles = p.batch * row_tiles;
+  plan.workers = std::min(plan.workers, plan.tiles);
+  plan.scratch_bytes = std::min((plan.rows_per_tile - 1) * p.stride_h + reach, p.in_h) * row_bytes;
+  run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t n = tile / row_tiles, y = tile % row_tiles * plan.rows_per_tile;
+      DepthwiseArgs piece = args;
+      DepthwiseProblem& q = piece.problem;
+      q.batch = 1;
+      q.out_h = std::min(plan.rows_per_tile, p.out_h - y);
+      const int64_t top = y * p.stride_h - p.pad_h;
+      const int64_t first = std::min(std::max<int64_t>(top, 0), p.in_h);
+      const int64_t last = std::max(std::min(top + (q.out_h - 1) * p.stride_h + reach, p.in_h), first);
+      q.in_h = last - first;
+      q.pad_h = first - top;
+      q.in_stride_w = p.channels;
+      q.in_stride_h = p.in_w * p.channels;
+      repeated_rows(x, n, multiplier).write(first, last, static_cast<char*>(scratch));
+      piece.input = scratch;
+      piece.output = offset(static_cast<char*>(args.output), n * p.out_stride_n + y * p.out_stride_h, p.dtype);
+      piece.rows_per_tile = q.out_h;
+      plan.row->depthwise(piece, nullptr, 0, 1);
+    }
+  });
+}
+
+// The same convolution over repeated channels.
+ConvolutionShape without_multiplier(ConvolutionShape s) {
+  s.channels *= s.multiplier;
+  s.multiplier = 1;
+  return s;
+}
+
 Tensor select0(const Tensor& t, int64_t index) { return torch::stable::select(t, 0, index); }
 
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation) {
-  const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
+  ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
   const DType dtype = check_dtype(kForward, "input", input);
   const Layout layout = layout_of(input);
-  const int64_t multiplier = s.multiplier;
-  Tensor output = fresh_output(input, {s.batch, s.channels * multiplier, s.out_h, s.out_w}, layout);
+  const Tensor output = fresh_output(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout);
   if (output.numel() == 0) return output;
 
   const Tensor x = as_layout(input, layout);
+  const int64_t repeats = layout == Layout::kNHWC ? s.multiplier : 1;
+  if (repeats > 1) s = without_multiplier(s);
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   DepthwiseArgs args;
   args.problem = forward_problem(s, dtype, layout);
   set_input(args.problem, x);
-  const bool interleave = multiplier > 1 && layout == Layout::kNHWC;
-  const Tensor outputs = interleave ? channels_last_stack(input, multiplier, s.batch, s.channels, s.out_h, s.out_w)
-                                    : split_multiplier(output, multiplier);
+  const Tensor outputs = split_multiplier(output, s.multiplier);
   const Plan plan = plan_forward(args.problem, selected_isa(), this_machine());
   log_plan(args.problem, plan);
   const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
@@ -64,17 +150,17 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.input = x.const_data_ptr();
   args.weight = packed;
   args.bias = packed_bias;
-  for (int64_t m = 0; m < multiplier; ++m) {
+  for (int64_t m = 0; m < s.multiplier; ++m) {
     pack_depthwise(dtype, w.const_data_ptr(), packing, m, 1, packed);
-    if (bias) pack_bias(dtype, b.const_data_ptr(), s.channels, multiplier, m, plan.weight_pitch, packed_bias);
+    if (bias) pack_bias(dtype, b.const_data_ptr(), s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
     const Tensor out = select0(outputs, m);
     set_output(args.problem, out);
     args.output = out.mutable_data_ptr();
-    run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
-  }
-  if (interleave) {
-    Tensor target = split_multiplier(output, multiplier);
-    torch::stable::copy_(target, outputs);
+    if (repeats > 1) {
+      run_repeated(plan, args, x, repeats);
+    } else {
+      run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
+    }
   }
   return output;
 }
@@ -194,18 +280,21 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
     torch::stable::zero_(grad_bias);
     return {grad_input, grad_weight, grad_bias};
   }
-  // (M, N, C, H, W), with unit stride along the kernels' lanes.
-  Tensor grad = split_multiplier(as_layout(grad_output, layout), s.multiplier);
-  if (s.multiplier > 1 && layout == Layout::kNHWC) {
-    Tensor separate = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
-    torch::stable::copy_(separate, grad);
-    grad = separate;
-  }
+  const Tensor dy = as_layout(grad_output, layout);
+  const Tensor grad = split_multiplier(dy, s.multiplier);
+  const bool repeat = s.multiplier > 1 && layout == Layout::kNHWC;
   if (output_mask[0] && grad_input.numel() > 0) {
-    backward_input(s, dtype, layout, grad, torch::stable::contiguous(weight), grad_input);
+    Tensor apart = grad;
+    if (repeat) {
+      apart = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
+      torch::stable::copy_(apart, grad);
+    }
+    backward_input(s, dtype, layout, apart, torch::stable::contiguous(weight), grad_input);
   }
   if (output_mask[1] || output_mask[2]) {
-    backward_weight(s, dtype, layout, grad, as_layout(input, layout), output_mask[1] ? &grad_weight : nullptr,
+    const Tensor x = as_layout(input, layout);
+    backward_weight(repeat ? without_multiplier(s) : s, dtype, layout, repeat ? split_multiplier(dy, 1) : grad,
+                    repeat ? repeat_channels(x, s.multiplier) : x, output_mask[1] ? &grad_weight : nullptr,
                     output_mask[2] ? &grad_bias : nullptr);
   }
   return {grad_input, grad_weight, grad_bias};
