@@ -2,7 +2,7 @@
 # make test    set up, build, run the tests
 # make bench   the tables and plots of the README
 # make fuzz    10,000 random problems a property test; make slow: the tests that need minutes or 20 GB
-# make lint    ruff and clang-format, as the pre-commit hooks run them
+# make lint    ruff and clang-format, as the pre-commit hooks run them; make format applies them
 #
 # Each does the whole set-up in .venv, at the versions of constraints.txt. PYTHON=/path/to/python uses that environment as it
 # is: it needs torch >= 2.10, ninja, pybind11, setuptools and what the target uses, and nothing is installed into it.
@@ -17,7 +17,7 @@ BASE_PYTHON ?= python3
 # Development builds cover two architectures and PTX; an installed package covers all (setup.py).
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 
-.PHONY: test slow fuzz demo bench lint build clean
+.PHONY: test slow fuzz demo bench lint format build clean
 .DELETE_ON_ERROR:
 
 test: environment-test build
@@ -30,7 +30,7 @@ fuzz: environment-test build
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m "not slow" -k random
 
 demo: environment-examples build
-	$(PY) examples/demo.py
+	PYTHONPATH=. $(PY) examples/demo.py
 
 bench: environment-bench build
 	$(PY) -m benchmarks depthwise --json docs/results/depthwise.json --plot docs/results/depthwise.png
@@ -40,6 +40,11 @@ lint: environment-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(PY) -m clang_format --dry-run -Werror
+
+format: environment-dev
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(PY) -m clang_format -i
 
 build:
 	$(PY) setup.py -q build_ext --inplace

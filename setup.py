@@ -92,7 +92,17 @@ else:
     os.environ["CUDA_HOME"] = str(nvcc.parent.parent)
     print(f"dwconv_ext: building the CPU and CUDA halves: {reason}", file=sys.stderr)
 
-CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-maybe-uninitialized", "-g0"]
+CXX_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wno-psabi",
+    "-Wno-unused-function",
+    "-Wno-maybe-uninitialized",
+    "-g0",
+]
 CXX_FLAGS += os.environ.get("DWCONV_EXT_CXXFLAGS", "").split()
 
 

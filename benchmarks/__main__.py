@@ -13,7 +13,7 @@ from . import peers, report
 from .layers import Layer, depthwise_layers, separable_layers
 from .roofline import Roofline
 from .suites import Mismatch, Options, depthwise_race, separable_race
-from .timing import Stopwatch
+from .timing import Stopwatch, keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WHAT = {
@@ -29,7 +29,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
         command.add_argument("--dtype", choices=DTYPES, default="float32")
-        command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's, %(default)s)")
+        command.add_argument(
+            "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's, %(default)s)"
+        )
         command.add_argument("--batch", type=int, help="in place of the layer list's batch sizes")
         command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
         command.add_argument("--rounds", type=int, default=7, help="bursts of each contender (default: %(default)s)")
@@ -57,6 +59,7 @@ def chosen_layers(what: str, options: argparse.Namespace) -> list[Layer]:
 
 def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
     """The summaries of each pass."""
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -71,7 +74,7 @@ def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
         for layer in layers:
             progress.update(task, description=layer.name)
             for race in WHAT[options.what][1](layer, settings):
-                race.times = watch.race(race.functions, options.rounds, lambda: None)
+                race.times = watch.race(race.functions, options.rounds)
                 groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
             progress.advance(task)
     return groups

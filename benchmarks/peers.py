@@ -34,7 +34,9 @@ def onnx_model(x: Tensor, convolutions: list[dict]) -> bytes:
         name = f"y{i}"
         pads = [*conv["padding"], *conv["padding"]]
         nodes.append(
-            helper.make_node("Conv", operands, [name], pads=pads, strides=[conv["stride"]] * 2, group=conv["groups"], dilations=[1, 1])
+            helper.make_node(
+                "Conv", operands, [name], pads=pads, strides=[conv["stride"]] * 2, group=conv["groups"], dilations=[1, 1]
+            )
         )
         if conv["relu"]:
             nodes.append(helper.make_node("Relu", [name], [f"r{i}"]))

@@ -79,7 +79,7 @@ def print_table(title: str, summaries: list[Summary]) -> None:
     header, cells = rows_of(summaries)
     table = Table(title=title, title_justify="left", header_style="bold")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
     for i, row in enumerate(cells):
         table.add_row(*row, style="bold" if i == len(cells) - 1 else None)
     console = Console()
@@ -117,7 +117,9 @@ def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:
     from matplotlib import pyplot
 
     layers = max(len(g) for g in groups.values())
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(7.5 * len(groups), 1.6 + 0.5 * layers), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(groups), figsize=(7.5 * len(groups), 1.6 + 0.5 * layers), squeeze=False, layout="constrained"
+    )
     for axis, (direction, summaries) in zip(axes[0], groups.items(), strict=True):
         names = [n for n in dict.fromkeys(n for s in summaries for n in s.race.times) if n != BASELINE]
         height = 0.86 / len(names)

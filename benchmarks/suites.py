@@ -81,14 +81,17 @@ def _without_grad(function: Callable[..., Tensor], *args: Tensor) -> Function:
     return run
 
 
+def _depthwise_module(layer: Layer) -> nn.Conv2d:
+    channels = layer.channels
+    return nn.Conv2d(channels, channels, layer.kernel, layer.stride, layer.padding, groups=channels, bias=False)
+
+
 def depthwise_race(layer: Layer, options: Options) -> Iterator[Race]:
     """Forward without gradients, and the gradients of input and weight through autograd."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(layer.batch, layer.channels, *layer.size, generator=random).to(options.device, options.dtype)
     w = torch.randn(layer.channels, 1, *layer.kernel, generator=random).to(options.device, options.dtype)
-    conv = nn.Conv2d(
-        layer.channels, layer.channels, layer.kernel, layer.stride, layer.padding, groups=layer.channels, bias=False, device=options.device, dtype=options.dtype
-    )  # fmt: skip
+    conv = _depthwise_module(layer).to(options.device, options.dtype)
     conv.weight.data.copy_(w)
 
     def theirs(x: Tensor, w: Tensor) -> Tensor:
@@ -113,11 +116,20 @@ def depthwise_race(layer: Layer, options: Options) -> Iterator[Race]:
     exact = _exact_grads(theirs, x, w, grad)
     for i, part in enumerate(("output", "grad_input", "grad_weight")):
         for layout in LAYOUTS:
-            _check(f"{layer.name} {layout} {part}", results[f"dwconv_ext {layout}"][i], results[f"nn.Conv2d {layout}"][i], exact[i])
+            _check(
+                f"{layer.name} {layout} {part}", results[f"dwconv_ext {layout}"][i], results[f"nn.Conv2d {layout}"][i], exact[i]
+            )
     if options.compile:
         forward[COMPILED] = _compiled(conv.requires_grad_(False), x.contiguous(memory_format=torch.channels_last))
     if options.runtimes:
-        node = {"weight": w.float().cpu(), "bias": None, "stride": layer.stride, "padding": layer.padding, "groups": layer.channels, "relu": False}
+        node = {
+            "weight": w.float().cpu(),
+            "bias": None,
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "groups": layer.channels,
+            "relu": False,
+        }
         forward.update(peers.runtimes(x.float(), [node], options.threads, options.dtype))
     outputs = layer.batch * layer.channels * layer.out_size[0] * layer.out_size[1]
     taps = layer.kernel[0] * layer.kernel[1]
@@ -134,7 +146,7 @@ def _exact_grads(function: Callable[..., Tensor], x: Tensor, w: Tensor, grad: Te
 
 def _unfused(block: FusedDSConv, layer: Layer) -> nn.Sequential:
     """The block as everybody writes it, with the block's weights."""
-    depthwise = nn.Conv2d(layer.channels, layer.channels, layer.kernel, layer.stride, layer.padding, groups=layer.channels, bias=False)
+    depthwise = _depthwise_module(layer)
     depthwise.load_state_dict(block.depthwise.state_dict())
     return nn.Sequential(depthwise, block.bn1, nn.ReLU(), block.pointwise, block.bn2, nn.ReLU())
 

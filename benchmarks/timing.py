@@ -7,6 +7,7 @@ its threads still spinning, do not count: they are run before the clock starts.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -16,6 +17,22 @@ from torch.utils.benchmark import Timer
 
 BURST_S = 0.02
 SETTLE_S = 0.004  # other runtimes' worker threads spin for about so long after their last task
+
+
+def keep_freed_memory() -> None:
+    """Tells the C library's allocator to keep what is freed, for every contender alike.
+
+    By default glibc hands a freed 12 MB output back to the system or not, depending on what lies behind it; the next call then
+    faults in 3,000 pages or none. That is up to five times the time of a 0.5 ms layer, and it falls on one contender or another
+    by chance. Elsewhere than on glibc nothing is done.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def _cuda_burst(function: Callable[[], object], calls: int) -> float:
@@ -45,7 +62,7 @@ class Stopwatch:
         once = min(self.burst(function, 1) for _ in range(3))
         return max(1, min(1000, int(BURST_S / max(once, 1e-7))))
 
-    def race(self, functions: dict[str, Callable[[], object]], rounds: int, tick: Callable[[], None]) -> dict[str, float]:
+    def race(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
         """The median seconds a call of each."""
         calls = {name: self.calls_for(function) for name, function in functions.items()}
         times: dict[str, list[float]] = {name: [] for name in functions}
@@ -55,7 +72,6 @@ class Stopwatch:
                     time.sleep(SETTLE_S)
                 self.burst(function, max(1, calls[name] // 4))
                 times[name].append(self.burst(function, calls[name]))
-                tick()
         return {name: median(values) for name, values in times.items()}
 
 

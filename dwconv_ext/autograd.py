@@ -306,10 +306,9 @@ def _fake_convolution(
     check(x.shape[1] > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
     for size in x.shape[2:]:
         check(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
-    check(
-        w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % x.shape[1] == 0,
-        f"{weight_name} must have shape (C * multiplier, 1, kH, kW) with C = {x.shape[1]} channels of input, but got {list(w.shape)}",
-    )
+    wanted = f"shape (C * multiplier, 1, kH, kW) with C = {x.shape[1]} channels of input"
+    depthwise = w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % x.shape[1] == 0
+    check(depthwise, f"{weight_name} must have {wanted}, but got {list(w.shape)}")
     size = []
     for i, side in ((0, "height"), (1, "width")):
         stride, padding, dilation = (pair[i] for pair in conv)
@@ -353,6 +352,7 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
     `tensors`: how many of the leading arguments can be tensors.
     """
     op = getattr(ops, name).default
+
     # Under torch.func the dispatcher comes here once a transform, with that transform's tensors: one level of autograd each.
     def forward(*args: Any) -> Any:
         with torch.enable_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(True):  # of the levels below
@@ -407,9 +407,7 @@ def _(info, in_dims, x, w, b, stride, padding, dilation):
         y = ops.depthwise_conv2d(_fold(x, in_dims[0], size), w, b, stride, padding, dilation)
         return y.unflatten(0, (size, -1)), 0
     wide_b = None if b is None else _fold(b, in_dims[2], size)
-    y = ops.depthwise_conv2d(
-        _fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, stride, padding, dilation
-    )
+    y = ops.depthwise_conv2d(_fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, stride, padding, dilation)
     return y.unflatten(1, (size, -1)), 1
 
 

@@ -99,8 +99,12 @@ def unfused(model: DigitNet) -> DigitNet:
     plain = DigitNet()
     for i, block in enumerate(plain.blocks):
         conv = block.depthwise
-        depthwise = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups, bias=False)
-        parts = OrderedDict(depthwise=depthwise, bn1=block.bn1, act1=nn.ReLU(), pointwise=block.pointwise, bn2=block.bn2, act2=nn.ReLU())
+        depthwise = nn.Conv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups, bias=False
+        )
+        parts = OrderedDict(
+            depthwise=depthwise, bn1=block.bn1, act1=nn.ReLU(), pointwise=block.pointwise, bn2=block.bn2, act2=nn.ReLU()
+        )
         plain.blocks[i] = nn.Sequential(parts)
     plain.load_state_dict(model.state_dict())
     return plain.eval()
@@ -158,7 +162,9 @@ def as_picture(filtered: Tensor, name: str) -> Tensor:
     return filtered.clamp(0, 1).permute(1, 2, 0)
 
 
-def draw(path: Path, photos: Tensor, filtered: Tensor, groups: dict[str, dict[str, float]], digits: Tensor, guesses: Tensor) -> None:
+def draw(
+    path: Path, photos: Tensor, filtered: Tensor, groups: dict[str, dict[str, float]], digits: Tensor, guesses: Tensor
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -168,7 +174,10 @@ def draw(path: Path, photos: Tensor, filtered: Tensor, groups: dict[str, dict[st
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     axes = top.subplots(len(photos), 1 + len(FILTERS))
     for row, photo in enumerate(photos):
-        pictures = [photo.permute(1, 2, 0), *(as_picture(filtered[row, i :: len(FILTERS)], name) for i, name in enumerate(FILTERS))]
+        pictures = [
+            photo.permute(1, 2, 0),
+            *(as_picture(filtered[row, i :: len(FILTERS)], name) for i, name in enumerate(FILTERS)),
+        ]
         for axis, picture, name in zip(axes[row], pictures, ("photograph", *FILTERS), strict=True):
             axis.imshow(picture.numpy())
             axis.set_title(name)
@@ -188,7 +197,9 @@ def draw(path: Path, photos: Tensor, filtered: Tensor, groups: dict[str, dict[st
         axis.imshow(digits[i, 0].numpy(), cmap="gray_r")
         axis.set_title(str(int(guesses[i])), fontsize=9, pad=1)
         axis.axis("off")
-    figure.suptitle("dwconv_ext: two photographs through a 7x7 depthwise filter bank; digits never seen, with the network's guesses")
+    figure.suptitle(
+        "dwconv_ext: two photographs through a 7x7 depthwise filter bank; digits never seen, with the network's guesses"
+    )
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 

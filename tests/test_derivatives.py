@@ -52,10 +52,16 @@ def test_second_derivatives_where_only_some_are_needed(leave_out):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activations", [("relu", "identity"), ("silu", "gelu"), ("leaky_relu", "relu6"), ("gelu_tanh", "silu"), ("hardswish", "hardswish")])
+@pytest.mark.parametrize(
+    "activations",
+    [("relu", "identity"), ("silu", "gelu"), ("leaky_relu", "relu6"), ("gelu_tanh", "silu"), ("hardswish", "hardswish")],
+)
 def test_separable_gradcheck(activations, layout):
     x, dw, db = operands((3, 3), layout=layout)
-    pw, pb = torch.randn(4, 3, 1, 1, dtype=torch.float64, requires_grad=True), torch.randn(4, dtype=torch.float64, requires_grad=True)
+    pw, pb = (
+        torch.randn(4, 3, 1, 1, dtype=torch.float64, requires_grad=True),
+        torch.randn(4, dtype=torch.float64, requires_grad=True),
+    )
     residual = torch.randn(2, 4, 6, 5, dtype=torch.float64, requires_grad=True)
 
     def f(x, dw, db, pw, pb, residual):
@@ -73,21 +79,38 @@ def test_second_derivatives_agree_with_torch():
         gx, gw = torch.autograd.grad((y**3).sum(), (x, w), create_graph=True)
         return torch.autograd.grad((gx**2).sum() + (gw**2).sum(), (x, w, b))
 
-    for ours, theirs in zip(second(lambda *t: depthwise_conv2d(*t, padding=1)), second(lambda *t: F.conv2d(*t, padding=1, groups=3)), strict=True):
+    for ours, theirs in zip(
+        second(lambda *t: depthwise_conv2d(*t, padding=1)), second(lambda *t: F.conv2d(*t, padding=1, groups=3)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
 OPCHECK = {
     "forward": lambda x, w, b: (ops.depthwise_conv2d.default, (x, w, b, (2, 1), (1, 1), (1, 1))),
     "forward_no_bias": lambda x, w, b: (ops.depthwise_conv2d.default, (x, w, None, (1, 1), (1, 1), (1, 1))),
-    "backward": lambda x, w, b: (ops.depthwise_conv2d_backward.default, (torch.randn(2, 3, 6, 5), x, w, (1, 1), (1, 1), (1, 1), [True] * 3)),
+    "backward": lambda x, w, b: (
+        ops.depthwise_conv2d_backward.default,
+        (torch.randn(2, 3, 6, 5), x, w, (1, 1), (1, 1), (1, 1), [True] * 3),
+    ),
     "backward_some": lambda x, w, b: (
         ops.depthwise_conv2d_backward.default,
         (torch.randn(2, 3, 6, 5), x, w, (1, 1), (1, 1), (1, 1), [True, False, True]),
     ),
     "separable": lambda x, w, b: (
         ops.separable_conv2d.default,
-        (x, w, b, torch.randn(4, 3, 1, 1, requires_grad=True), None, (1, 1), (1, 1), (1, 1), "relu", "silu", torch.randn(2, 4, 6, 5)),
+        (
+            x,
+            w,
+            b,
+            torch.randn(4, 3, 1, 1, requires_grad=True),
+            None,
+            (1, 1),
+            (1, 1),
+            (1, 1),
+            "relu",
+            "silu",
+            torch.randn(2, 4, 6, 5),
+        ),
     ),
 }
 
@@ -167,7 +190,8 @@ def test_func_grad_vmap_and_per_sample_gradients():
     torch.testing.assert_close(torch.func.jacfwd(ours)(x, w, b), torch.func.jacfwd(theirs)(x, w, b))
     tangents = (torch.randn_like(x), torch.randn_like(w), torch.randn_like(b))
     torch.testing.assert_close(torch.func.jvp(ours, (x, w, b), tangents), torch.func.jvp(theirs, (x, w, b), tangents))
-    torch.testing.assert_close(torch.func.hessian(lambda w: ours(x, w, b).pow(3).sum())(w), torch.func.hessian(lambda w: theirs(x, w, b).pow(3).sum())(w))  # fmt: skip
+    hessians = [torch.func.hessian(lambda w, f=f: f(x, w, b).pow(3).sum())(w) for f in (ours, theirs)]
+    torch.testing.assert_close(*hessians)
 
 
 def test_vmap_of_the_fused_block():
@@ -184,7 +208,11 @@ def test_vmap_of_the_fused_block():
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_autocast_does_what_it_does_for_conv2d(enabled):
-    x, w, b = torch.randn(2, 8, 9, 9, requires_grad=True), torch.randn(8, 1, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+    x, w, b = (
+        torch.randn(2, 8, 9, 9, requires_grad=True),
+        torch.randn(8, 1, 3, 3, requires_grad=True),
+        torch.randn(8, requires_grad=True),
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         ours, theirs = depthwise_conv2d(x, w, b), F.conv2d(x, w, b, groups=8)
         double = depthwise_conv2d(x.double(), w.double(), b.double())

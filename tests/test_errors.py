@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -68,7 +69,10 @@ def test_depthwise(wrong):
 def test_depthwise_compiled_or_fake_never_crashes(wrong):
     """The same through the fake kernels: an error or a shape, not a crash."""
     args, kwargs, _ = WRONG[wrong]
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), pytest.raises((RuntimeError, TypeError, ValueError, AssertionError)):
+    with (
+        torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises((RuntimeError, TypeError, ValueError, AssertionError)),
+    ):
         y = depthwise_conv2d(*args, **kwargs)
         raise RuntimeError(f"got {tuple(y.shape)}")
 
@@ -102,7 +106,11 @@ WRONG_SEPARABLE = {
     "activation": ((X, DW, None, PW, None), {"pw_act": "swish"}, "pw_act must be one of identity, relu.*got 'swish'"),
     "dw_activation": ((X, DW, None, PW, None), {"dw_act": ""}, "dw_act must be one of"),
     "residual_shape": ((X, DW, None, PW, None), {"residual": X}, r"residual must have the output's shape \[2, 6, 6, 6\]"),
-    "residual_dtype": ((X, DW, None, PW, None), {"residual": torch.randn(2, 6, 6, 6).half()}, "residual must have the same dtype"),
+    "residual_dtype": (
+        (X, DW, None, PW, None),
+        {"residual": torch.randn(2, 6, 6, 6).half()},
+        "residual must have the same dtype",
+    ),
     "residual_type": ((X, DW, None, PW, None), {"residual": 1}, "residual must be a Tensor"),
     "filter": ((X[..., :2], DW, None, PW, None), {}, "filter is larger than the padded input along width"),
     "rank": ((X[0, 0], DW, None, PW, None), {}, "separable_conv2d: input must be"),
@@ -124,13 +132,13 @@ def test_messages_name_the_op():
 
 
 def test_modules():
-    with pytest.raises(ValueError, match="activation must be one of .* but got 'tanh'"):
+    with pytest.raises(ValueError, match=r"activation must be one of .* but got 'tanh'"):
         FusedDSConv(4, 8, activation="tanh")
-    with pytest.raises(ValueError, match="dw_activation must be one of"):
+    with pytest.raises(ValueError, match=r"dw_activation must be one of"):
         FusedDSConv(4, 8, dw_activation=torch.nn.Tanh())
     with pytest.raises(ValueError, match="out_channels must be divisible by groups"):
         DepthwiseConv2d(4, 6, 3)
-    with pytest.raises((RuntimeError, ValueError), match="expected|channels"):
+    with pytest.raises((RuntimeError, ValueError), match=r"expected|channels"):
         FusedDSConv(4, 8)(torch.randn(2, 5, 8, 8))
 
 
@@ -149,7 +157,9 @@ def test_instruction_set_can_be_chosen():
 
 
 def test_log_plan_prints_each_shape_once():
-    code = "import torch, dwconv_ext as d\nfor _ in range(3): d.depthwise_conv2d(torch.randn(1, 16, 9, 9), torch.randn(16, 1, 3, 3))"
+    code = (
+        "import torch, dwconv_ext as d\nfor _ in range(3): d.depthwise_conv2d(torch.randn(1, 16, 9, 9), torch.randn(16, 1, 3, 3))"
+    )
     result = python(code, DWCONV_EXT_LOG_PLAN="1")
     assert result.stderr.count("depthwise_conv2d forward float32 NCHW N=1 C=16") == 1, result.stderr
 
@@ -163,7 +173,7 @@ def test_not_built_says_what_to_do(tmp_path):
     source = os.path.dirname(dwconv_ext.__file__)
     for name in os.listdir(source):
         if name.endswith(".py"):
-            (package / name).write_text(open(os.path.join(source, name)).read())
+            shutil.copy(os.path.join(source, name), package / name)
     # An editable install's finder would find the built module after all.
     alone = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]; "
     result = python(f"{alone}sys.path.insert(0, {str(tmp_path)!r}); import dwconv_ext")

@@ -44,7 +44,17 @@ def test_row(forced):
     case = Case("forced", 2, 35, (19, 37), kernel, stride)
     if forced["op"] == "depthwise_conv2d":
         plan = _C.plan(
-            forced["op"], forced["pass"], forced["dtype"], forced["layout"], 2, 35, (19, 37), kernel, stride, case.conv.padding, (1, 1)
+            forced["op"],
+            forced["pass"],
+            forced["dtype"],
+            forced["layout"],
+            2,
+            35,
+            (19, 37),
+            kernel,
+            stride,
+            case.conv.padding,
+            (1, 1),
         )
         if dtype == out_dtype:
             assert label(plan) == label(forced), "another kernel would run"
@@ -57,7 +67,7 @@ def test_row(forced):
 
 
 def test_a_wrong_instruction_set_says_what_there_is():
-    with pytest.raises(RuntimeError, match="DWCONV_EXT_ISA: 'sse9'.*baseline"):
+    with pytest.raises(RuntimeError, match=r"DWCONV_EXT_ISA: 'sse9'.*baseline"):
         _C.select_isa("sse9")
 
 

@@ -43,7 +43,13 @@ def operands(block, dtype, layout, seed=0):
         return torch.randn(*shape, generator=random).to(dtype)
 
     x = randn(batch, channels, *size).contiguous(memory_format=LAYOUTS[layout])
-    return (x, randn(channels, 1, *kernel), randn(channels), randn(out_channels, channels, 1, 1) * channels**-0.5, randn(out_channels)), conv
+    return (
+        x,
+        randn(channels, 1, *kernel),
+        randn(channels),
+        randn(out_channels, channels, 1, 1) * channels**-0.5,
+        randn(out_channels),
+    ), conv
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,7 +81,9 @@ def test_activations(activation, dtype, layout, isa):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_at_the_ends(activation, isa):
     """Through an identity block: large values, NaN, infinities and zero, as torch.nn.functional has them."""
-    values = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 3.0, -3.0, 6.0, 20.0, -20.0, 88.0, -88.0, 104.0, -104.0, 1e30, -1e30, float("inf"), float("-inf"), float("nan")])  # fmt: skip
+    inf, nan = float("inf"), float("nan")
+    values = [0.0, -0.0, 1e-30, -1e-30, 3.0, -3.0, 6.0, 20.0, -20.0, 88.0, -88.0, 104.0, -104.0, 1e30, -1e30, inf, -inf, nan]
+    values = torch.tensor(values)
     x = values.reshape(1, 1, 1, -1)
     one = torch.ones(1, 1, 1, 1)
     ours = dwconv_ext.separable_conv2d(x, one, None, one, None, dw_act="identity", pw_act=activation)
@@ -109,7 +117,9 @@ def test_random_blocks(data):
         return data.draw(st.sampled_from(values))
 
     kernel = (pick(1, 3, 5, 7), pick(1, 2, 3, 5))
-    conv = Convolution((pick(1, 2, 3), pick(1, 2)), (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))), (pick(1, 1, 2), pick(1, 1, 2)))
+    conv = Convolution(
+        (pick(1, 2, 3), pick(1, 2)), (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))), (pick(1, 1, 2), pick(1, 1, 2))
+    )
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, conv.dilation, conv.padding, strict=True)]
     size = tuple(m + data.draw(st.integers(0, 15)) for m in least)
     block = (data.draw(st.integers(0, 2)), data.draw(st.integers(1, 70)), data.draw(st.integers(1, 140)), size, kernel, conv)
@@ -120,12 +130,32 @@ def test_random_blocks(data):
 # ---- the module -------------------------------------------------------------------------------------------------------
 
 
+MODULES = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "identity": nn.Identity,
+}
+
+
 def unfused(block: FusedDSConv, activation: type[nn.Module]) -> nn.Sequential:
-    parts = OrderedDict(depthwise=block.depthwise, bn1=block.bn1, act1=activation(), pointwise=block.pointwise, bn2=block.bn2, act2=activation())
+    parts = OrderedDict(
+        depthwise=block.depthwise, bn1=block.bn1, act1=activation(), pointwise=block.pointwise, bn2=block.bn2, act2=activation()
+    )
     plain = copy.deepcopy(nn.Sequential(parts))
     conv = block.depthwise
     plain.depthwise = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        conv.bias is not None,
     )
     plain.load_state_dict(block.state_dict())
     return plain
@@ -143,7 +173,7 @@ def trained(block: FusedDSConv) -> FusedDSConv:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("name", "activation"), [("relu", nn.ReLU), ("relu6", nn.ReLU6), ("silu", nn.SiLU), ("hardswish", nn.Hardswish), ("gelu", nn.GELU), ("leaky_relu", nn.LeakyReLU), ("identity", nn.Identity)])  # fmt: skip
+@pytest.mark.parametrize(("name", "activation"), MODULES.items())
 def test_module_equals_the_unfused_sequence(name, activation, bias, layout):
     block = trained(FusedDSConv(24, 40, stride=2, activation=name, bias=bias))
     plain = unfused(block, activation)
@@ -206,7 +236,13 @@ def test_cache_is_dropped(change):
 
 
 def test_padding_stride_dilation_and_dw_activation():
-    for kwargs in ({"padding": "valid"}, {"padding": (0, 2)}, {"dilation": 2}, {"kernel_size": (1, 5)}, {"padding": "same", "kernel_size": 4}):
+    for kwargs in (
+        {"padding": "valid"},
+        {"padding": (0, 2)},
+        {"dilation": 2},
+        {"kernel_size": (1, 5)},
+        {"padding": "same", "kernel_size": 4},
+    ):
         block = trained(FusedDSConv(6, 10, dw_activation="identity", activation="relu", **kwargs)).eval()
         x = torch.randn(2, 6, 13, 12)
         conv = block.depthwise

@@ -57,4 +57,6 @@ def assert_close(
     if not peer_error.isfinite().all() or (peer_error > limit).any():
         return
     ulp = 2 * UNIT[dtype] * reference[finite].abs().max() if finite.any() else 0
-    assert error.max() <= 2 * peer_error.max() + ulp, f"{name}: largest error {error.max():.3g}, torch's own {peer_error.max():.3g}"
+    assert error.max() <= 2 * peer_error.max() + ulp, (
+        f"{name}: largest error {error.max():.3g}, torch's own {peer_error.max():.3g}"
+    )

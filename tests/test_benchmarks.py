@@ -1,0 +1,103 @@
+"""The benchmark program and the demo, on small layers and a few rounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dwconv_ext
+from benchmarks import __main__ as program
+from benchmarks import suites
+from benchmarks.layers import depthwise_layers, separable_layers
+from benchmarks.timing import Stopwatch, geometric_mean
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(("what", "layer"), [("depthwise", "7x7_c1024"), ("separable", "block13")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
+    threads(torch.get_num_threads())
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "markdown", "plot")}
+    files["plot"] = tmp_path / "out.png"
+    command = [what, "--layers", layer, "--batch", "1", "--rounds", "1", "--no-compile", "--dtype", dtype, "--threads", "2"]
+    for name, file in files.items():
+        command += [f"--{name}", str(file)]
+    assert program.main(command) == 0
+    printed = capsys.readouterr().out
+    assert layer in printed and "geometric mean" in printed
+    data = json.loads(files["json"].read_text())
+    passes = ["forward", "backward"] if what == "depthwise" else ["forward"]
+    assert {r["pass"] for r in data["results"]} == set(passes)
+    for result in data["results"]:
+        assert {*suites.OURS, suites.BASELINE, suites.BASELINE_CHANNELS_LAST} <= set(result["seconds"])
+        assert all(t > 0 for t in result["seconds"].values()) and result["roofline_seconds"] > 0
+    assert data["threads"] == 2 and torch.__version__ in data["torch"] and data["commit"]
+    assert files["markdown"].read_text().count("| geometric mean |") == len(passes)
+    assert files["plot"].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("what", ["depthwise", "separable"])
+def test_a_wrong_result_is_not_timed(what, monkeypatch, capsys):
+    name = "depthwise_conv2d" if what == "depthwise" else "FusedDSConv"
+    right = getattr(suites, name)
+    if what == "depthwise":
+        monkeypatch.setattr(suites, name, lambda *args: right(*args) * 1.001)
+    else:
+        monkeypatch.setattr(right, "forward", lambda self, x: dwconv_ext.FusedDSConv._fold_all(self)[0].new_ones(1))
+    try:
+        status = program.main([what, "--layers", "7x7", "--batch", "1", "--rounds", "1", "--no-compile", "--no-runtimes"])
+    except RuntimeError:
+        status = 1  # a result of the wrong shape
+    assert status == 1
+
+
+@pytest.mark.parametrize("arguments", [["depthwise", "--threads", "0"], ["depthwise", "--dtype", "int8"], [], ["sideways"]])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        program.main(arguments)
+    assert exit.value.code == 2
+
+
+def test_no_such_layer(capsys):
+    assert program.main(["depthwise", "--layers", "nonsense"]) == 2
+    assert "no layer's name contains 'nonsense'" in capsys.readouterr().err
+
+
+def test_layer_lists():
+    assert len(depthwise_layers()) == 11 and len(separable_layers()) == 18
+    names = [layer.name for layer in (*depthwise_layers(), *separable_layers())]
+    assert len(set(names)) == len(names)
+    first = separable_layers()[1]
+    assert (first.out_size, first.padding) == ((56, 56), (1, 1))
+
+
+def test_timing_tells_slow_from_fast():
+    def work(n):
+        a = torch.ones(n, n)
+        return lambda: torch.mm(a, a)
+
+    times = Stopwatch("cpu", 1).race({"small": work(32), "large": work(512)}, rounds=3)
+    assert times["large"] > 5 * times["small"]
+    assert geometric_mean([2, 8]) == pytest.approx(4)
+
+
+def test_demo(tmp_path):
+    picture = tmp_path / "demo.png"
+    command = [sys.executable, "examples/demo.py", "--epochs", "6", "--output", str(picture)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_with_root_on_path())
+    assert result.returncode == 0, result.stderr
+    accuracy = float(result.stdout.split("; ")[1].split("%")[0])
+    assert accuracy > 90 and "equal to nn.Conv2d's result" in result.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def _with_root_on_path() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,125 @@
+"""setup.py's decisions, and the README's promises about files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+HAS_CUDA_TORCH = torch.version.cuda is not None
+
+
+def setup(*, cuda: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """setup.py as far as its decision: asking for the name builds nothing."""
+    env = {k: v for k, v in os.environ.items() if k not in ("DWCONV_EXT_CUDA", "CUDA_HOME", "CUDA_PATH")}
+    if cuda is not None:
+        env["DWCONV_EXT_CUDA"] = cuda
+    command = [sys.executable, "setup.py", "-q", "--name"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**env, **environment})
+
+
+def fake_toolkit(folder: Path, release: str) -> Path:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "include").mkdir()
+    (folder / "include" / "cuda_runtime.h").write_text("")
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.write_text(
+    print_release = f"echo 'Cuda compilation tools, release {release}, V'"
+    nvcc.write_text(f"#!/bin/sh\ncase $1 in --list-gpu-arch) echo compute_90;; *) {print_release};; esac\n")
+    )
+    nvcc.chmod(0o755)
+    return folder
+
+
+def test_cuda_can_be_left_out():
+    result = setup(cuda="0")
+    assert result.returncode == 0, result.stderr
+    assert "building the CPU half only: DWCONV_EXT_CUDA=0" in result.stderr
+
+
+@pytest.mark.skipif(not HAS_CUDA_TORCH, reason="needs a CUDA build of torch")
+def test_toolkit_of_torchs_major_version(tmp_path):
+    major = torch.version.cuda.split(".")[0]
+    result = setup(CUDA_HOME=str(fake_toolkit(tmp_path / "toolkit", f"{major}.9")))
+    assert (
+        result.returncode == 0 and f"building the CPU and CUDA halves: {tmp_path}/toolkit/bin/nvcc {major}.9" in result.stderr
+    ), result.stderr
+
+
+@pytest.mark.skipif(not HAS_CUDA_TORCH, reason="needs a CUDA build of torch")
+def test_toolkit_of_another_major_version_is_refused(tmp_path):
+    result = setup(CUDA_HOME=str(fake_toolkit(tmp_path / "toolkit", "11.8")))
+    assert result.returncode != 0
+    assert "is CUDA 11.8 but torch" in result.stderr and "DWCONV_EXT_CUDA=0" in result.stderr, result.stderr
+
+
+@pytest.mark.skipif(HAS_CUDA_TORCH, reason="needs a CPU-only torch")
+def test_cpu_only_torch():
+    assert "is a CPU-only build" in setup().stderr
+    assert setup(cuda="1").returncode != 0
+
+
+def test_nonsense_is_refused():
+    result = setup(cuda="yes")
+    assert result.returncode != 0 and "DWCONV_EXT_CUDA: expected 0 or 1, got 'yes'" in result.stderr
+
+
+def documents() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_path_named_in_the_documents_exists(document):
+    text = document.read_text()
+    named = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    named += re.findall(r"`((?:csrc|dwconv_ext|tests|benchmarks|examples|docs|tools)/[\w./-]*)`", text)
+    missing = [name for name in named if not (document.parent / name).exists() and not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_readme_example_runs():
+    """The ten lines of use."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_makefile_targets_named_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert named <= targets and {"test", "demo"} <= named
+
+
+def test_constraints_pin_what_is_required():
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    for extra in ("test", "bench", "examples", "dev"):
+        lines = subprocess.run(
+            [sys.executable, "tools/requirements.py", extra], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        required = {re.split(r"[><=\[]", line)[0].lower().replace("_", "-") for line in lines.split()}
+        assert required <= pinned, f"not pinned: {required - pinned}"
+
+
+def test_unknown_extra():
+    result = subprocess.run([sys.executable, "tools/requirements.py", "nonsense"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0 and "no extra nonsense" in result.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "csrc").rglob("kernels/*")), ids=lambda p: p.name)
+def test_kernel_files_are_torch_free(path):
+    includes = re.findall(r"#include [<\"]([^>\"]+)", path.read_text())
+    assert not [i for i in includes if i.startswith(("torch", "ATen", "c10"))]
+    if "cpu" in path.parts:
+        standard = {"stdint.h", "string.h", "immintrin.h"}
+        assert all(i in standard or (path.parent / i).exists() for i in includes)

@@ -1,0 +1,126 @@
+"""The plans: pure functions, checked without running anything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dwconv_ext
+
+_C = dwconv_ext._C
+
+
+DEFAULTS = {
+    "op": "depthwise_conv2d",
+    "pass_": "forward",
+    "dtype": "float32",
+    "layout": "NCHW",
+    "batch": 8,
+    "channels": 64,
+    "in_size": (56, 56),
+    "kernel": (3, 3),
+    "stride": (1, 1),
+    "dilation": (1, 1),
+    "out_channels": 64,
+    "threads": 2,
+}
+
+
+def plan(**changes):
+    """The plan of an ordinary problem with some changes; "same" padding, as far as stride 1 goes."""
+    given = {**DEFAULTS, **changes}
+    given["in_size"] = given.pop("size", given["in_size"])
+    padding = tuple(d * (k - 1) // 2 for k, d in zip(given["kernel"], given["dilation"], strict=True))
+    return _C.plan(**{"padding": padding, **given})
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("pass_", ["forward", "backward_weight"])
+def test_square_filters_have_kernels_of_their_own(size, stride, layout, pass_):
+    p = plan(pass_=pass_, layout=layout, kernel=(size, size), stride=(stride, stride))
+    assert (p["filter"], p["stride"]) == (size, stride)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"kernel": (3, 5)}, {"kernel": (31, 31)}, {"stride": (1, 2)}, {"stride": (3, 3)}, {"dilation": (2, 2)}, {"kernel": (1, 1)}],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_everything_else_has_the_general_kernel(odd, layout):
+    assert plan(layout=layout, **odd)["filter"] == 0
+
+
+def test_planes_are_lanes_unless_too_few():
+    assert plan(channels=64)["name"] == "depthwise_forward_nchw_transposed"
+    assert plan(batch=1, channels=3, size=(64, 224))["name"] == "depthwise_forward_nchw_rows"
+    assert plan(pass_="backward_weight", batch=64, channels=1)["name"] == "depthwise_backward_weight_nchw_rows"
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 32, 112, 112), (1, 1024, 7, 7), (3, 17, 5, 900), (64, 3, 9, 9)])
+def test_partial_sums_do_not_depend_on_the_threads(shape, layout):
+    batch, channels, *size = shape
+    plans = [
+        plan(pass_="backward_weight", layout=layout, batch=batch, channels=channels, size=tuple(size), threads=threads)
+        for threads in (1, 2, 7, 64)
+    ]
+    parts = {(p["parts"], p["rows_per_tile"]) for p in plans}
+    assert len(parts) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 64])
+@pytest.mark.parametrize("op", ["depthwise_conv2d", "separable_conv2d"])
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 8, 4, 4), (8, 32, 112, 112), (1, 1024, 7, 7), (2, 512, 14, 14), (1, 16, 1, 3000)])
+def test_tiles_cover_the_output_and_workers_have_some(shape, layout, op, threads):
+    batch, channels, *size = shape
+    p = plan(op=op, layout=layout, batch=batch, channels=channels, size=tuple(size), threads=threads, out_channels=channels)
+    rows = batch * size[0] if op == "separable_conv2d" else size[0]
+    assert p["rows_per_tile"] >= 1 and p["tiles"] >= -(-rows // p["rows_per_tile"])
+    assert 1 <= p["workers"] <= min(threads, p["tiles"])
+    assert 0 <= p["scratch_bytes"] < 64 << 20
+
+
+def test_small_batches_with_large_weights_split_the_output_channels():
+    one = plan(op="separable_conv2d", layout="channels_last", batch=1, channels=1024, size=(7, 7), out_channels=1024)
+    many = plan(op="separable_conv2d", layout="channels_last", batch=64, channels=1024, size=(7, 7), out_channels=1024)
+    assert "1/2 of the output channels" in one["reason"] and one["workers"] == 2
+    assert "1/1 of the output channels" in many["reason"] and many["workers"] == 2
+
+
+def test_tiny_problems_stay_on_one_thread():
+    assert plan(batch=1, channels=16, size=(7, 7), threads=8)["workers"] == 1
+
+
+def test_bytes_and_flops():
+    p = plan(batch=2, channels=32, size=(10, 12), kernel=(3, 3), dtype="bfloat16")
+    outputs = 2 * 32 * 10 * 12
+    assert p["flops"] == 2 * 9 * outputs
+    assert p["bytes"] == 2 * (2 * outputs + 32 * 9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dtype": "int8"}, "dtype: expected"),
+        ({"layout": "NDHWC"}, "layout: expected"),
+        ({"op": "conv3d"}, "op: expected"),
+        ({"pass_": "sideways"}, "pass: expected"),
+        ({"stride": (0, 1)}, "stride: must be positive"),
+    ],
+)
+def test_wrong_arguments(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**wrong)
+
+
+def test_report_names_versions_and_kernels():
+    from dwconv_ext.__main__ import report
+
+    facts = report()
+    assert torch.__version__ in facts["torch"] and facts["threads"] == str(torch.get_num_threads())
+    assert _C.selected_isa() in facts["kernel sets"] and "depthwise_forward_nhwc" in facts["kernels"]
+    assert facts["CUDA"]
