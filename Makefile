@@ -14,6 +14,7 @@ else
 PY := $(VENV)/bin/python
 endif
 BASE_PYTHON ?= python3
+CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 # Development builds cover two architectures and PTX; an installed package covers all (setup.py).
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 
@@ -39,12 +40,12 @@ bench: environment-bench build
 lint: environment-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(PY) -m clang_format --dry-run -Werror
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(CLANG_FORMAT) --dry-run -Werror
 
 format: environment-dev
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
-	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(PY) -m clang_format -i
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(CLANG_FORMAT) -i
 
 build:
 	$(PY) setup.py -q build_ext --inplace

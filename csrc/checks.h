@@ -51,8 +51,8 @@ inline DType check_dtype(const char* op, const char* name, const Tensor& tensor)
 
 // Same dtype and device as input.
 inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
-  STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ",
-                  name, " must be on the same device as input");
+  STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ", name,
+                  " must be on the same device as input");
   STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name,
                   " must have the same dtype as input (got scalar types ", static_cast<int>(tensor.scalar_type()), " and ",
                   static_cast<int>(input.scalar_type()), ")");
@@ -66,27 +66,27 @@ inline void check_vector(const char* op, const char* name, const Tensor& tensor,
 
 inline void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
   STD_TORCH_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
-  STD_TORCH_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ",
-                  least == 0 ? "non-negative" : "positive", ", but got (", value[0], ", ", value[1], ")");
+  STD_TORCH_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ", least == 0 ? "non-negative" : "positive",
+                  ", but got (", value[0], ", ", value[1], ")");
   constexpr int64_t kLargest = int64_t{1} << 31;  // keeps every product below 2^63
-  STD_TORCH_CHECK(value[0] < kLargest && value[1] < kLargest, op, ": ", name, " must be below 2^31, but got (", value[0],
-                  ", ", value[1], ")");
+  STD_TORCH_CHECK(value[0] < kLargest && value[1] < kLargest, op, ": ", name, " must be below 2^31, but got (", value[0], ", ",
+                  value[1], ")");
 }
 
 inline int64_t output_size(const char* op, const char* side, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
                            int64_t dilation) {
   const int64_t padded = size + 2 * pad;
   const int64_t reach = dilation * (kernel - 1) + 1;
-  STD_TORCH_CHECK(reach <= padded, op, ": weight's filter is larger than the padded input along ", side, ": dilation * (kernel - 1) + 1 = ",
-                  reach, ", but padded input ", side, " is ", padded);
+  STD_TORCH_CHECK(reach <= padded, op, ": weight's filter is larger than the padded input along ", side,
+                  ": dilation * (kernel - 1) + 1 = ", reach, ", but padded input ", side, " is ", padded);
   return (padded - reach) / stride + 1;
 }
 
 inline ConvolutionShape check_convolution(const char* op, const Tensor& input, const char* weight_name, const Tensor& weight,
                                           const Ints& stride, const Ints& padding, const Ints& dilation) {
   STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", weight_name,
-                  " must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape ", to_string(weight));
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", weight_name, " must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape ",
+                  to_string(weight));
   check_dtype(op, "input", input);
   check_like_input(op, weight_name, weight, input);
   const int64_t channels = input.size(1);
@@ -96,8 +96,8 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
   STD_TORCH_CHECK(weight.size(1) == 1 && weight.size(0) > 0 && weight.size(0) % channels == 0, op, ": ", weight_name,
                   " must have shape (C * multiplier, 1, kH, kW) with C = ", channels, " channels of input, but got ",
                   to_string(weight));
-  STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name, " must have a non-empty filter, but got shape ",
-                  to_string(weight));
+  STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name,
+                  " must have a non-empty filter, but got shape ", to_string(weight));
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
@@ -121,8 +121,8 @@ inline Activation check_activation(const char* op, const char* name, const std::
   Activation activation;
   std::string known;
   for (const ActivationName& entry : kActivationNames) known += (known.empty() ? "" : ", ") + std::string(entry.name);
-  STD_TORCH_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known,
-                  ", but got '", value, "'");
+  STD_TORCH_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known, ", but got '",
+                  value, "'");
   activation.slope = slope;
   return activation;
 }
@@ -142,8 +142,7 @@ inline bool strides_say_channels_last(const Tensor& t) {
 inline Layout layout_of(const Tensor& t) { return strides_say_channels_last(t) ? Layout::kNHWC : Layout::kNCHW; }
 
 inline torch::headeronly::MemoryFormat memory_format(Layout layout) {
-  return layout == Layout::kNHWC ? torch::headeronly::MemoryFormat::ChannelsLast
-                                 : torch::headeronly::MemoryFormat::Contiguous;
+  return layout == Layout::kNHWC ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
 }
 
 // Kernels need unit stride along their lanes and no expanded dimension; slices and other views pass as they are.

@@ -61,7 +61,8 @@ py::dict plan(const std::string& op, const std::string& pass, const std::string&
               int64_t threads) {
   DepthwiseProblem p;
   p.dtype = p.out_dtype = parse_dtype(dtype);
-  if (layout != "NCHW" && layout != "channels_last") throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
+  if (layout != "NCHW" && layout != "channels_last")
+    throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
   p.layout = layout == "NCHW" ? Layout::kNCHW : Layout::kNHWC;
   p.batch = batch, p.channels = channels;
   p.in_h = in_size.first, p.in_w = in_size.second;
@@ -104,14 +105,16 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("selected_isa", [] { return std::string(selected_isa().name); });
   m.def("select_isa", &select_isa, "Forces one of supported_isas(); for tests.");
-  m.def("pointwise_panel", [](const std::string& dtype) { return pointwise_panel(selected_isa(), parse_dtype(dtype)); },
-        "Output channels of a panel of packed pointwise weights.");
-  m.def("force_row", &force_row, "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
+  m.def(
+      "pointwise_panel", [](const std::string& dtype) { return pointwise_panel(selected_isa(), parse_dtype(dtype)); },
+      "Output channels of a panel of packed pointwise weights.");
+  m.def("force_row", &force_row,
+        "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);
   m.def("cache_bytes", [] { return std::make_pair(machine(1).l1_bytes, machine(1).l2_bytes); });
   m.def("kernel_table", &kernel_table, "Every kernel this CPU can run, one dict a row of csrc/cpu/kernels.inc.");
-  m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"), py::arg("channels"),
-        py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("out_channels") = 0,
-        py::arg("threads") = 1);
+  m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"),
+        py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("out_channels") = 0, py::arg("threads") = 1);
   selected_isa();  // a bad DWCONV_EXT_ISA fails here, at import
 }

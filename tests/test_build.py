@@ -29,10 +29,8 @@ def fake_toolkit(folder: Path, release: str) -> Path:
     (folder / "include").mkdir()
     (folder / "include" / "cuda_runtime.h").write_text("")
     nvcc = folder / "bin" / "nvcc"
-    nvcc.write_text(
     print_release = f"echo 'Cuda compilation tools, release {release}, V'"
     nvcc.write_text(f"#!/bin/sh\ncase $1 in --list-gpu-arch) echo compute_90;; *) {print_release};; esac\n")
-    )
     nvcc.chmod(0o755)
     return folder
 

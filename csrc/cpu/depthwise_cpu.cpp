@@ -47,9 +47,7 @@ struct RepeatedRows {
   const char* image;
   int64_t stride_h, stride_w, width, channels, multiplier, unit;
   void write(int64_t begin, int64_t end, char* to) const {
-    const auto repeat = unit == 2   ? &repeat_values<uint16_t>
-                        : unit == 4 ? &repeat_values<uint32_t>
-                                    : &repeat_values<uint64_t>;
+    const auto repeat = unit == 2 ? &repeat_values<uint16_t> : unit == 4 ? &repeat_values<uint32_t> : &repeat_values<uint64_t>;
     for (int64_t y = begin; y < end; ++y) {
       for (int64_t x = 0; x < width; ++x, to += channels * multiplier * unit) {
         repeat(image + (y * stride_h + x * stride_w) * unit, channels, multiplier, to);
@@ -69,12 +67,13 @@ Tensor repeat_channels(const Tensor& x, int64_t multiplier) {
   const Tensor repeated = fresh_output(x, {x.size(0), x.size(1) * multiplier, x.size(2), x.size(3)}, Layout::kNHWC);
   char* const to = static_cast<char*>(repeated.mutable_data_ptr());
   const int64_t height = x.size(2), row_bytes = repeated.stride(2) * x.element_size();
-  torch::stable::parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / height, y = row % height;
-      repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
-    }
-  });
+  torch::stable::parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t row = begin; row < end; ++row) {
+                                  const int64_t n = row / height, y = row % height;
+                                  repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
+                                }
+                              });
   return repeated;
 }
 
@@ -187,7 +186,8 @@ Phase input_phase(int64_t a, int64_t in_size, int64_t kernel, int64_t stride, in
   return phase;
 }
 
-void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight, const Tensor& grad_input) {
+void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight,
+                    const Tensor& grad_input) {
   const int64_t multiplier = s.multiplier;
   for (int64_t a = 0; a < s.stride_h; ++a) {
     for (int64_t b = 0; b < s.stride_w; ++b) {
@@ -232,7 +232,8 @@ void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, cons
   args.problem = forward_problem(s, dtype, layout);
   set_input(args.problem, input);
   DepthwiseProblem& p = args.problem;
-  p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3), p.out_stride_w = grad.stride(4);
+  p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3),
+  p.out_stride_w = grad.stride(4);
   const Plan plan = plan_backward_weight(p, selected_isa(), this_machine());
   log_plan(p, plan);
   args.parts = plan.parts;
@@ -255,9 +256,9 @@ void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, cons
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                             const Tensor& weight, const Ints stride, const Ints padding,
-                                                             const Ints dilation, const std::vector<bool> output_mask) {
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                             const Ints stride, const Ints padding, const Ints dilation,
+                                                             const std::vector<bool> output_mask) {
   const ConvolutionShape s = check_convolution(kBackward, input, "weight", weight, stride, padding, dilation);
   check_like_input(kBackward, "grad_output", grad_output, input);
   const int64_t out_channels = s.channels * s.multiplier;
@@ -269,7 +270,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   const DType dtype = check_dtype(kBackward, "input", input);
   const Layout layout = layout_of(input);
   const auto result = [&](bool wanted, Ints size, Layout as) {
-    return wanted ? fresh_output(input, size, as) : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
+    return wanted ? fresh_output(input, size, as)
+                  : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
   };
   Tensor grad_input = result(output_mask[0], {s.batch, s.channels, s.in_h, s.in_w}, layout);
   Tensor grad_weight = result(output_mask[1], {out_channels, 1, s.kernel_h, s.kernel_w}, Layout::kNCHW);

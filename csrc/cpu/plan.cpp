@@ -20,7 +20,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // (AVX-512): idle lanes are paid for like busy ones, so rows win only where there are too few planes to fill a vector.
 bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
   constexpr double kTranspose = 7, kStage = 25, kRowStart = 700, kStrided = 150;
-  const auto idle = [&](int64_t n) { return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1); };
+  const auto idle = [&](int64_t n) {
+    return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
+  };
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
   const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
   const double transposed = (taps + kTranspose * (1 + inputs)) * idle(planes);
@@ -34,10 +36,12 @@ bool fits(const KernelRow& row, const char* op, const char* pass, const Depthwis
       row.layout != p.layout) {
     return false;
   }
-  const bool filter = row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
+  const bool filter =
+      row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
   if (filter && stride) return true;
-  *why_not += std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
+  *why_not +=
+      std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
   return false;
 }
 
@@ -46,20 +50,19 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, const cha
   std::string nearest;
   for (int32_t i = 0; machine.forced.name != nullptr && i < isa.table.count; ++i) {
     const KernelRow& row = isa.table.rows[i];
-    const bool same = machine.forced.name == std::string(row.name) && machine.forced.filter == row.filter && machine.forced.stride == row.stride;
+    const bool same = machine.forced.name == std::string(row.name) && machine.forced.filter == row.filter &&
+                      machine.forced.stride == row.stride;
     if (same && fits(row, op, pass, p, &nearest)) return &row;
   }
   for (int32_t i = 0; i < isa.table.count; ++i) {
     const KernelRow& row = isa.table.rows[i];
     if (std::string(row.name).find(family) != std::string::npos && fits(row, op, pass, p, &nearest)) return &row;
   }
-  throw std::runtime_error(std::string(op) + ": no " + pass + " kernel for " + dtype_name(p.dtype) + " " +
-                           layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
+  throw std::runtime_error(std::string(op) + ": no " + pass + " kernel for " + dtype_name(p.dtype) + " " + layout_name(p.layout) +
+                           "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
 
-int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) {
-  return isa.table.vector_bytes / accumulate_size(p.dtype);
-}
+int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(p.dtype); }
 
 // Output rows a tile whose staged rows, `row_bytes` an input row and `out_row_bytes` an output row, fit in `cache_bytes`; but
 // so many that halo rows are at most a third.
@@ -79,7 +82,8 @@ int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
 }
 
 std::string describe(const KernelRow& row) {
-  const std::string filter = row.filter ? "filter " + std::to_string(row.filter) + "x" + std::to_string(row.filter) : "any filter";
+  const std::string filter =
+      row.filter ? "filter " + std::to_string(row.filter) + "x" + std::to_string(row.filter) : "any filter";
   const std::string stride = row.stride ? "stride " + std::to_string(row.stride) : "any stride";
   const char* const lanes = row.layout == Layout::kNHWC ? "channels are lanes"
                             : is_transposed(row)        ? "planes are lanes, transposed through scratch"
@@ -93,9 +97,7 @@ const char* nchw_family(const DepthwiseProblem& p, int64_t planes, int64_t lanes
 
 }  // namespace
 
-int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
+int64_t element_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 const char* dtype_name(DType dtype) {
   static const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
@@ -127,7 +129,8 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.workers = workers_for(elements * std::max<int64_t>(p.depth, 1), plan.tiles, machine);
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
-  plan.bytes = element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
+  plan.bytes =
+      element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
   plan.reason = describe(*plan.row);
   return plan;
@@ -149,9 +152,8 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
     plan.columns = is_transposed(*plan.row) ? ceil_div(p.channels, lanes) : p.channels;
     plan.parts = std::clamp<int64_t>(std::min(ceil_div(kMaxParts, plan.columns), p.batch), 1, kMaxParts);
     plan.tiles = plan.parts * plan.columns;
-    plan.rows_per_tile = is_transposed(*plan.row)
-                             ? staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, 96 << 10)
-                             : staged_rows(p, (p.in_w + 2 * p.pad_w) * unit, 0, 16 << 10);
+    plan.rows_per_tile = is_transposed(*plan.row) ? staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, 96 << 10)
+                                                  : staged_rows(p, (p.in_w + 2 * p.pad_w) * unit, 0, 16 << 10);
   }
   plan.workers = workers_for(elements, plan.tiles, machine);
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
@@ -185,7 +187,8 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   const int64_t weight_bytes = problem.channels * out_channels * unit;
   const int64_t row_bytes = std::max<int64_t>(problem.out_w * problem.channels * unit, 1);
   const int64_t total_rows = problem.batch * problem.out_h;
-  const int64_t budget = weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
+  const int64_t budget =
+      weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
   const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(problem.out_w, 1));
   const int64_t most = std::max(budget / row_bytes, least);
   // Threads share the rows while each has kMinPixels and the weights fit beside one another in L2; else they split the outputs.

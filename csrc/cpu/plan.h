@@ -13,7 +13,7 @@ struct Plan {
   int64_t weight_pitch = 0;  // channels of packed weights and bias (DepthwiseArgs)
   int64_t columns = 1;       // tiles side by side: planes or vectors of them, images in channels_last
   int64_t tiles = 0;         // independent pieces of work: columns times tiles of rows
-  int64_t parts = 1;  // weight gradient: partial sums, a function of the problem alone
+  int64_t parts = 1;         // weight gradient: partial sums, a function of the problem alone
   int64_t workers = 1;
   int64_t scratch_bytes = 0;  // a worker
   int64_t bytes = 0;          // compulsory memory traffic: every operand once

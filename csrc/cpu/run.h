@@ -55,11 +55,11 @@ inline void log_plan(const DepthwiseProblem& p, const Plan& plan, int64_t out_ch
   snprintf(line, sizeof line,
            "dwconv_ext: %s %s %s %s N=%lld C=%lld%s%s in=%lldx%lld out=%lldx%lld filter=%lldx%lld stride=%lldx%lld -> %s "
            "(%s), %lld tiles of %lld rows, %lld workers, %.1f MB, %.1f MFLOP",
-           plan.row->op, plan.row->pass, dtype_name(p.dtype), layout_name(p.layout), (long long)p.batch,
-           (long long)p.channels, out_channels ? " O=" : "", out_channels ? std::to_string(out_channels).c_str() : "",
-           (long long)p.in_h, (long long)p.in_w, (long long)p.out_h, (long long)p.out_w, (long long)p.kernel_h,
-           (long long)p.kernel_w, (long long)p.stride_h, (long long)p.stride_w, plan.row->name, plan.reason.c_str(),
-           (long long)plan.tiles, (long long)plan.rows_per_tile, (long long)plan.workers, plan.bytes / 1e6, plan.flops / 1e6);
+           plan.row->op, plan.row->pass, dtype_name(p.dtype), layout_name(p.layout), (long long)p.batch, (long long)p.channels,
+           out_channels ? " O=" : "", out_channels ? std::to_string(out_channels).c_str() : "", (long long)p.in_h,
+           (long long)p.in_w, (long long)p.out_h, (long long)p.out_w, (long long)p.kernel_h, (long long)p.kernel_w,
+           (long long)p.stride_h, (long long)p.stride_w, plan.row->name, plan.reason.c_str(), (long long)plan.tiles,
+           (long long)plan.rows_per_tile, (long long)plan.workers, plan.bytes / 1e6, plan.flops / 1e6);
   const std::lock_guard<std::mutex> lock(mutex);
   if (seen.insert(line).second) fprintf(stderr, "%s\n", line);
 }

@@ -1,8 +1,7 @@
 // separable_conv2d on the CPU: checks, output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
-#include <torch/csrc/stable/library.h>
-
 #include <string.h>
+#include <torch/csrc/stable/library.h>
 
 #include "../separable_checks.h"
 #include "pack_weights.h"
@@ -19,12 +18,14 @@ Ints packed_shape(int64_t out_channels, int64_t channels, int64_t panel) {
 
 // The pointwise weights in the order this CPU's kernels read, for many calls with the same weights.
 Tensor separable_conv2d_pack(const Tensor& pw_weight) {
-  STD_TORCH_CHECK(pw_weight.dim() == 4 && pw_weight.size(0) > 0 && pw_weight.size(1) > 0 && pw_weight.size(2) == 1 && pw_weight.size(3) == 1, kPack,
-                  ": pw_weight must have shape (out_channels, channels, 1, 1), but got ", to_string(pw_weight));
+  STD_TORCH_CHECK(
+      pw_weight.dim() == 4 && pw_weight.size(0) > 0 && pw_weight.size(1) > 0 && pw_weight.size(2) == 1 && pw_weight.size(3) == 1,
+      kPack, ": pw_weight must have shape (out_channels, channels, 1, 1), but got ", to_string(pw_weight));
   const DType dtype = check_dtype(kPack, "pw_weight", pw_weight);
   const int64_t panel = pointwise_panel(selected_isa(), dtype);
   const ScalarType wide = dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  const Tensor packed = torch::stable::empty(packed_shape(pw_weight.size(0), pw_weight.size(1), panel), wide, std::nullopt, pw_weight.device());
+  const Tensor packed =
+      torch::stable::empty(packed_shape(pw_weight.size(0), pw_weight.size(1), panel), wide, std::nullopt, pw_weight.device());
   pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), pw_weight.size(0), pw_weight.size(1), panel,
                         packed.mutable_data_ptr());
   return packed;
@@ -34,8 +35,8 @@ const void* packed_weights(const Tensor& pw_weight, const std::optional<Tensor>&
   const int64_t out_channels = pw_weight.size(0), channels = pw_weight.size(1);
   const Ints shape = packed_shape(out_channels, channels, panel);
   if (pw_packed) {
-    STD_TORCH_CHECK(pw_packed->dim() == 3 && pw_packed->size(0) == shape[0] && pw_packed->size(1) == shape[1] && pw_packed->size(2) == shape[2] &&
-                        pw_packed->is_contiguous() && pw_packed->is_cpu() &&
+    STD_TORCH_CHECK(pw_packed->dim() == 3 && pw_packed->size(0) == shape[0] && pw_packed->size(1) == shape[1] &&
+                        pw_packed->size(2) == shape[2] && pw_packed->is_contiguous() && pw_packed->is_cpu() &&
                         pw_packed->scalar_type() == (dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float),
                     kSeparable, ": pw_packed must be what ", kPack, " makes of pw_weight, but got shape ", to_string(*pw_packed));
     return pw_packed->const_data_ptr();
@@ -45,10 +46,11 @@ const void* packed_weights(const Tensor& pw_weight, const std::optional<Tensor>&
   return panels;
 }
 
-Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
-                        const std::optional<Tensor>& pw_bias, const Ints stride, const Ints padding, const Ints dilation,
-                        const std::string dw_act, const std::string pw_act, const std::optional<Tensor>& residual, double dw_slope,
-                        double pw_slope, const std::optional<Tensor>& pw_packed) {
+Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,
+                        const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, const Ints stride, const Ints padding,
+                        const Ints dilation, const std::string dw_act, const std::string pw_act,
+                        const std::optional<Tensor>& residual, double dw_slope, double pw_slope,
+                        const std::optional<Tensor>& pw_packed) {
   const ConvolutionShape s = check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual);
   const DType dtype = check_dtype(kSeparable, "input", input);
   const Layout layout = layout_of(input);
@@ -67,8 +69,14 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   log_plan(p, plan.whole, out_channels);
 
   const int64_t unit = accumulate_size(dtype);
-  const DepthwisePacking packing = {s.channels, 1, s.kernel_h, s.kernel_w, {0, 1, s.kernel_h}, {0, 1, s.kernel_w},
-                                    plan.depthwise.row->weight_order, plan.depthwise.weight_pitch};
+  const DepthwisePacking packing = {s.channels,
+                                    1,
+                                    s.kernel_h,
+                                    s.kernel_w,
+                                    {0, 1, s.kernel_h},
+                                    {0, 1, s.kernel_w},
+                                    plan.depthwise.row->weight_order,
+                                    plan.depthwise.weight_pitch};
   void* const dw = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.depthwise.weight_pitch * unit);
   pack_depthwise(dtype, torch::stable::contiguous(dw_weight).const_data_ptr(), packing, 0, 1, dw);
   if (dw_bias) {

@@ -12,7 +12,16 @@
 namespace dwconv {
 namespace {
 
-enum class Workspace { kDepthwiseWeight, kDepthwiseBias, kPointwiseWeight, kPointwiseBias, kPartial, kPartialBias, kScratch, kCount };
+enum class Workspace {
+  kDepthwiseWeight,
+  kDepthwiseBias,
+  kPointwiseWeight,
+  kPointwiseBias,
+  kPartial,
+  kPartialBias,
+  kScratch,
+  kCount
+};
 
 class WorkspaceBlock {
  public:

@@ -91,6 +91,4 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
 }  // namespace
 }  // namespace dwconv
 
-STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CUDA, m) {
-  m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::depthwise_conv2d));
-}
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CUDA, m) { m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::depthwise_conv2d)); }

@@ -46,11 +46,11 @@ DWCONV_INLINE Vec<float> erfc(Vec<float> x) {
   return x < 0.0f ? 2.0f - result : result;
 }
 
-#define DWCONV_LANEWISE(name, expression)                                 \
-  DWCONV_INLINE Vec<double> name(Vec<double> x) {                         \
-    Vec<double> result = x;                                               \
+#define DWCONV_LANEWISE(name, expression)                                  \
+  DWCONV_INLINE Vec<double> name(Vec<double> x) {                          \
+    Vec<double> result = x;                                                \
     for (int i = 0; i < kLanes<double>; ++i) result[i] = expression(x[i]); \
-    return result;                                                        \
+    return result;                                                         \
   }
 DWCONV_LANEWISE(exp, __builtin_exp)
 DWCONV_LANEWISE(erfc, __builtin_erfc)
@@ -100,15 +100,19 @@ DWCONV_INLINE void activate_all(Vec<A> (&values)[kRows][kColumns], const Activat
   if (activation.kind == ActivationKind::kIdentity) return;
   if (activation.kind == ActivationKind::kRelu) {
     const Vec<A> zero = {};
-    DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
-      DWCONV_UNROLL for (int j = 0; j < kColumns; ++j) values[i][j] = values[i][j] < zero ? zero : values[i][j];
+    DWCONV_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      DWCONV_UNROLL
+      for (int j = 0; j < kColumns; ++j) values[i][j] = values[i][j] < zero ? zero : values[i][j];
     }
     return;
   }
   Vec<A> array[kRows * kColumns];
-  DWCONV_UNROLL for (int i = 0; i < kRows * kColumns; ++i) array[i] = values[i / kColumns][i % kColumns];
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows * kColumns; ++i) array[i] = values[i / kColumns][i % kColumns];
   activate_array<A>(array, kRows * kColumns, activation);
-  DWCONV_UNROLL for (int i = 0; i < kRows * kColumns; ++i) values[i / kColumns][i % kColumns] = array[i];
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows * kColumns; ++i) values[i / kColumns][i % kColumns] = array[i];
 }
 
 }  // namespace dwconv::DWCONV_ISA

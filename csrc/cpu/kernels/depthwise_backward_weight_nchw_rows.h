@@ -36,7 +36,8 @@ DWCONV_INLINE void nchw_tile_taps(const DepthwiseProblem& p, const Staging& s, c
                                   const T* grad, int64_t rows, int64_t first, A* sums) {
   constexpr int kVec = kLanes<A>;
   const A* source[kTaps];
-  DWCONV_UNROLL for (int i = 0; i < kTaps; ++i) source[i] = staged + tap_offsets[first + i];
+  DWCONV_UNROLL
+  for (int i = 0; i < kTaps; ++i) source[i] = staged + tap_offsets[first + i];
   Vec<A> acc[kTaps] = {};
   const int64_t whole = p.out_w - p.out_w % kVec;
   const int tail = static_cast<int>(p.out_w - whole);
@@ -45,14 +46,17 @@ DWCONV_INLINE void nchw_tile_taps(const DepthwiseProblem& p, const Staging& s, c
     const int64_t offset = y * s.pitch;
     for (int64_t x = 0; x < whole; x += kVec) {
       const Vec<A> g = load(grad_row + x);
-      DWCONV_UNROLL for (int i = 0; i < kTaps; ++i) acc[i] += g * load(source[i] + offset + x);
+      DWCONV_UNROLL
+      for (int i = 0; i < kTaps; ++i) acc[i] += g * load(source[i] + offset + x);
     }
     if (tail > 0) {  // both sides masked: what lies behind the row may be NaN
       const Vec<A> g = load_lanes(grad_row + whole, tail);
-      DWCONV_UNROLL for (int i = 0; i < kTaps; ++i) acc[i] += g * load_lanes(source[i] + offset + whole, tail);
+      DWCONV_UNROLL
+      for (int i = 0; i < kTaps; ++i) acc[i] += g * load_lanes(source[i] + offset + whole, tail);
     }
   }
-  DWCONV_UNROLL for (int i = 0; i < kTaps; ++i) {
+  DWCONV_UNROLL
+  for (int i = 0; i < kTaps; ++i) {
     A* const to = sums + (first + i) * kVec;
     store(to, load(to) + acc[i]);
   }
@@ -114,7 +118,7 @@ int64_t depthwise_backward_weight_nchw_rows_scratch(const DepthwiseProblem& p, i
   using A = typename AccumulateType<T>::type;
   const int64_t staged = staging_of(p, rows_per_tile, 0, kLanes<A>).size;
   const int64_t taps = p.kernel_h * p.kernel_w;
-  return ((staged + 1) / 2 * 2 + taps * kLanes<A>) * static_cast<int64_t>(sizeof(A)) + taps * static_cast<int64_t>(sizeof(int64_t));
+  return ((staged + 1) / 2 * 2 + taps * kLanes<A>)*static_cast<int64_t>(sizeof(A)) + taps * static_cast<int64_t>(sizeof(int64_t));
 }
 
 }  // namespace dwconv::DWCONV_ISA

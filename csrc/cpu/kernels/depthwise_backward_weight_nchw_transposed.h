@@ -38,10 +38,12 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
         const Range in_rows = input_rows(p, y, rows);
         const T *input[kVec], *grad[kVec];
         for (int l = 0; l < lanes; ++l) {
-          input[l] = static_cast<const T*>(args.input) + n * p.in_stride_n + (c + l) * p.in_stride_c + in_rows.begin * p.in_stride_h;
+          input[l] =
+              static_cast<const T*>(args.input) + n * p.in_stride_n + (c + l) * p.in_stride_c + in_rows.begin * p.in_stride_h;
           grad[l] = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + (c + l) * p.out_stride_c + y * p.out_stride_h;
         }
-        if (partial != nullptr) planes_to_lanes<T, A>(input, 0, lanes, in_rows.end - in_rows.begin, p.in_w, p.in_stride_h, staged);
+        if (partial != nullptr)
+          planes_to_lanes<T, A>(input, 0, lanes, in_rows.end - in_rows.begin, p.in_w, p.in_stride_h, staged);
         planes_to_lanes<T, A>(grad, 0, lanes, rows, p.out_w, p.out_stride_h, staged_grad);
         q.in_h = in_rows.end - in_rows.begin;
         q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;

@@ -25,17 +25,21 @@ template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumn
 DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, const T* in, int64_t row_step, uint32_t valid_rows,
                                 int64_t step, uint32_t valid, int lanes, Vec<A> (&acc)[kFilterRows][kTaps]) {
   Vec<A> g[kColumns];
-  DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) {
+  DWCONV_UNROLL
+  for (int t = 0; t < kColumns; ++t) {
     g[t] = !kEdge || t < columns ? load_some<!kEdge>(grad + t * grad_step, lanes) : Vec<A>{};
   }
-  DWCONV_UNROLL for (int q = 0; q < kFilterRows; ++q) {
+  DWCONV_UNROLL
+  for (int q = 0; q < kFilterRows; ++q) {
     if (!((valid_rows >> q) & 1)) continue;
     const T* const row = in + q * row_step;
-    DWCONV_UNROLL for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
+    DWCONV_UNROLL
+    for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
       const T* at = row + i * step;
       if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
       const Vec<A> x = load_some<!kEdge>(at, lanes);
-      DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) {
+      DWCONV_UNROLL
+      for (int t = 0; t < kColumns; ++t) {
         const int s = i - t * kStride;
         if (s >= 0 && s < kTaps) acc[q][s] += x * g[t];
       }
@@ -78,18 +82,22 @@ DWCONV_INLINE void block_taps(const DepthwiseProblem& p, const GradBlock<T>& b, 
       const bool inside = columns == kColumns && first >= 0 && first + (kCount - 1) * tap_step < p.in_w;
       if (kWhole && inside) {
         add_products<T, A, kTaps, kStride, kFilterRows, kColumns, false>(grad + x * p.out_stride_w, p.out_stride_w, columns, in,
-            p.dilation_h * p.in_stride_h, valid_rows, tap_step * p.in_stride_w, 0, b.lanes, acc);
+                                                                         p.dilation_h * p.in_stride_h, valid_rows,
+                                                                         tap_step * p.in_stride_w, 0, b.lanes, acc);
       } else {
         const uint32_t valid = valid_columns(first, tap_step, p.in_w, kCount);
         if (valid == 0) continue;
         add_products<T, A, kTaps, kStride, kFilterRows, kColumns, true>(grad + x * p.out_stride_w, p.out_stride_w, columns, in,
-            p.dilation_h * p.in_stride_h, valid_rows, tap_step * p.in_stride_w, valid, b.lanes, acc);
+                                                                        p.dilation_h * p.in_stride_h, valid_rows,
+                                                                        tap_step * p.in_stride_w, valid, b.lanes, acc);
       }
     }
   }
   A* const to = partial + (first_r * p.kernel_w + first_s) * pitch;
-  DWCONV_UNROLL for (int q = 0; q < kFilterRows; ++q) {
-    DWCONV_UNROLL for (int s = 0; s < kTaps; ++s) {
+  DWCONV_UNROLL
+  for (int q = 0; q < kFilterRows; ++q) {
+    DWCONV_UNROLL
+    for (int s = 0; s < kTaps; ++s) {
       A* const at = to + (q * p.kernel_w + s) * pitch;
       store_some<kWhole>(at, load_some<kWhole>(at, b.lanes) + acc[q][s], b.lanes);
     }

@@ -27,17 +27,23 @@ DWCONV_INLINE void correlate(const DepthwiseProblem& p, const Staging& s, const 
     const A* const plane = base + m * s.size;
     const A* const w = weight + m * p.kernel_h * p.kernel_w;
     if constexpr (kKernel > 0) {
-      DWCONV_UNROLL for (int column = 0; column < kKernel; ++column) {
+      DWCONV_UNROLL
+      for (int column = 0; column < kKernel; ++column) {
         const A* const in = plane + column;
         Vec<A> taps[kKernel];
-        DWCONV_UNROLL for (int r = 0; r < kKernel; ++r) taps[r] = broadcast(w[r * kKernel + column]);
-        DWCONV_UNROLL for (int i = 0; i < kRows + kKernel - 1; ++i) {
+        DWCONV_UNROLL
+        for (int r = 0; r < kKernel; ++r) taps[r] = broadcast(w[r * kKernel + column]);
+        DWCONV_UNROLL
+        for (int i = 0; i < kRows + kKernel - 1; ++i) {
           Vec<A> x[kColumns];
-          DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) x[t] = load(in + i * s.pitch + t * kVec);
-          DWCONV_UNROLL for (int j = 0; j < kRows; ++j) {
+          DWCONV_UNROLL
+          for (int t = 0; t < kColumns; ++t) x[t] = load(in + i * s.pitch + t * kVec);
+          DWCONV_UNROLL
+          for (int j = 0; j < kRows; ++j) {
             const int r = i - j;
             if (r < 0 || r >= kKernel) continue;
-            DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) acc[j][t] += x[t] * taps[r];
+            DWCONV_UNROLL
+            for (int t = 0; t < kColumns; ++t) acc[j][t] += x[t] * taps[r];
           }
         }
       }
@@ -46,8 +52,10 @@ DWCONV_INLINE void correlate(const DepthwiseProblem& p, const Staging& s, const 
         for (int64_t column = 0; column < p.kernel_w; ++column) {
           const A* const in = plane + tap_offsets[r * p.kernel_w + column];
           const Vec<A> tap = broadcast(w[r * p.kernel_w + column]);
-          DWCONV_UNROLL for (int j = 0; j < kRows; ++j) {
-            DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) acc[j][t] += load(in + j * s.pitch + t * kVec) * tap;
+          DWCONV_UNROLL
+          for (int j = 0; j < kRows; ++j) {
+            DWCONV_UNROLL
+            for (int t = 0; t < kColumns; ++t) acc[j][t] += load(in + j * s.pitch + t * kVec) * tap;
           }
         }
       }
@@ -76,14 +84,18 @@ template <class O, class A, int kKernel, int kColumns>
 DWCONV_INLINE void rows_tile(const DepthwiseProblem& p, const Staging& s, const int64_t* tap_offsets, const A* base,
                              const A* weight, A bias, O* out, int rows, int64_t columns) {
   Vec<A> acc[kRowTile][kColumns];
-  DWCONV_UNROLL for (int j = 0; j < kRowTile; ++j) {
-    DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) acc[j][t] = broadcast(bias);
+  DWCONV_UNROLL
+  for (int j = 0; j < kRowTile; ++j) {
+    DWCONV_UNROLL
+    for (int t = 0; t < kColumns; ++t) acc[j][t] = broadcast(bias);
   }
   correlate<A, kKernel>(p, s, tap_offsets, base, weight, acc);
   activate_all<A>(acc, p.activation);
-  DWCONV_UNROLL for (int j = 0; j < kRowTile; ++j) {
+  DWCONV_UNROLL
+  for (int j = 0; j < kRowTile; ++j) {
     if (j >= rows) break;
-    DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) {
+    DWCONV_UNROLL
+    for (int t = 0; t < kColumns; ++t) {
       const int64_t left = columns - t * kLanes<A>;
       if (left > 0) {
         store_columns<O, A>(out + j * p.out_stride_h + t * kLanes<A> * p.out_stride_w, p.out_stride_w, acc[j][t], left);

@@ -1,6 +1,7 @@
 // Depthwise correlation, channels last: forward pass, and the input gradient's phases (problem.h).
 //
-//   out[n, y, x, c] = act(bias[c] + sum_{m, r, s} w[m, r, s, c] * in[n, y*stride_h + r*dilation_h - pad_h, ..., c + m*in_stride_m])
+//   out[n, y, x, c] = act(bias[c] + sum_{m, r, s} w[m, r, s, c] * in[n, y*stride_h + r*dilation_h - pad_h, ..., c +
+//   m*in_stride_m])
 //
 // Lanes are channels. A register tile is kTileRows output rows by kColumns output columns by one vector of channels. Each
 // input row is walked once; every vector of it is loaded once and used for all outputs it reaches:
@@ -60,15 +61,20 @@ template <class T, class A, int kTaps, int kStride, int kFirst, int kLast, bool 
 DWCONV_INLINE void add_input_row(const T* in, int64_t step, uint32_t valid, const A* filter, int64_t pitch, int lanes,
                                  Vec<A> (&acc)[kRows][kColumns]) {
   Vec<A> taps[kLast - kFirst][kTaps];
-  DWCONV_UNROLL for (int j = 0; j < kLast - kFirst; ++j) {
-    DWCONV_UNROLL for (int s = 0; s < kTaps; ++s) taps[j][s] = load(filter + (s - j * kStride * kTaps) * pitch);
+  DWCONV_UNROLL
+  for (int j = 0; j < kLast - kFirst; ++j) {
+    DWCONV_UNROLL
+    for (int s = 0; s < kTaps; ++s) taps[j][s] = load(filter + (s - j * kStride * kTaps) * pitch);
   }
-  DWCONV_UNROLL for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
+  DWCONV_UNROLL
+  for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
     const T* at = in + i * step;
     if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
     const Vec<A> x = load_some<!kEdge>(at, lanes);
-    DWCONV_UNROLL for (int j = kFirst; j < kLast; ++j) {
-      DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) {
+    DWCONV_UNROLL
+    for (int j = kFirst; j < kLast; ++j) {
+      DWCONV_UNROLL
+      for (int t = 0; t < kColumns; ++t) {
         const int s = i - t * kStride;
         if (s >= 0 && s < kTaps) acc[j][t] += x * taps[j - kFirst][s];
       }
@@ -84,11 +90,14 @@ struct NhwcTile {
 };
 
 template <class O, class A, bool kEdge, int kRows, int kColumns>
-DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, O* out, int lanes, Vec<A> (&acc)[kRows][kColumns]) {
+DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, O* out, int lanes,
+                              Vec<A> (&acc)[kRows][kColumns]) {
   activate_all<A>(acc, p.activation);
-  DWCONV_UNROLL for (int j = 0; j < kRows; ++j) {
+  DWCONV_UNROLL
+  for (int j = 0; j < kRows; ++j) {
     if (j >= tile.rows) break;
-    DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) {
+    DWCONV_UNROLL
+    for (int t = 0; t < kColumns; ++t) {
       if (kEdge && t >= tile.columns) break;
       store_some<!kEdge>(out + j * p.out_stride_h + t * p.out_stride_w, acc[j][t], lanes);
     }
@@ -98,8 +107,10 @@ DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, O
 template <class A, int kRows, int kColumns>
 DWCONV_INLINE void start_tile(const DepthwiseArgs& args, int64_t c, Vec<A> (&acc)[kRows][kColumns]) {
   const Vec<A> start = args.bias ? load(static_cast<const A*>(args.bias) + c) : Vec<A>{};
-  DWCONV_UNROLL for (int j = 0; j < kRows; ++j) {
-    DWCONV_UNROLL for (int t = 0; t < kColumns; ++t) acc[j][t] = start;
+  DWCONV_UNROLL
+  for (int j = 0; j < kRows; ++j) {
+    DWCONV_UNROLL
+    for (int t = 0; t < kColumns; ++t) acc[j][t] = start;
   }
 }
 
@@ -150,7 +161,7 @@ DWCONV_INLINE void add_chunk(const DepthwiseProblem& p, const T* row, int64_t or
     if (valid == 0) return;
   }
   add_input_row<T, A, kTaps, 1, 0, 1, kEdge>(row + first * p.in_stride_w, p.stride_w * p.in_stride_w, valid, filter + s * pitch,
-                                            pitch, lanes, acc);
+                                             pitch, lanes, acc);
 }
 
 // One output row of any filter, stride and dilation. Where dilation equals stride (both 1, as a rule), tap s at column t

@@ -52,8 +52,10 @@ DWCONV_INLINE const A* at_bytes(const A* base, int64_t bytes) {
 template <class A, int kRows>
 DWCONV_INLINE void gemm_tile(int64_t depth, const A* a, int64_t pitch, const A* panel, Vec<A> (&acc)[kRows][kGemmColumns]) {
   constexpr int kVec = kLanes<A>;
-  DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
-    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) acc[i][j] = Vec<A>{};
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kGemmColumns; ++j) acc[i][j] = Vec<A>{};
   }
   // Seven rows are within reach of one base by the address forms [base + {1, 2, 4} * p1], [base + {1, 2} * p3], [base + p5];
   // a pointer a row would not fit into the general registers. The empty asm keeps the compiler from making those pointers.
@@ -63,8 +65,10 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const A* a, int64_t pitch, const A* 
   const A* high = a + 7 * pitch;
   for (int64_t k = 0; k < depth; ++k, ++low, ++high, panel += kGemmColumns * kVec) {
     Vec<A> b[kGemmColumns];
-    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) b[j] = load(panel + j * kVec);
-    DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kGemmColumns; ++j) b[j] = load(panel + j * kVec);
+    DWCONV_UNROLL
+    for (int i = 0; i < kRows; ++i) {
       const A* const base = i < 7 ? low : high;
       const int row = i % 7;
       const A* const at = row == 0   ? base
@@ -73,7 +77,8 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const A* a, int64_t pitch, const A* 
                           : row == 6 ? at_bytes(base, 2 * p3)
                                      : at_bytes(base, row * p1);
       const Vec<A> factor = broadcast(*at);
-      DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += factor * b[j];
+      DWCONV_UNROLL
+      for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += factor * b[j];
     }
   }
 }
@@ -93,13 +98,17 @@ void gemm_rows(const SeparableArgs& args, const A* a, int64_t pitch, const A* pa
   constexpr int kVec = kLanes<A>;
   Vec<A> acc[kRows][kGemmColumns];
   gemm_tile<A, kRows>(args.depthwise.problem.channels, a, pitch, panel, acc);
-  DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
-    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(bias + j * kVec);
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(bias + j * kVec);
   }
   activate_all<A>(acc, args.activation);
-  DWCONV_UNROLL for (int i = 0; i < kRows; ++i) {
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) {
     if (i >= to.rows) break;
-    DWCONV_UNROLL for (int j = 0; j < kGemmColumns; ++j) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kGemmColumns; ++j) {
       const int left = to.columns - j * kVec;
       if (left <= 0) continue;
       Vec<A> v = acc[i][j];

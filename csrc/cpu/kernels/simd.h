@@ -164,12 +164,8 @@ DWCONV_INLINE __m256i lane_mask(int lanes) {
   alignas(32) static const int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ones_then_zeros + 8 - lanes));
 }
-DWCONV_INLINE Vec<float> load_lanes(const float* p, int lanes) {
-  return (Vec<float>)_mm256_maskload_ps(p, lane_mask(lanes));
-}
-DWCONV_INLINE void store_lanes(float* p, Vec<float> v, int lanes) {
-  _mm256_maskstore_ps(p, lane_mask(lanes), (__m256)v);
-}
+DWCONV_INLINE Vec<float> load_lanes(const float* p, int lanes) { return (Vec<float>)_mm256_maskload_ps(p, lane_mask(lanes)); }
+DWCONV_INLINE void store_lanes(float* p, Vec<float> v, int lanes) { _mm256_maskstore_ps(p, lane_mask(lanes), (__m256)v); }
 #endif
 #endif
 

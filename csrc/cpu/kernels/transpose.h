@@ -13,7 +13,8 @@ DWCONV_INLINE void exchange(V (&row)[kCount]) {
     low[j] = j & kStep ? j - kStep + kCount : j;
     high[j] = j & kStep ? j + kCount : j + kStep;
   }
-  DWCONV_UNROLL for (int i = 0; i < kCount; ++i) {
+  DWCONV_UNROLL
+  for (int i = 0; i < kCount; ++i) {
     if (i & kStep) continue;
     const V a = row[i], b = row[i + kStep];
     row[i] = __builtin_shuffle(a, b, low);
@@ -39,13 +40,17 @@ void piece_to_lanes(const T* const* from, int64_t offset, int lanes, int64_t cou
     Vec<A> row[kVec];
     const int columns = lanes_left(count - i, kVec);
     if (lanes == kVec && columns == kVec) {
-      DWCONV_UNROLL for (int l = 0; l < kVec; ++l) row[l] = load(from[l] + offset + i);
+      DWCONV_UNROLL
+      for (int l = 0; l < kVec; ++l) row[l] = load(from[l] + offset + i);
       transpose<A>(row);
-      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) store(to + (i + j) * kVec, row[j]);
+      DWCONV_UNROLL
+      for (int j = 0; j < kVec; ++j) store(to + (i + j) * kVec, row[j]);
     } else {
-      DWCONV_UNROLL for (int l = 0; l < kVec; ++l) row[l] = l < lanes ? load_lanes(from[l] + offset + i, columns) : Vec<A>{};
+      DWCONV_UNROLL
+      for (int l = 0; l < kVec; ++l) row[l] = l < lanes ? load_lanes(from[l] + offset + i, columns) : Vec<A>{};
       transpose<A>(row);
-      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) {
+      DWCONV_UNROLL
+      for (int j = 0; j < kVec; ++j) {
         if (j < columns) store(to + (i + j) * kVec, row[j]);
       }
     }
@@ -77,16 +82,21 @@ void lanes_to_piece(const A* from, int64_t pitch, int lanes, int64_t count, int6
     Vec<A> row[kVec];
     const int columns = lanes_left(count - i, kVec);
     if (lanes == kVec && columns == kVec) {
-      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) row[j] = load(from + (i + j) * pitch);
+      DWCONV_UNROLL
+      for (int j = 0; j < kVec; ++j) row[j] = load(from + (i + j) * pitch);
       transpose<A>(row);
       if (add != nullptr) {
-        DWCONV_UNROLL for (int l = 0; l < kVec; ++l) row[l] += load(add[l] + offset + i);
+        DWCONV_UNROLL
+        for (int l = 0; l < kVec; ++l) row[l] += load(add[l] + offset + i);
       }
-      DWCONV_UNROLL for (int l = 0; l < kVec; ++l) store(to[l] + offset + i, row[l]);
+      DWCONV_UNROLL
+      for (int l = 0; l < kVec; ++l) store(to[l] + offset + i, row[l]);
     } else {
-      DWCONV_UNROLL for (int j = 0; j < kVec; ++j) row[j] = j < columns ? load(from + (i + j) * pitch) : Vec<A>{};
+      DWCONV_UNROLL
+      for (int j = 0; j < kVec; ++j) row[j] = j < columns ? load(from + (i + j) * pitch) : Vec<A>{};
       transpose<A>(row);
-      DWCONV_UNROLL for (int l = 0; l < kVec; ++l) {
+      DWCONV_UNROLL
+      for (int l = 0; l < kVec; ++l) {
         if (l >= lanes) continue;
         if (add != nullptr) row[l] += load_lanes(add[l] + offset + i, columns);
         store_lanes(to[l] + offset + i, row[l], columns);
