@@ -34,8 +34,9 @@ demo: environment-examples build
 	PYTHONPATH=. $(PY) examples/demo.py
 
 bench: environment-bench build
-	$(PY) -m benchmarks depthwise --json docs/results/depthwise.json --plot docs/results/depthwise.png
-	$(PY) -m benchmarks separable --json docs/results/separable.json --plot docs/results/separable.png
+	for what in depthwise separable; do \
+	  $(PY) -m benchmarks $$what --json docs/results/$$what.json --markdown docs/results/$$what.md --plot docs/results/$$what.png || exit 1; \
+	done
 
 lint: environment-dev
 	$(PY) -m ruff check .
