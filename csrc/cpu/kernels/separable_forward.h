@@ -210,6 +210,7 @@ void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int
         to[l] = static_cast<T*>(args.output) + first + l * plane;
         residual[l] = static_cast<const T*>(args.residual) + first + l * plane;
       }
+      for (int l = lanes; l < kVec; ++l) residual[l] = residual[0];
       lanes_to_piece<T, A>(product + pixel * kPanel<A> + j, kPanel<A>, lanes, count * p.out_w, 0, 1, to,
                            args.residual ? residual : nullptr);
     }

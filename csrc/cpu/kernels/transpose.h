@@ -1,106 +1,163 @@
-// Planes to lanes and back: kVec x kVec transpositions in registers.
+// Planes to lanes and back, in registers.
+//
+// Four columns at a time, so that a width of 7 or 49 wastes nothing: block b of a vector (four lanes, 128 bits of float)
+// gathers four columns of plane 4 b + i; four such vectors, i = 0..3, are transposed four by four within their blocks and
+// are then four columns of all planes:
+//
+//   vector i   | plane i, columns 0-3 | plane 4 + i, columns 0-3 | ...        i = 0..3
+//   column j   | planes 0-3           | planes 4-7               | ...        j = 0..3
+//
+// 8 shuffles for 4 kVec elements; the gathering and scattering is done by the load and store ports. float64, for which no
+// speed is promised, goes element by element.
 #pragma once
 
 #include "simd.h"
 
 namespace dwconv::DWCONV_ISA {
 
-// One stage of the butterfly: rows i and i + kStep exchange the elements whose index has bit kStep set.
-template <class V, class Index, int kCount, int kStep>
-DWCONV_INLINE void exchange(V (&row)[kCount]) {
-  Index low, high;
-  for (int j = 0; j < kCount; ++j) {
-    low[j] = j & kStep ? j - kStep + kCount : j;
-    high[j] = j & kStep ? j + kCount : j + kStep;
+inline constexpr int kBlock = 4;
+inline constexpr int kBlocks = kLanes<float> / kBlock;
+typedef uint64_t Blocks16 __attribute__((vector_size(8 * kBlocks)));  // kBlocks blocks of four 16-bit values
+
+DWCONV_INLINE uint64_t load_64(const void* p) {
+  uint64_t bits;
+  memcpy(&bits, p, sizeof bits);
+  return bits;
+}
+
+// Block b is from[4 b + i][offset .. offset + 4).
+DWCONV_INLINE Vec<float> load_blocks(const float* const* from, int i, int64_t offset) {
+#if DWCONV_VECTOR_BYTES == 64
+  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + offset));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(from[4 + i] + offset), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(from[8 + i] + offset), 2);
+  return (Vec<float>)_mm512_insertf32x4(v, _mm_loadu_ps(from[12 + i] + offset), 3);
+#elif DWCONV_VECTOR_BYTES == 32
+  const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(from[i] + offset));
+  return (Vec<float>)_mm256_insertf128_ps(v, _mm_loadu_ps(from[4 + i] + offset), 1);
+#else
+  return load(from[i] + offset);
+#endif
+}
+template <class T>
+DWCONV_INLINE Vec<float> load_blocks(const T* const* from, int i, int64_t offset) {
+  Blocks16 raw = {};
+  DWCONV_UNROLL for (int b = 0; b < kBlocks; ++b) raw[b] = load_64(from[4 * b + i] + offset);
+  return widen((U16)raw, T{});
+}
+
+// The way back; where not kAll, for the planes below `lanes` only.
+template <bool kAll>
+DWCONV_INLINE void store_blocks(float* const* to, int i, int64_t offset, Vec<float> v, int lanes) {
+#if DWCONV_VECTOR_BYTES > 16
+#if DWCONV_VECTOR_BYTES == 64
+  const __m128 block[kBlocks] = {_mm512_castps512_ps128((__m512)v), _mm512_extractf32x4_ps((__m512)v, 1),
+                                 _mm512_extractf32x4_ps((__m512)v, 2), _mm512_extractf32x4_ps((__m512)v, 3)};
+#else
+  const __m128 block[kBlocks] = {_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1)};
+#endif
+  DWCONV_UNROLL for (int b = 0; b < kBlocks; ++b) {
+    if (kAll || 4 * b + i < lanes) _mm_storeu_ps(to[4 * b + i] + offset, block[b]);
   }
-  DWCONV_UNROLL
-  for (int i = 0; i < kCount; ++i) {
-    if (i & kStep) continue;
-    const V a = row[i], b = row[i + kStep];
-    row[i] = __builtin_shuffle(a, b, low);
-    row[i + kStep] = __builtin_shuffle(a, b, high);
+#else
+  if (kAll || i < lanes) store(to[i] + offset, v);
+#endif
+}
+template <bool kAll, class T>
+DWCONV_INLINE void store_blocks(T* const* to, int i, int64_t offset, Vec<float> v, int lanes) {
+  const Blocks16 raw = (Blocks16)narrow(v, T{});
+  DWCONV_UNROLL for (int b = 0; b < kBlocks; ++b) {
+    const uint64_t bits = raw[b];
+    if (kAll || 4 * b + i < lanes) memcpy(to[4 * b + i] + offset, &bits, sizeof bits);
   }
 }
 
-template <class A>
-DWCONV_INLINE void transpose(Vec<A> (&row)[kLanes<A>]) {
-  typedef typename VecOf<A>::mask Index;
-  constexpr int kCount = kLanes<A>;
-  if constexpr (kCount > 8) exchange<Vec<A>, Index, kCount, 8>(row);
-  if constexpr (kCount > 4) exchange<Vec<A>, Index, kCount, 4>(row);
-  if constexpr (kCount > 2) exchange<Vec<A>, Index, kCount, 2>(row);
-  exchange<Vec<A>, Index, kCount, 1>(row);
+// {a[p], a[q], b[p], b[q]} or {a[p], b[p], a[q], b[q]} of each block.
+template <int kP, int kQ, bool kInterleave>
+DWCONV_INLINE Vec<float> pick(Vec<float> a, Vec<float> b) {
+  typename VecOf<float>::mask index;
+  constexpr int n = kLanes<float>;
+  for (int l = 0; l < n; l += kBlock) {
+    index[l] = l + kP;
+    index[l + (kInterleave ? 2 : 1)] = l + kQ;
+    index[l + (kInterleave ? 1 : 2)] = n + l + kP;
+    index[l + 3] = n + l + kQ;
+  }
+  return __builtin_shuffle(a, b, index);
 }
 
-// to[i * kVec + l] = from[l][offset + i], i < count; lanes from `lanes` on become zero.
+DWCONV_INLINE void transpose_blocks(Vec<float> (&v)[kBlock]) {
+  const Vec<float> low01 = pick<0, 1, true>(v[0], v[1]), high01 = pick<2, 3, true>(v[0], v[1]);
+  const Vec<float> low23 = pick<0, 1, true>(v[2], v[3]), high23 = pick<2, 3, true>(v[2], v[3]);
+  v[0] = pick<0, 1, false>(low01, low23);
+  v[1] = pick<2, 3, false>(low01, low23);
+  v[2] = pick<0, 1, false>(high01, high23);
+  v[3] = pick<2, 3, false>(high01, high23);
+}
+
+// to[i * kVec + l] = from[l][offset + i], i < count. from has kVec planes, whole vectors of them.
 template <class T, class A>
-void piece_to_lanes(const T* const* from, int64_t offset, int lanes, int64_t count, A* to) {
+void piece_to_lanes(const T* const* from, int64_t offset, int64_t count, A* to) {
   constexpr int kVec = kLanes<A>;
-  for (int64_t i = 0; i < count; i += kVec) {
-    Vec<A> row[kVec];
-    const int columns = lanes_left(count - i, kVec);
-    if (lanes == kVec && columns == kVec) {
-      DWCONV_UNROLL
-      for (int l = 0; l < kVec; ++l) row[l] = load(from[l] + offset + i);
-      transpose<A>(row);
-      DWCONV_UNROLL
-      for (int j = 0; j < kVec; ++j) store(to + (i + j) * kVec, row[j]);
-    } else {
-      DWCONV_UNROLL
-      for (int l = 0; l < kVec; ++l) row[l] = l < lanes ? load_lanes(from[l] + offset + i, columns) : Vec<A>{};
-      transpose<A>(row);
-      DWCONV_UNROLL
-      for (int j = 0; j < kVec; ++j) {
-        if (j < columns) store(to + (i + j) * kVec, row[j]);
-      }
+  int64_t i = 0;
+  if constexpr (sizeof(A) == sizeof(float)) {
+    for (; i + kBlock <= count; i += kBlock) {
+      Vec<float> v[kBlock];
+      DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) v[j] = load_blocks(from, j, offset + i);
+      transpose_blocks(v);
+      DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) store(to + (i + j) * kVec, v[j]);
     }
   }
-}
-
-// `rows` rows of `columns` elements of each plane, row_stride apart, into a channels-last image of kVec channels.
-template <class T, class A>
-DWCONV_INLINE void planes_to_lanes(const T* const* from, int64_t offset, int lanes, int64_t rows, int64_t columns,
-                                   int64_t row_stride, A* to) {
-  if (row_stride == columns) columns *= rows, rows = 1;
-  for (int64_t y = 0; y < rows; ++y) {
-    piece_to_lanes<T, A>(from, offset + y * row_stride, lanes, columns, to + y * columns * kLanes<A>);
+  for (; i < count; ++i) {
+    for (int l = 0; l < kVec; ++l) to[i * kVec + l] = to_accumulate(from[l][offset + i]);
   }
 }
 
-// to[l][offset + i * step] = from[i * pitch + l] (+ add[l][...]), i < count, l < lanes.
+// `rows` rows of `columns` elements of each plane, row_stride apart, into a channels-last image of kVec channels. Lanes past
+// `lanes` repeat the first plane.
+template <class T, class A>
+DWCONV_INLINE void planes_to_lanes(const T** from, int64_t offset, int lanes, int64_t rows, int64_t columns, int64_t row_stride,
+                                   A* to) {
+  for (int l = lanes; l < kLanes<A>; ++l) from[l] = from[0];
+  if (row_stride == columns) columns *= rows, rows = 1;
+  for (int64_t y = 0; y < rows; ++y) {
+    piece_to_lanes<T, A>(from, offset + y * row_stride, columns, to + y * columns * kLanes<A>);
+  }
+}
+
+// Whole blocks of columns of lanes_to_piece, for step 1; returns how many columns were done.
+template <bool kAll, class O>
+DWCONV_INLINE int64_t blocks_to_planes(const float* from, int64_t pitch, int lanes, int64_t count, int64_t offset, O* const* to,
+                                       const O* const* add) {
+  int64_t i = 0;
+  for (; i + kBlock <= count; i += kBlock) {
+    Vec<float> v[kBlock];
+    DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) v[j] = load(from + (i + j) * pitch);
+    transpose_blocks(v);
+    DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) {
+      if (add != nullptr) v[j] += load_blocks(add, j, offset + i);
+      store_blocks<kAll>(to, j, offset + i, v[j], lanes);
+    }
+  }
+  return i;
+}
+
+// to[l][offset + i * step] = from[i * pitch + l] (+ add[l][...]), i < count, l < lanes. add has kVec planes where it has any.
 template <class O, class A>
 void lanes_to_piece(const A* from, int64_t pitch, int lanes, int64_t count, int64_t offset, int64_t step, O* const* to,
                     const O* const* add = nullptr) {
-  constexpr int kVec = kLanes<A>;
-  if (step != 1) {  // a phase of a strided input gradient
-    for (int64_t i = 0; i < count; ++i) {
-      for (int l = 0; l < lanes; ++l) from_accumulate(from[i * pitch + l], to[l] + offset + i * step);
+  int64_t i = 0;
+  if constexpr (sizeof(A) == sizeof(float)) {
+    if (step == 1) {
+      i = lanes == kLanes<A> ? blocks_to_planes<true>(from, pitch, lanes, count, offset, to, add)
+                             : blocks_to_planes<false>(from, pitch, lanes, count, offset, to, add);
     }
-    return;
   }
-  for (int64_t i = 0; i < count; i += kVec) {
-    Vec<A> row[kVec];
-    const int columns = lanes_left(count - i, kVec);
-    if (lanes == kVec && columns == kVec) {
-      DWCONV_UNROLL
-      for (int j = 0; j < kVec; ++j) row[j] = load(from + (i + j) * pitch);
-      transpose<A>(row);
-      if (add != nullptr) {
-        DWCONV_UNROLL
-        for (int l = 0; l < kVec; ++l) row[l] += load(add[l] + offset + i);
-      }
-      DWCONV_UNROLL
-      for (int l = 0; l < kVec; ++l) store(to[l] + offset + i, row[l]);
-    } else {
-      DWCONV_UNROLL
-      for (int j = 0; j < kVec; ++j) row[j] = j < columns ? load(from + (i + j) * pitch) : Vec<A>{};
-      transpose<A>(row);
-      DWCONV_UNROLL
-      for (int l = 0; l < kVec; ++l) {
-        if (l >= lanes) continue;
-        if (add != nullptr) row[l] += load_lanes(add[l] + offset + i, columns);
-        store_lanes(to[l] + offset + i, row[l], columns);
-      }
+  for (; i < count; ++i) {
+    for (int l = 0; l < lanes; ++l) {
+      A value = from[i * pitch + l];
+      if (add != nullptr) value += to_accumulate(add[l][offset + i * step]);
+      from_accumulate(value, to[l] + offset + i * step);
     }
   }
 }
