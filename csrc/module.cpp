@@ -76,8 +76,15 @@ py::dict plan(const std::string& op, const std::string& pass, const std::string&
   const Machine here = machine(threads);
   if (op == "separable_conv2d") return plan_dict(plan_separable(p, out_channels, selected_isa(), here).whole);
   if (op != "depthwise_conv2d") throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
+  if (pass == "backward_input") {
+    std::swap(p.in_h, p.out_h);
+    std::swap(p.in_w, p.out_w);
+    const Plan plan = plan_backward_input(p, selected_isa(), here);
+    if (plan.row == nullptr) throw py::value_error("pass: this input gradient runs as forward problems, one a phase");
+    return plan_dict(plan);
+  }
   if (pass == "backward_weight") return plan_dict(plan_backward_weight(p, selected_isa(), here));
-  if (pass != "forward") throw py::value_error("pass: expected forward or backward_weight, got '" + pass + "'");
+  if (pass != "forward") throw py::value_error("pass: expected forward, backward_input or backward_weight, got '" + pass + "'");
   return plan_dict(plan_forward(p, selected_isa(), here));
 }
 

@@ -73,7 +73,27 @@ struct BackwardWeightArgs {
   int64_t rows_per_tile = 1;
 };
 
+// The input gradient at a stride: phase (first_h, first_w) covers grad_input's rows first_h, first_h + stride_h, ... (out_h of
+// them) and columns alike, each a stride-1 correlation of grad_output with kernel_h x kernel_w of the filter's taps, flipped.
+struct InputPhase {
+  int64_t first_h, first_w, out_h, out_w;
+  int64_t kernel_h, kernel_w, dilation_h, dilation_w, pad_h, pad_w;
+  const void* weight;  // kNHWC order, [depth][kernel_h][kernel_w][weight_pitch]
+};
+// The problem's input is grad_output (in_*, with depth = multiplier) and its output grad_input (out_*); filter, stride, padding
+// and dilation are the forward pass's.
+struct BackwardInputArgs {
+  DepthwiseProblem problem;
+  const void* input = nullptr;
+  void* output = nullptr;
+  const InputPhase* phases = nullptr;
+  int64_t phase_count = 0;
+  int64_t weight_pitch = 0;
+  int64_t rows_per_tile = 1;  // of each phase
+};
+
 using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
+using BackwardInputKernel = void (*)(const BackwardInputArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 
 // The fused block. The depthwise stage is a kNHWC kernel of out_type = the accumulation type: of the input's type and strides
@@ -111,6 +131,7 @@ struct KernelRow {
   DepthwiseKernel depthwise;
   BackwardWeightKernel backward_weight;
   SeparableKernel separable;
+  BackwardInputKernel backward_input;
 };
 
 struct KernelTable {

@@ -186,41 +186,95 @@ Phase input_phase(int64_t a, int64_t in_size, int64_t kernel, int64_t stride, in
   return phase;
 }
 
-void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight,
-                    const Tensor& grad_input) {
-  const int64_t multiplier = s.multiplier;
+struct PhasePair {
+  Phase h, w;
+  int64_t first_h, first_w;
+};
+
+std::vector<PhasePair> input_phases(const ConvolutionShape& s) {
+  std::vector<PhasePair> phases;
   for (int64_t a = 0; a < s.stride_h; ++a) {
-    for (int64_t b = 0; b < s.stride_w; ++b) {
-      const Phase h = input_phase(a, s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
+    const Phase h = input_phase(a, s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
+    for (int64_t b = 0; b < s.stride_w && h.size > 0; ++b) {
       const Phase w = input_phase(b, s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
-      if (h.size == 0 || w.size == 0) continue;
-      DepthwiseArgs args;
-      DepthwiseProblem& p = args.problem;
-      p.dtype = p.out_dtype = dtype;
-      p.layout = layout;
-      p.batch = s.batch, p.channels = s.channels, p.depth = multiplier;
-      p.in_h = s.out_h, p.in_w = s.out_w, p.out_h = h.size, p.out_w = w.size;
-      p.kernel_h = h.taps.count, p.kernel_w = w.taps.count;
-      p.dilation_h = h.dilation, p.dilation_w = w.dilation;
-      p.pad_h = h.pad, p.pad_w = w.pad;
-      p.in_stride_m = grad.stride(0), p.in_stride_n = grad.stride(1), p.in_stride_c = grad.stride(2);
-      p.in_stride_h = grad.stride(3), p.in_stride_w = grad.stride(4);
-      set_output(p, grad_input);
-      args.output = offset(static_cast<char*>(grad_input.mutable_data_ptr()), a * p.out_stride_h + b * p.out_stride_w, dtype);
-      p.out_stride_h *= s.stride_h;
-      p.out_stride_w *= s.stride_w;
-      args.input = grad.const_data_ptr();
-      const Plan plan = plan_forward(p, selected_isa(), this_machine());
-      log_plan(p, plan);
-      const int64_t weights = multiplier * p.kernel_h * p.kernel_w * plan.weight_pitch;
-      void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
-      pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, h.taps, w.taps), 0, multiplier, packed);
-      args.weight = packed;
-      args.weight_pitch = plan.weight_pitch;
-      args.rows_per_tile = plan.rows_per_tile;
-      run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
+      if (w.size > 0) phases.push_back({h, w, a, b});
     }
   }
+  return phases;
+}
+
+// Problem of the whole gradient: grad_output in, grad_input out, the forward pass's filter.
+DepthwiseProblem gradient_problem(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad,
+                                  const Tensor& grad_input) {
+  DepthwiseProblem p = forward_problem(s, dtype, layout);
+  p.depth = s.multiplier;
+  std::swap(p.in_h, p.out_h);
+  std::swap(p.in_w, p.out_w);
+  p.in_stride_m = grad.stride(0), p.in_stride_n = grad.stride(1), p.in_stride_c = grad.stride(2);
+  p.in_stride_h = grad.stride(3), p.in_stride_w = grad.stride(4);
+  set_output(p, grad_input);
+  return p;
+}
+
+// One phase as a forward problem over the whole gradient.
+void run_phase_alone(const ConvolutionShape& s, const DepthwiseProblem& whole, const PhasePair& phase, const Tensor& grad,
+                     const Tensor& weight, const Tensor& grad_input) {
+  const DType dtype = whole.dtype;
+  DepthwiseArgs args;
+  DepthwiseProblem& p = args.problem;
+  p = whole;
+  p.stride_h = p.stride_w = 1;
+  p.out_h = phase.h.size, p.out_w = phase.w.size;
+  p.kernel_h = phase.h.taps.count, p.kernel_w = phase.w.taps.count;
+  p.dilation_h = phase.h.dilation, p.dilation_w = phase.w.dilation;
+  p.pad_h = phase.h.pad, p.pad_w = phase.w.pad;
+  args.output = offset(static_cast<char*>(grad_input.mutable_data_ptr()),
+                       phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w, dtype);
+  p.out_stride_h *= s.stride_h;
+  p.out_stride_w *= s.stride_w;
+  args.input = grad.const_data_ptr();
+  const Plan plan = plan_forward(p, selected_isa(), this_machine());
+  log_plan(p, plan);
+  const int64_t weights = s.multiplier * p.kernel_h * p.kernel_w * plan.weight_pitch;
+  void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
+  pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
+  args.weight = packed;
+  args.weight_pitch = plan.weight_pitch;
+  args.rows_per_tile = plan.rows_per_tile;
+  run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
+}
+
+void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight,
+                    const Tensor& grad_input) {
+  const std::vector<PhasePair> phases = input_phases(s);
+  const DepthwiseProblem problem = gradient_problem(s, dtype, layout, grad, grad_input);
+  Plan plan;
+  if (s.stride_h * s.stride_w > 1) plan = plan_backward_input(problem, selected_isa(), this_machine());
+  if (plan.row == nullptr) {
+    for (const PhasePair& phase : phases) run_phase_alone(s, problem, phase, grad, weight, grad_input);
+    return;
+  }
+  log_plan(problem, plan);
+  BackwardInputArgs args;
+  args.problem = problem;
+  args.input = grad.const_data_ptr();
+  args.output = grad_input.mutable_data_ptr();
+  args.weight_pitch = plan.weight_pitch;
+  args.rows_per_tile = plan.rows_per_tile;
+  // Each tap belongs to one phase: together the phases' weights are as many as the filter's.
+  const int64_t unit = accumulate_size(dtype);
+  char* packed = static_cast<char*>(
+      workspace(Workspace::kDepthwiseWeight, s.multiplier * s.kernel_h * s.kernel_w * plan.weight_pitch * unit));
+  std::vector<InputPhase> list;
+  for (const PhasePair& phase : phases) {
+    pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
+    list.push_back({phase.first_h, phase.first_w, phase.h.size, phase.w.size, phase.h.taps.count, phase.w.taps.count,
+                    phase.h.dilation, phase.w.dilation, phase.h.pad, phase.w.pad, packed});
+    packed += s.multiplier * phase.h.taps.count * phase.w.taps.count * plan.weight_pitch * unit;
+  }
+  args.phases = list.data();
+  args.phase_count = static_cast<int64_t>(list.size());
+  run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->backward_input(args, scratch, begin, end); });
 }
 
 void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& input,

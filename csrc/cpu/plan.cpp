@@ -136,6 +136,39 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   return plan;
 }
 
+Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
+  Plan plan;
+  const int64_t lanes = lanes_of(p, isa);
+  const int64_t planes = p.batch * p.channels;
+  const int64_t unit = accumulate_size(p.dtype);
+  const std::string family = nchw_family(p, planes, lanes);
+  const bool forced =
+      machine.forced.name != nullptr && std::string(machine.forced.name).find("backward_input") != std::string::npos;
+  if (family == "_rows" && !forced) return plan;
+  plan.row = choose(isa, machine, "depthwise_conv2d", "backward_input", p);
+  const int64_t phase_rows = ceil_div(p.out_h, p.stride_h);
+  if (p.layout == Layout::kNHWC) {
+    plan.columns = p.batch;
+    plan.rows_per_tile = std::clamp<int64_t>(p.batch * phase_rows / (kTilesAWorker * machine.threads), 1, phase_rows);
+  } else {
+    plan.columns = ceil_div(planes, lanes);
+    const int64_t row_bytes = lanes * unit * (p.in_w * p.depth + p.stride_h * p.out_w);
+    const int64_t halo = (p.kernel_h - 1) * p.dilation_h / p.stride_h + 1;
+    const int64_t in_cache = machine.l1_bytes * 2 / std::max<int64_t>(row_bytes, 1);
+    const int64_t pieces = ceil_div(phase_rows, std::max<int64_t>({in_cache, 2 * halo, 2}));  // of even height
+    plan.rows_per_tile = ceil_div(phase_rows, pieces);
+  }
+  plan.weight_pitch = ceil_div(p.channels + lanes - 1, lanes) * lanes;
+  plan.tiles = ceil_div(phase_rows, plan.rows_per_tile) * plan.columns;
+  plan.workers = workers_for(planes * p.out_h * p.out_w, plan.tiles, machine);
+  plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
+  const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
+  plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
+  plan.flops = 2 * planes * p.in_h * p.in_w * taps;
+  plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1";
+  return plan;
+}
+
 Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
   const int64_t lanes = lanes_of(p, isa);

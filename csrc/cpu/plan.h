@@ -23,6 +23,9 @@ struct Plan {
 
 // The first row that fits; std::runtime_error names the rows that came nearest where none does.
 Plan plan_forward(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
+// The input gradient of a strided pass, problem as in BackwardInputArgs. Its row is null where the phases should run one by
+// one as forward problems: in NCHW with too few planes to fill a vector.
+Plan plan_backward_input(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {

@@ -1,6 +1,7 @@
 // Expands kernels.inc into one instruction set's table. Included once, last, by each isa_*.cpp.
 #pragma once
 
+#include "depthwise_backward_input.h"
 #include "depthwise_backward_weight_nchw_rows.h"
 #include "depthwise_backward_weight_nchw_transposed.h"
 #include "depthwise_forward_nchw_rows.h"
@@ -9,46 +10,30 @@
 
 namespace dwconv::DWCONV_ISA {
 
+// clang-format off
+#define DWCONV_ROW(FUNCTION, OP, PASS, T, DTYPE, OUT_DTYPE, LAYOUT, FILTER, STRIDE, ORDER, ...)               \
+  {.name = #FUNCTION, .op = OP, .pass = PASS, .dtype = DType::DTYPE, .out_dtype = DType::OUT_DTYPE,          \
+   .layout = Layout::LAYOUT, .filter = FILTER, .stride = STRIDE, .weight_order = ORDER, .isa = DWCONV_ISA_ID, \
+   .vector_bytes = DWCONV_VECTOR_BYTES, .scratch = &FUNCTION##_scratch<T>, __VA_ARGS__},
+#define DWCONV_DEPTHWISE(function, T, O, dtype, out_dtype, layout, kernel, stride)                    \
+  DWCONV_ROW(function, "depthwise_conv2d", "forward", T, dtype, out_dtype, layout, kernel, stride, \
+             function##_weight_order, .depthwise = &function<T, O, kernel, stride>)
+#define DWCONV_BACKWARD_INPUT(function, T, dtype, layout)                                     \
+  DWCONV_ROW(function, "depthwise_conv2d", "backward_input", T, dtype, dtype, layout, 0, 0, \
+             Layout::kNHWC, .backward_input = &function<T>)
+#define DWCONV_BACKWARD_WEIGHT(function, T, dtype, layout, kernel, stride)                             \
+  DWCONV_ROW(function, "depthwise_conv2d", "backward_weight", T, dtype, dtype, layout, kernel, stride, \
+             Layout::kNHWC, .backward_weight = &function<T, kernel, stride>)
+#define DWCONV_SEPARABLE(function, T, dtype, layout)                                                    \
+  DWCONV_ROW(function, "separable_conv2d", "forward", T, dtype, dtype, layout, 0, 0, Layout::kNHWC, \
+             .separable = &function<T>)
+// clang-format on
+
 static const KernelRow kRows[] = {
-#define DWCONV_DEPTHWISE(function, T, O, dtype, out_dtype, layout, kernel, stride) \
-  {#function,                                                                      \
-   "depthwise_conv2d",                                                             \
-   "forward",                                                                      \
-   DType::dtype,                                                                   \
-   DType::out_dtype,                                                               \
-   Layout::layout,                                                                 \
-   kernel,                                                                         \
-   stride,                                                                         \
-   function##_weight_order,                                                        \
-   DWCONV_ISA_ID,                                                                  \
-   DWCONV_VECTOR_BYTES,                                                            \
-   &function##_scratch<T>,                                                         \
-   &function<T, O, kernel, stride>,                                                \
-   nullptr,                                                                        \
-   nullptr},
-#define DWCONV_BACKWARD_WEIGHT(function, T, dtype, layout, kernel, stride) \
-  {#function,                                                              \
-   "depthwise_conv2d",                                                     \
-   "backward_weight",                                                      \
-   DType::dtype,                                                           \
-   DType::dtype,                                                           \
-   Layout::layout,                                                         \
-   kernel,                                                                 \
-   stride,                                                                 \
-   Layout::kNHWC,                                                          \
-   DWCONV_ISA_ID,                                                          \
-   DWCONV_VECTOR_BYTES,                                                    \
-   &function##_scratch<T>,                                                 \
-   nullptr,                                                                \
-   &function<T, kernel, stride>,                                           \
-   nullptr},
-#define DWCONV_SEPARABLE(function, T, dtype, layout)                                                                        \
-  {                                                                                                                         \
-      #function,   "separable_conv2d", "forward",     DType::dtype,        DType::dtype,           Layout::layout, 0,       \
-      0,           Layout::layout,     DWCONV_ISA_ID, DWCONV_VECTOR_BYTES, &function##_scratch<T>, nullptr,        nullptr, \
-      &function<T>},
 #include "../kernels.inc"
+#undef DWCONV_ROW
 #undef DWCONV_DEPTHWISE
+#undef DWCONV_BACKWARD_INPUT
 #undef DWCONV_BACKWARD_WEIGHT
 #undef DWCONV_SEPARABLE
 };

@@ -42,7 +42,8 @@ DWCONV_INLINE Vec<float> load_blocks(const float* const* from, int i, int64_t of
 template <class T>
 DWCONV_INLINE Vec<float> load_blocks(const T* const* from, int i, int64_t offset) {
   Blocks16 raw = {};
-  DWCONV_UNROLL for (int b = 0; b < kBlocks; ++b) raw[b] = load_64(from[4 * b + i] + offset);
+  DWCONV_UNROLL
+  for (int b = 0; b < kBlocks; ++b) raw[b] = load_64(from[4 * b + i] + offset);
   return widen((U16)raw, T{});
 }
 
@@ -56,7 +57,8 @@ DWCONV_INLINE void store_blocks(float* const* to, int i, int64_t offset, Vec<flo
 #else
   const __m128 block[kBlocks] = {_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1)};
 #endif
-  DWCONV_UNROLL for (int b = 0; b < kBlocks; ++b) {
+  DWCONV_UNROLL
+  for (int b = 0; b < kBlocks; ++b) {
     if (kAll || 4 * b + i < lanes) _mm_storeu_ps(to[4 * b + i] + offset, block[b]);
   }
 #else
@@ -66,7 +68,8 @@ DWCONV_INLINE void store_blocks(float* const* to, int i, int64_t offset, Vec<flo
 template <bool kAll, class T>
 DWCONV_INLINE void store_blocks(T* const* to, int i, int64_t offset, Vec<float> v, int lanes) {
   const Blocks16 raw = (Blocks16)narrow(v, T{});
-  DWCONV_UNROLL for (int b = 0; b < kBlocks; ++b) {
+  DWCONV_UNROLL
+  for (int b = 0; b < kBlocks; ++b) {
     const uint64_t bits = raw[b];
     if (kAll || 4 * b + i < lanes) memcpy(to[4 * b + i] + offset, &bits, sizeof bits);
   }
@@ -103,9 +106,11 @@ void piece_to_lanes(const T* const* from, int64_t offset, int64_t count, A* to) 
   if constexpr (sizeof(A) == sizeof(float)) {
     for (; i + kBlock <= count; i += kBlock) {
       Vec<float> v[kBlock];
-      DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) v[j] = load_blocks(from, j, offset + i);
+      DWCONV_UNROLL
+      for (int j = 0; j < kBlock; ++j) v[j] = load_blocks(from, j, offset + i);
       transpose_blocks(v);
-      DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) store(to + (i + j) * kVec, v[j]);
+      DWCONV_UNROLL
+      for (int j = 0; j < kBlock; ++j) store(to + (i + j) * kVec, v[j]);
     }
   }
   for (; i < count; ++i) {
@@ -132,9 +137,11 @@ DWCONV_INLINE int64_t blocks_to_planes(const float* from, int64_t pitch, int lan
   int64_t i = 0;
   for (; i + kBlock <= count; i += kBlock) {
     Vec<float> v[kBlock];
-    DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) v[j] = load(from + (i + j) * pitch);
+    DWCONV_UNROLL
+    for (int j = 0; j < kBlock; ++j) v[j] = load(from + (i + j) * pitch);
     transpose_blocks(v);
-    DWCONV_UNROLL for (int j = 0; j < kBlock; ++j) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kBlock; ++j) {
       if (add != nullptr) v[j] += load_blocks(add, j, offset + i);
       store_blocks<kAll>(to, j, offset + i, v[j], lanes);
     }
