@@ -118,16 +118,14 @@ ConvolutionShape without_multiplier(ConvolutionShape s) {
   return s;
 }
 
-Tensor select0(const Tensor& t, int64_t index) { return torch::stable::select(t, 0, index); }
-
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation) {
   ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
   const DType dtype = check_dtype(kForward, "input", input);
   const Layout layout = layout_of(input);
-  const Tensor output = fresh_output(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout);
-  if (output.numel() == 0) return output;
+  const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
+  if (s.batch == 0) return fresh_output(input, size, layout);
 
   const Tensor x = as_layout(input, layout);
   const int64_t repeats = layout == Layout::kNHWC ? s.multiplier : 1;
@@ -137,7 +135,6 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   DepthwiseArgs args;
   args.problem = forward_problem(s, dtype, layout);
   set_input(args.problem, x);
-  const Tensor outputs = split_multiplier(output, s.multiplier);
   const Plan plan = plan_forward(args.problem, selected_isa(), this_machine());
   log_plan(args.problem, plan);
   const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
@@ -149,12 +146,14 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.input = x.const_data_ptr();
   args.weight = packed;
   args.bias = packed_bias;
+  // Allocated last: what is allocated after it and lives on can make the allocator put the next output elsewhere (workspace.h).
+  const Tensor output = fresh_output(input, size, layout);
+  set_output(args.problem, output);
+  args.problem.out_stride_c *= s.multiplier;
   for (int64_t m = 0; m < s.multiplier; ++m) {
     pack_depthwise(dtype, w.const_data_ptr(), packing, m, 1, packed);
     if (bias) pack_bias(dtype, b.const_data_ptr(), s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
-    const Tensor out = select0(outputs, m);
-    set_output(args.problem, out);
-    args.output = out.mutable_data_ptr();
+    args.output = offset(static_cast<char*>(output.mutable_data_ptr()), m * output.stride(1), dtype);
     if (repeats > 1) {
       run_repeated(plan, args, x, repeats);
     } else {
@@ -323,36 +322,38 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   STD_TORCH_CHECK(output_mask.size() == 3, kBackward, ": output_mask must have 3 values, but got ", output_mask.size());
   const DType dtype = check_dtype(kBackward, "input", input);
   const Layout layout = layout_of(input);
-  const auto result = [&](bool wanted, Ints size, Layout as) {
-    return wanted ? fresh_output(input, size, as)
-                  : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
+  const auto vector = [&](int64_t size) {
+    return torch::stable::empty(Ints{size}, input.scalar_type(), std::nullopt, input.device());
   };
-  Tensor grad_input = result(output_mask[0], {s.batch, s.channels, s.in_h, s.in_w}, layout);
-  Tensor grad_weight = result(output_mask[1], {out_channels, 1, s.kernel_h, s.kernel_w}, Layout::kNCHW);
-  Tensor grad_bias = output_mask[2] ? torch::stable::empty(Ints{out_channels}, input.scalar_type(), std::nullopt, input.device())
-                                    : torch::stable::empty(Ints{0}, input.scalar_type(), std::nullopt, input.device());
+  const Ints weight_size = {out_channels, 1, s.kernel_h, s.kernel_w};
+  Tensor grad_weight = output_mask[1] ? empty_output(input, weight_size, Layout::kNCHW) : vector(0);
+  Tensor grad_bias = vector(output_mask[2] ? out_channels : 0);
+  // The large one is allocated last and filled at once (workspace.h).
+  const auto new_grad_input = [&] {
+    return output_mask[0] ? fresh_output(input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : vector(0);
+  };
   if (s.batch == 0) {  // sums over nothing
     torch::stable::zero_(grad_weight);
     torch::stable::zero_(grad_bias);
-    return {grad_input, grad_weight, grad_bias};
+    return {new_grad_input(), grad_weight, grad_bias};
   }
   const Tensor dy = as_layout(grad_output, layout);
   const Tensor grad = split_multiplier(dy, s.multiplier);
   const bool repeat = s.multiplier > 1 && layout == Layout::kNHWC;
-  if (output_mask[0] && grad_input.numel() > 0) {
-    Tensor apart = grad;
-    if (repeat) {
-      apart = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
-      torch::stable::copy_(apart, grad);
-    }
-    backward_input(s, dtype, layout, apart, torch::stable::contiguous(weight), grad_input);
-  }
   if (output_mask[1] || output_mask[2]) {
     const Tensor x = as_layout(input, layout);
     backward_weight(repeat ? without_multiplier(s) : s, dtype, layout, repeat ? split_multiplier(dy, 1) : grad,
                     repeat ? repeat_channels(x, s.multiplier) : x, output_mask[1] ? &grad_weight : nullptr,
                     output_mask[2] ? &grad_bias : nullptr);
   }
+  Tensor apart = grad;
+  if (repeat && output_mask[0]) {
+    apart = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
+    torch::stable::copy_(apart, grad);
+  }
+  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor grad_input = new_grad_input();
+  if (output_mask[0]) backward_input(s, dtype, layout, apart, w, grad_input);
   return {grad_input, grad_weight, grad_bias};
 }
 

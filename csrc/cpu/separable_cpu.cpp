@@ -60,8 +60,8 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   DepthwiseProblem& p = args.depthwise.problem;
   p = forward_problem(s, dtype, layout);
   p.activation = check_activation(kSeparable, "dw_act", dw_act, dw_slope);
-  Tensor output = fresh_output(input, {s.batch, out_channels, s.out_h, s.out_w}, layout);
-  if (output.numel() == 0) return output;
+  const Ints size = {s.batch, out_channels, s.out_h, s.out_w};
+  if (s.batch == 0) return fresh_output(input, size, layout);
 
   const Tensor x = as_layout(input, layout);
   set_input(p, x);
@@ -98,6 +98,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   args.depthwise_kernel = plan.depthwise.row->depthwise;
   args.out_channels = out_channels;
   args.residual = residual ? added.const_data_ptr() : nullptr;
+  const Tensor output = fresh_output(input, size, layout);  // last: see workspace.h
   args.output = output.mutable_data_ptr();
   args.rows_per_tile = plan.whole.rows_per_tile;
   args.splits = plan.splits;

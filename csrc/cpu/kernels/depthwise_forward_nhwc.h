@@ -46,8 +46,13 @@ DWCONV_INLINE Range filter_range(int64_t origin, int64_t dilation, int64_t taps,
   return {begin, end};
 }
 
-// Bit i set where column first + i * step lies in [0, in_w), i < count.
+// Bit i set where column first + i * step lies in [0, in_w), i < count <= 31.
 DWCONV_INLINE uint32_t valid_columns(int64_t first, int64_t step, int64_t in_w, int count) {
+  if (step == 1) {
+    const int64_t end = in_w - first < count ? in_w - first : count;
+    const int64_t begin = first < 0 ? -first : 0;
+    return begin < end ? ((1u << end) - 1u) & ~((1u << begin) - 1u) : 0u;
+  }
   uint32_t mask = 0;
   for (int i = 0; i < count; ++i, first += step) {
     mask |= uint32_t(static_cast<uint64_t>(first) < static_cast<uint64_t>(in_w)) << i;
