@@ -136,12 +136,16 @@ def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:
         axis.set_yticks(range(len(summaries)), [s.race.layer.name for s in summaries])
         axis.set_ylim(len(summaries) - 0.5, -0.5)
         axis.set_xscale("log")
-        ticks = [0.5, 1, 2, 5, 10, 20, 50]
+        everything = [s.race.times[BASELINE] / t for s in summaries for t in s.race.times.values()]
+        low, high = 0.8 * min(everything), 1.1 * max(everything)
+        axis.set_xlim(low, high)
+        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low < tick < high]
         axis.set_xticks(ticks, [f"{t:g}x" for t in ticks])
         axis.minorticks_off()
         axis.set_xlabel(f"speed, {BASELINE} = 1 (longer is faster)")
         axis.set_title(direction)
-        axis.legend(fontsize=8, loc="lower right")
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda entry: len(entry[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3 * len(groups), len(labels)), fontsize=9)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
