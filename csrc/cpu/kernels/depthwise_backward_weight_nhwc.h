@@ -8,10 +8,11 @@
 //
 //   filter 3x3, stride 1, 7 columns: 7 + 3 * 9 loads for 63 FMAs in 9 chains
 //
-// A block is at most kMaxSum outputs long, then its sums are added to the part's partial sums, and the parts are added
-// in order by a second stage: f32 error grows with the block and the number of blocks, not with the whole image. Blocks and
-// parts are functions of the problem alone, so the bits do not depend on the threads.
-// Tiles: one part, a range of the N * out_h rows. Traffic: grad_output and input once where a block's rows fit in L2.
+// A row of a tile is summed by itself, then added to the block's sums. A block is at most kMaxSum outputs long, then its sums are
+// added to the part's partial sums, and the parts are added in order by a second stage: f32 error grows with the block and the
+// number of blocks, not with the whole image. Blocks and parts are functions of the problem alone, so the bits do not depend on
+// the threads. Tiles: one part, a range of the N * out_h rows. Traffic: grad_output and input once where a block's rows fit in
+// L2.
 #pragma once
 
 #include "depthwise_forward_nhwc.h"
@@ -33,6 +34,7 @@ DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, c
   for (int q = 0; q < kFilterRows; ++q) {
     if (!((valid_rows >> q) & 1)) continue;
     const T* const row = in + q * row_step;
+    Vec<A> sum[kTaps] = {};  // of this tile's row: a short chain, for accuracy
     DWCONV_UNROLL
     for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
       const T* at = row + i * step;
@@ -41,9 +43,11 @@ DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, c
       DWCONV_UNROLL
       for (int t = 0; t < kColumns; ++t) {
         const int s = i - t * kStride;
-        if (s >= 0 && s < kTaps) acc[q][s] += x * g[t];
+        if (s >= 0 && s < kTaps) sum[s] += x * g[t];
       }
     }
+    DWCONV_UNROLL
+    for (int s = 0; s < kTaps; ++s) acc[q][s] += sum[s];
   }
 }
 
