@@ -77,11 +77,30 @@ def cuda_decision() -> tuple[Path | None, str]:
 
 
 def default_architectures(nvcc: Path) -> str:
-    """sm_75 to sm_120 as far as this nvcc goes, PTX of the newest for what comes later."""
+    """sm_75 to sm_120 as far as this nvcc goes, PTX for what comes later. sm_86 and sm_89 run sm_80's code as it is."""
     listed = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"compute_(\d+)", listed))
-    wanted = [a for a in ("75", "80", "86", "89", "90", "100", "120") if a in known]
+    wanted = [a for a in ("75", "80", "90", "100", "120") if a in known]
     return ";".join(f"{a[:-1]}.{a[-1]}" for a in wanted) + "+PTX"
+
+
+def architecture_flags(listed: str) -> list[str]:
+    """nvcc's -gencode flags for a TORCH_CUDA_ARCH_LIST; none where it has entries that only torch knows (then torch makes them).
+
+    The kernels use nothing newer than sm_80, so that every architecture from there on is assembled from the same compute_80
+    code: the compiler's larger half runs once for all of them.
+    """
+    targets: dict[str, list[str]] = {}
+    for item in re.split(r"[;\s]+", listed.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", item)
+        if found is None:
+            return []
+        number = found[1] + found[2]
+        virtual = "80" if int(number) >= 80 else number
+        targets.setdefault(virtual, []).append(f"sm_{number}")
+        if found[3]:
+            targets[virtual].append(f"compute_{virtual}")
+    return [f"-gencode=arch=compute_{virtual},code=[{','.join(codes)}]" for virtual, codes in targets.items()]
 
 
 nvcc, reason = cuda_decision()
@@ -139,7 +158,8 @@ if nvcc is not None:
                     f'-DDWCONV_CUDA_VERSION="{nvcc_version(nvcc)}"',
                     f'-DDWCONV_CUDA_ARCHITECTURES="{os.environ["TORCH_CUDA_ARCH_LIST"]}"',
                 ],
-                "nvcc": ["-O3", "-std=c++20", "--threads=2", "-Xcompiler=-fvisibility=hidden"],
+                "nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
+                + architecture_flags(os.environ["TORCH_CUDA_ARCH_LIST"]),
             },
         )
     )

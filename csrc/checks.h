@@ -117,6 +117,19 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
   return s;
 }
 
+inline void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input, const ConvolutionShape& s) {
+  check_like_input(op, "grad_output", grad_output, input);
+  const int64_t out_channels = s.channels * s.multiplier;
+  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == out_channels &&
+                      grad_output.size(2) == s.out_h && grad_output.size(3) == s.out_w,
+                  op, ": grad_output must have the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
+                  "], but got ", to_string(grad_output));
+}
+
+inline void check_mask(const char* op, const std::vector<bool>& output_mask) {
+  STD_TORCH_CHECK(output_mask.size() == 3, op, ": output_mask must have 3 values, but got ", output_mask.size());
+}
+
 inline Activation check_activation(const char* op, const char* name, const std::string& value, double slope) {
   Activation activation;
   std::string known;

@@ -4,7 +4,11 @@
 
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(dwconv_ext, m) {
+#ifndef DWCONV_LIBRARY
+#define DWCONV_LIBRARY dwconv_ext  // tests/emulator compiles this file for a namespace of its own
+#endif
+
+STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   // conv2d(input, weight, bias, groups=C) for weight of shape (C * multiplier, 1, kH, kW).
   m.def(
       "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
@@ -14,10 +18,11 @@ STABLE_TORCH_LIBRARY(dwconv_ext, m) {
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
   // pw_act(conv2d(dw_act(conv2d(input, dw_weight, dw_bias, groups=C)), pw_weight, pw_bias)) + residual
+  // allow_tf32: CUDA's tensor cores may round float32 operands of the pointwise convolution, as torch.backends.cudnn.allow_tf32.
   m.def(
       "separable_conv2d(Tensor input, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str dw_act, str pw_act, Tensor? residual=None, "
-      "float dw_slope=0.01, float pw_slope=0.01, Tensor? pw_packed=None) -> Tensor");
+      "float dw_slope=0.01, float pw_slope=0.01, Tensor? pw_packed=None, bool allow_tf32=False) -> Tensor");
   // pw_weight in the order the CPU kernels read, for pw_packed: (ceil(O / panel), C, panel), of the accumulation type.
   m.def("separable_conv2d_pack(Tensor pw_weight) -> Tensor");
 }

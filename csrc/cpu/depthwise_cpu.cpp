@@ -313,13 +313,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
                                                              const Ints stride, const Ints padding, const Ints dilation,
                                                              const std::vector<bool> output_mask) {
   const ConvolutionShape s = check_convolution(kBackward, input, "weight", weight, stride, padding, dilation);
-  check_like_input(kBackward, "grad_output", grad_output, input);
+  check_grad_output(kBackward, grad_output, input, s);
+  check_mask(kBackward, output_mask);
   const int64_t out_channels = s.channels * s.multiplier;
-  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == out_channels &&
-                      grad_output.size(2) == s.out_h && grad_output.size(3) == s.out_w,
-                  kBackward, ": grad_output must have the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ",
-                  s.out_w, "], but got ", to_string(grad_output));
-  STD_TORCH_CHECK(output_mask.size() == 3, kBackward, ": output_mask must have 3 values, but got ", output_mask.size());
   const DType dtype = check_dtype(kBackward, "input", input);
   const Layout layout = layout_of(input);
   const auto vector = [&](int64_t size) {

@@ -50,7 +50,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
                         const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, const Ints stride, const Ints padding,
                         const Ints dilation, const std::string dw_act, const std::string pw_act,
                         const std::optional<Tensor>& residual, double dw_slope, double pw_slope,
-                        const std::optional<Tensor>& pw_packed) {
+                        const std::optional<Tensor>& pw_packed, bool /*allow_tf32*/) {
   const ConvolutionShape s = check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual);
   const DType dtype = check_dtype(kSeparable, "input", input);
   const Layout layout = layout_of(input);

@@ -1,94 +1,165 @@
-// depthwise_conv2d on CUDA: checks, output allocation, problem, launch on torch's current stream.
+// depthwise_conv2d and its backward on CUDA: checks, output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
-#ifndef USE_CUDA
-#define USE_CUDA
-#endif
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
+#include "launch.h"
+
 #include <torch/csrc/stable/library.h>
 
-#include "../checks.h"
-#include "kernels/depthwise_forward.cuh"
+#include <tuple>
 
-namespace dwconv {
+namespace dwconv::cuda {
 namespace {
 
 constexpr const char* kForward = "depthwise_conv2d";
-constexpr int kThreads = 256;
+constexpr const char* kBackward = "depthwise_conv2d_backward";
 
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == AOTI_TORCH_SUCCESS, "no current CUDA stream");
-  return static_cast<cudaStream_t>(stream);
-}
+struct DepthwisePlan {
+  Plan plan;
+  DepthwiseTileArgs args;
+};
+struct BackwardWeightPlan {
+  Plan plan;
+  BackwardWeightTileArgs args;
+};
 
-template <class T, class Index>
-void launch(const cuda::ForwardArgs& args, cudaStream_t stream) {
-  const int64_t blocks = std::min<int64_t>((args.out_elements + kThreads - 1) / kThreads, 1 << 20);
-  if (args.problem.layout == Layout::kNHWC) {
-    cuda::depthwise_forward_nhwc<T, Index><<<blocks, kThreads, 0, stream>>>(args);
-  } else {
-    cuda::depthwise_forward_nchw<T, Index><<<blocks, kThreads, 0, stream>>>(args);
-  }
-  const cudaError_t status = cudaGetLastError();
-  STD_TORCH_CHECK(status == cudaSuccess, kForward, ": CUDA launch failed: ", cudaGetErrorString(status));
-}
-
-template <class T>
-void launch_indexed(const cuda::ForwardArgs& args, bool fits_32_bits, cudaStream_t stream) {
-  fits_32_bits ? launch<T, uint32_t>(args, stream) : launch<T, uint64_t>(args, stream);
+const DepthwisePlan& kept_plan(const char* pass, const Request& request, const Machine& machine) {
+  const std::string key =
+      Key().add(*pass, request.multiplier, request.aligned).add_problem(request.problem).add_machine(machine).bytes();
+  return kept<DepthwisePlan>(key, [&] {
+    DepthwisePlan made;
+    made.plan = plan_depthwise(pass, request, machine, &made.args);
+    return made;
+  });
 }
 
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation) {
   const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
+  check_sides(kForward, s);
   const Layout layout = layout_of(input);
-  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const Device device(kForward, input);
   const Tensor output = empty_output(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout);
   if (output.numel() == 0) return output;
+  device.poison(output);
   const Tensor x = as_layout(input, layout);
   const Tensor w = torch::stable::contiguous(weight);
-  const Tensor b = bias ? torch::stable::contiguous(*bias) : input;
-
-  cuda::ForwardArgs args = {};
-  DepthwiseProblem& p = args.problem;
-  p.dtype = check_dtype(kForward, "input", input);
-  p.layout = layout;
-  p.batch = s.batch, p.channels = s.channels;
-  p.in_h = s.in_h, p.in_w = s.in_w, p.out_h = s.out_h, p.out_w = s.out_w;
-  p.kernel_h = s.kernel_h, p.kernel_w = s.kernel_w;
-  p.stride_h = s.stride_h, p.stride_w = s.stride_w;
-  p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
-  p.pad_h = s.pad_h, p.pad_w = s.pad_w;
-  p.in_stride_n = x.stride(0), p.in_stride_c = x.stride(1), p.in_stride_h = x.stride(2), p.in_stride_w = x.stride(3);
-  args.multiplier = s.multiplier;
-  args.out_elements = output.numel();
+  const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
+  Request request;
+  request.multiplier = s.multiplier;
+  request.aligned = layout == Layout::kNHWC && aligned_channels(x) && aligned_channels(output);
+  set_problem(request.problem, s, check_dtype(kForward, "input", input), layout);
+  set_input(request.problem, x);
+  set_output(request.problem, output);
+  const DepthwisePlan& planned = kept_plan("forward", request, device.machine());
+  log_plan(kForward, "forward", request.problem, planned.plan.reason, planned.plan.launch);
+  DepthwiseTileArgs args = planned.args;
   args.input = x.const_data_ptr();
   args.weight = w.const_data_ptr();
   args.bias = bias ? b.const_data_ptr() : nullptr;
   args.output = output.mutable_data_ptr();
-  // Pointer offsets are 64-bit either way (the strides are); this bounds the flat output index and its grid stride.
-  const bool fits = args.out_elements < (int64_t{1} << 31) && w.numel() < (int64_t{1} << 31);
-  const cudaStream_t stream = current_stream(input.get_device_index());
-  switch (p.dtype) {
-    case DType::kFloat32:
-      launch_indexed<float>(args, fits, stream);
-      break;
-    case DType::kFloat64:
-      launch_indexed<double>(args, fits, stream);
-      break;
-    case DType::kBFloat16:
-      launch_indexed<__nv_bfloat16>(args, fits, stream);
-      break;
-    case DType::kFloat16:
-      launch_indexed<__half>(args, fits, stream);
-      break;
-  }
+  device.start(planned.plan.launch, &args);
   return output;
 }
 
-}  // namespace
-}  // namespace dwconv
+// At stride and dilation 1 the input gradient is the forward pass of grad_output with the flipped filter and padding K - 1 - P.
+void backward_input(const Device& device, const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad,
+                    const Tensor& weight, const Tensor& grad_input) {
+  Request request;
+  request.multiplier = s.multiplier;
+  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(grad_input);
+  DepthwiseProblem& p = request.problem;
+  set_problem(p, s, dtype, layout);
+  std::swap(p.in_h, p.out_h);
+  std::swap(p.in_w, p.out_w);
+  set_input(p, grad);
+  set_output(p, grad_input);
+  const bool mirrored = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && s.multiplier == 1;
+  if (mirrored) p.pad_h = s.kernel_h - 1 - s.pad_h, p.pad_w = s.kernel_w - 1 - s.pad_w;
+  const char* const pass = mirrored ? "forward" : "backward_input";
+  const DepthwisePlan& planned = kept_plan(pass, request, device.machine());
+  log_plan(kBackward, "input", p, planned.plan.reason, planned.plan.launch);
+  DepthwiseTileArgs args = planned.args;
+  args.flipped = mirrored;
+  args.input = grad.const_data_ptr();
+  args.weight = weight.const_data_ptr();
+  args.output = grad_input.mutable_data_ptr();
+  device.start(planned.plan.launch, &args);
+}
 
-STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CUDA, m) { m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::depthwise_conv2d)); }
+void sum(const Device& device, DType dtype, const Tensor& partial, int32_t parts, const Tensor& output) {
+  SumPartsArgs args;
+  const Plan plan = plan_sum_parts(dtype, output.numel(), parts, &args);
+  args.partial = partial.const_data_ptr();
+  args.output = output.mutable_data_ptr();
+  device.start(plan.launch, &args);
+}
+
+void backward_weight(const Device& device, const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad,
+                     const Tensor& input, const Tensor* grad_weight, const Tensor* grad_bias) {
+  Request request;
+  request.multiplier = s.multiplier;
+  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(input);
+  set_problem(request.problem, s, dtype, layout);
+  set_input(request.problem, input);
+  set_output(request.problem, grad);
+  const Machine& machine = device.machine();
+  const std::string key =
+      Key().add('w', request.multiplier, request.aligned).add_problem(request.problem).add_machine(machine).bytes();
+  const BackwardWeightPlan& planned = kept<BackwardWeightPlan>(key, [&] {
+    BackwardWeightPlan made;
+    made.plan = plan_backward_weight(request, machine, &made.args);
+    return made;
+  });
+  log_plan(kBackward, "weight", request.problem, planned.plan.reason, planned.plan.launch);
+  BackwardWeightTileArgs args = planned.args;
+  const int64_t outputs = s.channels * s.multiplier, taps = s.kernel_h * s.kernel_w;
+  const auto sums = dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const auto workspace = [&](int64_t size) {
+    const Tensor t = torch::stable::empty(Ints{args.parts, size}, sums, std::nullopt, grad.device());
+    device.poison(t);
+    return t;
+  };
+  const Tensor partial = workspace(grad_weight != nullptr ? outputs * taps : 0);
+  const Tensor partial_bias = workspace(grad_bias != nullptr ? outputs : 0);
+  args.input = input.const_data_ptr();
+  args.grad_output = grad.const_data_ptr();
+  args.partial = grad_weight != nullptr ? partial.mutable_data_ptr() : nullptr;
+  args.partial_bias = grad_bias != nullptr ? partial_bias.mutable_data_ptr() : nullptr;
+  device.start(planned.plan.launch, &args);
+  if (grad_weight != nullptr) sum(device, dtype, partial, args.parts, *grad_weight);
+  if (grad_bias != nullptr) sum(device, dtype, partial_bias, args.parts, *grad_bias);
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                             const Ints stride, const Ints padding, const Ints dilation,
+                                                             const std::vector<bool> output_mask) {
+  const ConvolutionShape s = check_convolution(kBackward, input, "weight", weight, stride, padding, dilation);
+  check_grad_output(kBackward, grad_output, input, s);
+  check_mask(kBackward, output_mask);
+  check_sides(kBackward, s);
+  const DType dtype = check_dtype(kBackward, "input", input);
+  const Layout layout = layout_of(input);
+  const Device device(kBackward, input);
+  const auto empty = [&](const Ints& size) { return torch::stable::empty(size, input.scalar_type(), std::nullopt, input.device()); };
+  const Tensor grad_input = output_mask[0] ? empty_output(input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : empty({0});
+  const Tensor grad_weight =
+      output_mask[1] ? empty({s.channels * s.multiplier, 1, s.kernel_h, s.kernel_w}) : empty({0});
+  const Tensor grad_bias = output_mask[2] ? empty({s.channels * s.multiplier}) : empty({0});
+  for (const Tensor* t : {&grad_input, &grad_weight, &grad_bias}) device.poison(*t);
+  const Tensor grad = as_layout(grad_output, layout);
+  const Tensor w = torch::stable::contiguous(weight);
+  if (grad_input.numel() > 0) backward_input(device, s, dtype, layout, grad, w, grad_input);
+  if (output_mask[1] || output_mask[2]) {
+    backward_weight(device, s, dtype, layout, grad, as_layout(input, layout), output_mask[1] ? &grad_weight : nullptr,
+                    output_mask[2] ? &grad_bias : nullptr);
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace dwconv::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(DWCONV_LIBRARY, DWCONV_DISPATCH_KEY, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::cuda::depthwise_conv2d));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&dwconv::cuda::depthwise_conv2d_backward));
+}

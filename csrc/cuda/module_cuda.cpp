@@ -1,5 +1,5 @@
-// The Python module _C_cuda: build facts of the CUDA half. Importing it registers the CUDA ops.
-#include <pybind11/pybind11.h>
+// The Python module _C_cuda: build facts, kernel table and plans of the CUDA half. Importing it registers the CUDA ops.
+#include "describe.h"
 
 #ifndef DWCONV_CUDA_VERSION
 #define DWCONV_CUDA_VERSION "unknown"
@@ -12,4 +12,5 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "dwconv_ext's CUDA half.";
   m.attr("cuda_version") = DWCONV_CUDA_VERSION;
   m.attr("architectures") = DWCONV_CUDA_ARCHITECTURES;
+  dwconv::cuda::define_plans(m);
 }

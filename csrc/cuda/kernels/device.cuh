@@ -1,9 +1,15 @@
-// What the CUDA kernels share: accumulation types and conversions. Torch-free.
+// What the CUDA kernels share: types, conversions, global accesses, barriers, asynchronous copies, matrix instructions.
+// Torch-free. The kernels name nothing of CUDA's own but what is wrapped here, so that the host's compiler can build the very
+// same sources against tests/emulator, where the threads of a block are fibers.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
+
+#include <type_traits>
+
+#include "../args.h"
 
 namespace dwconv::cuda {
 
@@ -15,15 +21,203 @@ template <>
 struct Accumulate<double> {
   using type = double;
 };
+template <class T>
+using accumulate_t = typename Accumulate<T>::type;
 
-__device__ inline float to_accumulate(float v) { return v; }
-__device__ inline double to_accumulate(double v) { return v; }
-__device__ inline float to_accumulate(__half v) { return __half2float(v); }
-__device__ inline float to_accumulate(__nv_bfloat16 v) { return __bfloat162float(v); }
+// V values that move in one access.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Vector {
+  T value[V];
+};
 
-__device__ inline void from_accumulate(float v, float* out) { *out = v; }
-__device__ inline void from_accumulate(double v, double* out) { *out = v; }
-__device__ inline void from_accumulate(float v, __half* out) { *out = __float2half_rn(v); }
-__device__ inline void from_accumulate(float v, __nv_bfloat16* out) { *out = __float2bfloat16_rn(v); }
+constexpr int kChunkBytes = 16;  // of the widest global access, and of an asynchronous copy
+template <class T>
+constexpr int kChunkValues = kChunkBytes / static_cast<int>(sizeof(T));
+constexpr int kWarp = 32;
+
+}  // namespace dwconv::cuda
+
+#if defined(__CUDACC__)
+
+#define DWCONV_DEVICE __device__ __forceinline__
+#define DWCONV_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define DWCONV_HAS_AMPERE 1  // cp.async, mma.sync m16n8k16
+#else
+#define DWCONV_HAS_AMPERE 0
+#endif
+
+namespace dwconv::cuda {
+
+DWCONV_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+DWCONV_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
+DWCONV_DEVICE int64_t block_index() { return blockIdx.x; }
+DWCONV_DEVICE int64_t grid_size() { return gridDim.x; }
+DWCONV_DEVICE void synchronize() { __syncthreads(); }
+DWCONV_DEVICE void synchronize_warp() { __syncwarp(); }
+
+DWCONV_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char dwconv_shared[];
+  return dwconv_shared;
+}
+
+template <int kBytes>
+struct Raw;
+template <>
+struct Raw<2> {
+  using type = unsigned short;
+};
+template <>
+struct Raw<4> {
+  using type = unsigned int;
+};
+template <>
+struct Raw<8> {
+  using type = uint2;
+};
+template <>
+struct Raw<16> {
+  using type = uint4;
+};
+
+// Reads of memory that no thread of the launch writes.
+template <int V, class T>
+DWCONV_DEVICE Vector<T, V> load(const T* from) {
+  using R = typename Raw<V * sizeof(T)>::type;
+  union {
+    R raw;
+    Vector<T, V> vector;
+  } bits = {__ldg(reinterpret_cast<const R*>(from))};
+  return bits.vector;
+}
+
+template <int V, class T>
+DWCONV_DEVICE void store(T* to, const Vector<T, V>& value) {
+  using R = typename Raw<V * sizeof(T)>::type;
+  *reinterpret_cast<R*>(to) = reinterpret_cast<const R&>(value);
+}
+
+// 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (nothing is read then). Complete for this
+// thread after copy_wait, for the block after a barrier behind it.
+DWCONV_DEVICE void copy_async(void* shared, const void* global, bool valid) {
+#if DWCONV_HAS_AMPERE
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? kChunkBytes : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+  *static_cast<uint4*>(shared) = valid ? __ldg(static_cast<const uint4*>(global)) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+DWCONV_DEVICE void copy_commit() {
+#if DWCONV_HAS_AMPERE
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+
+// Waits until at most kPending of this thread's committed groups are under way.
+template <int kPending>
+DWCONV_DEVICE void copy_wait() {
+#if DWCONV_HAS_AMPERE
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+#endif
+}
+
+// ldmatrix.x4: lane 8 * i + r gives the address of row r (16 bytes) of matrix i; lane l receives the 32 bits number l % 4 of row
+// l / 4 of each.
+DWCONV_DEVICE void load_matrices(uint32_t (&matrix)[4], const void* row) {
+#if DWCONV_HAS_AMPERE
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(from)
+               : "memory");
+#endif
+}
+
+// The matrix products c += a * b of a warp, PTX's mma.sync.aligned.row.col: m16n8k16 for float16 and bfloat16, m16n8k8 for
+// tf32, whose operands are float32 rounded by round_tf32.
+template <class T>
+DWCONV_DEVICE void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+#if DWCONV_HAS_AMPERE
+#define DWCONV_MMA(shape, type)                                                                             \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                                      \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"                     \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                             \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+#else
+#define DWCONV_MMA(shape, type) (void)c, (void)a, (void)b
+#endif
+template <>
+DWCONV_DEVICE void multiply_matrices<__half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  DWCONV_MMA("m16n8k16", "f16");
+}
+template <>
+DWCONV_DEVICE void multiply_matrices<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  DWCONV_MMA("m16n8k16", "bf16");
+}
+template <>
+DWCONV_DEVICE void multiply_matrices<float>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  DWCONV_MMA("m16n8k8", "tf32");
+}
+#undef DWCONV_MMA
+
+DWCONV_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
+DWCONV_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+DWCONV_DEVICE float round_tf32(float value) {
+#if DWCONV_HAS_AMPERE
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(value));
+  return __uint_as_float(rounded);
+#else
+  return value;
+#endif
+}
+
+}  // namespace dwconv::cuda
+
+#else
+#include "emulated_device.h"
+#endif
+
+namespace dwconv::cuda {
+
+DWCONV_DEVICE float to_accumulate(float v) { return v; }
+DWCONV_DEVICE double to_accumulate(double v) { return v; }
+DWCONV_DEVICE float to_accumulate(__half v) { return __half2float(v); }
+DWCONV_DEVICE float to_accumulate(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <class T>
+DWCONV_DEVICE T from_accumulate(accumulate_t<T> v) {
+  return v;
+}
+template <>
+DWCONV_DEVICE __half from_accumulate<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+DWCONV_DEVICE __nv_bfloat16 from_accumulate<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+template <class T>
+DWCONV_DEVICE T zero() {
+  return from_accumulate<T>(accumulate_t<T>(0));
+}
+
+// One value from memory that the launch only reads.
+template <class T>
+DWCONV_DEVICE accumulate_t<T> load_one(const T* from) {
+  return to_accumulate(load<1>(from).value[0]);
+}
+
+DWCONV_DEVICE int least(int a, int b) { return a < b ? a : b; }
+DWCONV_DEVICE int most(int a, int b) { return a > b ? a : b; }
+
+// n / d for 0 <= n < 2^20.
+DWCONV_DEVICE int quotient(int n, const Divisor& d) { return static_cast<int>((static_cast<uint64_t>(n) * d.magic) >> 40); }
 
 }  // namespace dwconv::cuda

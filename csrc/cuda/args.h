@@ -1,0 +1,98 @@
+// What the launchers hand to the CUDA kernels. Plain structs: no torch, no CUDA.
+#pragma once
+
+#include "../problem.h"
+
+namespace dwconv::cuda {
+
+// n / divisor as (n * magic) >> 40, exact for 0 <= n < 2^20 and 1 <= divisor < 2^20 (Granlund and Montgomery, PLDI 1994): a block
+// splits indices of its tile all the time, and the device has no integer division.
+struct Divisor {
+  int32_t divisor = 1;
+  uint64_t magic = uint64_t{1} << 40;
+  Divisor() = default;
+  explicit Divisor(int64_t d) : divisor(static_cast<int32_t>(d)), magic(((uint64_t{1} << 40) + d - 1) / d) {}
+};
+
+// The block's share of the output: `slab` channels of a tile of pixels in channels_last, tiles of `slab` planes in NCHW.
+// Blocks are numbered with the slabs fastest, then columns, rows, images.
+struct Tiling {
+  int32_t tile_h = 0, tile_w = 0;    // outputs
+  int32_t tiles_h = 0, tiles_w = 0;  // of an image
+  int32_t slab = 0;
+  int64_t slabs = 0;
+  int32_t aligned = 0;  // channels_last: every run of 16 bytes of channels lies on a multiple of 16 bytes
+};
+
+// forward and backward_input. In backward_input the problem's in_* is grad_output, its out_* grad_input; stride, padding and
+// dilation are the forward pass's, and at stride 1 it is the forward kernel over the flipped filter with the mirrored padding.
+// forward: output channel o reads input channel o / multiplier; backward_input: input channel c sums the multiplier planes of its outputs.
+struct DepthwiseTileArgs {
+  DepthwiseProblem problem;
+  int64_t multiplier = 1;
+  const void* input = nullptr;
+  const void* weight = nullptr;  // [channels * multiplier][kernel_h][kernel_w], of the input's type
+  const void* bias = nullptr;
+  void* output = nullptr;
+  int32_t flipped = 0;
+  Tiling tiling;
+  // NCHW: elements of a segment of the tile in shared memory, and whether a segment is a plane's whole rows or one row.
+  int32_t in_pitch = 0, out_pitch = 0;
+  int32_t in_whole = 0, out_whole = 0;
+  Divisor in_columns, in_chunks, out_chunks;  // in channels_last: columns, chunks of a pixel; NCHW: chunks of a segment
+};
+
+// backward_weight, first stage: partial[part][output][tap], then partial_bias[part][output], in the accumulation type. The problem is
+// the forward pass's; its out_* strides are grad_output's. A part is a range of the tiles.
+struct BackwardWeightTileArgs {
+  DepthwiseProblem problem;
+  int64_t multiplier = 1;
+  const void* input = nullptr;
+  const void* grad_output = nullptr;
+  void* partial = nullptr;
+  void* partial_bias = nullptr;
+  Tiling tiling;
+  int32_t parts = 1;
+  int64_t tiles = 0;  // of all images, slabs apart
+  int32_t in_pitch = 0, out_pitch = 0;
+  int32_t in_whole = 0, out_whole = 0;
+  Divisor in_columns, out_columns, in_chunks, out_chunks;
+};
+
+// Second stage: output[i] = sum over the parts, in their order, of partial[part * count + i].
+struct SumPartsArgs {
+  const void* partial = nullptr;
+  void* output = nullptr;
+  int64_t count = 0;
+  int32_t parts = 1;
+};
+
+// The fused block. in_* is the block's input, out_h x out_w its output's size; the depthwise stage's strides are the problem's.
+// With dw_weight null the depthwise stage is its activation alone: the second half of the unfused pair.
+struct SeparableBlockArgs {
+  DepthwiseProblem problem;  // its activation is the depthwise stage's
+  int64_t out_channels = 0;
+  const void* input = nullptr;
+  const void* dw_weight = nullptr;
+  const void* dw_bias = nullptr;
+  const void* pw_weight = nullptr;  // [out_channels][channels]
+  const void* pw_bias = nullptr;
+  const void* residual = nullptr;  // contiguous like the output, or null
+  void* output = nullptr;          // contiguous in the problem's layout
+  Activation activation;
+  int32_t tile_rows = 0, tile_w = 0;  // of the batch * out_h rows of the output; tile_rows * tile_w <= pixels
+  int32_t pixels = 0;                 // rows of the A operand: 32 for each of the warps along them
+  int32_t warps_m = 0, warps_n = 0;   // a warp computes 32 pixels by 64 output channels
+  int32_t tiles_w = 0;
+  int64_t row_tiles = 0;
+  int32_t splits = 1;        // blocks that share a tile of pixels, each a range of the output channels
+  int32_t slabs = 0;         // of 128 bytes of input channels
+  int32_t slots = 0;         // slabs of the A operand kept: all of them, or 2 where each block has one range of outputs
+  int32_t stages = 0;        // of the weights' ring, 2 or 3
+  int32_t aligned_in = 0;    // channels_last: every run of 16 bytes of the input's channels lies on a multiple of 16 bytes
+  int32_t aligned_out = 0;   // the same of output and residual
+  int32_t aligned_weight = 0;
+  Divisor run_columns;  // runs of 4 pixels in a row of the tile
+};
+
+}  // namespace dwconv::cuda

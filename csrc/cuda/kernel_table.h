@@ -1,0 +1,38 @@
+// The rows of kernels.inc as data. Each of the kernels_*.cu files expands one group, so that they compile side by side.
+#pragma once
+
+#include "args.h"
+
+namespace dwconv::cuda {
+
+struct KernelRow {
+  const char* name;
+  const char* op;
+  const char* pass;
+  DType dtype;
+  Layout layout;
+  int32_t filter, stride;
+  bool tensor;
+  int32_t first_arch, last_arch;
+  const void* kernel;  // what the launcher starts: on a card the __global__ function, in the emulator a function of the arguments
+};
+
+struct KernelGroup {
+  const KernelRow* rows;
+  int32_t count;
+};
+
+KernelGroup nhwc_kernels();
+KernelGroup nchw_kernels();
+KernelGroup separable_kernels();
+
+}  // namespace dwconv::cuda
+
+#if defined(__CUDACC__)
+#define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&__VA_ARGS__)
+#elif defined(DWCONV_EMULATOR)
+#define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
+#endif
+#define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, first_arch, last_arch, Args, ...)           \
+  {#name, #op, #pass, DType::dtype, Layout::layout, filter, stride, tensor != 0, first_arch, last_arch,                      \
+   DWCONV_ENTRY(Args, __VA_ARGS__)},

@@ -1,0 +1,15 @@
+#include "kernels/depthwise_any.cuh"
+#include "kernels/depthwise_backward_weight_any.cuh"
+#include "kernels/depthwise_large.cuh"
+#include "kernel_table.h"
+
+namespace dwconv::cuda {
+
+static const KernelRow kRows[] = {
+#define DWCONV_ROWS_NHWC
+#include "kernels.inc"
+};
+
+KernelGroup nhwc_kernels() { return {kRows, sizeof kRows / sizeof *kRows}; }
+
+}  // namespace dwconv::cuda

@@ -1,0 +1,13 @@
+#include "kernels/separable_forward.cuh"
+#include "kernel_table.h"
+
+namespace dwconv::cuda {
+
+static const KernelRow kRows[] = {
+#define DWCONV_ROWS_SEPARABLE
+#include "kernels.inc"
+};
+
+KernelGroup separable_kernels() { return {kRows, sizeof kRows / sizeof *kRows}; }
+
+}  // namespace dwconv::cuda

@@ -1,0 +1,83 @@
+#include "plan.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace dwconv::cuda {
+
+int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+
+const std::vector<const KernelRow*>& kernel_table() {
+  static const std::vector<const KernelRow*> rows = [] {
+    std::vector<const KernelRow*> all;
+    for (const KernelGroup& group : {nhwc_kernels(), nchw_kernels(), separable_kernels()}) {
+      for (int32_t i = 0; i < group.count; ++i) all.push_back(group.rows + i);
+    }
+    return all;
+  }();
+  return rows;
+}
+
+const KernelRow*& forced_row() {
+  static const KernelRow* row = nullptr;
+  return row;
+}
+
+Fusion& forced_fusion() {
+  static Fusion fusion = Fusion::kByCost;
+  return fusion;
+}
+
+const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
+                   const Machine& machine) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  if (strcmp(row.op, op) != 0) return "another op";
+  if (strcmp(row.pass, pass) != 0) return "another pass";
+  if (row.dtype != p.dtype) return "another dtype";
+  if (row.layout != p.layout) return "another layout";
+  if (machine.arch < row.first_arch || machine.arch > row.last_arch) return "another architecture";
+  const bool unit_stride = p.stride_h == 1 && p.stride_w == 1, undilated = p.dilation_h == 1 && p.dilation_w == 1;
+  if (row.filter > 0) {
+    if (p.kernel_h != row.filter || p.kernel_w != row.filter) return "another filter";
+    if (p.stride_h != row.stride || p.stride_w != row.stride) return "another stride";
+    if (!undilated) return "dilated";
+  } else if (row.stride == 1 && !(unit_stride && undilated)) {
+    return "strided or dilated";
+  }
+  const bool any = row.filter == 0 && row.stride == 0;
+  if (!any && multiplier > 1) return "a channel multiplier";
+  if (!any && p.layout == Layout::kNHWC && (p.in_stride_w >= kMost || p.out_stride_w >= kMost)) return "too wide a pixel";
+  return nullptr;
+}
+
+double scalar_rate(DType dtype, const Machine& machine) {
+  const double lanes = machine.arch < 80 ? 64 : 128;  // float32 multiply-adds a clock
+  return 2 * lanes * machine.clock * (dtype != DType::kFloat64 ? 1.0 : machine.arch == 80 || machine.arch == 90 ? 0.5 : 1.0 / 32);
+}
+
+// mma.sync reaches about 60 % of a Hopper card's wgmma rate.
+double tensor_rate(DType dtype, const Machine& machine) {
+  const double half = machine.arch == 90 ? 2500 : machine.arch == 80 || machine.arch >= 100 ? 2048 : 1024;
+  return half * machine.clock / (dtype == DType::kFloat32 ? 2 : 1);
+}
+
+double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine) {
+  constexpr double kLaunchSeconds = 2e-6, kBlockSeconds = 1e-6;  // to start a kernel; to fill and drain a block
+  // L2 feeds a processor at about twice its share of the memory's bandwidth.
+  const double per_processor = 2 * machine.bytes_per_second / machine.processors;
+  const double block = cost.bytes / per_processor + cost.flops / cost.flop_rate;
+  const int64_t by_shared = std::max<int64_t>(machine.shared_per_processor / (launch.shared_bytes + 1024), 1);
+  const int64_t by_threads = std::max<int64_t>(2048 / std::max<int64_t>(launch.threads, 32), 1);
+  const double together = static_cast<double>(std::min<int64_t>({by_shared, by_threads, 16}));
+  const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.processors);
+  // Blocks on one processor share its rates and hide one another's starts.
+  const double busy = rounds * block + std::ceil(rounds / together) * (kBlockSeconds + block * 0.5 * (together < 2));
+  return kLaunchSeconds + std::max(busy, cost.total_bytes / machine.bytes_per_second);
+}
+
+}  // namespace dwconv::cuda

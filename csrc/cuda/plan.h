@@ -1,0 +1,96 @@
+// From a problem and a card to kernels, tiles and launches: pure functions, no CUDA, no torch.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernel_table.h"
+
+namespace dwconv::cuda {
+
+// The facts of a card that decide tiles.
+struct Machine {
+  int32_t arch = 90;  // 10 * major + minor
+  int32_t processors = 132;
+  int64_t shared_per_block = 227 << 10;
+  int64_t shared_per_processor = 228 << 10;
+  int64_t l2_bytes = 50 << 20;
+  double bytes_per_second = 3.0e12;
+  double clock = 1.7e9;  // Hz
+};
+
+struct Launch {
+  const KernelRow* row = nullptr;
+  int64_t blocks = 0;
+  int32_t threads = 0;
+  int64_t shared_bytes = 0;
+};
+
+struct Plan {
+  Launch launch;
+  double seconds = 0;          // by the cost model, for comparing plans only
+  int64_t bytes = 0, flops = 0;  // compulsory
+  std::string reason;
+};
+
+// What an op wants done. Alignment is a fact of the tensors' addresses and strides.
+struct Request {
+  DepthwiseProblem problem;
+  int64_t multiplier = 1;
+  bool aligned = false;  // channels_last: 16-byte runs of channels of input and output lie on multiples of 16 bytes
+  bool allow_tf32 = false;
+};
+
+// forward, and backward_input as args.h says. Fills all of args but the pointers and `flipped`.
+Plan plan_depthwise(const char* pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args);
+
+// First stage of the weight gradient, and the second.
+Plan plan_backward_weight(const Request& request, const Machine& machine, BackwardWeightTileArgs* args);
+Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args);
+
+// The fused block, or the depthwise and the pointwise convolution one after the other where that is expected to be faster.
+struct SeparablePlan {
+  bool fused = true;
+  Plan depthwise;  // where not fused
+  DepthwiseTileArgs depthwise_args;
+  Plan block;  // fused, or the pointwise convolution
+  SeparableBlockArgs block_args;
+  std::string reason;
+  int64_t bytes = 0, flops = 0;
+};
+struct SeparableAlignment {
+  bool input = false, middle = false, output = false, weight = false;
+};
+SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
+                             const Machine& machine);
+
+// Every kernel; and, for tests, one that is used wherever it can be (null: none), and whether blocks are fused.
+const std::vector<const KernelRow*>& kernel_table();
+const KernelRow*& forced_row();
+enum class Fusion { kByCost, kAlways, kNever };
+Fusion& forced_fusion();
+
+// --- shared by the plan's files ------------------------------------------------------------------------------------------
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int64_t element_size(DType dtype);
+int64_t accumulate_size(DType dtype);
+
+// Why a row cannot take a problem, or null.
+const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
+                   const Machine& machine);
+
+// The time of a launch whose blocks each move and compute the given amounts: the card's bandwidth and arithmetic, or a
+// processor's share of them where there are too few blocks.
+struct BlockCost {
+  double bytes;  // between the block and L2
+  double flops;
+  double flop_rate;      // of a processor, per second
+  double total_bytes;    // of all blocks, from memory
+};
+double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine);
+double scalar_rate(DType dtype, const Machine& machine);  // flops of a processor
+double tensor_rate(DType dtype, const Machine& machine);
+
+}  // namespace dwconv::cuda

@@ -1,0 +1,201 @@
+// Tiles of the fused block, and whether to fuse. Both ways are costed with the same model: fused, the intermediate is never written, but rows at a tile's
+// edge are convolved again, and a tile must hold all its input channels in shared memory or give its block a single range of outputs.
+#include <string.h>
+
+#include <algorithm>
+
+#include "plan.h"
+
+namespace dwconv::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarps = 8, kWarpPixels = 32, kWarpOutputs = 64, kSlabBytes = 128;  // separable_forward.cuh's
+constexpr int kRun = 4, kStagingPitch = kWarpOutputs + 4;
+
+struct Geometry {
+  int32_t tile_rows, tile_w, warps_m, splits, stages;
+};
+
+const KernelRow* choose(const Request& request, const Machine& machine) {
+  const KernelRow* fallback = nullptr;
+  for (const KernelRow* row : {static_cast<const KernelRow*>(forced_row())}) {
+    if (row != nullptr && misfit(*row, "separable_conv2d", "forward", request.problem, 1, machine) == nullptr) {
+      if (!row->tensor || request.problem.dtype != DType::kFloat32 || request.allow_tf32) return row;
+    }
+  }
+  for (const KernelRow* row : kernel_table()) {
+    if (misfit(*row, "separable_conv2d", "forward", request.problem, 1, machine) != nullptr) continue;
+    if (row->tensor && request.problem.dtype == DType::kFloat32 && !request.allow_tf32) continue;
+    if (fallback == nullptr) fallback = row;
+  }
+  return fallback;
+}
+
+// Input rows and columns that the tiles of rows (counted over all images) and columns read: sums over the tiles.
+double staged_rows(const DepthwiseProblem& p, int64_t tile_rows) {
+  const int64_t reach = (p.kernel_h - 1) * p.dilation_h;
+  double total = 0;
+  for (int64_t row = 0; row < p.batch * p.out_h;) {
+    const int64_t n = row / p.out_h, y = row - n * p.out_h;
+    const int64_t count = std::min({tile_rows - row % tile_rows, p.out_h - y});  // of this tile in this image
+    const int64_t first = std::max<int64_t>(y * p.stride_h - p.pad_h, 0);
+    const int64_t last = std::min((y + count - 1) * p.stride_h - p.pad_h + reach + 1, p.in_h);
+    total += static_cast<double>(std::max<int64_t>(last - first, 0));
+    row += count;
+    if (n >= 64 && p.batch > 128) return total / static_cast<double>(row) * static_cast<double>(p.batch * p.out_h);  // enough to know
+  }
+  return total;
+}
+
+double staged_columns(const DepthwiseProblem& p, int64_t tile_w) {
+  const int64_t reach = (p.kernel_w - 1) * p.dilation_w;
+  double total = 0;
+  for (int64_t x = 0; x < p.out_w; x += tile_w) {
+    const int64_t last_x = std::min(x + tile_w, p.out_w) - 1;
+    const int64_t first = std::max<int64_t>(x * p.stride_w - p.pad_w, 0);
+    const int64_t last = std::min(last_x * p.stride_w - p.pad_w + reach + 1, p.in_w);
+    total += static_cast<double>(std::max<int64_t>(last - first, 0));
+  }
+  return total;
+}
+
+// A launch of the block's kernel with one geometry; seconds stays infinite where it does not fit.
+Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, const KernelRow& row, const Machine& machine,
+             bool depthwise, double in_rows, SeparableBlockArgs* args) {
+  const DepthwiseProblem& p = request.problem;
+  const int64_t unit = element_size(p.dtype);
+  Plan plan;
+  plan.seconds = 1e30;
+  args->problem = p;
+  args->out_channels = out_channels;
+  args->tile_rows = g.tile_rows, args->tile_w = g.tile_w;
+  args->warps_m = g.warps_m, args->warps_n = kWarps / g.warps_m;
+  args->pixels = g.warps_m * kWarpPixels;
+  args->row_tiles = ceil_div(p.batch * p.out_h, g.tile_rows);
+  args->tiles_w = static_cast<int32_t>(ceil_div(p.out_w, g.tile_w));
+  args->splits = g.splits;
+  args->slabs = static_cast<int32_t>(ceil_div(p.channels * unit, kSlabBytes));
+  const int64_t outputs = args->warps_n * kWarpOutputs, ranges = ceil_div(out_channels, outputs);
+  args->slots = ranges <= g.splits ? std::min(args->slabs, 2) : args->slabs;
+  args->run_columns = Divisor(ceil_div(g.tile_w, kRun));
+
+  args->stages = g.stages;
+  const int64_t staging = kWarps * (row.tensor ? 16 * 4 : 32) * kStagingPitch;
+  const int64_t filters = depthwise ? p.kernel_h * p.kernel_w * kSlabBytes : 0;
+  plan.launch.row = &row;
+  plan.launch.threads = kThreads;
+  plan.launch.shared_bytes =
+      args->slots * args->pixels * kSlabBytes + std::max(g.stages * outputs * kSlabBytes, staging) + filters;
+  plan.launch.blocks = args->row_tiles * args->tiles_w * g.splits;
+  if (plan.launch.shared_bytes > machine.shared_per_block) return plan;
+
+  const double tiles = static_cast<double>(args->row_tiles * args->tiles_w), blocks = tiles * g.splits;
+  const double padded_channels = args->slabs * static_cast<double>(kSlabBytes) / unit;
+  const double in_bytes = in_rows * staged_columns(p, g.tile_w) * p.channels * unit * g.splits;
+  const double out_bytes = static_cast<double>(p.batch * p.out_h * p.out_w * out_channels * unit);
+  const double ranges_a_block = static_cast<double>(ceil_div(ranges, g.splits));
+  const double product = 2.0 * args->pixels * padded_channels * outputs * ranges_a_block;
+  const double stage = depthwise ? 2.0 * g.tile_rows * round_up(g.tile_w, kRun) * padded_channels * p.kernel_h * p.kernel_w
+                                 : 2.0 * g.tile_rows * g.tile_w * padded_channels;
+  const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * 0.6 : scalar_rate(p.dtype, machine) * 0.6;
+  // Window reads and conversions cost about as much as the multiply-adds; NCHW moves single values.
+  const double stage_rate = scalar_rate(p.dtype, machine) * (p.layout == Layout::kNHWC ? 0.35 : 0.15) * (row.filter > 0 ? 1.0 : 0.5);
+  BlockCost cost;
+  cost.total_bytes = in_bytes + out_bytes;
+  cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * outputs * ranges_a_block * unit;
+  cost.flops = product / product_rate + stage / stage_rate;  // seconds of a processor: the two rates differ
+  cost.flop_rate = 1;
+  plan.seconds = launch_seconds(plan.launch, cost, machine);
+  return plan;
+}
+
+Plan best_block(const Request& request, int64_t out_channels, const Machine& machine, bool depthwise, SeparableBlockArgs* best) {
+  const DepthwiseProblem& p = request.problem;
+  const KernelRow* const row = choose(request, machine);
+  Plan plan;
+  plan.seconds = 1e30;
+  const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
+  for (int32_t warps_m : {8, 4, 2, 1}) {
+    const int64_t pixels = warps_m * kWarpPixels;
+    for (int64_t pieces = 1; pieces <= 16; ++pieces) {
+      const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
+      if (tile_w > pixels) continue;
+      if (pieces > 1 && tile_w < 8) break;
+      const int64_t most = std::min(pixels / tile_w, rows);
+      // As many rows as fit; shared evenly over the image; whole images.
+      std::vector<int64_t> heights = {most};
+      if (most < p.out_h) heights.push_back(ceil_div(p.out_h, ceil_div(p.out_h, most)));
+      if (most > p.out_h) heights.push_back(most / p.out_h * p.out_h);
+      for (size_t i = 0; i < heights.size(); ++i) {
+        if (i > 0 && heights[i] == heights[0]) continue;
+        const double in_rows = staged_rows(p, heights[i]);
+        const int64_t ranges = ceil_div(out_channels, kWarps / warps_m * kWarpOutputs);
+        for (int64_t splits = 1;; splits = std::min(2 * splits, ranges)) {
+          for (int32_t stages : {3, 2}) {
+            const Geometry g = {static_cast<int32_t>(heights[i]), static_cast<int32_t>(tile_w), warps_m,
+                                static_cast<int32_t>(splits), stages};
+            SeparableBlockArgs args;
+            const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
+            if (next.seconds < plan.seconds) plan = next, *best = args;
+          }
+          if (splits == ranges) break;
+        }
+      }
+    }
+  }
+  return plan;
+}
+
+std::string describe(const Plan& plan, const SeparableBlockArgs& args) {
+  return std::string(plan.launch.row->name) + ": " + std::to_string(args.tile_rows) + "x" + std::to_string(args.tile_w) +
+         " pixels by 1/" + std::to_string(args.splits) + " of the output channels a block, " +
+         (args.slots == args.slabs ? "all" : std::to_string(args.slots)) + " of " + std::to_string(args.slabs) + " slabs kept";
+}
+
+}  // namespace
+
+SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
+                             const Machine& machine) {
+  const DepthwiseProblem& p = request.problem;
+  SeparablePlan plan;
+  SeparableBlockArgs fused_args, pointwise_args;
+  Plan fused = best_block(request, out_channels, machine, true, &fused_args);
+
+  // Unfused: the intermediate is contiguous in the input's layout, and the pointwise stage reads it with a 1 x 1 identity.
+  Request first = request, second = request;
+  DepthwiseProblem& q = second.problem;
+  first.aligned = alignment.input && alignment.middle;
+  q.in_h = p.out_h, q.in_w = p.out_w;
+  q.kernel_h = q.kernel_w = q.stride_h = q.stride_w = q.dilation_h = q.dilation_w = 1;
+  q.pad_h = q.pad_w = 0;
+  q.activation = {};
+  const bool nhwc = p.layout == Layout::kNHWC;
+  q.in_stride_n = p.channels * p.out_h * p.out_w;
+  q.in_stride_c = nhwc ? 1 : p.out_h * p.out_w;
+  q.in_stride_h = nhwc ? p.channels * p.out_w : p.out_w;
+  q.in_stride_w = nhwc ? p.channels : 1;
+  DepthwiseProblem& d = first.problem;
+  d.out_stride_n = q.in_stride_n, d.out_stride_c = q.in_stride_c, d.out_stride_h = q.in_stride_h, d.out_stride_w = q.in_stride_w;
+  const Plan pointwise = best_block(second, out_channels, machine, false, &pointwise_args);
+  Plan depthwise = plan_depthwise("forward", first, machine, &plan.depthwise_args);
+
+  const double apart = depthwise.seconds + pointwise.seconds;
+  const bool fits = fused.seconds < 1e29;
+  plan.fused = forced_fusion() == Fusion::kByCost ? fits && fused.seconds <= apart : forced_fusion() == Fusion::kAlways && fits;
+  plan.depthwise = depthwise;
+  plan.block = plan.fused ? fused : pointwise;
+  plan.block_args = plan.fused ? fused_args : pointwise_args;
+  plan.block_args.aligned_in = plan.fused ? alignment.input : alignment.middle;
+  plan.block_args.aligned_out = alignment.output;
+  plan.block_args.aligned_weight = alignment.weight;
+  const int64_t unit = element_size(p.dtype), pixels = p.batch * p.out_h * p.out_w;
+  plan.bytes = unit * (p.batch * p.channels * p.in_h * p.in_w + pixels * out_channels + p.channels * out_channels);
+  plan.flops = 2 * pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels);
+  char costs[96];
+  snprintf(costs, sizeof costs, "expected %.1f us fused, %.1f us apart; ", fits ? fused.seconds * 1e6 : 0.0, apart * 1e6);
+  plan.reason = (fits ? costs : std::string("not fused: no tile holds all input channels in shared memory; ")) +
+                (plan.fused ? "fused, " : depthwise.reason + ", then ") + describe(plan.block, plan.block_args);
+  return plan;
+}
+
+}  // namespace dwconv::cuda

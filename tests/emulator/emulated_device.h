@@ -1,0 +1,142 @@
+// The device side of csrc/cuda/kernels/device.cuh for the host's compiler, over emulator.h. Included by device.cuh alone.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "emulator.h"
+
+#define DWCONV_DEVICE inline
+#define DWCONV_KERNEL(threads) void
+#define DWCONV_HAS_AMPERE 1
+
+namespace dwconv::cuda {
+
+inline int thread_index() { return emulator::self().index; }
+inline int block_size() { return emulator::self().block_threads; }
+inline int64_t block_index() { return emulator::self().block; }
+inline int64_t grid_size() { return emulator::self().grid; }
+inline void synchronize() { emulator::barrier(); }
+inline void synchronize_warp() { emulator::warp_barrier(); }
+inline unsigned char* shared_memory() { return emulator::self().shared; }
+
+template <int V, class T>
+inline Vector<T, V> load(const T* from) {
+  emulator::note_load(from, sizeof(Vector<T, V>));
+  Vector<T, V> value;
+  memcpy(static_cast<void*>(&value), from, sizeof value);
+  return value;
+}
+
+template <int V, class T>
+inline void store(T* to, const Vector<T, V>& value) {
+  emulator::note_store(to, sizeof value);
+  memcpy(static_cast<void*>(to), &value, sizeof value);
+}
+
+inline void copy_async(void* shared, const void* global, bool valid) { emulator::enqueue_copy(shared, global, valid); }
+inline void copy_commit() { emulator::commit_copies(); }
+template <int kPending>
+inline void copy_wait() {
+  emulator::complete_copies(kPending);
+}
+
+// ---- collectives of a warp, as PTX defines them ----------------------------------------------------------------------------------
+
+struct MatrixLoad {
+  uint32_t* matrix;
+  const void* row;
+};
+inline void load_matrices_of_warp(void* const* operands) {
+  for (int lane = 0; lane < kWarp; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const MatrixLoad& source = *static_cast<MatrixLoad*>(operands[8 * i + lane / 4]);
+      memcpy(&static_cast<MatrixLoad*>(operands[lane])->matrix[i], static_cast<const char*>(source.row) + lane % 4 * 4, 4);
+    }
+  }
+}
+inline void load_matrices(uint32_t (&matrix)[4], const void* row) {
+  MatrixLoad operands = {matrix, row};
+  emulator::collective(load_matrices_of_warp, &operands);
+}
+
+template <class T>
+struct MatrixProduct {
+  float* c;
+  const uint32_t *a, *b;
+};
+inline float half_of(uint32_t word, int which, __half) {
+  const uint16_t bits = static_cast<uint16_t>(word >> (16 * which));
+  __half value;
+  memcpy(static_cast<void*>(&value), &bits, 2);
+  return __half2float(value);
+}
+inline float half_of(uint32_t word, int which, __nv_bfloat16) {
+  const uint32_t bits = which ? word & 0xffff0000u : word << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+inline float tf32_of(uint32_t word) {  // the hardware reads 19 of the 32 bits
+  word &= 0xffffe000u;
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+
+// a: 16 x K, row g or g + 8, register i; b: K x 8; c: 16 x 8. K = 16 for 16-bit types, 8 for tf32.
+template <class T>
+inline void multiply_matrices_of_warp(void* const* operands) {
+  if (!emulator::options().arithmetic) return;
+  constexpr bool kTf32 = std::is_same_v<T, float>;
+  constexpr int K = kTf32 ? 8 : 16;
+  float a[16][K], b[K][8];
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const auto& own = *static_cast<MatrixProduct<T>*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + i % 2 * 8;
+      if constexpr (kTf32) {
+        a[row][t + i / 2 * 4] = tf32_of(own.a[i]);
+        if (i < 2) b[t + i * 4][g] = tf32_of(own.b[i]);
+      } else {
+        for (int which = 0; which < 2; ++which) {
+          a[row][t * 2 + which + i / 2 * 8] = half_of(own.a[i], which, T());
+          if (i < 2) b[t * 2 + which + i * 8][g] = half_of(own.b[i], which, T());
+        }
+      }
+    }
+  }
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const auto& own = *static_cast<MatrixProduct<T>*>(operands[lane]);
+    for (int e = 0; e < 4; ++e) {
+      const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+      float sum = own.c[e];
+      for (int k = 0; k < K; ++k) sum += a[row][k] * b[k][column];
+      own.c[e] = sum;
+    }
+  }
+}
+template <class T>
+inline void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MatrixProduct<T> operands = {c, a, b};
+  emulator::collective(multiply_matrices_of_warp<T>, &operands);
+}
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+// Round to nearest, ties away from zero, to 10 bits of mantissa.
+inline float round_tf32(float value) {
+  if (!(fabsf(value) <= 3.4028234e38f)) return value;
+  return float_of((bits_of(value) + 0x1000u) & 0xffffe000u);
+}
+
+}  // namespace dwconv::cuda
