@@ -8,7 +8,7 @@
 ``python -m dwconv_ext`` prints what was built and which kernels this machine runs.
 """
 
-from ._load import load_cpu, load_cuda
+from ._load import load_cpu, load_cuda, register_missing_cuda
 
 __version__ = "0.1.0"
 
@@ -16,11 +16,11 @@ _C = load_cpu()
 _C_cuda, cuda_status = load_cuda()
 
 from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402 (the ops must exist first)
-from .cuda_composites import register as _register_cuda  # noqa: E402
 from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
 from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
 
-_register_cuda(_C_cuda is not None, cuda_status)
+if _C_cuda is None:
+    register_missing_cuda(cuda_status)
 
 __all__ = [
     "DepthwiseConv2d",

@@ -56,3 +56,18 @@ def load_cuda() -> tuple[ModuleType | None, str]:
     if built != have:
         return None, f"the CUDA half was built for CUDA {built}, torch {torch.__version__} for CUDA {have}; {REBUILD}"
     return module, "loaded"
+
+
+def register_missing_cuda(why: str) -> None:
+    """Without the CUDA half, the ops say on CUDA tensors what is missing; under a CPU-only torch there are no such tensors."""
+    if torch.version.cuda is None:
+        return
+
+    def missing(*args: object) -> None:
+        raise RuntimeError(f"dwconv_ext: CUDA tensors need the CUDA half, but {why}")
+
+    for name in ("depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d"):
+        _missing.impl(name, missing, "CUDA")
+
+
+_missing = torch.library.Library("dwconv_ext", "IMPL")

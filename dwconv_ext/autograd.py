@@ -215,11 +215,12 @@ class SeparableConv2dFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01, pw_packed=None
+        x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01,
+        pw_packed=None, allow_tf32=False,
     ):  # fmt: skip
         with _below_autograd():
             return ops.separable_conv2d(
-                x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope, pw_packed
+                x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope, pw_packed, allow_tf32
             )
 
     @staticmethod
@@ -340,7 +341,7 @@ def _(grad, x, w, stride, padding, dilation, mask):
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d")
-def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes_and_packed):
+def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
     others = {"dw_bias": db, "pw_weight": pw, "pw_bias": pb, "residual": residual}
     return _fake_convolution("separable_conv2d", x, "dw_weight", dw, pw.shape[0], (stride, padding, dilation), others)
 
@@ -388,6 +389,11 @@ _register_autograd("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction,
 _register_autograd("separable_conv2d", SeparableConv2dFunction, 11)
 
 
+def _slopes_without_packed(rest: tuple) -> tuple:
+    """(dw_slope, pw_slope, pw_packed, allow_tf32), as many as were given, with nothing packed."""
+    return (*rest[:2], None, *rest[3:]) if len(rest) > 2 else rest
+
+
 def _fold(t: Tensor, dim: int | None, size: int) -> Tensor:
     """(B, N, ...) or an unbatched tensor repeated, as (B * N, ...)."""
     t = t.movedim(dim, 0) if dim is not None else t.expand(size, *t.shape)
@@ -432,8 +438,8 @@ def _(info, in_dims, grad, x, w, stride, padding, dilation, mask):
 
 
 @torch.library.register_vmap("dwconv_ext::separable_conv2d")
-def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes_and_packed):
-    slopes = slopes_and_packed[:2]  # the weights are packed anew
+def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
+    slopes = _slopes_without_packed(rest)  # the weights are packed anew
     size = info.batch_size
     tensors = [x, dw, db, pw, pb, residual]
     dims = [*in_dims[:5], in_dims[10] if len(in_dims) > 10 else None]
@@ -463,8 +469,8 @@ def _register_autocast(device_type: str, key: str) -> None:
         with torch._C._ExcludeDispatchKeyGuard(below):
             return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *conv)
 
-    def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *slopes_and_packed):
-        slopes = slopes_and_packed[:2]  # what was packed before the cast is not what is wanted
+    def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
+        slopes = _slopes_without_packed(rest)  # what was packed before the cast is not what is wanted
         with torch._C._ExcludeDispatchKeyGuard(below):
             return ops.separable_conv2d(
                 *map(cast, (x, dw, db, pw, pb)), stride, padding, dilation, dw_act, pw_act, cast(residual), *slopes

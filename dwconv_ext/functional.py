@@ -106,6 +106,11 @@ def depthwise_conv2d(
     return output.squeeze(0) if unbatched else output
 
 
+def _allow_tf32(input: Tensor) -> bool:
+    """Whether torch lets its own convolutions round float32 operands to tf32 on this tensor's device."""
+    return input.is_cuda and input.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+
+
 def separable_conv2d(
     input: Tensor,
     dw_weight: Tensor,
@@ -126,8 +131,10 @@ def separable_conv2d(
     """Depthwise-separable convolution in one pass, the intermediate never written to memory.
 
     Equals ``pw_act(F.conv2d(dw_act(F.conv2d(input, dw_weight, dw_bias, ..., groups=C)), pw_weight, pw_bias)) + residual``;
-    the intermediate is kept in the accumulation type (float32; float64 for float64). BatchNorm is expected folded into
-    the weights and biases, as :class:`FusedDSConv` does.
+    on the CPU the intermediate is kept in the accumulation type (float32; float64 for float64), on CUDA in the input's type,
+    as tensor cores read it. float32 on CUDA uses tf32 where ``torch.backends.cudnn.allow_tf32`` lets nn.Conv2d use it, and the
+    kernel is a pair of kernels where the plan expects that to be faster. BatchNorm is expected folded into the weights and
+    biases, as :class:`FusedDSConv` does.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16, NCHW or channels_last.
@@ -165,6 +172,6 @@ def separable_conv2d(
     batched, padding = _resolve_padding(batched, dw_weight, padding, stride, dilation)
     output = ops.separable_conv2d(
         batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,
-        pw_packed,
+        pw_packed, _allow_tf32(input),
     )  # fmt: skip
     return output.squeeze(0) if unbatched else output

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tolerance import assert_close
+from tolerance import TINY, UNIT, assert_close
 from torch import Tensor
 
 import dwconv_ext
@@ -40,7 +40,7 @@ def check_depthwise(
     ours_x, ours_w = (t.detach().clone(memory_format=torch.preserve_format).requires_grad_(backward) for t in (x, w))
     ours_b = None if b is None else b.detach().clone().requires_grad_(backward)
     y = dwconv_ext.depthwise_conv2d(ours_x, ours_w, ours_b, *conv.args())
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed + 1)).to(y.dtype) if backward else None
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed + 1)).to(y) if backward else None
     if grad is not None:
         grad = grad.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else grad
         y.backward(grad)
@@ -81,10 +81,12 @@ SLOPE = {"silu": 1.1, "hardswish": 1.5, "gelu": 1.13, "gelu_tanh": 1.13}
 
 def check_separable(
     x: Tensor, dw: Tensor, db: Tensor | None, pw: Tensor, pb: Tensor | None, conv: Convolution, dw_act: str, pw_act: str,
-    residual: Tensor | None = None, *, peer: bool = True,
+    residual: Tensor | None = None, *, peer: bool = True, narrow: bool = False, tf32: bool = False,
 ) -> None:  # fmt: skip
-    """separable_conv2d against float64, element by element."""
-    y = dwconv_ext.separable_conv2d(x, dw, db, pw, pb, *conv.args(), dw_act, pw_act, residual)
+    """separable_conv2d against float64, element by element. narrow: the intermediate is rounded to the input's type (CUDA)."""
+    y = torch.ops.dwconv_ext.separable_conv2d(
+        x, dw, db, pw, pb, *conv.args(), dw_act, pw_act, residual, allow_tf32=tf32
+    )  # fmt: skip
 
     def chain(x, dw, db, pw, pb, residual, first, second):
         middle = first(F.conv2d(x, dw, db, *conv.args(), x.shape[1]))
@@ -98,7 +100,7 @@ def check_separable(
         return None if t is None else t.double().abs()
 
     tensors = (x, dw, db, pw, pb, residual)
-    exact = chain(*map(double, tensors), ACTIVATIONS[dw_act], ACTIVATIONS[pw_act])[1]
+    between, exact = chain(*map(double, tensors), ACTIVATIONS[dw_act], ACTIVATIONS[pw_act])
     stretch = SLOPE.get(dw_act, 1.0) * SLOPE.get(pw_act, 1.0)
     _, scale = chain(*map(magnitude, tensors), ACTIVATIONS["identity"], ACTIVATIONS["identity"])
     terms = dw.shape[2] * dw.shape[3] + x.shape[1]
@@ -107,4 +109,8 @@ def check_separable(
     extra = own.get(dw_act, 0) + own.get(pw_act, 0)
     theirs = chain(*tensors, ACTIVATIONS[dw_act], ACTIVATIONS[pw_act])[1] if peer else None
     assert y.dtype == x.dtype
-    assert_close(y, exact, stretch * scale, terms + extra, peer=theirs)
+    middle = None
+    if narrow:  # the intermediate rounded once before or after its activation; tf32 rounds both operands
+        unit = 2 * 2.0**-11 if tf32 else UNIT[x.dtype]
+        middle = stretch * (unit * F.conv2d(between.abs(), pw.double().abs()) + TINY[x.dtype] * pw.double().abs().sum())
+    assert_close(y, exact, stretch * scale, terms + extra, peer=theirs, middle=middle)

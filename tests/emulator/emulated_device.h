@@ -87,7 +87,6 @@ inline float tf32_of(uint32_t word) {  // the hardware reads 19 of the 32 bits
 // a: 16 x K, row g or g + 8, register i; b: K x 8; c: 16 x 8. K = 16 for 16-bit types, 8 for tf32.
 template <class T>
 inline void multiply_matrices_of_warp(void* const* operands) {
-  if (!emulator::options().arithmetic) return;
   constexpr bool kTf32 = std::is_same_v<T, float>;
   constexpr int K = kTf32 ? 8 : 16;
   float a[16][K], b[K][8];

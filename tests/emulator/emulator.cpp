@@ -201,6 +201,7 @@ void barrier() { yield(State::kAtBarrier); }
 void warp_barrier() { collective(nullptr, nullptr); }
 
 void collective(Collective function, void* operands) {
+  if (!options().arithmetic && function != nullptr) return;
   Fiber& fiber = *here().current;
   fiber.function = function;
   fiber.operands = operands;

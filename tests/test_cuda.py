@@ -1,0 +1,360 @@
+"""The CUDA kernels: on the emulator (tests/emulator) everywhere, and on a card where there is one. One suite for both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import emulator
+import pytest
+import torch
+from cases import CASES, DTYPES, LAYOUTS, Case
+from hypothesis import given, settings
+from reference import ACTIVATIONS, check_depthwise, check_separable
+from test_depthwise import VIEWS, problems
+from test_separable import BLOCKS, operands
+
+import dwconv_ext
+
+if emulator.cuda_headers() is None:
+    pytest.skip("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch", allow_module_level=True)
+
+E = emulator.load()
+TABLE = E.kernel_table()
+# Cards that the plans are made for: one with many processors cuts problems small, one with a single processor makes large tiles.
+CARDS = {"h100": {}, "one_processor": {"processors": 1}}
+TURING = {"arch": 75, "shared_per_block": 64 << 10, "shared_per_processor": 64 << 10, "processors": 40}
+
+
+@pytest.fixture(params=["emulator", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def device(request):
+    with emulator.behind_the_ops() if request.param == "emulator" else nullcontext():
+        yield "cpu" if request.param == "emulator" else "cuda"
+    reset()
+
+
+@pytest.fixture
+def emulated():
+    with emulator.behind_the_ops():
+        yield E
+    reset()
+
+
+def reset():
+    E.set_card({})
+    E.set_order("forwards")
+    E.force_row(-1)
+    E.force_fusion("by_cost")
+    E.count_traffic(False, True, [])
+    E.launches()
+
+
+def on(device, tensors):
+    return [None if t is None else t.to(device) for t in tensors]
+
+
+def needs_emulator(device):
+    if device != "cpu":
+        pytest.skip("chooses cards, orders or kernels, which only the emulator can")
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_depthwise(case, layout, card, device):
+    if device == "cuda" and card != "h100":
+        pytest.skip("a card is what it is")
+    E.set_card(CARDS[card])
+    for dtype in DTYPES:
+        check_depthwise(*on(device, case.tensors(dtype, layout)), case.conv, peer=False)
+
+
+@pytest.mark.parametrize("fusion", ["always", "never"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_separable(block, layout, fusion, device):
+    E.force_fusion(fusion)
+    if dwconv_ext._C_cuda is not None:
+        dwconv_ext._C_cuda.force_fusion(fusion)
+    for dtype, tf32 in [(dtype, False) for dtype in DTYPES] + [(torch.float32, True)]:
+        tensors, conv = operands(BLOCKS[block], dtype, layout)
+        for card in ({}, {"processors": 1}, TURING) if device == "cpu" else ({},):
+            E.set_card(card)
+            check_separable(*on(device, tensors), conv, "relu", "relu6", peer=False, narrow=True, tf32=tf32)
+    if dwconv_ext._C_cuda is not None:
+        dwconv_ext._C_cuda.force_fusion("by_cost")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activations_and_residual(activation, layout, device):
+    for dtype in DTYPES:
+        tensors, conv = operands(BLOCKS["panel_plus_1"], dtype, layout)
+        tensors[0].mul_(3)
+        residual = torch.randn(1, 65, 8, 9).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        x, *rest = on(device, tensors)
+        check_separable(x, *rest, conv, activation, "identity", residual.to(device), peer=False, narrow=True)
+        check_separable(x, *rest, conv, "identity", activation, None, peer=False, narrow=True)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_at_the_ends(activation, device):
+    inf, nan = float("inf"), float("nan")
+    values = [0.0, -0.0, 1e-30, 3.0, -3.0, 6.0, 20.0, -20.0, 88.0, -88.0, 104.0, -104.0, 1e30, -1e30, inf, -inf, nan]
+    x = torch.tensor(values, device=device).reshape(1, 1, 1, -1)
+    one = torch.ones(1, 1, 1, 1, device=device)
+    ours = dwconv_ext.separable_conv2d(x, one, None, one, None, dw_act="identity", pw_act=activation)
+    want = ACTIVATIONS[activation](x.double()).float()
+    loose = 2e-6 if device == "cpu" else 1e-3  # tf32 may be on
+    torch.testing.assert_close(ours, want, equal_nan=True, rtol=loose, atol=1e-30)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_views(view, layout, device):
+    base = torch.randn(3, 20, 12, 13).contiguous(memory_format=LAYOUTS[layout]).to(device)
+    x = VIEWS[view](base)
+    w = torch.randn(x.shape[1], 1, 3, 3, device=device)
+    ours, theirs = (base.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2))
+    y = dwconv_ext.depthwise_conv2d(VIEWS[view](ours), w, padding=1)
+    want = torch.nn.functional.conv2d(VIEWS[view](theirs).double(), w.double(), padding=1, groups=x.shape[1]).float()
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+    y.sum().backward()
+    want.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_neighbours_of_a_slice_do_not_leak_in(layout, device):
+    base = torch.full((2, 40, 8, 24), float("nan"), device=device).contiguous(memory_format=LAYOUTS[layout])
+    x = base[:, 8:28, :, 5:17]
+    x.copy_(torch.randn(x.shape))
+    for kernel, stride in (((3, 3), 1), ((5, 5), 2), ((4, 3), 1)):
+        v, w = x.detach().requires_grad_(), torch.randn(20, 1, *kernel, device=device, requires_grad=True)
+        y = dwconv_ext.depthwise_conv2d(v, w, stride=stride, padding=1)
+        y.sum().backward()
+        assert not any(t.isnan().any() for t in (y, v.grad, w.grad))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_and_inf_reach_what_they_should(value, layout, device):
+    x = torch.randn(2, 20, 9, 9)
+    for at in ((0, 0, 0, 0), (1, 3, 4, 4), (0, 19, 8, 8), (1, 16, 0, 8)):
+        x[at] = value
+    x, w = on(device, (x.contiguous(memory_format=LAYOUTS[layout]), torch.randn(20, 1, 3, 3)))
+    ours = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+    torch.testing.assert_close(
+        ours, torch.nn.functional.conv2d(x, w, padding=1, groups=20), equal_nan=True, rtol=1e-4, atol=1e-4
+    )
+
+
+@given(problems())
+@settings(max_examples=60)
+def test_random_problems(problem):
+    random = torch.Generator().manual_seed(problem["seed"])
+    channels = problem["shape"][1]
+    x = torch.randn(problem["shape"], generator=random).to(problem["dtype"]).contiguous(memory_format=LAYOUTS[problem["layout"]])
+    w = torch.randn(channels * problem["multiplier"], 1, *problem["kernel"], generator=random).to(problem["dtype"])
+    b = torch.randn(len(w), generator=random).to(problem["dtype"]) if problem["bias"] else None
+    with emulator.behind_the_ops():
+        E.set_card({"processors": 1 + problem["seed"] % 40})
+        check_depthwise(x, w, b, problem["conv"], peer=False)
+    reset()
+
+
+# ---- every kernel --------------------------------------------------------------------------------------------------------
+
+
+def label(row):
+    return f"{row['name']}-{row['pass']}-{row['dtype']}-{row['layout']}-f{row['filter']}-s{row['stride']}"
+
+
+def test_the_table_names_each_kernel_once():
+    assert len({label(row) for row in TABLE}) == len(TABLE) > 100
+    if dwconv_ext._C_cuda is not None:
+        assert dwconv_ext._C_cuda.kernel_table() == TABLE
+
+
+@pytest.mark.parametrize("index", range(len(TABLE)), ids=lambda i: label(TABLE[i]))
+def test_every_kernel_runs(index, emulated):
+    row = TABLE[index]
+    dtype, layout = getattr(torch, row["dtype"]), "nchw" if row["layout"] == "NCHW" else "channels_last"
+    kernel = (row["filter"],) * 2 if row["filter"] else (2, 11)
+    stride = (row["stride"],) * 2 if row["stride"] else (2, 1)
+    case = Case("forced", 2, 40, (19, 37), kernel, stride)
+    emulated.force_row(index)
+    emulated.set_card(TURING if row["arch"][1] < 80 else {"processors": 4})
+    emulated.launches()
+    if row["op"] == "separable_conv2d":
+        emulated.force_fusion("always")
+        x, dw, db = case.tensors(dtype, layout)
+        pw = (torch.randn(72, 40, 1, 1) / 6).to(dtype)
+        tf32 = row["tensor"] and dtype == torch.float32
+        check_separable(x, dw, db, pw, None, case.conv, "relu", "relu", peer=False, narrow=True, tf32=tf32)
+    else:
+        check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
+    ran = [label(launched) for launched in emulated.launches()]
+    assert label(row) in ran or row["name"] == "sum_parts" and f"sum_parts-sum_parts-{row['dtype']}-NCHW-f0-s0" in ran, ran
+
+
+# ---- races, barriers, stray accesses ---------------------------------------------------------------------------------------
+
+
+RACES = {
+    "3x3": Case("", 2, 40, (13, 15)),
+    "5x5_stride2": Case("", 1, 24, (14, 15), (5, 5), (2, 2)),
+    "7x7": Case("", 1, 16, (14, 14), (7, 7)),
+    "large": Case("", 1, 12, (17, 18), (9, 13)),
+    "any": Case("", 2, 9, (9, 8), multiplier=2),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", RACES)
+def test_depthwise_bits_do_not_depend_on_the_order_of_threads(case, layout, emulated):
+    emulated.set_card({"processors": 2})
+
+    def run(order, seed):
+        emulated.set_order(order, seed)
+        x, w, b = (t.requires_grad_() for t in RACES[case].tensors(torch.float16, layout))
+        y = dwconv_ext.depthwise_conv2d(x, w, b, *RACES[case].conv.args())
+        return [y.detach(), *torch.autograd.grad(y, (x, w, b), torch.ones_like(y))]
+
+    want = run("forwards", 0)
+    for order, seed in (("backwards", 0), ("shuffled", 1), ("shuffled", 2)):
+        assert all(torch.equal(a, b) for a, b in zip(want, run(order, seed), strict=True)), order
+
+
+@pytest.mark.parametrize("fusion", ["always", "never"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_separable_bits_do_not_depend_on_the_order_of_threads(layout, dtype, fusion, emulated):
+    emulated.set_card({"processors": 2})
+    emulated.force_fusion(fusion)
+    tensors, conv = operands((1, 136, 200, (9, 10), (3, 3), Case("", 1, 1, (1, 1)).conv), dtype, layout)
+    results = []
+    for order, seed in (("forwards", 0), ("backwards", 0), ("shuffled", 1), ("shuffled", 2)):
+        emulated.set_order(order, seed)
+        results.append(dwconv_ext.separable_conv2d(*tensors, *conv.args()))
+    assert not results[0].isnan().any() and all(torch.equal(results[0], other) for other in results[1:])
+
+
+ORDERS = ("forwards", "backwards", "shuffled")
+
+
+def test_the_planted_kernel_is_right_without_a_bug():
+    assert E.run_planted("none", "forwards") == E.run_planted("none", "backwards") == E.run_planted("none", "shuffled")
+
+
+@pytest.mark.parametrize("bug", ["missing_barrier", "missing_barrier_before_reuse", "missing_copy_wait"])
+def test_planted_races_change_the_bits(bug):
+    want = E.run_planted("none", "forwards")
+    assert any(E.run_planted(bug, order) != want for order in ORDERS)
+
+
+@pytest.mark.parametrize("bug", ["divergent_barrier", "divergent_warp"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_planted_divergence_is_an_error(bug, order):
+    with pytest.raises(RuntimeError, match="only (64 of the block's 128 threads|16 of its lanes) reach"):
+        E.run_planted(bug, order)
+
+
+def test_an_unwritten_output_stays_poisoned():
+    assert sum(value != value for value in E.run_planted("uninitialised", "forwards")) == 1
+
+
+ASAN = """
+import sys; sys.path[:0] = {path!r}
+from pathlib import Path
+import torch, emulator
+E = emulator.load(Path({module!r}))
+if {bug!r}:
+    E.run_planted({bug!r}, "forwards")
+else:
+    from cases import CASES, LAYOUTS
+    from test_separable import BLOCKS, operands
+    ops = torch.ops.dwconv_emulator
+    for processors in (1, 132):
+        E.set_card({{"processors": processors}})
+        for layout in LAYOUTS:
+            for case in CASES:
+                if case.kernel[0] * case.kernel[1] > 500:
+                    continue
+                x, w, b = case.tensors(torch.float16, layout)
+                y = ops.depthwise_conv2d(x, w, b, *case.conv.args())
+                ops.depthwise_conv2d_backward(torch.ones_like(y), x, w, *case.conv.args(), [True] * 3)
+            for block in BLOCKS.values():
+                for fusion in ("always", "never"):
+                    E.force_fusion(fusion)
+                    tensors, conv = operands(block, torch.float16, layout)
+                    ops.separable_conv2d(*tensors, *conv.args(), "relu", "relu")
+print("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def sanitized():
+    """A build of the emulator with AddressSanitizer, and what runs Python on it."""
+    library = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(library):
+        pytest.skip("no AddressSanitizer")
+    module = emulator.build(emulator.ROOT / "build/emulator_asan", "-fsanitize=address", "-O1")
+
+    def run(bug):
+        options = "detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0:detect_stack_use_after_return=0"
+        code = ASAN.format(path=[os.path.dirname(__file__)], module=str(module), bug=bug)
+        environment = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": options}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+    return run
+
+
+@pytest.mark.parametrize("bug", ["shared_overrun", "global_overrun"])
+def test_planted_stray_accesses_are_found(bug, sanitized):
+    result = sanitized(bug)
+    assert result.returncode != 0 and "heap-buffer-overflow" in result.stderr, result.stderr[-2000:]
+
+
+def test_no_stray_accesses(sanitized):
+    result = sanitized("")
+    assert result.stdout.strip() == "done", result.stderr[-4000:]
+
+
+# ---- on a card only ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+class TestOnACard:
+    def test_streams_and_graphs(self):
+        x, w = torch.randn(4, 32, 28, 28, device="cuda"), torch.randn(32, 1, 3, 3, device="cuda")
+        want = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            ours = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+        stream.synchronize()
+        assert torch.equal(ours, want)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+        x.mul_(2)
+        graph.replay()
+        torch.testing.assert_close(y, 2 * want)
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+    def test_second_device(self):
+        x, w = torch.randn(2, 8, 9, 9, device="cuda:1"), torch.randn(8, 1, 3, 3, device="cuda:1")
+        torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w), torch.nn.functional.conv2d(x, w, groups=8))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_more_than_2_to_the_31_elements(self, layout):
+        x = torch.empty((1, 64, 5800, 5800), dtype=torch.bfloat16, device="cuda", memory_format=LAYOUTS[layout])
+        for c in range(64):
+            x[:, c].fill_(0.25 * (c + 1))
+        y = dwconv_ext.depthwise_conv2d(x, torch.ones(64, 1, 3, 3, dtype=x.dtype, device="cuda"), padding=1)
+        inner = y[:, :, 1:-1, 1:-1].amin((0, 2, 3)).float()
+        torch.testing.assert_close(inner, 9 * 0.25 * torch.arange(1, 65, device="cuda"), rtol=2**-8, atol=0)
