@@ -1,4 +1,7 @@
-"""``python -m benchmarks {depthwise,separable}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes."""
+"""``python -m benchmarks {depthwise,separable,traffic}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes.
+
+``traffic`` counts what the CUDA kernels move instead, without a card.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from . import peers, report
+from . import peers, report, traffic
 from .layers import Layer, depthwise_layers, separable_layers
 from .roofline import Roofline
 from .suites import Mismatch, Options, depthwise_race, separable_race
@@ -40,7 +43,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with the machine and the versions")
         command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
         command.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
+    command = commands.add_parser("traffic", help="bytes that the CUDA kernels move", description=traffic.__doc__)
+    command.add_argument("--dtype", choices=DTYPES, default="float16")
+    command.add_argument("--batch", type=int, default=8, help="default: %(default)s")
+    command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     options = parser.parse_args(arguments)
+    if options.what == "traffic":
+        return options
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     for name in ("threads", "rounds", "batch"):
@@ -82,6 +93,13 @@ def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.what == "traffic":
+        lists = {"depthwise": depthwise_layers(), "separable": separable_layers((options.batch,))}
+        layers = {
+            kind: [layer._replace(batch=options.batch) for layer in listed if options.layers in layer.name]
+            for kind, listed in lists.items()
+        }
+        return traffic.run(layers, DTYPES[options.dtype], options.json, options.markdown)
     if not chosen_layers(options.what, options):
         print(f"no layer's name contains {options.layers!r}", file=sys.stderr)
         return 2

@@ -145,7 +145,11 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.bytes = cost.total_bytes / blocks;
   cost.flops = 2 * computed * idle / blocks * taps / (s.transposed ? p.stride_h * p.stride_w : 1) * 1.3;
   cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.6 : 0.8) * useful;
-  c.seconds = launch_seconds(c.launch, cost, machine);
+  // Past a tenth more than input and output once, traffic is what the model must not trade away for an even number of rounds.
+  constexpr double kTolerated = 1.09, kPenalty = 2;
+  const double once = static_cast<double>(planes) * (p.in_h * p.in_w + p.out_h * p.out_w) * unit;
+  const double excess = std::max(0.0, (loads + outputs) / std::max(once, 1.0) - kTolerated);
+  c.seconds = launch_seconds(c.launch, cost, machine) * (1 + kPenalty * excess);
   return true;
 }
 

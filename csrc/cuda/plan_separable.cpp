@@ -47,9 +47,15 @@ double staged_rows(const DepthwiseProblem& p, int64_t tile_rows) {
   return total;
 }
 
+// A row of a NCHW tile that is narrower than the image begins and ends within sectors of 32 bytes, of which it uses a part.
+double split_sectors(const DepthwiseProblem& p, int64_t tile_w) {
+  const bool split = p.layout == Layout::kNCHW && tile_w < p.out_w;
+  return split ? static_cast<double>(32 / element_size(p.dtype) - 1) * static_cast<double>(ceil_div(p.out_w, tile_w)) : 0.0;
+}
+
 double staged_columns(const DepthwiseProblem& p, int64_t tile_w) {
   const int64_t reach = (p.kernel_w - 1) * p.dilation_w;
-  double total = 0;
+  double total = split_sectors(p, tile_w);
   for (int64_t x = 0; x < p.out_w; x += tile_w) {
     const int64_t last_x = std::min(x + tile_w, p.out_w) - 1;
     const int64_t first = std::max<int64_t>(x * p.stride_w - p.pad_w, 0);
@@ -92,7 +98,13 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   const double tiles = static_cast<double>(args->row_tiles * args->tiles_w), blocks = tiles * g.splits;
   const double padded_channels = args->slabs * static_cast<double>(kSlabBytes) / unit;
   const double in_bytes = in_rows * staged_columns(p, g.tile_w) * p.channels * unit * g.splits;
-  const double out_bytes = static_cast<double>(p.batch * p.out_h * p.out_w * out_channels * unit);
+  const double out_columns = static_cast<double>(p.out_w) + split_sectors(p, g.tile_w);
+  const double out_bytes = static_cast<double>(p.batch * p.out_h * out_channels * unit) * out_columns;
+  // Fusing is worth it only while the halo stays a small part of what is moved: else the pair, whose tiles differ, is taken.
+  constexpr double kMostTraffic = 1.15;
+  const double once = static_cast<double>(p.batch * unit) *
+                      static_cast<double>(p.channels * p.in_h * p.in_w + out_channels * p.out_h * p.out_w);
+  if (depthwise && forced_fusion() == Fusion::kByCost && in_bytes + out_bytes > kMostTraffic * once) return plan;
   const double ranges_a_block = static_cast<double>(ceil_div(ranges, g.splits));
   const double product = 2.0 * args->pixels * padded_channels * outputs * ranges_a_block;
   const double stage = depthwise ? 2.0 * g.tile_rows * round_up(g.tile_w, kRun) * padded_channels * p.kernel_h * p.kernel_w
@@ -193,7 +205,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   plan.flops = 2 * pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels);
   char costs[96];
   snprintf(costs, sizeof costs, "expected %.1f us fused, %.1f us apart; ", fits ? fused.seconds * 1e6 : 0.0, apart * 1e6);
-  plan.reason = (fits ? costs : std::string("not fused: no tile holds all input channels in shared memory; ")) +
+  plan.reason = (fits ? costs : std::string("not fused: no tile fits shared memory with at most 15 % of halo; ")) +
                 (plan.fused ? "fused, " : depthwise.reason + ", then ") + describe(plan.block, plan.block_args);
   return plan;
 }

@@ -1,0 +1,137 @@
+"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), no card needed.
+
+Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1, nothing is
+taken to be shared between blocks. Over the compulsory bytes, input and output once. Weights are re-read from L2 and stand apart. The
+unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from .layers import Layer
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def load_emulator() -> tuple[Any, Any]:
+    """(the package tests/emulator, its module), built if need be."""
+    tests = str(Path(__file__).parents[1] / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    import emulator
+
+    return emulator, emulator.load()
+
+
+@dataclass
+class Moved:
+    """What one layer's launches moved, in bytes."""
+
+    layer: str
+    layout: str
+    fused: bool | None  # None: a depthwise layer
+    activations: int
+    compulsory: int
+    weights: int
+    requests: int  # accesses of single threads
+    unfused: int  # the least that an unfused pair moves: intermediate written and read once
+    plan: str
+
+    @property
+    def ratio(self) -> float:
+        return self.activations / self.compulsory
+
+    @property
+    def saved(self) -> float:
+        return 1 - self.activations / self.unfused
+
+
+def _count(module: Any, x: Tensor, call: Any) -> tuple[list[dict], Tensor]:
+    module.launches()
+    module.count_traffic(True, False, [(x.data_ptr(), x.data_ptr() + x.numel() * x.element_size())])
+    try:
+        output = call()
+    finally:
+        module.count_traffic(False, True, [])
+    return module.launches(), output
+
+
+def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, fusion: str = "by_cost") -> Moved:
+    """Runs the layer's plan for an H100 block by block and counts. Matrix products are left out: they move nothing global."""
+    _, module = load_emulator()
+    ops = torch.ops.dwconv_emulator
+    x = torch.randn(layer.batch, layer.channels, *layer.size).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    w = torch.randn(layer.channels, 1, *layer.kernel).to(dtype)
+    conv = ((layer.stride, layer.stride), layer.padding, (1, 1))
+    module.set_card({})
+    if not separable:
+        launches, y = _count(module, x, lambda: ops.depthwise_conv2d(x, w, None, *conv))
+        compulsory = unfused = (x.numel() + y.numel()) * x.element_size()
+        fused = None
+    else:
+        pw = torch.randn(layer.out_channels, layer.channels, 1, 1).to(dtype)
+        module.force_fusion(fusion)
+        launches, y = _count(module, x, lambda: ops.separable_conv2d(x, w, None, pw, None, *conv, "relu", "relu"))
+        module.force_fusion("by_cost")
+        middle = layer.batch * layer.channels * layer.out_size[0] * layer.out_size[1]
+        compulsory = (x.numel() + y.numel()) * x.element_size()
+        unfused = compulsory + 2 * middle * x.element_size()
+        fused = len(launches) == 1
+    activations = sum(launch["load_bytes"] + launch["store_bytes"] for launch in launches)
+    weights = sum(launch["weight_bytes"] for launch in launches)
+    if fused is False:  # the intermediate lies in no range that was named: its loads stand among the weights'
+        activations, weights = activations + launches[-1]["weight_bytes"], weights - launches[-1]["weight_bytes"]
+    requests = sum(launch["requests"] for launch in launches)
+    plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
+    return Moved(layer.name, layout, fused, activations, compulsory, weights, requests, unfused, plan)
+
+
+def show(title: str, rows: list[Moved]) -> None:
+    table = Table(title=title)
+    for column in ("layer", "layout", "activations MB", "over compulsory", "saved of the unfused pair", "weights MB", "requests", "plan"):
+        table.add_column(column, justify="left" if column in ("layer", "layout", "plan") else "right")
+    for row in rows:
+        saved = "" if row.fused is None else f"{row.saved:.0%}" if row.fused else "not fused"
+        figures = [f"{row.activations / 1e6:.2f}", f"{row.ratio:.3f}", saved, f"{row.weights / 1e6:.2f}", f"{row.requests:,}"]
+        table.add_row(row.layer, row.layout, *figures, row.plan)
+    Console(width=None if sys.stdout.isatty() else 170).print(table)
+
+
+def markdown(title: str, rows: list[Moved]) -> str:
+    lines = [f"### {title}", "", "| layer | layout | activations MB | over compulsory | saved of the unfused pair | weights MB | plan |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | --- |")
+    for row in rows:
+        saved = "" if row.fused is None else f"{row.saved:.0%}" if row.fused else "not fused"
+        lines.append(
+            f"| {row.layer} | {row.layout} | {row.activations / 1e6:.2f} | {row.ratio:.3f} | {saved} | {row.weights / 1e6:.2f} "
+            f"| {row.plan} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def run(layers: dict[str, list[Layer]], dtype: torch.dtype, json_file: Path | None, markdown_file: Path | None) -> int:
+    """Counts and prints the depthwise layers and the blocks."""
+    groups = {
+        kind: [measure(layer, layout, dtype, separable=kind == "separable") for layer in chosen for layout in LAYOUTS]
+        for kind, chosen in layers.items()
+    }
+    name = str(dtype).removeprefix("torch.")
+    titles = {kind: f"traffic, {kind}, {name}, plans for an H100, counted on the emulator" for kind in groups}
+    for kind, rows in groups.items():
+        show(titles[kind], rows)
+    if json_file:
+        rows = [{"kind": kind, **asdict(row), "ratio": row.ratio, "saved": row.saved} for kind, rows in groups.items() for row in rows]
+        json_file.write_text(json.dumps({"dtype": name, "rows": rows}, indent=1) + "\n")
+    if markdown_file:
+        markdown_file.write_text("\n".join(markdown(titles[kind], rows) for kind, rows in groups.items()))
+    return 0
