@@ -98,7 +98,16 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
 
 def show(title: str, rows: list[Moved]) -> None:
     table = Table(title=title)
-    for column in ("layer", "layout", "activations MB", "over compulsory", "saved of the unfused pair", "weights MB", "requests", "plan"):
+    for column in (
+        "layer",
+        "layout",
+        "activations MB",
+        "over compulsory",
+        "saved of the unfused pair",
+        "weights MB",
+        "requests",
+        "plan",
+    ):
         table.add_column(column, justify="left" if column in ("layer", "layout", "plan") else "right")
     for row in rows:
         saved = "" if row.fused is None else f"{row.saved:.0%}" if row.fused else "not fused"
@@ -108,7 +117,11 @@ def show(title: str, rows: list[Moved]) -> None:
 
 
 def markdown(title: str, rows: list[Moved]) -> str:
-    lines = [f"### {title}", "", "| layer | layout | activations MB | over compulsory | saved of the unfused pair | weights MB | plan |"]
+    lines = [
+        f"### {title}",
+        "",
+        "| layer | layout | activations MB | over compulsory | saved of the unfused pair | weights MB | plan |",
+    ]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: | --- |")
     for row in rows:
         saved = "" if row.fused is None else f"{row.saved:.0%}" if row.fused else "not fused"
@@ -130,7 +143,9 @@ def run(layers: dict[str, list[Layer]], dtype: torch.dtype, json_file: Path | No
     for kind, rows in groups.items():
         show(titles[kind], rows)
     if json_file:
-        rows = [{"kind": kind, **asdict(row), "ratio": row.ratio, "saved": row.saved} for kind, rows in groups.items() for row in rows]
+        rows = [
+            {"kind": kind, **asdict(row), "ratio": row.ratio, "saved": row.saved} for kind, rows in groups.items() for row in rows
+        ]
         json_file.write_text(json.dumps({"dtype": name, "rows": rows}, indent=1) + "\n")
     if markdown_file:
         markdown_file.write_text("\n".join(markdown(titles[kind], rows) for kind, rows in groups.items()))

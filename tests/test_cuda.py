@@ -28,7 +28,9 @@ CARDS = {"h100": {}, "one_processor": {"processors": 1}}
 TURING = {"arch": 75, "shared_per_block": 64 << 10, "shared_per_processor": 64 << 10, "processors": 40}
 
 
-@pytest.fixture(params=["emulator", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.fixture(
+    params=["emulator", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
 def device(request):
     with emulator.behind_the_ops() if request.param == "emulator" else nullcontext():
         yield "cpu" if request.param == "emulator" else "cuda"
@@ -146,9 +148,7 @@ def test_nan_and_inf_reach_what_they_should(value, layout, device):
         x[at] = value
     x, w = on(device, (x.contiguous(memory_format=LAYOUTS[layout]), torch.randn(20, 1, 3, 3)))
     ours = dwconv_ext.depthwise_conv2d(x, w, padding=1)
-    torch.testing.assert_close(
-        ours, torch.nn.functional.conv2d(x, w, padding=1, groups=20), equal_nan=True, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(ours, torch.nn.functional.conv2d(x, w, padding=1, groups=20), equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
 @given(problems())
@@ -197,7 +197,7 @@ def test_every_kernel_runs(index, emulated):
     else:
         check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
     ran = [label(launched) for launched in emulated.launches()]
-    assert label(row) in ran or row["name"] == "sum_parts" and f"sum_parts-sum_parts-{row['dtype']}-NCHW-f0-s0" in ran, ran
+    assert label(row) in ran or (row["name"] == "sum_parts" and f"sum_parts-sum_parts-{row['dtype']}-NCHW-f0-s0" in ran), ran
 
 
 # ---- races, barriers, stray accesses ---------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_planted_races_change_the_bits(bug):
 @pytest.mark.parametrize("bug", ["divergent_barrier", "divergent_warp"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_planted_divergence_is_an_error(bug, order):
-    with pytest.raises(RuntimeError, match="only (64 of the block's 128 threads|16 of its lanes) reach"):
+    with pytest.raises(RuntimeError, match=r"only (64 of the block's 128 threads|16 of its lanes) reach"):
         E.run_planted(bug, order)
 
 

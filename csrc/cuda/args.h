@@ -26,7 +26,8 @@ struct Tiling {
 
 // forward and backward_input. In backward_input the problem's in_* is grad_output, its out_* grad_input; stride, padding and
 // dilation are the forward pass's, and at stride 1 it is the forward kernel over the flipped filter with the mirrored padding.
-// forward: output channel o reads input channel o / multiplier; backward_input: input channel c sums the multiplier planes of its outputs.
+// forward: output channel o reads input channel o / multiplier; backward_input: input channel c sums the multiplier planes of its
+// outputs.
 struct DepthwiseTileArgs {
   DepthwiseProblem problem;
   int64_t multiplier = 1;
@@ -42,8 +43,8 @@ struct DepthwiseTileArgs {
   Divisor in_columns, in_chunks, out_chunks;  // in channels_last: columns, chunks of a pixel; NCHW: chunks of a segment
 };
 
-// backward_weight, first stage: partial[part][output][tap], then partial_bias[part][output], in the accumulation type. The problem is
-// the forward pass's; its out_* strides are grad_output's. A part is a range of the tiles.
+// backward_weight, first stage: partial[part][output][tap], then partial_bias[part][output], in the accumulation type. The
+// problem is the forward pass's; its out_* strides are grad_output's. A part is a range of the tiles.
 struct BackwardWeightTileArgs {
   DepthwiseProblem problem;
   int64_t multiplier = 1;
@@ -85,12 +86,12 @@ struct SeparableBlockArgs {
   int32_t warps_m = 0, warps_n = 0;   // a warp computes 32 pixels by 64 output channels
   int32_t tiles_w = 0;
   int64_t row_tiles = 0;
-  int32_t splits = 1;        // blocks that share a tile of pixels, each a range of the output channels
-  int32_t slabs = 0;         // of 128 bytes of input channels
-  int32_t slots = 0;         // slabs of the A operand kept: all of them, or 2 where each block has one range of outputs
-  int32_t stages = 0;        // of the weights' ring, 2 or 3
-  int32_t aligned_in = 0;    // channels_last: every run of 16 bytes of the input's channels lies on a multiple of 16 bytes
-  int32_t aligned_out = 0;   // the same of output and residual
+  int32_t splits = 1;       // blocks that share a tile of pixels, each a range of the output channels
+  int32_t slabs = 0;        // of 128 bytes of input channels
+  int32_t slots = 0;        // slabs of the A operand kept: all of them, or 2 where each block has one range of outputs
+  int32_t stages = 0;       // of the weights' ring, 2 or 3
+  int32_t aligned_in = 0;   // channels_last: every run of 16 bytes of the input's channels lies on a multiple of 16 bytes
+  int32_t aligned_out = 0;  // the same of output and residual
   int32_t aligned_weight = 0;
   Divisor run_columns;  // runs of 4 pixels in a row of the tile
 };

@@ -1,10 +1,10 @@
 // depthwise_conv2d and its backward on CUDA: checks, output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
-#include "launch.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
+
+#include "launch.h"
 
 namespace dwconv::cuda {
 namespace {
@@ -140,10 +140,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   const DType dtype = check_dtype(kBackward, "input", input);
   const Layout layout = layout_of(input);
   const Device device(kBackward, input);
-  const auto empty = [&](const Ints& size) { return torch::stable::empty(size, input.scalar_type(), std::nullopt, input.device()); };
+  const auto empty = [&](const Ints& size) {
+    return torch::stable::empty(size, input.scalar_type(), std::nullopt, input.device());
+  };
   const Tensor grad_input = output_mask[0] ? empty_output(input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : empty({0});
-  const Tensor grad_weight =
-      output_mask[1] ? empty({s.channels * s.multiplier, 1, s.kernel_h, s.kernel_w}) : empty({0});
+  const Tensor grad_weight = output_mask[1] ? empty({s.channels * s.multiplier, 1, s.kernel_h, s.kernel_w}) : empty({0});
   const Tensor grad_bias = output_mask[2] ? empty({s.channels * s.multiplier}) : empty({0});
   for (const Tensor* t : {&grad_input, &grad_weight, &grad_bias}) device.poison(*t);
   const Tensor grad = as_layout(grad_output, layout);

@@ -49,14 +49,22 @@ inline Machine machine_from(const py::dict& facts) {
   Machine m;
   for (const auto& [key, value] : facts) {
     const std::string name = py::cast<std::string>(key);
-    if (name == "arch") m.arch = py::cast<int32_t>(value);
-    else if (name == "processors") m.processors = py::cast<int32_t>(value);
-    else if (name == "shared_per_block") m.shared_per_block = py::cast<int64_t>(value);
-    else if (name == "shared_per_processor") m.shared_per_processor = py::cast<int64_t>(value);
-    else if (name == "l2_bytes") m.l2_bytes = py::cast<int64_t>(value);
-    else if (name == "bytes_per_second") m.bytes_per_second = py::cast<double>(value);
-    else if (name == "clock") m.clock = py::cast<double>(value);
-    else throw py::key_error("machine: unknown fact '" + name + "'");
+    if (name == "arch")
+      m.arch = py::cast<int32_t>(value);
+    else if (name == "processors")
+      m.processors = py::cast<int32_t>(value);
+    else if (name == "shared_per_block")
+      m.shared_per_block = py::cast<int64_t>(value);
+    else if (name == "shared_per_processor")
+      m.shared_per_processor = py::cast<int64_t>(value);
+    else if (name == "l2_bytes")
+      m.l2_bytes = py::cast<int64_t>(value);
+    else if (name == "bytes_per_second")
+      m.bytes_per_second = py::cast<double>(value);
+    else if (name == "clock")
+      m.clock = py::cast<double>(value);
+    else
+      throw py::key_error("machine: unknown fact '" + name + "'");
   }
   return m;
 }

@@ -33,6 +33,15 @@ KernelGroup separable_kernels();
 #elif defined(DWCONV_EMULATOR)
 #define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
 #endif
-#define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, first_arch, last_arch, Args, ...)           \
-  {#name, #op, #pass, DType::dtype, Layout::layout, filter, stride, tensor != 0, first_arch, last_arch,                      \
+#define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, first_arch, last_arch, Args, ...) \
+  {#name,                                                                                                          \
+   #op,                                                                                                            \
+   #pass,                                                                                                          \
+   DType::dtype,                                                                                                   \
+   Layout::layout,                                                                                                 \
+   filter,                                                                                                         \
+   stride,                                                                                                         \
+   tensor != 0,                                                                                                    \
+   first_arch,                                                                                                     \
+   last_arch,                                                                                                      \
    DWCONV_ENTRY(Args, __VA_ARGS__)},

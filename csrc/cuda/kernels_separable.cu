@@ -1,5 +1,5 @@
-#include "kernels/separable_forward.cuh"
 #include "kernel_table.h"
+#include "kernels/separable_forward.cuh"
 
 namespace dwconv::cuda {
 

@@ -1,4 +1,5 @@
-// From a plan to a kernel on torch's current stream. The emulator's build of the ops replaces what starts the kernel, nothing else.
+// From a plan to a kernel on torch's current stream. The emulator's build of the ops replaces what starts the kernel, nothing
+// else.
 #pragma once
 
 #if !defined(DWCONV_EMULATOR)
@@ -54,7 +55,8 @@ class Device {
       return static_cast<int64_t>(value);
     };
     Machine m;
-    m.arch = static_cast<int32_t>(10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor));
+    m.arch =
+        static_cast<int32_t>(10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor));
     m.processors = static_cast<int32_t>(attribute(cudaDevAttrMultiProcessorCount));
     m.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     m.shared_per_processor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
@@ -78,8 +80,8 @@ class Device {
     void* pointers[] = {const_cast<void*>(args)};
     check_status(op_, launch.row->name,
                  cudaLaunchKernel(launch.row->kernel, dim3(static_cast<unsigned>(launch.blocks)),
-                                  dim3(static_cast<unsigned>(launch.threads)), pointers,
-                                  static_cast<size_t>(launch.shared_bytes), stream_));
+                                  dim3(static_cast<unsigned>(launch.threads)), pointers, static_cast<size_t>(launch.shared_bytes),
+                                  stream_));
     check_status(op_, launch.row->name, cudaGetLastError());
   }
 
@@ -166,7 +168,8 @@ inline void check_sides(const char* op, const ConvolutionShape& s) {
 }
 
 // DWCONV_EXT_LOG_PLAN=1: each plan once per shape.
-inline void log_plan(const char* op, const char* pass, const DepthwiseProblem& p, const std::string& reason, const Launch& launch) {
+inline void log_plan(const char* op, const char* pass, const DepthwiseProblem& p, const std::string& reason,
+                     const Launch& launch) {
   static const bool wanted = getenv("DWCONV_EXT_LOG_PLAN") != nullptr && *getenv("DWCONV_EXT_LOG_PLAN") == '1';
   if (!wanted) return;
   static std::mutex mutex;

@@ -28,7 +28,7 @@ struct Launch {
 
 struct Plan {
   Launch launch;
-  double seconds = 0;          // by the cost model, for comparing plans only
+  double seconds = 0;            // by the cost model, for comparing plans only
   int64_t bytes = 0, flops = 0;  // compulsory
   std::string reason;
 };
@@ -86,8 +86,8 @@ const char* misfit(const KernelRow& row, const char* op, const char* pass, const
 struct BlockCost {
   double bytes;  // between the block and L2
   double flops;
-  double flop_rate;      // of a processor, per second
-  double total_bytes;    // of all blocks, from memory
+  double flop_rate;    // of a processor, per second
+  double total_bytes;  // of all blocks, from memory
 };
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine);
 double scalar_rate(DType dtype, const Machine& machine);  // flops of a processor

@@ -10,17 +10,17 @@ namespace dwconv::cuda {
 namespace {
 
 constexpr int kThreads = 256, kMinThreads = 64;
-constexpr int64_t kChunk = 16;           // bytes
-constexpr int64_t kSegmentSlack = 15;    // bytes by which a segment may be shifted against its chunks
+constexpr int64_t kChunk = 16;         // bytes
+constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifted against its chunks
 
 // What a tiled kernel is, as its file says.
 struct Shape {
   int patch_h, patch_w;
-  int channels;   // channels_last: a thread's
-  bool filters;   // in shared memory, of accumulate_size
-  bool large;     // filters of the input's type behind the tile
+  int channels;  // channels_last: a thread's
+  bool filters;  // in shared memory, of accumulate_size
+  bool large;    // filters of the input's type behind the tile
   bool transposed;
-  bool weight;    // backward_weight: both tensors are staged, and the sums meet in shared memory
+  bool weight;  // backward_weight: both tensors are staged, and the sums meet in shared memory
 };
 
 Shape shape_of(const KernelRow& row) {
@@ -87,7 +87,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     lanes = t.slab / s.channels;
     tile_bytes = c.in_rows * c.in_columns * t.slab * unit;
     out_bytes = s.weight ? static_cast<int64_t>(t.tile_h) * t.tile_w * t.slab * unit : 0;
-    c.launch.threads = static_cast<int32_t>(std::clamp<int64_t>(round_up(lanes * patches, 32), std::max<int64_t>(kMinThreads, lanes), kThreads));
+    c.launch.threads =
+        static_cast<int32_t>(std::clamp<int64_t>(round_up(lanes * patches, 32), std::max<int64_t>(kMinThreads, lanes), kThreads));
     c.launch.threads = static_cast<int32_t>(c.launch.threads / lanes * lanes);
   } else {
     t.slabs = ceil_div(s.weight ? p.channels : planes, t.slab);
@@ -129,7 +130,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     // Enough parts to fill the card twice, as long as the partial sums are a small share of what is moved.
     const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
     const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
-    c.parts = static_cast<int32_t>(std::clamp<int64_t>(std::min(2 * machine.processors / t.slabs, affordable), 1, std::max<int64_t>(c.tiles, 1)));
+    c.parts = static_cast<int32_t>(
+        std::clamp<int64_t>(std::min(2 * machine.processors / t.slabs, affordable), 1, std::max<int64_t>(c.tiles, 1)));
     c.launch.blocks = t.slabs * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
@@ -200,7 +202,10 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
 
 std::string describe(const Candidate& c, const Request& request) {
   const Tiling& t = c.tiling;
-  return std::string(c.launch.row->name) + ", " + (c.launch.row->filter > 0 ? std::to_string(c.launch.row->filter) + "x" + std::to_string(c.launch.row->filter) + " stride " + std::to_string(c.launch.row->stride) : std::string("any filter at stride 1")) +
+  return std::string(c.launch.row->name) + ", " +
+         (c.launch.row->filter > 0 ? std::to_string(c.launch.row->filter) + "x" + std::to_string(c.launch.row->filter) +
+                                         " stride " + std::to_string(c.launch.row->stride)
+                                   : std::string("any filter at stride 1")) +
          ": " + std::to_string(t.tile_h) + "x" + std::to_string(t.tile_w) + " outputs of " + std::to_string(t.slab) +
          (request.problem.layout == Layout::kNHWC ? " channels" : " planes") + " a block";
 }
@@ -217,14 +222,16 @@ const KernelRow* choose(const char* pass, const Request& request, const Machine&
       return row;
     }
     if (best_candidate(*row, request, machine, best)) return row;
-    *why = std::string(row->name) + " has no tile that fits " + std::to_string(machine.shared_per_block >> 10) + " KiB of shared memory";
+    *why = std::string(row->name) + " has no tile that fits " + std::to_string(machine.shared_per_block >> 10) +
+           " KiB of shared memory";
   }
   return nullptr;
 }
 
 void set_counts(const DepthwiseProblem& p, int64_t multiplier, int64_t tensors, Plan* plan) {
   const int64_t taps = p.kernel_h * p.kernel_w, planes = p.batch * p.channels * multiplier;
-  plan->bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + planes * p.out_h * p.out_w + p.channels * multiplier * taps);
+  plan->bytes = element_size(p.dtype) *
+                (p.batch * p.channels * p.in_h * p.in_w + planes * p.out_h * p.out_w + p.channels * multiplier * taps);
   plan->flops = 2 * planes * p.out_h * p.out_w * taps;
 }
 
@@ -287,7 +294,8 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
     args->tiling = {};
     args->tiling.slabs = p.layout == Layout::kNHWC ? ceil_div(outputs, 32) : outputs;
     args->tiles = p.batch * ceil_div(p.out_h * p.out_w, kPixels);
-    args->parts = static_cast<int32_t>(std::clamp<int64_t>(4 * machine.processors / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
+    args->parts = static_cast<int32_t>(
+        std::clamp<int64_t>(4 * machine.processors / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
     plan.launch = {row, args->tiling.slabs * groups * args->parts, kThreads, kTaps * kThreads * accumulate_size(p.dtype)};
     plan.reason = std::string(row->name) + ": " + why;
   } else {

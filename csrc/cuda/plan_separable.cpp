@@ -1,5 +1,6 @@
-// Tiles of the fused block, and whether to fuse. Both ways are costed with the same model: fused, the intermediate is never written, but rows at a tile's
-// edge are convolved again, and a tile must hold all its input channels in shared memory or give its block a single range of outputs.
+// Tiles of the fused block, and whether to fuse. Both ways are costed with the same model: fused, the intermediate is never
+// written, but rows at a tile's edge are convolved again, and a tile must hold all its input channels in shared memory or give
+// its block a single range of outputs.
 #include <string.h>
 
 #include <algorithm>
@@ -42,7 +43,8 @@ double staged_rows(const DepthwiseProblem& p, int64_t tile_rows) {
     const int64_t last = std::min((y + count - 1) * p.stride_h - p.pad_h + reach + 1, p.in_h);
     total += static_cast<double>(std::max<int64_t>(last - first, 0));
     row += count;
-    if (n >= 64 && p.batch > 128) return total / static_cast<double>(row) * static_cast<double>(p.batch * p.out_h);  // enough to know
+    if (n >= 64 && p.batch > 128)
+      return total / static_cast<double>(row) * static_cast<double>(p.batch * p.out_h);  // enough to know
   }
   return total;
 }
@@ -102,8 +104,8 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   const double out_bytes = static_cast<double>(p.batch * p.out_h * out_channels * unit) * out_columns;
   // Fusing is worth it only while the halo stays a small part of what is moved: else the pair, whose tiles differ, is taken.
   constexpr double kMostTraffic = 1.15;
-  const double once = static_cast<double>(p.batch * unit) *
-                      static_cast<double>(p.channels * p.in_h * p.in_w + out_channels * p.out_h * p.out_w);
+  const double once =
+      static_cast<double>(p.batch * unit) * static_cast<double>(p.channels * p.in_h * p.in_w + out_channels * p.out_h * p.out_w);
   if (depthwise && forced_fusion() == Fusion::kByCost && in_bytes + out_bytes > kMostTraffic * once) return plan;
   const double ranges_a_block = static_cast<double>(ceil_div(ranges, g.splits));
   const double product = 2.0 * args->pixels * padded_channels * outputs * ranges_a_block;
@@ -111,7 +113,8 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
                                  : 2.0 * g.tile_rows * g.tile_w * padded_channels;
   const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * 0.6 : scalar_rate(p.dtype, machine) * 0.6;
   // Window reads and conversions cost about as much as the multiply-adds; NCHW moves single values.
-  const double stage_rate = scalar_rate(p.dtype, machine) * (p.layout == Layout::kNHWC ? 0.35 : 0.15) * (row.filter > 0 ? 1.0 : 0.5);
+  const double stage_rate =
+      scalar_rate(p.dtype, machine) * (p.layout == Layout::kNHWC ? 0.35 : 0.15) * (row.filter > 0 ? 1.0 : 0.5);
   BlockCost cost;
   cost.total_bytes = in_bytes + out_bytes;
   cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * outputs * ranges_a_block * unit;

@@ -1,10 +1,9 @@
 // separable_conv2d on CUDA: checks, output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
-#include "launch.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include "../separable_checks.h"
+#include "launch.h"
 
 namespace dwconv::cuda {
 namespace {
@@ -46,14 +45,13 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   alignment.output = nhwc && aligned_channels(output) && aligned_channels(added);
   alignment.weight = aligned_matrix(pw);
   const Machine& machine = device.machine();
-  const std::string key = Key()
-                              .add('s', out_channels, allow_tf32, alignment.input, alignment.middle, alignment.output,
-                                   alignment.weight)
-                              .add_problem(request.problem)
-                              .add_machine(machine)
-                              .bytes();
-  const SeparablePlan& plan =
-      kept<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, machine); });
+  const std::string key =
+      Key()
+          .add('s', out_channels, allow_tf32, alignment.input, alignment.middle, alignment.output, alignment.weight)
+          .add_problem(request.problem)
+          .add_machine(machine)
+          .bytes();
+  const SeparablePlan& plan = kept<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, machine); });
   log_plan(kSeparable, "forward", request.problem, plan.reason, plan.block.launch);
 
   SeparableBlockArgs args = plan.block_args;

@@ -1,6 +1,6 @@
 """The CUDA kernels on the CPU: builds and loads the module ``_emulator`` (see emulator.h), and puts it behind the ops.
 
-    python tests/emulator/__init__.py       builds it (make build does)
+python tests/emulator/__init__.py       builds it (make build does)
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ def build(folder: Path, *flags: str) -> Path:
     if headers is None:
         raise RuntimeError("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch")
     include = [HERE, pybind11.get_include(), headers, *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
-    common = "-O2 -g0 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -Wno-unused-function".split()
+    common = ["-O2", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"]
     common += ["-Wno-maybe-uninitialized", "-DDWCONV_EMULATOR", *(f"-I{path}" for path in include), *flags]
     libraries = Path(torch.__file__).parent / "lib"
     folder.mkdir(parents=True, exist_ok=True)
     module = folder / f"_emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
     with (folder / "build.ninja").open("w") as file:
         writer = ninja.Writer(file)
-        writer.rule("compile", f"c++ -MD -MF $out.d {' '.join(common)} $extra -x c++ -c $in -o $out", depfile="$out.d", deps="gcc")
+        writer.rule(
+            "compile", f"c++ -MD -MF $out.d {' '.join(common)} $extra -x c++ -c $in -o $out", depfile="$out.d", deps="gcc"
+        )
         writer.rule("link", f"c++ -shared {' '.join(flags)} $in -L{libraries} -lc10 -ltorch -ltorch_cpu -o $out")
         objects = []
         for source in SOURCES:

@@ -41,7 +41,8 @@ inline void copy_wait() {
   emulator::complete_copies(kPending);
 }
 
-// ---- collectives of a warp, as PTX defines them ----------------------------------------------------------------------------------
+// ---- collectives of a warp, as PTX defines them
+// ----------------------------------------------------------------------------------
 
 struct MatrixLoad {
   uint32_t* matrix;

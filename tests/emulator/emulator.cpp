@@ -36,8 +36,8 @@ struct Fiber {
   void* stack = nullptr;
   State state = State::kDone;
   Thread thread = {};
-  void* operands = nullptr;       // of the warp's collective under way
-  Collective function = nullptr;  // null: a plain warp barrier
+  void* operands = nullptr;               // of the warp's collective under way
+  Collective function = nullptr;          // null: a plain warp barrier
   std::vector<std::vector<Copy>> groups;  // committed copies under way
   std::vector<Copy> open;
 };

@@ -1,5 +1,6 @@
 // Runs a CUDA kernel on the CPU: a block's threads are fibers (ucontext), which run until they
-// reach a barrier, a warp's collective or their end, in an order that the test chooses. What a kernel may observe on a card it may observe here:
+// reach a barrier, a warp's collective or their end, in an order that the test chooses. What a kernel may observe on a card it
+// may observe here:
 //
 //   synchronize            nothing goes on before every thread has come; a thread that has ended or waits elsewhere is an error
 //   copy_async             the copy happens in copy_wait, not before: a missing wait finds poison
@@ -36,8 +37,8 @@ struct Traffic {
 struct Options {
   Order order = Order::kForwards;
   uint32_t seed = 0;
-  bool count = false;       // collect Traffic
-  bool arithmetic = true;   // false: matrix products are skipped, where only the traffic is of interest
+  bool count = false;      // collect Traffic
+  bool arithmetic = true;  // false: matrix products are skipped, where only the traffic is of interest
   std::vector<Region> regions;
 };
 Options& options();

@@ -1,4 +1,5 @@
-// The activations of the fused block, as torch.nn.functional has them (gelu: Hendrycks and Gimpel 2016; hardswish: Howard et al. 2019).
+// The activations of the fused block, as torch.nn.functional has them (gelu: Hendrycks and Gimpel 2016; hardswish: Howard et al.
+// 2019).
 #pragma once
 
 #include <math.h>

@@ -4,8 +4,8 @@
 //   backward_input   out[n, c, y, x] = sum_{m, r, s with j*S_h + r*D_h - P_h = y, ...} w[c*M + m, r, s] * in[n, c*M + m, j, ...]
 //
 // A thread owns 16 bytes of channels of an output pixel (channels_last, M = 1, aligned) or one output element, and reads
-// global memory through L1; neighbouring threads have neighbouring outputs, so that their reads coalesce. The kernel for what no tiled kernel takes; it is right for
-// every problem. Traffic: input and output once where L1 and L2 hold the filter's rows.
+// global memory through L1; neighbouring threads have neighbouring outputs, so that their reads coalesce. The kernel for what no
+// tiled kernel takes; it is right for every problem. Traffic: input and output once where L1 and L2 hold the filter's rows.
 #pragma once
 
 #include "depthwise_nhwc.cuh"
@@ -83,7 +83,8 @@ DWCONV_DEVICE void any_nhwc(const DepthwiseTileArgs& args) {
 }
 
 template <class T, class Axis>
-DWCONV_KERNEL(256) depthwise_any_nhwc(DepthwiseTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_any_nhwc(DepthwiseTileArgs args) {
   if (args.tiling.aligned && args.multiplier == 1) {
     any_nhwc<T, Axis, kChunkValues<T>>(args);
   } else {
@@ -92,7 +93,8 @@ DWCONV_KERNEL(256) depthwise_any_nhwc(DepthwiseTileArgs args) {
 }
 
 template <class T, class Axis>
-DWCONV_KERNEL(256) depthwise_any_nchw(DepthwiseTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_any_nchw(DepthwiseTileArgs args) {
   const DepthwiseProblem& p = args.problem;
   const int64_t channels = p.channels * (std::is_same_v<Axis, ForwardAxis> ? args.multiplier : 1);
   const int64_t total = p.batch * channels * p.out_h * p.out_w;

@@ -2,14 +2,14 @@
 //
 //   grad_weight[c, r, s] = sum_{n, y, x} grad[n, c, y, x] * in[n, c, y*S + r - P_h, x*S + s - P_w]      grad_bias[c] = sum grad
 //
-// A block owns `slab` channels and a part of the tiles (n, tile of rows and columns) of grad_output. For each it stages the tile of grad_output
-// and the input under it as the forward kernels do; a thread holds the K * K sums of its channels in registers, walks its patches, and at the end
-// the threads of a channel are added pairwise through shared memory, always in the same order: no atomics, the same bits each time. The parts are added by
-// sum_parts. Sums are short: a thread's patches, then a tree over the threads, then over the parts.
+// A block owns `slab` channels and a part of the tiles (n, tile of rows and columns) of grad_output. For each it stages the tile
+// of grad_output and the input under it as the forward kernels do; a thread holds the K * K sums of its channels in registers,
+// walks its patches, and at the end the threads of a channel are added pairwise through shared memory, always in the same order:
+// no atomics, the same bits each time. The parts are added by sum_parts. Sums are short: a thread's patches, then a tree over the
+// threads, then over the parts.
 //
-// The plan guarantees: tile sides multiples of the patch's; NCHW: slab * patches <= block_size(); shared memory for both tiles and
-// for kKernel values a thread and channel.
-// Traffic: input (1 + halo) and grad_output once.
+// The plan guarantees: tile sides multiples of the patch's; NCHW: slab * patches <= block_size(); shared memory for both tiles
+// and for kKernel values a thread and channel. Traffic: input (1 + halo) and grad_output once.
 #pragma once
 
 #include "depthwise_nchw.cuh"
@@ -95,7 +95,8 @@ DWCONV_DEVICE void finish_part(const BackwardWeightTileArgs& args, A (&acc)[K][K
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256) depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, V = kWeightChannels, kRows = 2, kColumns = 4, kSpan = Taps::span(kColumns);
   const DepthwiseProblem& p = args.problem;
@@ -152,7 +153,8 @@ DWCONV_KERNEL(256) depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256) depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, kRows = kPlanePatchRows, kColumns = kPlanePatchColumns, kSpan = Taps::span(kColumns);
   const DepthwiseProblem& p = args.problem;
@@ -173,11 +175,18 @@ DWCONV_KERNEL(256) depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
     const int in_y0 = y0 * Taps::kStride - static_cast<int>(p.pad_h), in_x0 = x0 * Taps::kStride - static_cast<int>(p.pad_w);
     const int in_top = most(in_y0, 0), in_left = args.in_whole ? 0 : most(in_x0, 0);
     const int in_bottom = least(in_y0 + Taps::span(t.tile_h), in_h), in_right = least(in_x0 + Taps::span(t.tile_w), in_w);
-    const PlaneTile<T> in = {shared, args.in_pitch, args.in_whole != 0, most(in_bottom - in_top, 0),
-                             args.in_whole ? in_w : most(in_right - in_left, 0), p.in_stride_h};
+    const PlaneTile<T> in = {shared,
+                             args.in_pitch,
+                             args.in_whole != 0,
+                             most(in_bottom - in_top, 0),
+                             args.in_whole ? in_w : most(in_right - in_left, 0),
+                             p.in_stride_h};
     const int in_segments = t.slab * (args.in_whole ? 1 : Taps::span(t.tile_h));
-    const PlaneTile<T> grad = {shared + in_segments * args.in_pitch, args.out_pitch, args.out_whole != 0,
-                               least(t.tile_h, out_h - y0), args.out_whole ? out_w : least(t.tile_w, out_w - x0),
+    const PlaneTile<T> grad = {shared + in_segments * args.in_pitch,
+                               args.out_pitch,
+                               args.out_whole != 0,
+                               least(t.tile_h, out_h - y0),
+                               args.out_whole ? out_w : least(t.tile_w, out_w - x0),
                                p.out_stride_h};
     const auto in_first = [&](int k) {
       return static_cast<const T*>(args.input) + n * p.in_stride_n + (c0 + k) * p.in_stride_c + in_top * p.in_stride_h + in_left;

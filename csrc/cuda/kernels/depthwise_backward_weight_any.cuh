@@ -1,10 +1,10 @@
-// Depthwise weight and bias gradient for any filter, stride, dilation and channel multiplier, both layouts, first stage; and the second stage,
-// which adds the parts of either (the formula: depthwise_backward_weight.cuh).
+// Depthwise weight and bias gradient for any filter, stride, dilation and channel multiplier, both layouts, first stage; and the
+// second stage, which adds the parts of either (the formula: depthwise_backward_weight.cuh).
 //
 // A thread sums up to 8 taps of one filter row of one output channel over some pixels: a value of grad_output serves 8 products.
-// channels_last: a warp has 32 channels, the block's warps share the pixels. NCHW: a block has one channel, its threads share the pixels, lanes
-// along the columns. grad_output and input are read through L1. The threads of a channel are added as in the tiled kernels.
-// Blocks: channels (32 a block in channels_last) fastest, then taps, then parts; a part is a range of images and pixels.
+// channels_last: a warp has 32 channels, the block's warps share the pixels. NCHW: a block has one channel, its threads share the
+// pixels, lanes along the columns. grad_output and input are read through L1. The threads of a channel are added as in the tiled
+// kernels. Blocks: channels (32 a block in channels_last) fastest, then taps, then parts; a part is a range of images and pixels.
 // Traffic: each group of 8 taps reads both tensors; they come from L2 where they fit.
 #pragma once
 
@@ -16,7 +16,8 @@ constexpr int kTapsAThread = 8;
 constexpr int kPixelsATile = 1024;
 
 template <class T, bool kChannelsLast>
-DWCONV_KERNEL(256) depthwise_backward_weight_any(BackwardWeightTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   const DepthwiseProblem& p = args.problem;
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w);
@@ -73,7 +74,8 @@ DWCONV_KERNEL(256) depthwise_backward_weight_any(BackwardWeightTileArgs args) {
 
 // Second stage. 32 neighbouring values a block; its 8 warps take every 8th part and are added pairwise.
 template <class T>
-DWCONV_KERNEL(256) sum_parts(SumPartsArgs args) {
+DWCONV_KERNEL(256)
+sum_parts(SumPartsArgs args) {
   using A = accumulate_t<T>;
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = block_size() / kWarp;
   const int64_t i = block_index() * kWarp + lane;

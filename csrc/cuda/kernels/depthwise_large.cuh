@@ -1,16 +1,18 @@
-// Depthwise forward for any filter at stride 1 and dilation 1, up to 31 x 31 and beyond, both layouts; with the filter flipped, its
-// input gradient. Hundreds of multiply-adds an output: the kernel is bound by arithmetic and by reads of shared memory, not by traffic.
+// Depthwise forward for any filter at stride 1 and dilation 1, up to 31 x 31 and beyond, both layouts; with the filter flipped,
+// its input gradient. Hundreds of multiply-adds an output: the kernel is bound by arithmetic and by reads of shared memory, not
+// by traffic.
 //
-// The block's filters and the input under its tile, halo and zero padding included, lie in shared memory. A thread owns kRows x 8 neighbouring outputs;
-// along a filter row it walks the taps 8 (then 4, 2, 1) at a time: 15 inputs and 8 filter values for 64 products a row of outputs. In NCHW a row of
-// inputs serves 4 rows of outputs; in channels_last a thread has one row of outputs but 2 channels.
+// The block's filters and the input under its tile, halo and zero padding included, lie in shared memory. A thread owns kRows x 8
+// neighbouring outputs; along a filter row it walks the taps 8 (then 4, 2, 1) at a time: 15 inputs and 8 filter values for 64
+// products a row of outputs. In NCHW a row of inputs serves 4 rows of outputs; in channels_last a thread has one row of outputs
+// but 2 channels.
 //
 // The plan guarantees: the tile's sides are multiples of kRows and 8; shared memory for filters and tile.
 // Traffic: input (1 + halo), output once, filters once a block.
 #pragma once
 
-#include "depthwise_nhwc.cuh"
 #include "depthwise_nchw.cuh"
+#include "depthwise_nhwc.cuh"
 
 namespace dwconv::cuda {
 
@@ -68,7 +70,8 @@ DWCONV_DEVICE void copy_filters(T* filters, const T* weight, int taps, int slab,
 }
 
 template <class T>
-DWCONV_KERNEL(256) depthwise_large_nhwc(DepthwiseTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_large_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int V = kLargeChannels;
   const DepthwiseProblem& p = args.problem;
@@ -124,7 +127,8 @@ DWCONV_KERNEL(256) depthwise_large_nhwc(DepthwiseTileArgs args) {
 }
 
 template <class T>
-DWCONV_KERNEL(256) depthwise_large_nchw(DepthwiseTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_large_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
@@ -152,7 +156,8 @@ DWCONV_KERNEL(256) depthwise_large_nchw(DepthwiseTileArgs args) {
   for (int i = thread_index(); i < planes * taps; i += block_size()) {
     const int q = i / taps, tap = i - q * taps;
     const int64_t c = (plane0 + q) % p.channels;
-    filters[q * taps + tap] = load<1>(static_cast<const T*>(args.weight) + c * taps + (args.flipped ? taps - 1 - tap : tap)).value[0];
+    filters[q * taps + tap] =
+        load<1>(static_cast<const T*>(args.weight) + c * taps + (args.flipped ? taps - 1 - tap : tap)).value[0];
   }
   synchronize();
 
@@ -178,8 +183,12 @@ DWCONV_KERNEL(256) depthwise_large_nchw(DepthwiseTileArgs args) {
     }
   }
   synchronize();  // the input's tile becomes the output's
-  const PlaneTile<T> out = {tile, args.out_pitch, args.out_whole != 0, least(y0 + t.tile_h, out_h) - y0,
-                            args.out_whole ? out_w : least(x0 + t.tile_w, out_w) - x0, p.out_stride_h};
+  const PlaneTile<T> out = {tile,
+                            args.out_pitch,
+                            args.out_whole != 0,
+                            least(y0 + t.tile_h, out_h) - y0,
+                            args.out_whole ? out_w : least(x0 + t.tile_w, out_w) - x0,
+                            p.out_stride_h};
   const auto out_first = [&](int k) {
     const int64_t n = (plane0 + k) / p.channels, c = plane0 + k - n * p.channels;
     return static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h + x0;

@@ -1,10 +1,10 @@
 // Depthwise forward and strided input gradient in NCHW for square filters of 3, 5 and 7 (the formulas: taps.cuh).
 //
-// A block owns a tile of outputs in each of `slab` planes (n, c): small planes go several to a block. The input under the tile lies in shared
-// memory as it lies in global memory (stage.cuh: whole rows of a plane are one flat piece, so that widths of 14 or 7 move in 16-byte
-// chunks too), each byte read once. A thread computes one patch of 4 x 7 (4 x 6) outputs of one plane with the plane's filter in registers; seven columns,
-// because then neighbouring lanes lie an odd number of elements apart and no two share a bank of shared memory. The outputs go
-// back through shared memory, so that global stores are 16-byte chunks as well.
+// A block owns a tile of outputs in each of `slab` planes (n, c): small planes go several to a block. The input under the tile
+// lies in shared memory as it lies in global memory (stage.cuh: whole rows of a plane are one flat piece, so that widths of 14 or
+// 7 move in 16-byte chunks too), each byte read once. A thread computes one patch of 4 x 7 (4 x 6) outputs of one plane with the
+// plane's filter in registers; seven columns, because then neighbouring lanes lie an odd number of elements apart and no two
+// share a bank of shared memory. The outputs go back through shared memory, so that global stores are 16-byte chunks as well.
 //
 // The plan guarantees: planes * patches <= block_size(); shared memory for the larger of the two tiles.
 // Traffic: input (1 + halo rows), output once; a filter is read once a patch, from L1.
@@ -36,7 +36,8 @@ DWCONV_DEVICE void load_row(const T* row, int x, int width, accumulate_t<T> (&to
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256) depthwise_nchw(DepthwiseTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, kRows = kPlanePatchRows;
   constexpr int kColumns = Taps::kTransposed ? kTransposedPatchColumns : kPlanePatchColumns, kSpan = Taps::span(kColumns);
@@ -61,10 +62,15 @@ DWCONV_KERNEL(256) depthwise_nchw(DepthwiseTileArgs args) {
   const int out_bottom = least(y0 + t.tile_h, out_h), out_right = least(x0 + t.tile_w, out_w);
 
   T* const shared = reinterpret_cast<T*>(shared_memory());
-  const PlaneTile<T> in = {shared, args.in_pitch, args.in_whole != 0, most(in_bottom - in_top, 0),
-                           args.in_whole ? in_w : most(in_right - in_left, 0), p.in_stride_h};
-  const PlaneTile<T> out = {shared, args.out_pitch, args.out_whole != 0, out_bottom - out_top,
-                            args.out_whole ? out_w : out_right - out_left, p.out_stride_h};
+  const PlaneTile<T> in = {shared,
+                           args.in_pitch,
+                           args.in_whole != 0,
+                           most(in_bottom - in_top, 0),
+                           args.in_whole ? in_w : most(in_right - in_left, 0),
+                           p.in_stride_h};
+  const PlaneTile<T> out = {
+      shared,        args.out_pitch, args.out_whole != 0, out_bottom - out_top, args.out_whole ? out_w : out_right - out_left,
+      p.out_stride_h};
   const auto in_first = [&](int q) {
     const int64_t n = (plane0 + q) / p.channels, c = plane0 + q - n * p.channels;
     return static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + in_top * p.in_stride_h + in_left;

@@ -1,7 +1,8 @@
 // Depthwise forward and strided input gradient in channels_last for square filters of 3, 5 and 7 (the formulas: taps.cuh).
 //
-// A block owns `slab` channels (32 to 128 bytes, whole sectors) of a tile of outputs. It copies the input under the tile, halo included,
-// to shared memory once, [row][column][channel], by asynchronous 16-byte copies that also write the zeros of the padding.
+// A block owns `slab` channels (32 to 128 bytes, whole sectors) of a tile of outputs. It copies the input under the tile, halo
+// included, to shared memory once, [row][column][channel], by asynchronous 16-byte copies that also write the zeros of the
+// padding.
 //
 //     lanes ->  channels of the slab, kVector a thread        a thread's patch: kRows x kColumns outputs, its
 //     slots ->  patches of the tile, round robin              filter (K * K * kVector values) in registers
@@ -9,9 +10,9 @@
 // A patch reads each row of its input once into registers and adds it to every output row that it reaches: 3x3 at stride 1 reads
 // 2.25 values of shared memory an output instead of 9. A warp stores runs of a whole slab, 32 to 128 contiguous bytes a pixel.
 //
-// The plan guarantees: the tile's sides are multiples of the patch's; slab is a power of two and block_size() a multiple of its lanes;
-// shared memory for the filters and the tile.
-// Traffic: input (1 + halo), output once, the filters of the slab once a block.
+// The plan guarantees: the tile's sides are multiples of the patch's; slab is a power of two and block_size() a multiple of its
+// lanes; shared memory for the filters and the tile. Traffic: input (1 + halo), output once, the filters of the slab once a
+// block.
 #pragma once
 
 #include "stage.cuh"
@@ -57,7 +58,8 @@ DWCONV_DEVICE void store_channels(T* to, const accumulate_t<T> (&value)[V], int 
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256) depthwise_nhwc(DepthwiseTileArgs args) {
+DWCONV_KERNEL(256)
+depthwise_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, V = kThreadChannels<T, K>, kSpan = Taps::span(kPatchColumns);
   const DepthwiseProblem& p = args.problem;
@@ -82,8 +84,8 @@ DWCONV_KERNEL(256) depthwise_nhwc(DepthwiseTileArgs args) {
   T* const tile = reinterpret_cast<T*>(filters + K * K * slab);
   const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n + c0;
   stage_pixels(tile, image, Taps::span(t.tile_h), Taps::origin(y0, pad_h), Taps::origin(x0, pad_w), args.in_columns,
-               args.in_chunks, static_cast<int>(p.in_h), static_cast<int>(p.in_w), p.in_stride_h,
-               static_cast<int>(p.in_stride_w), slab, channels, t.aligned);
+               args.in_chunks, static_cast<int>(p.in_h), static_cast<int>(p.in_w), p.in_stride_h, static_cast<int>(p.in_stride_w),
+               slab, channels, t.aligned);
   copy_commit();
   stage_filters(filters, static_cast<const T*>(args.weight) + c0 * K * K, K * K, slab, channels, args.flipped);
   copy_wait<0>();

@@ -142,10 +142,10 @@ template <class T>
 DWCONV_DEVICE void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 #if DWCONV_HAS_AMPERE
-#define DWCONV_MMA(shape, type)                                                                             \
-  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                                      \
-               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"                     \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                             \
+#define DWCONV_MMA(shape, type)                                                         \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                  \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n" \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 #else
 #define DWCONV_MMA(shape, type) (void)c, (void)a, (void)b

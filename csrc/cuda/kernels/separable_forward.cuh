@@ -2,8 +2,8 @@
 //
 //   out[n, o, y, x] = act2(bias2[o] + sum_c w2[o, c] * act1(bias1[c] + depthwise(in)[n, c, y, x])) + residual[n, o, y, x]
 //
-// As a matrix product: pixels are M, input channels K, output channels N. A block of 8 warps owns a tile of at most `pixels` = 32 * warps_m
-// pixels and walks its output channels 64 * warps_n at a time, and for each the input channels in slabs of 128 bytes:
+// As a matrix product: pixels are M, input channels K, output channels N. A block of 8 warps owns a tile of at most `pixels` = 32
+// * warps_m pixels and walks its output channels 64 * warps_n at a time, and for each the input channels in slabs of 128 bytes:
 //
 //     input --depthwise, act1, round--> A slots in shared memory      w2 --cp.async--> ring of 2 or 3 stages in shared memory
 //                                              \                       /
@@ -11,8 +11,9 @@
 //                                              |
 //                     shared memory, 8 or 16 pixels a time --> bias2, act2, residual --> out, 16 bytes a store
 //
-// The depthwise result is computed once: all its slabs stay in shared memory while the outputs are walked (slots == slabs), or the block has one range of
-// outputs and two slots take turns. Tiles are rows of the batch's images one below the other, so that small images fill a block together.
+// The depthwise result is computed once: all its slabs stay in shared memory while the outputs are walked (slots == slabs), or
+// the block has one range of outputs and two slots take turns. Tiles are rows of the batch's images one below the other, so that
+// small images fill a block together.
 //
 // The plan guarantees: warps_m * warps_n == 8; slots == slabs or a single range of outputs a block; tile_rows * tile_w <= pixels;
 // shared memory for all three parts.
@@ -25,8 +26,8 @@
 
 namespace dwconv::cuda {
 
-constexpr int kRun = 4;                              // pixels of a row that a thread computes together
-constexpr int kStagingPitch = kWarpOutputs + 4;      // of the staged sums, against bank conflicts
+constexpr int kRun = 4;                          // pixels of a row that a thread computes together
+constexpr int kStagingPitch = kWarpOutputs + 4;  // of the staged sums, against bank conflicts
 constexpr int kSeparableThreads = 256;
 
 // The depthwise stage's filter: K x K at stride S, or any (K = 0).
@@ -292,13 +293,15 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
 
 // Tensor cores: T float16 or bfloat16, or float for tf32. Multiply-adds: float, double, and the 16-bit types before sm_80.
 template <class T, class S, bool kChannelsLast>
-DWCONV_KERNEL(kSeparableThreads) separable_tensor(SeparableBlockArgs args) {
+DWCONV_KERNEL(kSeparableThreads)
+separable_tensor(SeparableBlockArgs args) {
 #if DWCONV_HAS_AMPERE
   separable_block<T, TensorTile<T>, S, kChannelsLast>(args);
 #endif
 }
 template <class T, class S, bool kChannelsLast>
-DWCONV_KERNEL(kSeparableThreads) separable_scalar(SeparableBlockArgs args) {
+DWCONV_KERNEL(kSeparableThreads)
+separable_scalar(SeparableBlockArgs args) {
 #if !DWCONV_HAS_AMPERE || !defined(__CUDA_ARCH__)
   separable_block<T, ScalarTile<T>, S, kChannelsLast>(args);
 #else

@@ -33,8 +33,9 @@ DWCONV_DEVICE int misalignment(const T* address) {
   return static_cast<int>((reinterpret_cast<uintptr_t>(address) % kChunkBytes) / sizeof(T));
 }
 
-// NCHW: a rectangle of each of several planes as segments of consecutive elements. A segment keeps its global address modulo 16 bytes, so
-// that whole chunks move as they lie; it is all rows of a plane where the rectangle is as wide as the plane, else one row.
+// NCHW: a rectangle of each of several planes as segments of consecutive elements. A segment keeps its global address modulo 16
+// bytes, so that whole chunks move as they lie; it is all rows of a plane where the rectangle is as wide as the plane, else one
+// row.
 template <class T>
 struct PlaneTile {
   T* shared;
@@ -53,8 +54,9 @@ struct PlaneTile {
   DWCONV_DEVICE int length() const { return whole ? rows * columns : columns; }
 };
 
-// From global memory. first(q) is the address of plane q's rectangle. Chunks that the plane contains move whole, also where they reach into a
-// neighbouring row; `before` and `after` are the elements of the plane before and behind the rectangle's first element.
+// From global memory. first(q) is the address of plane q's rectangle. Chunks that the plane contains move whole, also where they
+// reach into a neighbouring row; `before` and `after` are the elements of the plane before and behind the rectangle's first
+// element.
 template <class T, class First>
 DWCONV_DEVICE void stage_planes(const PlaneTile<T>& tile, int planes, int64_t before, int64_t after, const Divisor& chunks,
                                 First first) {

@@ -41,8 +41,7 @@ struct Transposed {
 // acc[i][x][v] += w[r][s][v] * in[j][q][v] over a patch, with one row j of the input in `row`: 0 <= j < Taps::span(kRows).
 template <class Taps, int kRows, int kColumns, int kVector, class A>
 DWCONV_DEVICE void multiply_row(int j, const A (&row)[Taps::span(kColumns)][kVector],
-                                const A (&filter)[Taps::kKernel][Taps::kKernel][kVector],
-                                A (&acc)[kRows][kColumns][kVector]) {
+                                const A (&filter)[Taps::kKernel][Taps::kKernel][kVector], A (&acc)[kRows][kColumns][kVector]) {
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int r = Taps::tap(i, j);

@@ -1,10 +1,10 @@
 // The pointwise product of a warp: 32 pixels by 64 output channels, 64 sums a thread, from operands in shared memory.
 //
-// Both operands, pixels x input channels and output channels x input channels, are kept as rows of 128 bytes (a slab of 64 float16, 32
-// float32 or 16 float64 channels) whose 16-byte chunks are permuted by chunk ^ (row % 8): eight rows read at the same channel lie in different
-// banks. A matrix fragment of mma.sync m16n8k16 (16-bit) or m16n8k8 (tf32) is two chunks of a row in either type,
-// so that one walk of ldmatrix serves them all (PTX ISA, "Matrix Fragments for mma.m16n8k16"). Without tensor cores a
-// thread owns 8 x 8 sums and reads chunks as vectors.
+// Both operands, pixels x input channels and output channels x input channels, are kept as rows of 128 bytes (a slab of 64
+// float16, 32 float32 or 16 float64 channels) whose 16-byte chunks are permuted by chunk ^ (row % 8): eight rows read at the same
+// channel lie in different banks. A matrix fragment of mma.sync m16n8k16 (16-bit) or m16n8k8 (tf32) is two chunks of a row in
+// either type, so that one walk of ldmatrix serves them all (PTX ISA, "Matrix Fragments for mma.m16n8k16"). Without tensor cores
+// a thread owns 8 x 8 sums and reads chunks as vectors.
 #pragma once
 
 #include "device.cuh"
@@ -83,7 +83,8 @@ template <class T>
 struct ScalarTile {
   static constexpr bool kTensor = false;
   using A = accumulate_t<T>;
-  static constexpr int kStagedPixels = 32 / static_cast<int>(sizeof(A));  // cards without tensor cores have 64 KiB of shared memory
+  static constexpr int kStagedPixels =
+      32 / static_cast<int>(sizeof(A));  // cards without tensor cores have 64 KiB of shared memory
   static constexpr int kValues = kChunkValues<T> < 4 ? kChunkValues<T> : 4;  // of the input channels, a step
   A sum[8][8];
 
