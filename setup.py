@@ -158,8 +158,10 @@ if nvcc is not None:
                     f'-DDWCONV_CUDA_VERSION="{nvcc_version(nvcc)}"',
                     f'-DDWCONV_CUDA_ARCHITECTURES="{os.environ["TORCH_CUDA_ARCH_LIST"]}"',
                 ],
-                "nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
-                + architecture_flags(os.environ["TORCH_CUDA_ARCH_LIST"]),
+                "nvcc": [
+                    *("-O3", "-std=c++20", "--expt-relaxed-constexpr", "--threads=2", "-Xcompiler=-fvisibility=hidden"),
+                    *architecture_flags(os.environ["TORCH_CUDA_ARCH_LIST"]),
+                ],
             },
         )
     )

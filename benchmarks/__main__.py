@@ -1,4 +1,4 @@
-"""``python -m benchmarks {depthwise,separable,traffic}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes.
+"""``python -m benchmarks {depthwise,separable}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes.
 
 ``traffic`` counts what the CUDA kernels move instead, without a card.
 """

@@ -1,8 +1,8 @@
-"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), no card needed.
+"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), without a card.
 
-Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1, nothing is
-taken to be shared between blocks. Over the compulsory bytes, input and output once. Weights are re-read from L2 and stand apart. The
-unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way.
+Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1, nothing
+is taken to be shared between blocks. Over the compulsory bytes, input and output once. Weights are re-read from L2 and stand apart.
+The unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way.
 """
 
 from __future__ import annotations

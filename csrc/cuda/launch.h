@@ -3,9 +3,6 @@
 #pragma once
 
 #if !defined(DWCONV_EMULATOR)
-#ifndef USE_CUDA
-#define USE_CUDA
-#endif
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

@@ -121,8 +121,11 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
 
   const double halo = static_cast<double>(staged(s, t.tiles_h, t.tile_h, p.kernel_h, p.stride_h, p.pad_h, p.in_h)) *
                       static_cast<double>(staged(s, t.tiles_w, t.tile_w, p.kernel_w, p.stride_w, p.pad_w, p.in_w));
-  const double loads = static_cast<double>(planes) * halo * unit;
-  const double outputs = static_cast<double>(planes) * p.out_h * p.out_w * unit;
+  // A row of a NCHW tile that is narrower than the image begins and ends within sectors of 32 bytes, of which it uses a part.
+  const double split = nhwc || t.tiles_w == 1 ? 0.0 : static_cast<double>(t.tiles_w * (32 - unit));
+  const double part = nhwc ? std::max(1.0, 32.0 / static_cast<double>(t.slab * unit)) : 1.0;  // runs of less than a sector
+  const double loads = static_cast<double>(planes) * (halo * unit + split * p.in_h) * part;
+  const double outputs = static_cast<double>(planes) * p.out_h * (p.out_w * unit + split) * part;
   c.tiles = (s.weight || nhwc ? p.batch : 1) * t.tiles_h * t.tiles_w;
   c.launch.blocks = t.slabs * c.tiles;
   double extra = 0;
@@ -137,7 +140,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   }
   // Unused lanes and rows of the last patches are computed too; runs below a cache line are dearer to fetch.
   const double run = nhwc ? static_cast<double>(t.slab * unit) : 128;
-  const double dear = run >= 64 ? 1.0 : run >= 32 ? 1.15 : 2.0;
+  const double dear = run >= 64 ? 1.0 : 1.15;
   const double blocks = static_cast<double>(std::max<int64_t>(c.launch.blocks, 1));
   const double computed = static_cast<double>(t.tiles_h) * t.tile_h * t.tiles_w * t.tile_w * planes;
   const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / p.channels : 1.0;
@@ -148,7 +151,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.flops = 2 * computed * idle / blocks * taps / (s.transposed ? p.stride_h * p.stride_w : 1) * 1.3;
   cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.6 : 0.8) * useful;
   // Past a tenth more than input and output once, traffic is what the model must not trade away for an even number of rounds.
-  constexpr double kTolerated = 1.09, kPenalty = 2;
+  constexpr double kTolerated = 1.09, kPenalty = 3;
   const double once = static_cast<double>(planes) * (p.in_h * p.in_w + p.out_h * p.out_w) * unit;
   const double excess = std::max(0.0, (loads + outputs) / std::max(once, 1.0) - kTolerated);
   c.seconds = launch_seconds(c.launch, cost, machine) * (1 + kPenalty * excess);

@@ -1,5 +1,8 @@
 // separable_conv2d on CUDA: checks, output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
+#ifndef USE_CUDA
+#define USE_CUDA  // the stable ABI declares the current stream only then
+#endif
 #include <torch/csrc/stable/library.h>
 
 #include "../separable_checks.h"

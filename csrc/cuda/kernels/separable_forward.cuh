@@ -42,7 +42,7 @@ struct TilePosition {
   int x0;
 };
 
-// V channels of `kRun` neighbouring outputs of one row, K x K taps at stride S from registers' window; filters[tap * pitch + v].
+// V channels of `kRun` neighbouring outputs of one row, K x K taps at stride S; filters[tap * pitch + v].
 template <class T, class S, int V, class Load>
 DWCONV_DEVICE void depthwise_run(const DepthwiseProblem& p, int y, int x, const T* filters, int pitch,
                                  accumulate_t<T> (&acc)[kRun][V], Load load_input) {
@@ -53,17 +53,19 @@ DWCONV_DEVICE void depthwise_run(const DepthwiseProblem& p, int y, int x, const 
 #pragma unroll
     for (int r = 0; r < K; ++r) {
       if (in_y + r < 0 || in_y + r >= p.in_h) continue;
-      A row[kSpan][V];
+      A w[K][V];
 #pragma unroll
-      for (int q = 0; q < kSpan; ++q) load_input(in_y + r, in_x + q, row[q]);
+      for (int s = 0; s < K; ++s) widen<T, V>(filters + (r * K + s) * pitch, w[s]);
 #pragma unroll
-      for (int s = 0; s < K; ++s) {
-        A w[V];
-        widen<T, V>(filters + (r * K + s) * pitch, w);
+      for (int q = 0; q < kSpan; ++q) {  // one input at a time: a row of them would not fit the registers beside the sums
+        A value[V];
+        load_input(in_y + r, in_x + q, value);
 #pragma unroll
-        for (int i = 0; i < kRun; ++i) {
+        for (int s = 0; s < K; ++s) {
+          const int i = (q - s) / S::kStride;
+          if (q < s || i * S::kStride != q - s || i >= kRun) continue;
 #pragma unroll
-          for (int v = 0; v < V; ++v) acc[i][v] += w[v] * row[i * S::kStride + s][v];
+          for (int v = 0; v < V; ++v) acc[i][v] += w[s][v] * value[v];
         }
       }
     }
