@@ -95,7 +95,17 @@ DWCONV_DEVICE Vector<T, V> load(const T* from) {
 template <int V, class T>
 DWCONV_DEVICE void store(T* to, const Vector<T, V>& value) {
   using R = typename Raw<V * sizeof(T)>::type;
-  *reinterpret_cast<R*>(to) = reinterpret_cast<const R&>(value);
+  union {
+    Vector<T, V> vector;
+    R raw;
+  } bits = {value};
+  if constexpr (sizeof(R) == kChunkBytes) {  // assigned as a uint4, the compiler may store it in four pieces
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(__cvta_generic_to_global(to)), "r"(bits.raw.x),
+                 "r"(bits.raw.y), "r"(bits.raw.z), "r"(bits.raw.w)
+                 : "memory");
+  } else {
+    *reinterpret_cast<R*>(to) = bits.raw;
+  }
 }
 
 // 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (nothing is read then). Complete for this

@@ -91,12 +91,12 @@ DWCONV_DEVICE void depthwise_run(const DepthwiseProblem& p, int y, int x, const 
 
 // The depthwise stage of one slab into a slot. filters: [tap][channel of the slab] in shared memory; without a filter the
 // input is passed on.
-template <class T, class S, bool kChannelsLast, bool kRoundTf32>
+// V: channels a thread; channels_last, V > 1: runs of V channels lie on multiples of their size.
+template <class T, class S, int V, bool kChannelsLast, bool kRoundTf32>
 DWCONV_DEVICE void produce_slab(const SeparableBlockArgs& args, const TilePosition& at, int slab, const T* filters,
                                 unsigned char* slot) {
   using A = accumulate_t<T>;
-  constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T));
-  constexpr int V = kChannelsLast ? kChunkValues<T> : 1, kLanes = kSlab / V;
+  constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kLanes = kSlab / V;
   const DepthwiseProblem& p = args.problem;
   const int64_t channels = p.channels, rows = p.batch * p.out_h;
   const int out_w = static_cast<int>(p.out_w), runs_w = args.run_columns.divisor, runs = args.tile_rows * runs_w;
@@ -114,13 +114,13 @@ DWCONV_DEVICE void produce_slab(const SeparableBlockArgs& args, const TilePositi
       const auto load_input = [&](int in_y, int64_t in_x, A(&to)[V]) {
         const bool inside = in_x >= 0 && in_x < p.in_w;
         const T* const from = image + in_y * p.in_stride_h + in_x * p.in_stride_w;
-        if (inside && (V == 1 || args.aligned_in)) {
+        if (inside) {
           const Vector<T, V> vector = load<V>(from);
 #pragma unroll
           for (int v = 0; v < V; ++v) to[v] = to_accumulate(vector.value[v]);
         } else {
 #pragma unroll
-          for (int v = 0; v < V; ++v) to[v] = inside && c + v < channels ? load_one(from + v) : A(0);
+          for (int v = 0; v < V; ++v) to[v] = A(0);
         }
       };
       if (args.dw_weight == nullptr) {
@@ -266,7 +266,11 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
                        static_cast<int>(p.channels - c < kSlab ? p.channels - c : kSlab), false);
           synchronize();
         }
-        produce_slab<T, S, kChannelsLast, kRoundTf32>(args, at, slab, filters, slot);
+        if (kChannelsLast && args.aligned_in) {
+          produce_slab<T, S, kChunkValues<T>, kChannelsLast, kRoundTf32>(args, at, slab, filters, slot);
+        } else {
+          produce_slab<T, S, 1, kChannelsLast, kRoundTf32>(args, at, slab, filters, slot);
+        }
       }
       if (args.stages == 3) {
         copy_wait<1>();
