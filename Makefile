@@ -2,6 +2,8 @@
 # make test    set up, build, run the tests
 # make bench   the tables and plots of the README
 # make fuzz    10,000 random problems a property test; make slow: the tests that need minutes or 20 GB
+# make traffic the bytes that the CUDA kernels move, counted without a card
+# make gpu-check  on a machine with a card: build, tests, compute-sanitizer, benchmark; offline, in PYTHON's environment (python3)
 # make lint    ruff and clang-format, as the pre-commit hooks run them; make format applies them
 #
 # Each does the whole set-up in .venv, at the versions of constraints.txt. PYTHON=/path/to/python uses that environment as it
@@ -18,7 +20,7 @@ CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 # Development builds cover two architectures and PTX; an installed package covers all (setup.py).
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 
-.PHONY: test slow fuzz demo bench lint format build clean
+.PHONY: test slow fuzz demo bench traffic gpu-check lint format build clean
 .DELETE_ON_ERROR:
 
 test: environment-test build
@@ -37,6 +39,13 @@ bench: environment-bench build
 	for what in depthwise separable; do \
 	  $(PY) -m benchmarks $$what --json docs/results/$$what.json --markdown docs/results/$$what.md --plot docs/results/$$what.png || exit 1; \
 	done
+
+traffic: environment-bench build
+	$(PY) -m benchmarks traffic --json docs/results/traffic.json --markdown docs/results/traffic.md
+
+# Nothing is installed: torch, ninja, pybind11, pytest and numpy must be there.
+gpu-check:
+	$(or $(PYTHON),python3) tools/gpu_check.py
 
 lint: environment-dev
 	$(PY) -m ruff check .

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from . import peers, report, traffic
 from .layers import Layer, depthwise_layers, separable_layers
@@ -68,6 +68,15 @@ def chosen_layers(what: str, options: argparse.Namespace) -> list[Layer]:
     return [layer for layer in layers if options.layers in layer.name]
 
 
+def progress(layers: list[Layer]) -> Iterable[Layer]:
+    """The layers, with a bar on a terminal that has rich."""
+    try:
+        from rich.progress import track
+    except ImportError:
+        return layers
+    return track(layers, "checking and timing", transient=True, disable=not sys.stderr.isatty())
+
+
 def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
     """The summaries of each pass."""
     keep_freed_memory()
@@ -80,14 +89,10 @@ def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
     settings = Options(options.device, dtype, options.threads, not options.no_compile, not options.no_runtimes)
     layers = chosen_layers(options.what, options)
     groups: dict[str, list[report.Summary]] = {}
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("checking and timing", total=len(layers))
-        for layer in layers:
-            progress.update(task, description=layer.name)
-            for race in WHAT[options.what][1](layer, settings):
-                race.times = watch.race(race.functions, options.rounds)
-                groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
-            progress.advance(task)
+    for layer in progress(layers):
+        for race in WHAT[options.what][1](layer, settings):
+            race.times = watch.race(race.functions, options.rounds)
+            groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
     return groups
 
 

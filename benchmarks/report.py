@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from dwconv_ext.__main__ import report as build_report
 
@@ -75,17 +73,27 @@ def rows_of(summaries: list[Summary]) -> tuple[list[str], list[list[str]]]:
     return ["layer", *columns], [*cells, means]
 
 
-def print_table(title: str, summaries: list[Summary]) -> None:
-    header, cells = rows_of(summaries)
+def print_rows(title: str, header: list[str], cells: list[list[str]], *, last_is_bold: bool) -> None:
+    """A table; plain columns where rich is not installed (a machine with a GPU and no registry)."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print("\n".join([title, *("  ".join(f"{cell:>14}" for cell in row) for row in [header, *cells])]))
+        return
     table = Table(title=title, title_justify="left", header_style="bold")
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
     for i, row in enumerate(cells):
-        table.add_row(*row, style="bold" if i == len(cells) - 1 else None)
+        table.add_row(*row, style="bold" if last_is_bold and i == len(cells) - 1 else None)
     console = Console()
     if not console.is_terminal:  # a file: wide enough for every column
         console = Console(width=40 + 17 * len(header))
     console.print(table)
+
+
+def print_table(title: str, summaries: list[Summary]) -> None:
+    print_rows(title, *rows_of(summaries), last_is_bold=True)
 
 
 def markdown(title: str, summaries: list[Summary]) -> str:

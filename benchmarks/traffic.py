@@ -1,8 +1,8 @@
-"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), without a card.
+"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), with no card.
 
 Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1, nothing
-is taken to be shared between blocks. Over the compulsory bytes, input and output once. Weights are re-read from L2 and stand apart.
-The unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way.
+is taken to be shared between blocks. Over the compulsory bytes, input and output once. Weights, re-read from L2, stand apart. The
+unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from .layers import Layer
+from .report import print_rows
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -97,23 +96,13 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
 
 
 def show(title: str, rows: list[Moved]) -> None:
-    table = Table(title=title)
-    for column in (
-        "layer",
-        "layout",
-        "activations MB",
-        "over compulsory",
-        "saved of the unfused pair",
-        "weights MB",
-        "requests",
-        "plan",
-    ):
-        table.add_column(column, justify="left" if column in ("layer", "layout", "plan") else "right")
+    header = ["layer", "layout", "activations MB", "over compulsory", "saved of the pair", "weights MB", "requests", "plan"]
+    cells = []
     for row in rows:
         saved = "" if row.fused is None else f"{row.saved:.0%}" if row.fused else "not fused"
         figures = [f"{row.activations / 1e6:.2f}", f"{row.ratio:.3f}", saved, f"{row.weights / 1e6:.2f}", f"{row.requests:,}"]
-        table.add_row(row.layer, row.layout, *figures, row.plan)
-    Console(width=None if sys.stdout.isatty() else 170).print(table)
+        cells.append([row.layer, row.layout, *figures, row.plan])
+    print_rows(title, header, cells, last_is_bold=False)
 
 
 def markdown(title: str, rows: list[Moved]) -> str:

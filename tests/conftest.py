@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import os
 
+import properties
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 import dwconv_ext
 
-settings.register_profile("default", max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("fuzz", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+if properties.available:
+    quiet = {"deadline": None, "suppress_health_check": list(properties.HealthCheck)}
+    properties.settings.register_profile("default", max_examples=150, **quiet)
+    properties.settings.register_profile("fuzz", max_examples=10_000, **quiet)
+    properties.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(params=dwconv_ext._C.supported_isas())

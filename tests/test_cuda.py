@@ -11,7 +11,7 @@ import emulator
 import pytest
 import torch
 from cases import CASES, DTYPES, LAYOUTS, Case
-from hypothesis import given, settings
+from properties import given, settings
 from reference import ACTIVATIONS, check_depthwise, check_separable
 from test_depthwise import VIEWS, problems
 from test_separable import BLOCKS, operands

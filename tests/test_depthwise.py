@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, DTYPES, LAYOUTS
-from hypothesis import given
-from hypothesis import strategies as st
+from properties import given, st
 from reference import Convolution, check_depthwise, is_channels_last
 
 import dwconv_ext

@@ -8,8 +8,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS
-from hypothesis import given
-from hypothesis import strategies as st
+from properties import given, st
 from reference import ACTIVATIONS, Convolution, check_separable
 from torch import nn
 

@@ -1,0 +1,108 @@
+"""``make gpu-check``: all that a card should be asked, in one command, offline, in under nine minutes.
+
+Builds for this card in place, runs the CUDA tests on it, compute-sanitizer's memcheck and racecheck over a selection, and the
+benchmarks; writes docs/results/<device>.json and .md. Needs python3 with torch >= 2.10, ninja, pybind11, pytest and numpy;
+installs nothing. A step that fails does not stop those after it; the exit status says whether all passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 520  # of 540, for all steps together
+SELECTION = """
+import torch, dwconv_ext
+for layout in (torch.contiguous_format, torch.channels_last):
+    for dtype in (torch.float16, torch.float32):
+        for kernel, stride, multiplier in ((3, 1, 1), (5, 2, 1), (7, 1, 1), (9, 1, 1), (3, 1, 2)):
+            x = torch.randn(2, 24, 15, 17, device="cuda", dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+            w = torch.randn(24 * multiplier, 1, kernel, kernel, device="cuda", dtype=dtype, requires_grad=True)
+            dwconv_ext.depthwise_conv2d(x, w, None, stride, kernel // 2).sum().backward()
+        for fusion in ("always", "never"):
+            dwconv_ext._C_cuda.force_fusion(fusion)
+            block = dwconv_ext.FusedDSConv(24, 72).to("cuda", dtype).eval()
+            with torch.no_grad():
+                block(x.detach())
+torch.cuda.synchronize()
+"""
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("gpu-check: torch sees no CUDA device", file=sys.stderr)
+        return 2
+    major, minor = torch.cuda.get_device_capability()
+    device = torch.cuda.get_device_name()
+    name = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
+    results = ROOT / "docs/results"
+    environment = {
+        **os.environ,
+        "DWCONV_EXT_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}",
+        "MAX_JOBS": str(os.cpu_count() or 2),
+        "PYTHONPATH": str(ROOT),
+    }
+    python = sys.executable
+    steps: dict[str, list[str]] = {
+        "build": [python, "setup.py", "-q", "build_ext", "--inplace"],
+        "tests": [python, "-m", "pytest", "-q", "tests/test_cuda.py", "-k", "cuda or OnACard", "-p", "no:cacheprovider"],
+    }
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in ("memcheck", "racecheck") if sanitizer else ():
+        steps[tool] = [sanitizer, "--tool", tool, "--error-exitcode", "1", python, "-c", SELECTION]
+    for what, batch in (("depthwise", 128), ("depthwise", 1), ("separable", 128)):
+        for dtype in ("float16", "float32"):
+            step = f"{what}_{dtype}_b{batch}"
+            file = str(results / f"{name}_{step}.part")
+            steps[step] = [
+                *(python, "-m", "benchmarks", what, "--device", "cuda", "--dtype", dtype, "--batch", str(batch)),
+                *("--no-runtimes", "--rounds", "5", "--json", f"{file}.json", "--markdown", f"{file}.md"),
+                *(("--no-compile",) if what == "depthwise" else ()),
+            ]
+    begin, outcome = time.monotonic(), {}
+    for step, command in steps.items():
+        left = SECONDS - (time.monotonic() - begin)
+        started = time.monotonic()
+        if left < 10:
+            outcome[step] = {"status": "no time left", "seconds": 0.0, "output": ""}
+            continue
+        try:
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=left)
+            status, output = "passed" if done.returncode == 0 else f"failed ({done.returncode})", done.stdout + done.stderr
+        except subprocess.TimeoutExpired as error:
+            status, output = "timed out", str(error.stdout or "")
+        outcome[step] = {"status": status, "seconds": round(time.monotonic() - started, 1), "output": output[-6000:]}
+        print(f"{step}: {status}, {outcome[step]['seconds']} s", flush=True)
+        if status != "passed":
+            print(output[-6000:], flush=True)
+        if step == "build" and status != "passed":
+            break
+    tables = {}
+    text = [f"# {device}", "", f"torch {torch.__version__}, CUDA {torch.version.cuda}. Written by `make gpu-check`.", ""]
+    text += ["| step | outcome | seconds |", "| --- | --- | ---: |"]
+    text += [f"| {step} | {o['status']} | {o['seconds']} |" for step, o in outcome.items()]
+    for step in steps:
+        parts = [results / f"{name}_{step}.part{suffix}" for suffix in (".json", ".md")]
+        if all(part.exists() for part in parts):
+            tables[step] = json.loads(parts[0].read_text())
+            text += ["", parts[1].read_text()]
+        for part in parts:
+            part.unlink(missing_ok=True)
+    (results / f"{name}.json").write_text(json.dumps({"device": device, "steps": outcome, "benchmarks": tables}, indent=1) + "\n")
+    (results / f"{name}.md").write_text("\n".join(text) + "\n")
+    print(f"wrote docs/results/{name}.json and .md")
+    return 0 if all(o["status"] == "passed" for o in outcome.values()) and len(outcome) == len(steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
