@@ -13,7 +13,11 @@ except ImportError:
     available = False
 
     def given(*_args, **_kwargs):
-        return lambda _function: pytest.mark.skip(reason="hypothesis is not installed")(lambda: None)
+        @pytest.mark.skip(reason="hypothesis is not installed")
+        def skipped():
+            pass
+
+        return lambda _function: skipped
 
     def settings(*_args, **_kwargs):
         return lambda function: function
