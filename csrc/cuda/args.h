@@ -54,7 +54,8 @@ struct BackwardWeightTileArgs {
   void* partial_bias = nullptr;
   Tiling tiling;
   int32_t parts = 1;
-  int64_t tiles = 0;  // of all images, slabs apart
+  int64_t tiles = 0;                     // of all images, slabs apart
+  int32_t groups = 0, group_blocks = 0;  // large filters: runs of 8 taps a block, and blocks that share them
   int32_t in_pitch = 0, out_pitch = 0;
   int32_t in_whole = 0, out_whole = 0;
   Divisor in_columns, out_columns, in_chunks, out_chunks;

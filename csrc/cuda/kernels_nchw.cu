@@ -1,6 +1,7 @@
 #include "kernel_table.h"
 #include "kernels/depthwise_any.cuh"
 #include "kernels/depthwise_backward_weight_any.cuh"
+#include "kernels/depthwise_backward_weight_large.cuh"
 #include "kernels/depthwise_large.cuh"
 
 namespace dwconv::cuda {

@@ -10,7 +10,9 @@ namespace dwconv::cuda {
 namespace {
 
 constexpr int kThreads = 256, kMinThreads = 64;
-constexpr int64_t kChunk = 16;         // bytes
+constexpr int64_t kRunTaps =
+    8;                          // outputs of a patch of the large filters' kernels, and taps of a thread of their weight gradient
+constexpr int64_t kChunk = 16;  // bytes
 constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifted against its chunks
 
 // What a tiled kernel is, as its file says.
@@ -31,7 +33,7 @@ Shape shape_of(const KernelRow& row) {
   s.large = row.filter == 0;
   s.filters = nhwc && !weight && !s.large;
   if (s.large) {
-    s.patch_h = nhwc ? 1 : 4, s.patch_w = 8, s.channels = 2;
+    s.patch_h = nhwc || weight ? 1 : 4, s.patch_w = kRunTaps, s.channels = nhwc ? 2 : 1;
   } else if (nhwc) {
     s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = !weight && row.filter == 3 ? 4 : 2;
   } else {
@@ -50,7 +52,7 @@ struct Candidate {
   int64_t in_rows = 0, in_columns = 0;
   int32_t in_pitch = 0, out_pitch = 0;
   bool in_whole = false, out_whole = false;
-  int32_t parts = 1;
+  int32_t parts = 1, groups = 1, group_blocks = 1;
   int64_t tiles = 0;
   double seconds = 1e30;
 };
@@ -68,6 +70,12 @@ int64_t staged(const Shape& s, int64_t tiles, int64_t tile, int64_t kernel, int6
   return total;
 }
 
+// Elements between rows in shared memory that are an odd number of words apart.
+int32_t odd_pitch(int64_t columns, int64_t unit) {
+  const int64_t words = round_up(columns * unit, 4) / 4 | 1;
+  return static_cast<int32_t>(unit == 8 ? columns | 1 : words * 4 / unit);
+}
+
 // Fills in the rest of a candidate whose tiling has tile_h, tile_w and slab; false where it does not fit the card.
 bool complete(const KernelRow& row, const Shape& s, const Request& request, const Machine& machine, Candidate& c) {
   const DepthwiseProblem& p = request.problem;
@@ -79,6 +87,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   t.tiles_w = static_cast<int32_t>(ceil_div(p.out_w + first_w, t.tile_w));
   t.aligned = nhwc && request.aligned;
   c.in_rows = span(s, t.tile_h, p.kernel_h, p.stride_h), c.in_columns = span(s, t.tile_w, p.kernel_w, p.stride_w);
+  const bool runs = s.large && s.weight;  // threads own runs of taps, not patches
+  if (runs) c.in_columns = t.tile_w + round_up(p.kernel_w, kRunTaps) - 1;
   const int64_t patches = t.tile_h / s.patch_h * (t.tile_w / s.patch_w);
   const int64_t planes = p.batch * p.channels;
   int64_t lanes, tile_bytes, out_bytes;
@@ -101,17 +111,27 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     c.out_pitch = static_cast<int32_t>(round_up((c.out_whole ? out_rows * p.out_w : t.tile_w) + slack, kChunk / unit));
     tile_bytes = t.slab * (c.in_whole ? 1 : c.in_rows) * c.in_pitch * unit;
     out_bytes = t.slab * (c.out_whole ? 1 : t.tile_h) * c.out_pitch * unit;
-    if (s.large) {  // rows of their own, an odd number of words apart
-      c.in_pitch = static_cast<int32_t>(round_up(c.in_columns * unit, 4) / 4 | 1) * 4 / static_cast<int32_t>(unit);
-      if (unit == 8) c.in_pitch = static_cast<int32_t>(c.in_columns | 1);
+    if (s.large) {
+      c.in_pitch = odd_pitch(c.in_columns, unit);
       tile_bytes = t.slab * c.in_rows * c.in_pitch * unit;
     }
-    if (t.slab * patches > kThreads) return false;
+    if (runs) {
+      c.out_pitch = odd_pitch(t.tile_w, unit);
+      out_bytes = t.slab * t.tile_h * c.out_pitch * unit;
+    }
+    if (!runs && t.slab * patches > kThreads) return false;
     c.launch.threads = static_cast<int32_t>(round_up(t.slab * patches, 32));
+  }
+  if (runs) {
+    const int64_t all = p.kernel_h * ceil_div(p.kernel_w, kRunTaps);
+    if (lanes > kThreads) return false;
+    c.groups = static_cast<int32_t>(std::min(all, kThreads / lanes));
+    c.group_blocks = static_cast<int32_t>(ceil_div(all, c.groups));
+    c.launch.threads = kThreads;
   }
   const int64_t filter_bytes = s.filters ? taps * t.slab * sum_unit : s.large ? taps * t.slab * unit : 0;
   if (s.weight) {
-    const int64_t sums = p.kernel_w * c.launch.threads * sum_unit;
+    const int64_t sums = (runs ? kRunTaps : p.kernel_w) * c.launch.threads * sum_unit;
     c.launch.shared_bytes = std::max(tile_bytes + out_bytes, sums);
   } else {
     c.launch.shared_bytes = std::max(tile_bytes + filter_bytes, out_bytes);
@@ -124,8 +144,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   // A row of a NCHW tile that is narrower than the image begins and ends within sectors of 32 bytes, of which it uses a part.
   const double split = nhwc || t.tiles_w == 1 ? 0.0 : static_cast<double>(t.tiles_w * (32 - unit));
   const double part = nhwc ? std::max(1.0, 32.0 / static_cast<double>(t.slab * unit)) : 1.0;  // runs of less than a sector
-  const double loads = static_cast<double>(planes) * (halo * unit + split * p.in_h) * part;
-  const double outputs = static_cast<double>(planes) * p.out_h * (p.out_w * unit + split) * part;
+  const double loads = static_cast<double>(planes) * (halo * unit + split * p.in_h) * part * c.group_blocks;
+  const double outputs = static_cast<double>(planes) * p.out_h * (p.out_w * unit + split) * part * c.group_blocks;
   c.tiles = (s.weight || nhwc ? p.batch : 1) * t.tiles_h * t.tiles_w;
   c.launch.blocks = t.slabs * c.tiles;
   double extra = 0;
@@ -133,9 +153,9 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     // Enough parts to fill the card twice, as long as the partial sums are a small share of what is moved.
     const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
     const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
-    c.parts = static_cast<int32_t>(
-        std::clamp<int64_t>(std::min(2 * machine.processors / t.slabs, affordable), 1, std::max<int64_t>(c.tiles, 1)));
-    c.launch.blocks = t.slabs * c.parts;
+    c.parts = static_cast<int32_t>(std::clamp<int64_t>(std::min(2 * machine.processors / (t.slabs * c.group_blocks), affordable),
+                                                       1, std::max<int64_t>(c.tiles, 1)));
+    c.launch.blocks = t.slabs * c.group_blocks * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
   // Unused lanes and rows of the last patches are computed too; runs below a cache line are dearer to fetch.
@@ -304,6 +324,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
   } else {
     args->tiling = best.tiling;
     args->parts = best.parts;
+    args->groups = best.groups, args->group_blocks = best.group_blocks;
     args->tiles = best.tiles;
     args->in_pitch = best.in_pitch, args->out_pitch = best.out_pitch;
     args->in_whole = best.in_whole, args->out_whole = best.out_whole;
