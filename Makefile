@@ -43,7 +43,7 @@ bench: environment-bench build
 traffic: environment-bench build
 	$(PY) -m benchmarks traffic --json docs/results/traffic.json --markdown docs/results/traffic.md
 
-# Nothing is installed: torch, ninja, pybind11, pytest and numpy must be there.
+# Nothing is fetched: torch, ninja, pybind11, pytest and numpy must be there.
 gpu-check:
 	$(or $(PYTHON),python3) tools/gpu_check.py
 

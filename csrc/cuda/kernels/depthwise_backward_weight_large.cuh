@@ -17,18 +17,6 @@ namespace dwconv::cuda {
 
 constexpr int kRunTaps = 8;
 
-// NCHW: rows x columns of each of several planes, element by element, zeros outside.
-template <class T, class Plane>
-DWCONV_DEVICE void stage_padded_planes(T* tile, int planes, int rows, const Divisor& columns, int pitch, int y0, int x0,
-                                       int height, int width, int64_t stride_h, Plane plane) {
-  for (int i = thread_index(); i < planes * rows * columns.divisor; i += block_size()) {
-    const int line = quotient(i, columns), column = i - line * columns.divisor, q = line / rows;
-    const int y = y0 + line - q * rows, x = x0 + column;
-    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
-    tile[line * pitch + column] = inside ? load<1>(plane(q) + y * stride_h + x).value[0] : zero<T>();
-  }
-}
-
 template <class T, bool kChannelsLast>
 DWCONV_KERNEL(256)
 depthwise_backward_weight_large(BackwardWeightTileArgs args) {

@@ -140,19 +140,16 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w), taps = kernel_h * kernel_w;
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w), out_h = static_cast<int>(p.out_h),
             out_w = static_cast<int>(p.out_w);
-  const int rows = t.tile_h + kernel_h - 1, columns = args.in_columns.divisor;  // of a plane in shared memory
+  const int rows = t.tile_h + kernel_h - 1;  // of a plane in shared memory
 
   // [plane][row][column], then the filters. The columns are padded to an odd number of words, for the banks.
   T* const tile = reinterpret_cast<T*>(shared_memory());
   T* const filters = tile + t.slab * rows * args.in_pitch;
-  for (int i = thread_index(); i < planes * rows * columns; i += block_size()) {
-    const int line = quotient(i, args.in_columns), column = i - line * columns, q = line / rows;
-    const int y = y0 - static_cast<int>(p.pad_h) + line - q * rows, x = x0 - static_cast<int>(p.pad_w) + column;
-    const int64_t n = (plane0 + q) / p.channels, c = plane0 + q - n * p.channels;
-    const bool inside = y >= 0 && y < in_h && x >= 0 && x < in_w;
-    const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c;
-    tile[line * args.in_pitch + column] = inside ? load<1>(image + y * p.in_stride_h + x).value[0] : zero<T>();
-  }
+  stage_padded_planes(tile, planes, rows, args.in_columns, args.in_pitch, y0 - static_cast<int>(p.pad_h),
+                      x0 - static_cast<int>(p.pad_w), in_h, in_w, p.in_stride_h, [&](int q) {
+                        const int64_t n = (plane0 + q) / p.channels, c = plane0 + q - n * p.channels;
+                        return static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c;
+                      });
   for (int i = thread_index(); i < planes * taps; i += block_size()) {
     const int q = i / taps, tap = i - q * taps;
     const int64_t c = (plane0 + q) % p.channels;

@@ -79,6 +79,18 @@ DWCONV_DEVICE void stage_planes(const PlaneTile<T>& tile, int planes, int64_t be
   }
 }
 
+// NCHW: rows x columns of each of several planes, element by element, zeros outside.
+template <class T, class Plane>
+DWCONV_DEVICE void stage_padded_planes(T* tile, int planes, int rows, const Divisor& columns, int pitch, int y0, int x0,
+                                       int height, int width, int64_t stride_h, Plane plane) {
+  for (int i = thread_index(); i < planes * rows * columns.divisor; i += block_size()) {
+    const int line = quotient(i, columns), column = i - line * columns.divisor, q = line / rows;
+    const int y = y0 + line - q * rows, x = x0 + column;
+    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+    tile[line * pitch + column] = inside ? load<1>(plane(q) + y * stride_h + x).value[0] : zero<T>();
+  }
+}
+
 // Back to global memory: whole chunks where the segment has them, single elements at its ends.
 template <class T, class First>
 DWCONV_DEVICE void unstage_planes(const PlaneTile<T>& tile, int planes, const Divisor& chunks, First first) {
