@@ -4,6 +4,9 @@
     separable_conv2d(input, ...)             depthwise, activation, pointwise, activation in one pass
     DepthwiseConv2d                          nn.Conv2d(C, C * multiplier, k, groups=C)
     FusedDSConv                              depthwise - BatchNorm - activation - pointwise - BatchNorm - activation
+    convert, unfuse                          any model onto these kernels, and back
+    plan                                     which kernel a layer runs, and why
+    models, cost                             MobileNetV1, MobileNetV2, DWConv; parameters and multiply-adds
 
 ``python -m dwconv_ext`` prints what was built and which kernels this machine runs.
 """
@@ -16,8 +19,12 @@ _C = load_cpu()
 _C_cuda, cuda_status = load_cuda()
 
 from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402 (the ops must exist first)
+from .convert import convert, unfuse  # noqa: E402
 from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
 from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
+from .planning import plan  # noqa: E402
+
+from . import cost, models  # noqa: E402 isort: skip
 
 if _C_cuda is None:
     register_missing_cuda(cuda_status)
@@ -27,6 +34,11 @@ __all__ = [
     "DepthwiseConv2dFunction",
     "FusedDSConv",
     "SeparableConv2dFunction",
+    "convert",
+    "cost",
     "depthwise_conv2d",
+    "models",
+    "plan",
     "separable_conv2d",
+    "unfuse",
 ]

@@ -89,7 +89,7 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return (conv.weight.to(wide) * scale.reshape(-1, 1, 1, 1)).to(dtype), bias.to(dtype)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
@@ -197,7 +197,7 @@ class FusedDSConv(nn.Module):
             not (bn1.training or bn2.training)
             and not any(bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None for bn in (bn1, bn2))
             and depthwise.padding_mode == "zeros"
-            and not any(_has_hooks(part) for part in (depthwise, bn1, pointwise, bn2))
+            and not any(has_hooks(part) for part in (depthwise, bn1, pointwise, bn2))
         )
 
     # A call of a small block is some tens of microseconds: what runs in each looks its modules up directly, not through
@@ -207,7 +207,8 @@ class FusedDSConv(nn.Module):
         return modules["depthwise"], modules["bn1"], modules["pointwise"], modules["bn2"]
 
     def _fold_all(self) -> tuple[Tensor, ...]:
-        return (*_fold(self.depthwise, self.bn1), *_fold(self.pointwise, self.bn2))
+        depthwise, bn1, pointwise, bn2 = self._parts()
+        return (*_fold(depthwise, bn1), *_fold(pointwise, bn2))
 
     def _folded_weights(self) -> tuple[Tensor | None, ...]:
         """dw_weight, dw_bias, pw_weight, pw_bias and, where they are kept for the next call too, pw_packed."""
@@ -225,14 +226,18 @@ class FusedDSConv(nn.Module):
             self._folded, self._folded_key, self._folded_from = (*folded, packed), key, sources
         return self._folded
 
+    def _fused(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The block as one kernel, residual added to its output."""
+        dw_weight, dw_bias, pw_weight, pw_bias, pw_packed = self._folded_weights()
+        conv = self._parts()[0]
+        return separable_conv2d(
+            input, dw_weight, dw_bias, pw_weight, pw_bias, conv.stride, conv.padding, conv.dilation,
+            self.dw_activation, self.activation, residual, dw_slope=self.dw_slope, pw_slope=self.slope, pw_packed=pw_packed,
+        )  # fmt: skip
+
     def forward(self, input: Tensor) -> Tensor:
         if self._can_fuse():
-            dw_weight, dw_bias, pw_weight, pw_bias, pw_packed = self._folded_weights()
-            conv = self.depthwise
-            return separable_conv2d(
-                input, dw_weight, dw_bias, pw_weight, pw_bias, conv.stride, conv.padding, conv.dilation,
-                self.dw_activation, self.activation, dw_slope=self.dw_slope, pw_slope=self.slope, pw_packed=pw_packed,
-            )  # fmt: skip
+            return self._fused(input)
         x = self.bn1(self.depthwise(input))
         x = activation_function(x, self.dw_activation, self.dw_slope)
         x = self.bn2(self.pointwise(x))

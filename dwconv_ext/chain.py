@@ -1,0 +1,87 @@
+"""FusedChain: FusedDSConv over modules that stay where they are in another module's tree. ``convert`` makes them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .autograd import activation_function
+from .modules import FusedDSConv, has_hooks
+
+
+def resolve(owner: nn.Module, path: tuple[str, ...]) -> nn.Module:
+    """owner.get_submodule, without its cost: a small block's call is some tens of microseconds."""
+    for name in path:
+        owner = owner._modules[name]
+    return owner
+
+
+class FusedChain(FusedDSConv):
+    """The block depthwise - BatchNorm - activation - pointwise - BatchNorm - activation, its parts borrowed from ``owner``.
+
+    It has no parameters and no children: the parts keep their places, names and identity, and are looked up at every call, so
+    that one that was replaced, hooked or set to training is used as it is.
+
+    Args:
+        owner: the module in whose tree the parts are.
+        steps: what the unfused chain runs in order: paths of modules below owner ("conv.0.1"), and activations as ":relu".
+        parts: which of the steps are the depthwise convolution, its BatchNorm, the pointwise convolution, its BatchNorm.
+        dw_activation, dw_slope, activation, slope: as in :func:`separable_conv2d`.
+    """
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        steps: Sequence[str],
+        parts: tuple[int, int, int, int],
+        dw_activation: str,
+        dw_slope: float,
+        activation: str,
+        slope: float,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.__dict__["owner"] = owner  # not a child: owner holds this
+        self.steps = tuple(steps)
+        self.dw_activation, self.dw_slope = dw_activation, dw_slope
+        self.activation, self.slope = activation, slope
+        self._paths = tuple(None if step.startswith(":") else tuple(step.split(".")) for step in self.steps)
+        self._part_paths = tuple(self._paths[i] for i in parts)
+        self._types = tuple(None if path is None else type(resolve(owner, path)) for path in self._paths)
+        self.training = owner.training
+        self.clear_cache()
+
+    def _parts(self) -> tuple[nn.Module, ...]:
+        owner = self.owner
+        return tuple(resolve(owner, path) for path in self._part_paths)
+
+    def _can_fuse(self) -> bool:
+        owner = self.owner
+        for path, kind in zip(self._paths, self._types, strict=True):
+            if path is None:
+                continue
+            module = resolve(owner, path)
+            if module.training or has_hooks(module) or (type(module) is not kind and type(module) is not nn.SyncBatchNorm):
+                return False
+        return super()._can_fuse()
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._can_fuse():
+            return self._fused(input, residual)
+        for step, path in zip(self.steps, self._paths, strict=True):
+            input = activation_function(input, step[1:], 0.01) if path is None else resolve(self.owner, path)(input)
+        return input if residual is None else input + residual
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedChain:
+        """A copy in the copied owner. Where a part is copied without its owner, the chain stays with the original's."""
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        owner = memo.get(id(self.owner), self.owner)
+        for name, value in self.__getstate__().items():
+            new.__dict__[name] = owner if name == "owner" else copy.deepcopy(value, memo)
+        return new
+
+    def extra_repr(self) -> str:
+        return f"{' -> '.join(self.steps)}, {super().extra_repr()}"

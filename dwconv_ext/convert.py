@@ -1,0 +1,521 @@
+"""convert and unfuse: existing models onto this package's kernels and back, their trees, keys and parameters untouched."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .chain import FusedChain
+from .modules import DepthwiseConv2d, FusedDSConv, activation_of
+from .trace import FusedForward, trace
+
+FUSED = "fused"  # a FusedChain is the child of this name of its depthwise convolution
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# --- the report --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one depthwise convolution."""
+
+    name: str  # its path in the model
+    layer: str  # its class, channels, filter and stride
+    became: str  # "FusedDSConv", "DepthwiseConv2d" or "left alone"
+    why: str  # of a FusedDSConv what it fuses; else why it is no more than it is
+
+
+@dataclass
+class ConversionReport:
+    """One entry for each depthwise convolution of the model; prints as a table."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def count(self, became: str) -> int:
+        return sum(entry.became == became for entry in self.entries)
+
+    def __str__(self) -> str:
+        counts = Counter(entry.became for entry in self.entries)
+        total = f"{len(self.entries)} depthwise convolution{'s' if len(self.entries) != 1 else ''}"
+        head = total + (": " + ", ".join(f"{n} {what}" for what, n in counts.most_common()) if counts else "")
+        rows = [(e.name or "(the model)", e.layer, e.became, e.why) for e in self.entries]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+        lines = ("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
+        return "\n".join([head, *lines])
+
+
+def _describe(conv: nn.Conv2d) -> str:
+    size, stride = ("x".join(map(str, pair)) for pair in (conv.kernel_size, conv.stride))
+    return f"{conv.in_channels} channels, {size}, stride {stride}"
+
+
+# --- depthwise convolutions --------------------------------------------------------------------------------------------
+
+
+class _Swapped:
+    """Mixed into a subclass of nn.Conv2d: its own behaviour, our kernel. Found again by its original when unpickled."""
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        _, _, state, *rest = super().__reduce_ex__(protocol)
+        return (_new_swapped, (type(self).__bases__[-1],), state, *rest)
+
+
+class _SamePadded(_Swapped):
+    """timm's Conv2dSame: TensorFlow's padding, which depends on the input's size, then the convolution."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        pads: list[int] = []
+        for size, k, s, d in zip(input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True):
+            total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            pads = [total // 2, total - total // 2, *pads]
+        if any(pads):
+            input = F.pad(input, pads)
+        return _depthwise_forward(self, input, self.weight, self.bias)
+
+
+def _depthwise_forward(self: nn.Conv2d, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return DepthwiseConv2d._conv_forward(self, input, weight, bias)
+
+
+_swapped: dict[type, type] = {nn.Conv2d: DepthwiseConv2d}
+
+
+def _class_for(kind: type) -> type:
+    """The class that a depthwise convolution of this class is given."""
+    if kind not in _swapped:
+        mixin = _SamePadded if _is_timm_same(kind) else _Swapped
+        methods = {"_conv_forward": _depthwise_forward, "__module__": __name__, "__doc__": kind.__doc__}
+        _swapped[kind] = type(f"Depthwise{kind.__name__}", (mixin, kind), methods)
+    return _swapped[kind]
+
+
+def _new_swapped(kind: type) -> nn.Module:
+    return object.__new__(_class_for(kind))
+
+
+def _is_timm_same(kind: type) -> bool:
+    return kind.__name__ == "Conv2dSame" and kind.__module__.startswith("timm.")
+
+
+def _why_not(conv: nn.Conv2d) -> str:
+    """Why this depthwise convolution must stay what it is; empty where it need not."""
+    kind = type(conv)
+    if conv.weight.dtype not in _DTYPES:
+        return f"the kernels have no {str(conv.weight.dtype).removeprefix('torch.')}"
+    if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
+        return "its sizes are not known before the first call"
+    if hasattr(conv, "parametrizations"):
+        return "its weight is parametrized"
+    if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
+        return "its forward was replaced on the instance"
+    if kind is nn.Conv2d or _is_timm_same(kind):
+        return ""
+    if kind._conv_forward is not nn.Conv2d._conv_forward:
+        return f"{kind.__name__} computes its convolution in its own way"
+    if kind.forward is not nn.Conv2d.forward and "conv2d" in kind.forward.__code__.co_names:
+        return f"{kind.__name__}.forward calls conv2d itself"
+    return ""
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
+
+
+# --- chains ------------------------------------------------------------------------------------------------------------
+
+
+class _Open(Exception):
+    """The data leaves the traced module: what follows is seen from further up."""
+
+
+class _Closed(Exception):
+    """Something follows that is no part of the block: says what."""
+
+
+_FUNCTIONS = {
+    F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish",
+}  # fmt: skip
+
+
+class _Walk:
+    """Steps from a node to the only one that uses its result."""
+
+    def __init__(self, owner: nn.Module, node: fx.Node) -> None:
+        self.owner = owner
+        self.node = node
+        self.nodes = [node]
+        self.steps = [node.target]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.owner.get_submodule(node.target) if node.op == "call_module" else None
+
+    def peek(self) -> fx.Node:
+        """The next node that does something in eval mode."""
+        users = list(self.node.users)
+        if len(users) != 1:
+            what = ", ".join(map(self.describe, users))
+            raise _Closed(f"the result of {self.node.target} is used {len(users)} times" + (f": {what}" if what else ""))
+        if users[0].op == "output":
+            raise _Open
+        if isinstance(self.module(users[0]), (nn.Identity, nn.modules.dropout._DropoutNd)):
+            self.take(users[0])
+            return self.peek()
+        return users[0]
+
+    def take(self, node: fx.Node, step: str | None = None) -> int:
+        self.node = node
+        self.nodes.append(node)
+        self.steps.append(node.target if step is None else step)
+        return len(self.steps) - 1
+
+    def describe(self, node: fx.Node) -> str:
+        module = self.module(node)
+        return getattr(node.target, "__name__", str(node.target)) if module is None else type(module).__name__
+
+    def batch_norm(self) -> tuple[int, tuple[str, float] | None]:
+        """The BatchNorm's step, and the activation that it has built in (timm's BatchNormAct2d)."""
+        node = self.peek()
+        bn = self.module(node)
+        if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
+            raise _Closed(f"{self.describe(node)} follows, not BatchNorm")
+        if bn.running_mean is None:
+            raise _Closed("the BatchNorm after it keeps no running statistics")
+        act = None
+        if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            if type(bn).__name__ != "BatchNormAct2d" or not isinstance(bn.drop, nn.Identity):
+                raise _Closed(f"{type(bn).__name__} follows, not BatchNorm2d")
+            act = self.known(bn.act)
+            if act is None:
+                raise _Closed(f"{type(bn.act).__name__} has no fused form")
+        return self.take(node), act
+
+    @staticmethod
+    def known(module: nn.Module | None) -> tuple[str, float] | None:
+        try:
+            return None if module is None else activation_of("activation", module)
+        except ValueError:
+            kinds = {"Swish": "silu", "HardSwish": "hardswish", "GELU": "gelu"}  # timm's own modules of the same functions
+            if type(module).__module__.startswith("timm.") and type(module).__name__ in kinds:
+                return kinds[type(module).__name__], 0.01
+            return None
+
+    def activation(self) -> tuple[str, float]:
+        """The activation that follows, taken; identity where none does."""
+        try:
+            node = self.peek()
+        except (_Open, _Closed):
+            return "identity", 0.01
+        act = self.known(self.module(node))
+        if act is not None:
+            self.take(node)
+            return act
+        if node.op == "call_function" and node.target in _FUNCTIONS and len(node.args) == 1:
+            name = _FUNCTIONS[node.target]
+            self.take(node, f":{name}")
+            return name, 0.01
+        return "identity", 0.01
+
+    def pointwise(self) -> int:
+        node = self.peek()
+        conv = self.module(node)
+        if type(conv) is not nn.Conv2d:
+            raise _Closed(f"{self.describe(node)} follows, not a pointwise convolution")
+        if (conv.kernel_size, conv.stride, conv.groups) != ((1, 1), (1, 1), 1) or conv.padding not in ((0, 0), "valid", "same"):
+            raise _Closed("the convolution that follows is not pointwise")
+        return self.take(node)
+
+    def shortcut(self) -> tuple[fx.Node, fx.Node] | None:
+        """The addition that follows and what it adds: an inverted residual's shortcut."""
+        try:
+            node = self.peek()
+        except (_Open, _Closed):
+            return None
+        if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add):
+            return None
+        if len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+            return None
+        first, second = node.args
+        return node, second if first is self.node else first
+
+
+@dataclass
+class _Found:
+    """A block found in a module's graph."""
+
+    conv: nn.Module
+    chain: FusedChain
+    nodes: list[fx.Node]  # in order
+    added: fx.Node | None  # the shortcut added to it
+    leaves: bool  # its result leaves the module: the shortcut or the last activation may follow further up
+
+    @property
+    def extras(self) -> tuple[bool, bool]:
+        return self.added is not None, self.chain.activation != "identity"
+
+
+def _find(owner: nn.Module, node: fx.Node) -> _Found:
+    """The block that starts at this depthwise convolution's node."""
+    walk = _Walk(owner, node)
+    conv = walk.module(node)
+    if type(conv) is not DepthwiseConv2d or conv.out_channels != conv.in_channels or conv.padding_mode != "zeros":
+        raise _Closed("a channel multiplier, a padding mode or a subclass keeps it apart")
+    bn1, act1 = walk.batch_norm()
+    if act1 in (None, ("identity", 0.01)):
+        act1 = walk.activation()
+    pointwise = walk.pointwise()
+    bn2, act2 = walk.batch_norm()
+    if act2 in (None, ("identity", 0.01)):
+        act2 = walk.activation()
+    shortcut = walk.shortcut()
+    steps = tuple(walk.steps)
+    added = None
+    if shortcut is not None:
+        walk.take(shortcut[0])
+        added = shortcut[1]
+    leaves = added is None and any(user.op == "output" for user in walk.node.users)
+    return _Found(conv, FusedChain(owner, steps, (0, bn1, pointwise, bn2), *act1, *act2), walk.nodes, added, leaves)
+
+
+@dataclass
+class _Pending:
+    """Blocks that can be fused in a module, and may be more complete in one above it."""
+
+    owner: nn.Module
+    graph: fx.Graph
+    inlined: list[str]
+    found: list[_Found]
+
+
+class _Converter:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.report = ConversionReport()
+        self.why: dict[nn.Module, str] = {}
+        self.pending: dict[nn.Module, _Pending] = {}
+
+    def run(self) -> None:
+        ours = {m.depthwise for m in self.model.modules() if type(m) is FusedDSConv}
+        found = {m: name for name, m in self.model.named_modules() if is_depthwise(m) and m not in ours}
+        already = {m for m in found if FUSED in m._modules}
+        layers = {m: f"{type(m).__name__}: {_describe(m)}" for m in found}
+        left = {m: why for m in found if (why := "" if type(m) is DepthwiseConv2d else _why_not(m))}
+        open_ = [m for m in found if m not in left and m not in already]
+        for conv in open_:
+            if not isinstance(conv, (DepthwiseConv2d, _Swapped)):
+                conv.__class__ = _class_for(type(conv))
+        self.candidates = set(open_)
+        waiting = self.visit(self.model)
+        self.settle(waiting)
+        for conv in waiting:
+            self.why.setdefault(conv, "nothing in the model shows what follows it")
+        for conv, name in found.items():
+            if conv in left:
+                entry = Entry(name, layers[conv], "left alone", left[conv])
+            elif FUSED in conv._modules:
+                chain = conv._modules[FUSED]
+                entry = Entry(name, layers[conv], "FusedDSConv", f"with {', '.join(chain.steps[1:])}")
+            else:
+                entry = Entry(name, layers[conv], "DepthwiseConv2d", self.why[conv])
+            self.report.entries.append(entry)
+
+    def visit(self, module: nn.Module) -> list[nn.Module]:
+        """Fuses what can be fused within the module; the depthwise convolutions that wait for what follows further up."""
+        if module in self.candidates:
+            return [module]
+        if isinstance(module, FusedDSConv):
+            return []
+        waiting = [conv for child in dict.fromkeys(module.children()) for conv in self.visit(child)]
+        if not waiting or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            return waiting
+        try:
+            graph, inlined = trace(module)
+        except Exception as error:
+            reason = f"{type(module).__name__} can't be traced: {type(error).__name__}: {error}".splitlines()[0][:160]
+            self.settle(waiting)
+            for conv in waiting:
+                self.why.setdefault(conv, reason)
+            return [conv for conv in waiting if FUSED not in conv._modules]
+        calls: dict[nn.Module, list[fx.Node]] = {conv: [] for conv in waiting}
+        for node in graph.nodes:
+            if node.op == "call_module" and (target := module.get_submodule(node.target)) in calls:
+                calls[target].append(node)
+        still: list[nn.Module] = []
+        found: list[_Found] = []
+        for conv, nodes in calls.items():
+            try:
+                if len(nodes) != 1:
+                    raise _Closed(f"{type(module).__name__} calls it {len(nodes)} times where it can be traced")
+                found.append(_find(module, nodes[0]))
+            except _Open:
+                still.append(conv)
+            except _Closed as reason:
+                self.why[conv] = str(reason)
+        # A block that a module below can fuse as well is fused there, unless there is more of it here.
+        better = [f for f in found if f.conv not in self.pending or f.extras > self.extras_below(f.conv)]
+        here = _Pending(module, graph, inlined, found)
+        if better and all(f.leaves for f in found):
+            self.pending.update({f.conv: here for f in found})
+        elif better:
+            for f in found:
+                self.pending.pop(f.conv, None)
+            self.install(here)
+        self.settle([conv for conv in waiting if conv not in still and not any(f.conv is conv and f.leaves for f in found)])
+        return [*still, *(f.conv for f in found if f.conv in self.pending)]
+
+    def extras_below(self, conv: nn.Module) -> tuple[bool, bool]:
+        return next(f.extras for f in self.pending[conv].found if f.conv is conv)
+
+    def settle(self, convs: list[nn.Module]) -> None:
+        """Nothing above adds to these blocks: they are fused where they were found."""
+        for conv in convs:
+            below = self.pending.get(conv)
+            if below is not None:
+                for f in below.found:
+                    self.pending.pop(f.conv, None)
+                self.install(below)
+
+    def install(self, here: _Pending) -> None:
+        graph = here.graph
+        for f in (f for f in here.found if FUSED not in f.conv._modules):
+            f.conv.add_module(FUSED, f.chain)
+            with graph.inserting_before(f.nodes[-1]):
+                inputs = f.nodes[0].args[:1] if f.added is None else (f.nodes[0].args[0], f.added)
+                fused = graph.call_module(f"{f.nodes[0].target}.{FUSED}", inputs)
+            f.nodes[-1].replace_all_uses_with(fused)
+            for node in reversed(f.nodes):
+                graph.erase_node(node)
+        graph.lint()
+        here.owner.forward = FusedForward(here.owner, graph, here.inlined)
+
+
+def _shared_copy(model: nn.Module) -> nn.Module:
+    """New modules over the same parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(t): t for t in tensors})
+
+
+def convert(model: nn.Module, inplace: bool = False, *, verbose: bool = False) -> nn.Module:
+    """The model on this package's kernels: every depthwise convolution, and every depthwise-separable block as one kernel.
+
+    Each depthwise ``nn.Conv2d`` (and subclass whose own behaviour can be kept, such as timm's ``Conv2dSame``) becomes a
+    :class:`DepthwiseConv2d`. Each chain depthwise - BatchNorm - activation - pointwise - BatchNorm [- activation] [+ shortcut]
+    runs, in eval mode, as one :class:`FusedDSConv`, which appears as the child ``fused`` of its depthwise convolution. Chains
+    are found by ``torch.fx``, in the smallest module that holds the whole of one, whatever modules they are written with.
+
+    The module tree, the state_dict's keys, parameters, buffers, hooks and the train/eval behaviour stay: modules change
+    class or gain a ``forward``, and none is moved. Where hooks sit within a chain, in training mode, or where parts were
+    replaced since, the original modules run one by one.
+
+    Args:
+        model: any module.
+        inplace: change the model itself. Otherwise the result is a copy of the modules that shares the parameters and
+            buffers with the model, so that an optimiser made for either trains both (``copy.deepcopy`` before or after
+            makes them independent).
+        verbose: print the report.
+
+    Returns:
+        The converted model, with a ``conversion_report``: for each depthwise convolution what it became, and why.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16))
+        >>> print(convert(model.eval()).conversion_report)
+        1 depthwise convolution: 1 FusedDSConv
+        0  Conv2d: 8 channels, 3x3, stride 1x1  FusedDSConv  with 1, 2, 3, 4
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    if not inplace:
+        model = _shared_copy(model)
+    converter = _Converter(model)
+    converter.run()
+    model.__dict__["conversion_report"] = converter.report
+    if verbose:
+        print(converter.report)
+    return model
+
+
+def unfuse(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Plain nn modules again: what :func:`convert` changed is as it was, and this package's own modules become torch's.
+
+    A :class:`DepthwiseConv2d` becomes an ``nn.Conv2d``, a :class:`FusedDSConv` an ``nn.Sequential`` with the same keys. The
+    result has the original's module tree, keys, parameters and hooks, for ``torch.onnx.export``, ``torch.jit.script`` and
+    quantisation tools.
+
+    Args:
+        model: any module.
+        inplace: change the model itself (not possible for a FusedDSConv, which is replaced); otherwise a copy that shares
+            parameters and buffers.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    if not inplace:
+        model = _shared_copy(model)
+    model.__dict__.pop("conversion_report", None)
+    return _unfuse(model, {})
+
+
+def _unfuse(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in done:
+        return done[module]
+    new = done[module] = _sequential(module) if type(module) is FusedDSConv else module
+    if isinstance(new.__dict__.get("forward"), FusedForward):
+        del new.forward
+    if isinstance(new._modules.get(FUSED), FusedChain):
+        del new._modules[FUSED]
+    if type(new) is DepthwiseConv2d:
+        new.__class__ = nn.Conv2d
+    elif isinstance(new, _Swapped):
+        new.__class__ = type(new).__bases__[-1]
+    for name, child in new._modules.items():
+        if child is not None:
+            new._modules[name] = _unfuse(child, done)
+    return new
+
+
+_ACTIVATIONS: dict[str, Any] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+}
+
+
+def _activation(kind: str, slope: float) -> nn.Module:
+    return nn.LeakyReLU(slope) if kind == "leaky_relu" else _ACTIVATIONS[kind]()
+
+
+def _sequential(block: FusedDSConv) -> nn.Sequential:
+    parts = block._modules
+    plain = nn.Sequential(
+        OrderedDict(
+            depthwise=parts["depthwise"],
+            bn1=parts["bn1"],
+            act1=_activation(block.dw_activation, block.dw_slope),
+            pointwise=parts["pointwise"],
+            bn2=parts["bn2"],
+            act2=_activation(block.activation, block.slope),
+        )
+    )
+    for name, value in block.__dict__.items():
+        if "hooks" in name:
+            plain.__dict__[name] = value
+    for part in (plain, plain.act1, plain.act2):
+        part.training = block.training
+    return plain

@@ -1,0 +1,211 @@
+"""Parameters and multiply-adds: of one convolution by formula, of a whole model by measurement.
+
+With a filter of Dk x Dk, M input channels, N output channels and an output of Df x Df (Howard et al., arXiv:1704.04861,
+section 3.1):
+
+    standard     Dk Dk M N              parameters, times Df Df multiply-adds
+    depthwise    Dk Dk M
+    pointwise    M N
+    separable    Dk Dk M + M N          1 / N + 1 / Dk^2 of the standard convolution
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from .functional import IntOrPair, _pair
+from .modules import DepthwiseConv2d, FusedDSConv
+from .planning import plan
+
+
+class Cost(NamedTuple):
+    """Parameters, and multiply-adds (one multiplication with its addition; twice as many FLOPs) for one image."""
+
+    parameters: int
+    multiply_adds: int
+
+    def __add__(self, other: tuple) -> Cost:  # of costs, not the concatenation of tuples
+        return Cost(self.parameters + other[0], self.multiply_adds + other[1])
+
+
+def _sizes(name: str, value: IntOrPair) -> tuple[int, int]:
+    pair = _pair(name, value)
+    if min(pair) < 1:
+        raise ValueError(f"{name} must be positive, but got {value!r}")
+    return pair
+
+
+def _cost(kernel: IntOrPair, terms: int, out_size: IntOrPair, **channels: int) -> Cost:
+    for name, value in channels.items():
+        _sizes(name, value)
+    (kernel_h, kernel_w), (out_h, out_w) = _sizes("kernel", kernel), _sizes("out_size", out_size)
+    parameters = kernel_h * kernel_w * terms
+    return Cost(parameters, parameters * out_h * out_w)
+
+
+def standard(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
+    """A standard convolution: Dk Dk M N parameters, times Df Df multiply-adds. Sizes are ints or pairs (height, width).
+
+    Example:
+        >>> standard(3, 3, 4).parameters
+        108
+    """
+    return _cost(kernel, in_channels * out_channels, out_size, in_channels=in_channels, out_channels=out_channels)
+
+
+def depthwise(kernel: IntOrPair, in_channels: int, out_size: IntOrPair = 1) -> Cost:
+    """A depthwise convolution: Dk Dk M parameters, times Df Df multiply-adds.
+
+    Example:
+        >>> depthwise(3, 3).parameters
+        27
+    """
+    return _cost(kernel, in_channels, out_size, in_channels=in_channels)
+
+
+def pointwise(in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
+    """A 1x1 convolution: M N parameters, times Df Df multiply-adds.
+
+    Example:
+        >>> pointwise(3, 4, 8)
+        Cost(parameters=12, multiply_adds=768)
+    """
+    return standard(1, in_channels, out_channels, out_size)
+
+
+def separable(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
+    """Depthwise, then pointwise: Dk Dk M + M N parameters, times Df Df multiply-adds.
+
+    Example:
+        >>> separable(3, 3, 4).parameters
+        39
+    """
+    return depthwise(kernel, in_channels, out_size) + pointwise(in_channels, out_channels, out_size)
+
+
+def separable_ratio(kernel: IntOrPair, out_channels: int) -> float:
+    """A separable convolution's cost over the standard one's: 1 / N + 1 / (Dk Dk).
+
+    Example:
+        >>> round(separable_ratio(3, 4), 3)
+        0.361
+    """
+    kernel_h, kernel_w = _sizes("kernel", kernel)
+    return 1 / _sizes("out_channels", out_channels)[0] + 1 / (kernel_h * kernel_w)
+
+
+# --- a whole model -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer that has parameters, in the order of the forward pass."""
+
+    name: str
+    layer: str
+    output: tuple[int, ...]
+    parameters: int
+    multiply_adds: int  # for the whole batch
+    kernel: str  # ours, where it is ours
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The layers of a model; prints as a table with the sums."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def multiply_adds(self) -> int:
+        return sum(row.multiply_adds for row in self.rows)
+
+    def __str__(self) -> str:
+        head = ("name", "layer", "output", "parameters", "multiply-adds", "kernel")
+        cells = [
+            (r.name, r.layer, "x".join(map(str, r.output)), f"{r.parameters:,}", f"{r.multiply_adds:,}", r.kernel) for r in self.rows
+        ]
+        total = ("total", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}", "")
+        widths = [max(len(row[i]) for row in (head, *cells, total)) for i in range(len(head))]
+        align = (str.ljust, str.ljust, str.ljust, str.rjust, str.rjust, str.ljust)
+        lines = ["  ".join(f(c, w) for f, c, w in zip(align, row, widths, strict=True)).rstrip() for row in (head, *cells, total)]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> CostTable:
+    """Every layer of a model with its output shape, parameters, multiply-adds and, where it is one of ours, its kernel.
+
+    Shapes and counts come from torchinfo, which runs the model once, without gradients, in eval mode.
+
+    Args:
+        model: any module of one input.
+        input: a tensor or its shape; by default one image of ``model.resolution`` (224 where it has none).
+
+    Raises:
+        ModuleNotFoundError: torchinfo is not installed.
+
+    Example:
+        >>> from dwconv_ext.models import MobileNetV1
+        >>> table(MobileNetV1()).parameters
+        4231976
+    """
+    try:
+        import torchinfo
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("dwconv_ext.cost.table needs torchinfo: pip install torchinfo") from error
+    if input is None:
+        size = getattr(model, "resolution", 224)
+        input = (1, 3, size, size)
+    if not isinstance(input, Tensor):
+        reference = next(model.parameters(), torch.empty(0))
+        input = torch.zeros(tuple(input), dtype=reference.dtype, device=reference.device)
+    info = torchinfo.summary(model, input_data=input, device=input.device, verbose=0, mode="eval")
+    names = {id(module): name for name, module in model.named_modules()}
+    fused = {id(part): block for block in model.modules() if isinstance(block, FusedDSConv) for part in block._parts()}
+    rows = []
+    for layer in info.summary_list:
+        module = layer.module
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        if own == 0 or layer.is_recursive:
+            continue
+        kernel = ""
+        if isinstance(module, DepthwiseConv2d) and len(layer.input_size) == 4 and input.device.type == "cpu":
+            block = fused.get(id(module))
+            kernel = plan(module if block is None else block, torch.empty(layer.input_size, dtype=input.dtype, device="meta"))[0].kernel
+        elif id(module) in fused:
+            kernel = "(the same)"
+        # BatchNorm is folded into its convolution in inference, and the literature counts it nowhere.
+        macs = 0 if isinstance(module, nn.modules.batchnorm._BatchNorm) else layer.macs
+        rows.append(Row(names[id(module)], type(module).__name__, tuple(layer.output_size), own, macs, kernel))
+    return CostTable(tuple(rows))
+
+
+# --- torch.utils.flop_counter ------------------------------------------------------------------------------------------
+# FLOPs, two a multiply-add, as its own formulas count them.
+
+
+@register_flop_formula(torch.ops.dwconv_ext.depthwise_conv2d)
+def _depthwise_flops(x, w, b, stride, padding, dilation, *_, out_shape=None, **__) -> int:
+    return conv_flop_count(list(x), list(w), list(out_shape))
+
+
+@register_flop_formula(torch.ops.dwconv_ext.depthwise_conv2d_backward)
+def _depthwise_backward_flops(grad, x, w, stride, padding, dilation, mask, *_, **__) -> int:
+    return conv_flop_count(list(x), list(w), list(grad)) * (bool(mask[0]) + bool(mask[1]))
+
+
+@register_flop_formula(torch.ops.dwconv_ext.separable_conv2d)
+def _separable_flops(x, dw, db, pw, *_, out_shape=None, **__) -> int:
+    batch, _channels, height, width = out_shape
+    intermediate = [batch, dw[0], height, width]
+    return conv_flop_count(list(x), list(dw), intermediate) + conv_flop_count(intermediate, list(pw), list(out_shape))

@@ -1,0 +1,108 @@
+"""plan: which kernel a layer would run on this machine's CPU, with which tile, what it moves and computes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import _C
+from .modules import FusedDSConv
+
+_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pass of one layer: a row of ``csrc/cpu/kernels.inc`` and how the work is cut. Prints as two lines."""
+
+    op: str
+    pass_: str  # forward, backward_input or backward_weight
+    kernel: str
+    filter: int  # the square filter and the stride the kernel is compiled for; 0 for any
+    stride: int
+    isa: str
+    dtype: str
+    layout: str
+    rows_per_tile: int
+    tiles: int
+    workers: int
+    scratch_bytes: int  # of a worker
+    bytes: int  # compulsory: every operand once
+    flops: int
+    reason: str
+
+    def __str__(self) -> str:
+        work = f"{self.bytes / 1e6:.2f} MB, {self.flops / 1e6:.1f} MFLOP, {self.flops / max(self.bytes, 1):.1f} FLOP/byte"
+        cut = f"{self.tiles} tiles of {self.rows_per_tile} rows on {self.workers} threads"
+        return f"{self.pass_}: {self.kernel} [{self.isa}, {self.dtype}, {self.layout}], {cut}\n    {work}; {self.reason}"
+
+
+class Plans(tuple[Plan, ...]):
+    """The passes of a layer, in order; prints as one text."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
+def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int, threads: int) -> Plan | None:
+    (height, width), layout = input.shape[-2:], "NCHW" if input.is_contiguous() else "channels_last"
+    padding = conv.padding
+    if isinstance(padding, str):
+        pairs = zip(conv.kernel_size, conv.dilation, strict=True)
+        padding = tuple(d * (k - 1) // 2 if padding == "same" else 0 for k, d in pairs)
+    try:
+        found = _C.plan(
+            op, pass_, _DTYPES[input.dtype], layout, input.shape[0], conv.in_channels, (height, width), conv.kernel_size,
+            conv.stride, padding, conv.dilation, out_channels, threads,
+        )  # fmt: skip
+    except ValueError as error:
+        if pass_ == "backward_input" and "phase" in str(error):
+            return None
+        raise
+    names = Plan.__dataclass_fields__
+    return Plan(kernel=found["name"], pass_=found["pass"], **{n: found[n] for n in names if n not in ("kernel", "pass_")})
+
+
+def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None = None) -> Plans:
+    """What a depthwise convolution or a FusedDSConv would run on the CPU for an input. Computes nothing.
+
+    Args:
+        layer: a depthwise ``nn.Conv2d`` (``DepthwiseConv2d`` or not), or a :class:`FusedDSConv`: its fused forward pass.
+        input: (N, C, H, W), a tensor (on any device, ``meta`` too) or its shape (then float32, NCHW).
+        threads: default ``torch.get_num_threads()``.
+
+    Returns:
+        Plans, a tuple: forward, backward_input where it is not the forward kernel (strided), backward_weight; for a
+        FusedDSConv the forward pass.
+
+    Raises:
+        TypeError: layer is neither; ValueError: input does not fit the layer, or its dtype has no kernel.
+
+    Example:
+        >>> print(plan(nn.Conv2d(32, 32, 3, padding=1, groups=32), (8, 32, 112, 112))[0].kernel)
+        depthwise_forward_nchw_transposed
+    """
+    if not isinstance(input, Tensor):
+        input = torch.empty(tuple(input), device="meta")
+    threads = torch.get_num_threads() if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, but got {threads}")
+    fused = isinstance(layer, FusedDSConv)
+    conv = layer._parts()[0] if fused else layer
+    if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels):
+        raise TypeError(f"layer must be a depthwise nn.Conv2d or a FusedDSConv, but got {type(layer).__name__}")
+    if input.dim() != 4 or input.shape[1] != conv.in_channels:
+        raise ValueError(f"input must have shape (N, {conv.in_channels}, H, W), but got {list(input.shape)}")
+    if input.dtype not in _DTYPES:
+        raise ValueError(f"input must be float32, float64, bfloat16 or float16, but got {input.dtype}")
+    if not (input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last)):
+        input = torch.empty_like(input, device="meta", memory_format=torch.contiguous_format)
+    if fused:
+        out_channels = layer._parts()[2].out_channels
+        return Plans([_plan("forward", "separable_conv2d", conv, input, out_channels, threads)])
+    passes = ["forward", *(["backward_input"] if max(conv.stride) > 1 else []), "backward_weight"]
+    found = (_plan(pass_, "depthwise_conv2d", conv, input, conv.out_channels, threads) for pass_ in passes)
+    return Plans([p for p in found if p is not None])

@@ -1,0 +1,130 @@
+"""The data flow through one module, by torch.fx: what runs after its depthwise convolutions, and a forward with chains fused.
+
+A module is traced in eval mode with one tensor argument. Its children are traced into as far as they allow it; those that
+do not (control flow on data), and those that compute one thing (convolutions, norms, activations), are single nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .chain import resolve
+from .modules import FusedDSConv, has_hooks
+
+
+def is_atom(module: nn.Module) -> bool:
+    if isinstance(module, (FusedDSConv, torch.jit.ScriptModule)) or isinstance(module.__dict__.get("forward"), FusedForward):
+        return True
+    if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
+        return True
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode by the flags alone, put back as they were."""
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        for m, _ in flags:
+            m.training = False
+        yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+
+
+class _Tracer(fx.Tracer):
+    """Traces ``root`` as a function of its first argument, the others at their defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlined: list[str] = [""]
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return is_atom(module)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
+        code = root_fn.__code__
+        if code.co_argcount < 2:
+            raise TypeError("forward takes no argument")
+        return root_fn, [self.root, self.create_proxy("placeholder", code.co_varnames[1], (), {})]
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        name = self.path_of_module(module)
+        if not is_atom(module):
+            nodes, inlined = len(self.graph.nodes), len(self.inlined)
+            self.inlined.append(name)
+            try:
+                return super().call_module(module, forward, args, kwargs)
+            except Exception:  # it does what can't be traced: a single node, then, and nothing of what it did so far
+                for node in reversed(list(self.graph.nodes)[nodes:]):
+                    self.graph.erase_node(node)
+                del self.inlined[inlined:]
+        return self.create_proxy("call_module", name, args, kwargs)
+
+
+def trace(module: nn.Module) -> tuple[fx.Graph, list[str]]:
+    """The graph and the modules whose own forward it replaces. Raises what forward raises on a symbolic tensor."""
+    tracer = _Tracer()
+    with evaluating(module):
+        graph = tracer.trace(module)
+    return graph, tracer.inlined
+
+
+class FusedForward:
+    """In the place of ``owner.forward``: the traced graph with its chains fused, where that is the same thing.
+
+    It is not in training mode, with hooks on what was traced through, with parts replaced by others, or with more than one
+    argument; then the class's own forward runs, as before conversion.
+    """
+
+    def __init__(self, owner: nn.Module, graph: fx.Graph, inlined: list[str]) -> None:
+        code = graph.python_code("self")
+        self.owner = owner
+        self.inlined = [tuple(name.split(".")) if name else () for name in inlined]
+        self.types = [type(resolve(owner, path)) for path in self.inlined]
+        self.source, self.globals = code.src, code.globals
+        self.function = self._compile()
+
+    def _compile(self) -> Callable[[nn.Module, Tensor], Any]:
+        names = dict(self.globals)
+        exec(compile(self.source, f"<fused forward of {type(self.owner).__name__}>", "exec"), names)
+        return names["forward"]
+
+    def applies(self) -> bool:
+        owner = self.owner
+        for path, kind in zip(self.inlined, self.types, strict=True):
+            module = resolve(owner, path)
+            if module.training or type(module) is not kind or (path and has_hooks(module)):
+                return False
+        return True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and self.applies():
+            return self.function(self.owner, args[0])
+        return type(self.owner).forward(self.owner, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedForward:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__, owner=copy.deepcopy(self.owner, memo))
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name not in ("function", "globals")}
+        modules = {name: value.__name__ for name, value in self.globals.items() if isinstance(value, ModuleType)}
+        others = {name: value for name, value in self.globals.items() if name not in modules and name != "__builtins__"}
+        return {**state, "_modules": modules, "_others": others}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        modules, others = state.pop("_modules"), state.pop("_others")
+        self.__dict__.update(state)
+        self.globals = {**others, **{name: importlib.import_module(module) for name, module in modules.items()}}
+        self.function = self._compile()

@@ -1,0 +1,532 @@
+"""convert and unfuse: the same outputs, gradients, keys and behaviour, on models as people write them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections import OrderedDict
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from cases import LAYOUTS
+from torch import nn
+
+import dwconv_ext
+from dwconv_ext import DepthwiseConv2d, FusedDSConv, convert, unfuse
+from dwconv_ext.convert import is_depthwise
+
+# One of each family that has depthwise convolutions; test_every_torchvision_family (slow) looks whether one is missing.
+TORCHVISION = {
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "mnasnet0_5": 64,
+    "shufflenet_v2_x0_5": 64,
+    "efficientnet_b0": 64,
+    "efficientnet_v2_s": 64,
+    "convnext_tiny": 64,
+    "maxvit_t": 224,
+    "lraspp_mobilenet_v3_large": 64,
+    "deeplabv3_mobilenet_v3_large": 64,
+}
+TIMM = [
+    "mobilenetv1_100", "mobilenetv2_050", "tf_mobilenetv3_small_minimal_100", "mobilenetv4_conv_small", "efficientnet_lite0",
+    "tf_efficientnet_lite0", "mnasnet_small", "fbnetc_100", "lcnet_050", "mixnet_s", "rexnet_100", "ghostnet_050", "convnext_atto",
+    "inception_next_atto", "edgenext_xx_small", "repvit_m0_9", "mobileone_s0", "efficientvit_b0", "xception41",
+]  # fmt: skip
+
+
+BFLOAT16 = ("mobilenet_v2", "mobilenet_v3_small", "convnext_atto", "repvit_m0_9", "mobilenetv4_conv_small")
+
+
+def torchvision_model(name):
+    if name.startswith(("lraspp", "deeplab")):
+        return torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    return torchvision.models.get_model(name, weights=None)
+
+
+def build(name):
+    """A model with weights and running statistics that make every layer matter, and an input."""
+    torch.manual_seed(0)
+    if name in TORCHVISION:
+        model, size = torchvision_model(name), TORCHVISION[name]
+    else:
+        model = timm.create_model(name, pretrained=False)
+        size = 64
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        for kind in ("gamma", "layer_scale"):  # ConvNeXt's 1e-6 would hide the depthwise branch
+            if isinstance(getattr(module, kind, None), nn.Parameter):
+                nn.init.constant_(getattr(module, kind), 0.5)
+    return model.eval(), torch.randn(2, 3, size, size)
+
+
+def tensor(output):
+    return output["out"] if isinstance(output, dict) else output
+
+
+def close(ours, plain, limit):
+    """Within limit of the largest output; each op's every element is judged in test_depthwise.py and test_separable.py."""
+    ours, plain = tensor(ours).float(), tensor(plain).float()
+    assert (ours - plain).abs().max() <= limit * plain.abs().max()
+
+
+def check_model(name):
+    model, x = build(name)
+    keys = list(model.state_dict())
+    parameters = list(model.parameters())
+    converted = convert(model)
+    assert list(converted.state_dict()) == keys
+    assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
+    depthwise = [m for m in model.modules() if is_depthwise(m)]
+    entries = converted.conversion_report.entries
+    assert depthwise and len(entries) == len(depthwise)
+    assert not any(e.became == "left alone" for e in entries), converted.conversion_report
+    with torch.no_grad():
+        exact = model(x)
+        for layout in LAYOUTS.values():
+            close(converted(x.contiguous(memory_format=layout)), exact, 1e-4)
+        if name in BFLOAT16:
+            narrow, plain = copy.deepcopy(converted).bfloat16(), copy.deepcopy(model).bfloat16()
+            error = (tensor(plain(x.bfloat16())).float() - tensor(exact)).abs().max() / tensor(exact).abs().max()
+            close(narrow(x.bfloat16()), exact, 2 * error + 2**-8)
+    plain = unfuse(converted)
+    assert [(n, type(m)) for n, m in plain.named_modules()] == [(n, type(m)) for n, m in model.named_modules()]
+    return model, converted, x
+
+
+def check_training_step(model, converted, x):
+    """Gradients of every parameter, in training mode, against float64 and the plain model."""
+
+    def gradients(model, x):
+        model = copy.deepcopy(model).train()
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropPath"):
+                module.eval()
+        tensor(model(x)).square().sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    exact = gradients(copy.deepcopy(model).double(), x.double())
+    for a, b, c in zip(gradients(converted, x), gradients(model, x), exact, strict=True):
+        scale = c.abs().max()
+        assert (a - c).abs().max() <= 10 * (b - c).abs().max() + 1e-5 * scale
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name):
+    check_model(name)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm(name):
+    check_model(name)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mnasnet0_5", "convnext_atto", "mixnet_s"])
+def test_gradients_in_training(name):
+    model, converted, x = check_model(name)
+    check_training_step(model, converted, x)
+
+
+@pytest.mark.slow
+def test_every_torchvision_family():
+    def family(name):
+        return torchvision.models.get_model_builder(name).__module__
+
+    with torch.device("meta"):
+        have = set()
+        for name in torchvision.models.list_models():
+            options = {"weights": None}
+            if family(name).split(".")[2] in ("segmentation", "detection"):
+                options["weights_backbone"] = None
+            if name.startswith("quantized"):
+                continue
+            if any(is_depthwise(m) for m in torchvision.models.get_model(name, **options).modules()):
+                have.add(family(name))
+    have = {f for f in have if ".detection." not in f}  # detectors: their backbones are here
+    assert have == {family(name) for name in TORCHVISION}
+
+
+def count(model, kind):
+    return sum(isinstance(m, kind) for m in model.modules())
+
+
+def test_what_is_fused_in_well_known_models():
+    assert convert(torchvision_model("mobilenet_v2")).conversion_report.count("FusedDSConv") == 17
+    assert convert(timm.create_model("mobilenetv1_100")).conversion_report.count("FusedDSConv") == 13
+    report = convert(torchvision_model("convnext_tiny")).conversion_report
+    assert report.count("DepthwiseConv2d") == 18
+    assert all("not BatchNorm" in e.why for e in report.entries)
+    report = convert(torchvision_model("efficientnet_b0")).conversion_report
+    assert all("is used 2 times: AdaptiveAvgPool2d, mul" in e.why for e in report.entries)
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def randomised(model):
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def sequential(channels=16, out_channels=24, act=nn.ReLU, last=True):
+    torch.manual_seed(1)
+    layers = [
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False), nn.BatchNorm2d(channels), act(),
+        nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), *([act()] if last else []),
+    ]  # fmt: skip
+    return randomised(nn.Sequential(*layers))
+
+
+class BaseConv(nn.Module):
+    """YOLOX's."""
+
+    def __init__(self, i, o, k, groups=1):
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(i, o, k, padding=k // 2, groups=groups, bias=False), nn.BatchNorm2d(o), nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+class Yolo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dconv, self.pconv = BaseConv(16, 16, 5, 16), BaseConv(16, 16, 1)
+
+    def forward(self, x):
+        return self.pconv(self.dconv(x))
+
+
+class Functional(nn.Module):
+    """F.relu, a shortcut, and an argument with a default that changes the flow."""
+
+    def __init__(self):
+        super().__init__()
+        self.dw, self.bn1 = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16)
+        self.pw, self.bn2 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+
+    def forward(self, x, extra=None):
+        y = self.bn2(self.pw(F.relu(self.bn1(self.dw(x)))))
+        y = y if extra is None else y * extra
+        return x + F.relu(y)
+
+
+class Looks(nn.Module):
+    """Can't be traced: looks at the data. Its child can."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = sequential(16, 16)
+
+    def forward(self, x):
+        return self.block(x) if x.sum() > 0 else self.block(-x)
+
+
+class Twice(nn.Module):
+    """Uses the depthwise result twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.dw, *rest = sequential()
+        self.rest = nn.Sequential(*rest)
+
+    def forward(self, x):
+        y = self.dw(x)
+        return self.rest(y), y
+
+
+BLOCKS = {
+    "sequential": (sequential, 1),
+    "linear": (lambda: sequential(last=False), 1),
+    "hardswish": (lambda: sequential(act=nn.Hardswish), 1),
+    "leaky": (lambda: sequential(act=lambda: nn.LeakyReLU(0.3)), 1),
+    "two": (lambda: nn.Sequential(sequential(16, 16), sequential(16, 8)), 2),
+    "flat": (lambda: nn.Sequential(*sequential(16, 16), *sequential(16, 8)), 2),
+    "yolo": (lambda: randomised(Yolo()), 1),
+    "functional": (lambda: randomised(Functional()), 1),
+    "looks": (Looks, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_fused(name):
+    make, blocks = BLOCKS[name]
+    model = make().eval()
+    converted = convert(model)
+    assert converted.conversion_report.count("FusedDSConv") == blocks == count(converted, FusedDSConv)
+    x = torch.randn(2, 16, 9, 9)
+    calls = []
+    with torch.no_grad(), _Recorded(calls):
+        y = converted(x)
+    assert calls.count("separable_conv2d") == blocks and "depthwise_conv2d" not in calls
+    torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
+
+
+class _Recorded(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_result_used_twice_is_not_fused():
+    model = Twice().eval()
+    converted = convert(model)
+    assert "is used 2 times" in converted.conversion_report.entries[0].why
+    x = torch.randn(1, 16, 5, 5)
+    torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_other_arguments_run_the_original():
+    model = randomised(Functional())
+    converted = convert(model)
+    x, extra = torch.randn(2, 16, 6, 6), torch.randn(1)
+    for call in (lambda m: m(x, extra), lambda m: m(x, extra=extra), lambda m: m(x=x)):
+        torch.testing.assert_close(call(converted), call(model), rtol=1e-4, atol=1e-5)
+
+
+def test_the_shortcut_is_part_of_the_kernel():
+    calls = []
+    converted = convert(torchvision_model("mobilenet_v2")).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        converted(x)  # folds the weights
+        with _Recorded(calls):
+            converted(x)
+    assert calls.count("separable_conv2d") == 17 and "add" not in calls
+
+
+def test_hooks_keep_running():
+    model = sequential()
+    seen = []
+    model[1].register_forward_hook(lambda m, i, o: seen.append(o))
+    converted = convert(model)
+    x = torch.randn(1, 16, 5, 5)
+    torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-5)
+    handle = converted[4].register_forward_hook(lambda m, i, o: o * 2)  # one added later counts too
+    converted_later = converted(x)
+    handle.remove()
+    assert not torch.allclose(converted_later, converted(x))
+
+
+def test_a_replaced_part_is_used():
+    converted = convert(sequential())
+    x = torch.randn(2, 16, 5, 5)
+    converted(x)
+    converted[3] = nn.Conv2d(16, 24, 1)
+    new = unfuse(converted)
+    torch.testing.assert_close(converted(x), new(x), rtol=1e-4, atol=1e-5)
+    converted[1] = nn.Identity()
+    new = unfuse(converted)
+    torch.testing.assert_close(converted(x), new(x), rtol=1e-4, atol=1e-5)
+
+
+def test_training_mode_and_back():
+    model = sequential()
+    converted = copy.deepcopy(convert(model))
+    x = torch.randn(4, 16, 8, 8)
+    for _ in range(2):
+        for m in (model, converted):
+            m.train()(x).sum().backward()
+            m.eval()
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-3, atol=1e-4)
+    for a, b in zip(model.parameters(), converted.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3)
+    for a, b in zip(model.buffers(), converted.buffers(), strict=True):
+        torch.testing.assert_close(b, a)
+
+
+def test_an_optimiser_made_before_trains_the_converted_model():
+    model = sequential()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    converted = convert(model).train()
+    before = [p.clone() for p in converted.parameters()]
+    converted(torch.randn(4, 16, 8, 8)).square().sum().backward()
+    optimiser.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, converted.parameters(), strict=True))
+
+
+def test_inplace():
+    model = sequential()
+    assert convert(model, inplace=True) is model and type(model[0]) is DepthwiseConv2d
+    assert unfuse(model, inplace=True) is model and type(model[0]) is nn.Conv2d and "forward" not in model.__dict__
+    again = sequential()
+    convert(again)
+    assert type(again[0]) is nn.Conv2d and "forward" not in again.__dict__
+
+
+def test_converting_twice_changes_nothing():
+    once = convert(sequential())
+    twice = convert(once)
+    assert twice.conversion_report.entries[0].became == "FusedDSConv"
+    assert count(twice, FusedDSConv) == 1
+    x = torch.randn(1, 16, 5, 5)
+    assert torch.equal(once(x), twice(x))
+
+
+def test_copy_pickle_save_and_load():
+    converted = convert(torchvision_model("mobilenet_v2")).eval()
+    x = torch.randn(1, 3, 64, 64)
+    y = converted(x)
+    file = io.BytesIO()
+    torch.save(converted, file)
+    file.seek(0)
+    copies = [copy.deepcopy(converted), pickle.loads(pickle.dumps(converted)), torch.load(file, weights_only=False)]
+    for other in copies:
+        calls = []
+        with torch.no_grad(), _Recorded(calls):
+            assert torch.equal(other(x), y)
+        assert calls.count("separable_conv2d") == 17
+        with torch.no_grad():  # it is the copy's own weights that are used
+            for p in other.parameters():
+                p.zero_()
+        assert torch.equal(converted(x), y) and not torch.equal(other(x), y)
+
+
+def test_a_copied_part_leaves_the_rest_alone():
+    converted = convert(sequential())
+    part = copy.deepcopy(converted[0])
+    assert part(torch.randn(1, 16, 5, 5)).shape == (1, 16, 5, 5)
+
+
+def test_checkpoints_load_both_ways():
+    model, converted = sequential(), convert(sequential())
+    other = randomised(nn.Sequential(*sequential()))
+    converted.load_state_dict(other.state_dict())
+    model.load_state_dict(converted.state_dict())
+    x = torch.randn(1, 16, 5, 5)
+    torch.testing.assert_close(converted(x), other(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(x), other(x))
+
+
+def test_what_is_left_alone_and_why():
+    class Own(nn.Conv2d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, weight * 2, bias)
+
+    class Padded(nn.Conv2d):
+        def forward(self, input):
+            return super().forward(F.pad(input, (1, 1, 1, 1)))
+
+    class Direct(nn.Conv2d):
+        def forward(self, input):
+            return F.conv2d(input, self.weight * 3, groups=self.groups)
+
+    model = nn.ModuleDict(
+        {
+            "own": Own(4, 4, 3, groups=4),
+            "padded": Padded(4, 4, 3, groups=4),
+            "direct": Direct(4, 4, 3, groups=4),
+            "parametrized": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, groups=4)),
+            "complex": nn.Conv2d(4, 4, 3, groups=4, dtype=torch.complex64),
+            "multiplier": nn.Conv2d(4, 8, 3, groups=4),
+            "grouped": nn.Conv2d(4, 4, 3, groups=2),
+        }
+    )
+    converted = convert(model)
+    became = {e.name: (e.became, e.why) for e in converted.conversion_report.entries}
+    assert set(became) == set(model) - {"grouped"}
+    for name, word in {
+        "own": "its own way",
+        "direct": "calls conv2d itself",
+        "parametrized": "parametrized",
+        "complex": "no complex64",
+    }.items():
+        assert became[name][0] == "left alone" and word in became[name][1]
+        assert type(converted[name]) is type(model[name])
+    for name in ("padded", "multiplier"):
+        assert became[name][0] == "DepthwiseConv2d"
+    x = torch.randn(2, 4, 7, 7)
+    for name in set(model) - {"complex"}:
+        torch.testing.assert_close(converted[name](x), model[name](x), rtol=1e-4, atol=1e-5)
+    assert isinstance(converted["padded"], Padded)
+    report = str(converted.conversion_report)
+    assert report.splitlines()[0].startswith("6 depthwise convolutions") and len(report.splitlines()) == 7
+
+
+@pytest.mark.parametrize("size", [(7, 8), (12, 13), (16, 16)])
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 2, 1), (5, 2, 1), (4, 3, 1), (3, 1, 2)])
+def test_timm_same_padding(size, kernel, stride, dilation):
+    from timm.layers import Conv2dSame
+
+    model = nn.Sequential(Conv2dSame(6, 6, kernel, stride, dilation=dilation, groups=6))
+    converted = convert(model)
+    assert converted.conversion_report.count("DepthwiseConv2d") == 1 and isinstance(converted[0], Conv2dSame)
+    x = torch.randn(2, 6, *size)
+    torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    restored = pickle.loads(pickle.dumps(converted))
+    assert type(restored[0]) is type(converted[0])
+    assert torch.equal(restored(x), converted(x))
+    assert type(unfuse(converted)[0]) is Conv2dSame
+
+
+def test_unfuse_own_modules():
+    block = FusedDSConv(8, 16, activation="gelu_tanh", dw_activation="leaky_relu")
+    randomised(block)
+    plain = unfuse(block)
+    assert list(plain.state_dict()) == list(block.state_dict())
+    assert not count(plain, (FusedDSConv, DepthwiseConv2d))
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(plain(x), block(x), rtol=1e-4, atol=1e-5)
+    model = nn.Sequential(OrderedDict(a=block, b=DepthwiseConv2d(16, 16, 3)))
+    plain = unfuse(model)
+    assert type(plain.a) is nn.Sequential and type(plain.b) is nn.Conv2d and type(model.b) is DepthwiseConv2d
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_that_occurs_twice():
+    block = sequential(16, 16)
+    model = nn.Sequential(block, block)
+    converted = convert(model)
+    assert converted[0] is converted[1]
+    x = torch.randn(1, 16, 6, 6)
+    torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    plain = unfuse(converted)
+    assert plain[0] is plain[1]
+
+
+def test_threads_share_a_converted_model():
+    """Calls in several threads at once, one of them of a part alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    converted = convert(sequential(16, 16))
+    x = torch.randn(2, 16, 8, 8)
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        want, part = converted(x), converted[1](converted[0](x))
+
+        def whole(_):
+            with torch.no_grad():
+                return torch.equal(converted(x), want) and torch.equal(converted[1](converted[0](x)), part)
+
+        assert all(pool.map(whole, range(50)))
+
+
+@pytest.mark.parametrize("function", [convert, unfuse])
+def test_errors(function):
+    with pytest.raises(TypeError, match="model must be an nn.Module, but got int"):
+        function(3)
+
+
+def test_verbose(capsys):
+    convert(sequential(), verbose=True)
+    assert "1 depthwise convolution: 1 FusedDSConv" in capsys.readouterr().out
+
+
+def test_exported_names():
+    assert dwconv_ext.convert is convert and dwconv_ext.unfuse is unfuse
