@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from .chain import FusedChain
-from .modules import DepthwiseConv2d, FusedDSConv, activation_of
+from .match import Closed, Found, Open, find
+from .modules import DepthwiseConv2d, FusedDSConv
+from .swap import Swapped, class_for, is_depthwise, restore, why_not
 from .trace import FusedForward, trace
 
 FUSED = "fused"  # a FusedChain is the child of this name of its depthwise convolution
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 # --- the report --------------------------------------------------------------------------------------------------------
@@ -57,233 +55,6 @@ def _describe(conv: nn.Conv2d) -> str:
     return f"{conv.in_channels} channels, {size}, stride {stride}"
 
 
-# --- depthwise convolutions --------------------------------------------------------------------------------------------
-
-
-class _Swapped:
-    """Mixed into a subclass of nn.Conv2d: its own behaviour, our kernel. Found again by its original when unpickled."""
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        _, _, state, *rest = super().__reduce_ex__(protocol)
-        return (_new_swapped, (type(self).__bases__[-1],), state, *rest)
-
-
-class _SamePadded(_Swapped):
-    """timm's Conv2dSame: TensorFlow's padding, which depends on the input's size, then the convolution."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        pads: list[int] = []
-        for size, k, s, d in zip(input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True):
-            total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-            pads = [total // 2, total - total // 2, *pads]
-        if any(pads):
-            input = F.pad(input, pads)
-        return _depthwise_forward(self, input, self.weight, self.bias)
-
-
-def _depthwise_forward(self: nn.Conv2d, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return DepthwiseConv2d._conv_forward(self, input, weight, bias)
-
-
-_swapped: dict[type, type] = {nn.Conv2d: DepthwiseConv2d}
-
-
-def _class_for(kind: type) -> type:
-    """The class that a depthwise convolution of this class is given."""
-    if kind not in _swapped:
-        mixin = _SamePadded if _is_timm_same(kind) else _Swapped
-        methods = {"_conv_forward": _depthwise_forward, "__module__": __name__, "__doc__": kind.__doc__}
-        _swapped[kind] = type(f"Depthwise{kind.__name__}", (mixin, kind), methods)
-    return _swapped[kind]
-
-
-def _new_swapped(kind: type) -> nn.Module:
-    return object.__new__(_class_for(kind))
-
-
-def _is_timm_same(kind: type) -> bool:
-    return kind.__name__ == "Conv2dSame" and kind.__module__.startswith("timm.")
-
-
-def _why_not(conv: nn.Conv2d) -> str:
-    """Why this depthwise convolution must stay what it is; empty where it need not."""
-    kind = type(conv)
-    if conv.weight.dtype not in _DTYPES:
-        return f"the kernels have no {str(conv.weight.dtype).removeprefix('torch.')}"
-    if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
-        return "its sizes are not known before the first call"
-    if hasattr(conv, "parametrizations"):
-        return "its weight is parametrized"
-    if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
-        return "its forward was replaced on the instance"
-    if kind is nn.Conv2d or _is_timm_same(kind):
-        return ""
-    if kind._conv_forward is not nn.Conv2d._conv_forward:
-        return f"{kind.__name__} computes its convolution in its own way"
-    if kind.forward is not nn.Conv2d.forward and "conv2d" in kind.forward.__code__.co_names:
-        return f"{kind.__name__}.forward calls conv2d itself"
-    return ""
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
-
-
-# --- chains ------------------------------------------------------------------------------------------------------------
-
-
-class _Open(Exception):
-    """The data leaves the traced module: what follows is seen from further up."""
-
-
-class _Closed(Exception):
-    """Something follows that is no part of the block: says what."""
-
-
-_FUNCTIONS = {
-    F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish",
-}  # fmt: skip
-
-
-class _Walk:
-    """Steps from a node to the only one that uses its result."""
-
-    def __init__(self, owner: nn.Module, node: fx.Node) -> None:
-        self.owner = owner
-        self.node = node
-        self.nodes = [node]
-        self.steps = [node.target]
-
-    def module(self, node: fx.Node) -> nn.Module | None:
-        return self.owner.get_submodule(node.target) if node.op == "call_module" else None
-
-    def peek(self) -> fx.Node:
-        """The next node that does something in eval mode."""
-        users = list(self.node.users)
-        if len(users) != 1:
-            what = ", ".join(map(self.describe, users))
-            raise _Closed(f"the result of {self.node.target} is used {len(users)} times" + (f": {what}" if what else ""))
-        if users[0].op == "output":
-            raise _Open
-        if isinstance(self.module(users[0]), (nn.Identity, nn.modules.dropout._DropoutNd)):
-            self.take(users[0])
-            return self.peek()
-        return users[0]
-
-    def take(self, node: fx.Node, step: str | None = None) -> int:
-        self.node = node
-        self.nodes.append(node)
-        self.steps.append(node.target if step is None else step)
-        return len(self.steps) - 1
-
-    def describe(self, node: fx.Node) -> str:
-        module = self.module(node)
-        return getattr(node.target, "__name__", str(node.target)) if module is None else type(module).__name__
-
-    def batch_norm(self) -> tuple[int, tuple[str, float] | None]:
-        """The BatchNorm's step, and the activation that it has built in (timm's BatchNormAct2d)."""
-        node = self.peek()
-        bn = self.module(node)
-        if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
-            raise _Closed(f"{self.describe(node)} follows, not BatchNorm")
-        if bn.running_mean is None:
-            raise _Closed("the BatchNorm after it keeps no running statistics")
-        act = None
-        if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
-            if type(bn).__name__ != "BatchNormAct2d" or not isinstance(bn.drop, nn.Identity):
-                raise _Closed(f"{type(bn).__name__} follows, not BatchNorm2d")
-            act = self.known(bn.act)
-            if act is None:
-                raise _Closed(f"{type(bn.act).__name__} has no fused form")
-        return self.take(node), act
-
-    @staticmethod
-    def known(module: nn.Module | None) -> tuple[str, float] | None:
-        try:
-            return None if module is None else activation_of("activation", module)
-        except ValueError:
-            kinds = {"Swish": "silu", "HardSwish": "hardswish", "GELU": "gelu"}  # timm's own modules of the same functions
-            if type(module).__module__.startswith("timm.") and type(module).__name__ in kinds:
-                return kinds[type(module).__name__], 0.01
-            return None
-
-    def activation(self) -> tuple[str, float]:
-        """The activation that follows, taken; identity where none does."""
-        try:
-            node = self.peek()
-        except (_Open, _Closed):
-            return "identity", 0.01
-        act = self.known(self.module(node))
-        if act is not None:
-            self.take(node)
-            return act
-        if node.op == "call_function" and node.target in _FUNCTIONS and len(node.args) == 1:
-            name = _FUNCTIONS[node.target]
-            self.take(node, f":{name}")
-            return name, 0.01
-        return "identity", 0.01
-
-    def pointwise(self) -> int:
-        node = self.peek()
-        conv = self.module(node)
-        if type(conv) is not nn.Conv2d:
-            raise _Closed(f"{self.describe(node)} follows, not a pointwise convolution")
-        if (conv.kernel_size, conv.stride, conv.groups) != ((1, 1), (1, 1), 1) or conv.padding not in ((0, 0), "valid", "same"):
-            raise _Closed("the convolution that follows is not pointwise")
-        return self.take(node)
-
-    def shortcut(self) -> tuple[fx.Node, fx.Node] | None:
-        """The addition that follows and what it adds: an inverted residual's shortcut."""
-        try:
-            node = self.peek()
-        except (_Open, _Closed):
-            return None
-        if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add):
-            return None
-        if len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
-            return None
-        first, second = node.args
-        return node, second if first is self.node else first
-
-
-@dataclass
-class _Found:
-    """A block found in a module's graph."""
-
-    conv: nn.Module
-    chain: FusedChain
-    nodes: list[fx.Node]  # in order
-    added: fx.Node | None  # the shortcut added to it
-    leaves: bool  # its result leaves the module: the shortcut or the last activation may follow further up
-
-    @property
-    def extras(self) -> tuple[bool, bool]:
-        return self.added is not None, self.chain.activation != "identity"
-
-
-def _find(owner: nn.Module, node: fx.Node) -> _Found:
-    """The block that starts at this depthwise convolution's node."""
-    walk = _Walk(owner, node)
-    conv = walk.module(node)
-    if type(conv) is not DepthwiseConv2d or conv.out_channels != conv.in_channels or conv.padding_mode != "zeros":
-        raise _Closed("a channel multiplier, a padding mode or a subclass keeps it apart")
-    bn1, act1 = walk.batch_norm()
-    if act1 in (None, ("identity", 0.01)):
-        act1 = walk.activation()
-    pointwise = walk.pointwise()
-    bn2, act2 = walk.batch_norm()
-    if act2 in (None, ("identity", 0.01)):
-        act2 = walk.activation()
-    shortcut = walk.shortcut()
-    steps = tuple(walk.steps)
-    added = None
-    if shortcut is not None:
-        walk.take(shortcut[0])
-        added = shortcut[1]
-    leaves = added is None and any(user.op == "output" for user in walk.node.users)
-    return _Found(conv, FusedChain(owner, steps, (0, bn1, pointwise, bn2), *act1, *act2), walk.nodes, added, leaves)
-
-
 @dataclass
 class _Pending:
     """Blocks that can be fused in a module, and may be more complete in one above it."""
@@ -291,7 +62,7 @@ class _Pending:
     owner: nn.Module
     graph: fx.Graph
     inlined: list[str]
-    found: list[_Found]
+    found: list[Found]
 
 
 class _Converter:
@@ -306,11 +77,11 @@ class _Converter:
         found = {m: name for name, m in self.model.named_modules() if is_depthwise(m) and m not in ours}
         already = {m for m in found if FUSED in m._modules}
         layers = {m: f"{type(m).__name__}: {_describe(m)}" for m in found}
-        left = {m: why for m in found if (why := "" if type(m) is DepthwiseConv2d else _why_not(m))}
+        left = {m: why for m in found if (why := "" if type(m) is DepthwiseConv2d else why_not(m))}
         open_ = [m for m in found if m not in left and m not in already]
         for conv in open_:
-            if not isinstance(conv, (DepthwiseConv2d, _Swapped)):
-                conv.__class__ = _class_for(type(conv))
+            if not isinstance(conv, (DepthwiseConv2d, Swapped)):
+                conv.__class__ = class_for(type(conv))
         self.candidates = set(open_)
         waiting = self.visit(self.model)
         self.settle(waiting)
@@ -348,15 +119,15 @@ class _Converter:
             if node.op == "call_module" and (target := module.get_submodule(node.target)) in calls:
                 calls[target].append(node)
         still: list[nn.Module] = []
-        found: list[_Found] = []
+        found: list[Found] = []
         for conv, nodes in calls.items():
             try:
                 if len(nodes) != 1:
-                    raise _Closed(f"{type(module).__name__} calls it {len(nodes)} times where it can be traced")
-                found.append(_find(module, nodes[0]))
-            except _Open:
+                    raise Closed(f"{type(module).__name__} calls it {len(nodes)} times where it can be traced")
+                found.append(find(module, nodes[0]))
+            except Open:
                 still.append(conv)
-            except _Closed as reason:
+            except Closed as reason:
                 self.why[conv] = str(reason)
         # A block that a module below can fuse as well is fused there, unless there is more of it here.
         better = [f for f in found if f.conv not in self.pending or f.extras > self.extras_below(f.conv)]
@@ -428,8 +199,9 @@ def convert(model: nn.Module, inplace: bool = False, *, verbose: bool = False) -
         TypeError: model is not an nn.Module.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16))
-        >>> print(convert(model.eval()).conversion_report)
+        >>> depthwise, pointwise = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1)
+        >>> model = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.ReLU(), pointwise, nn.BatchNorm2d(16))
+        >>> print(convert(model).conversion_report)
         1 depthwise convolution: 1 FusedDSConv
         0  Conv2d: 8 channels, 3x3, stride 1x1  FusedDSConv  with 1, 2, 3, 4
     """
@@ -476,10 +248,7 @@ def _unfuse(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
         del new.forward
     if isinstance(new._modules.get(FUSED), FusedChain):
         del new._modules[FUSED]
-    if type(new) is DepthwiseConv2d:
-        new.__class__ = nn.Conv2d
-    elif isinstance(new, _Swapped):
-        new.__class__ = type(new).__bases__[-1]
+    restore(new)
     for name, child in new._modules.items():
         if child is not None:
             new._modules[name] = _unfuse(child, done)

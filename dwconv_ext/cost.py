@@ -132,7 +132,8 @@ class CostTable:
     def __str__(self) -> str:
         head = ("name", "layer", "output", "parameters", "multiply-adds", "kernel")
         cells = [
-            (r.name, r.layer, "x".join(map(str, r.output)), f"{r.parameters:,}", f"{r.multiply_adds:,}", r.kernel) for r in self.rows
+            (r.name, r.layer, "x".join(map(str, r.output)), f"{r.parameters:,}", f"{r.multiply_adds:,}", r.kernel)
+            for r in self.rows
         ]
         total = ("total", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}", "")
         widths = [max(len(row[i]) for row in (head, *cells, total)) for i in range(len(head))]
@@ -180,8 +181,8 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
             continue
         kernel = ""
         if isinstance(module, DepthwiseConv2d) and len(layer.input_size) == 4 and input.device.type == "cpu":
-            block = fused.get(id(module))
-            kernel = plan(module if block is None else block, torch.empty(layer.input_size, dtype=input.dtype, device="meta"))[0].kernel
+            seen = torch.empty(layer.input_size, dtype=input.dtype, device="meta")
+            kernel = plan(fused.get(id(module), module), seen)[0].kernel
         elif id(module) in fused:
             kernel = "(the same)"
         # BatchNorm is folded into its convolution in inference, and the literature counts it nowhere.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from .functional import depthwise_conv2d
 from .modules import FusedDSConv
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -98,6 +99,11 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
         raise ValueError(f"input must have shape (N, {conv.in_channels}, H, W), but got {list(input.shape)}")
     if input.dtype not in _DTYPES:
         raise ValueError(f"input must be float32, float64, bfloat16 or float16, but got {input.dtype}")
+    weight = torch.empty(conv.weight.shape, dtype=input.dtype, device="meta")
+    try:
+        depthwise_conv2d(input.to("meta"), weight, None, conv.stride, conv.padding, conv.dilation)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
     if not (input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last)):
         input = torch.empty_like(input, device="meta", memory_format=torch.contiguous_format)
     if fused:

@@ -17,7 +17,7 @@ from torch import nn
 
 import dwconv_ext
 from dwconv_ext import DepthwiseConv2d, FusedDSConv, convert, unfuse
-from dwconv_ext.convert import is_depthwise
+from dwconv_ext.swap import is_depthwise
 
 # One of each family that has depthwise convolutions; test_every_torchvision_family (slow) looks whether one is missing.
 TORCHVISION = {
@@ -34,12 +34,12 @@ TORCHVISION = {
 }
 TIMM = [
     "mobilenetv1_100", "mobilenetv2_050", "tf_mobilenetv3_small_minimal_100", "mobilenetv4_conv_small", "efficientnet_lite0",
-    "tf_efficientnet_lite0", "mnasnet_small", "fbnetc_100", "lcnet_050", "mixnet_s", "rexnet_100", "ghostnet_050", "convnext_atto",
-    "inception_next_atto", "edgenext_xx_small", "repvit_m0_9", "mobileone_s0", "efficientvit_b0", "xception41",
+    "tf_efficientnet_lite0", "mnasnet_small", "fbnetc_100", "lcnet_050", "mixnet_s", "rexnet_100", "ghostnet_050",
+    "convnext_atto", "inception_next_atto", "edgenext_xx_small", "repvit_m0_9", "mobileone_s0", "efficientvit_b0", "xception41",
 ]  # fmt: skip
 
 
-BFLOAT16 = ("mobilenet_v2", "mobilenet_v3_small", "convnext_atto", "repvit_m0_9", "mobilenetv4_conv_small")
+BFLOAT16 = ("mobilenet_v2", "mobilenet_v3_small", "mobilenetv1_100", "repvit_m0_9", "mobilenetv4_conv_small")
 
 
 def torchvision_model(name):
@@ -519,7 +519,7 @@ def test_threads_share_a_converted_model():
 
 @pytest.mark.parametrize("function", [convert, unfuse])
 def test_errors(function):
-    with pytest.raises(TypeError, match="model must be an nn.Module, but got int"):
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, but got int"):
         function(3)
 
 

@@ -124,3 +124,38 @@ def test_report_names_versions_and_kernels():
     assert torch.__version__ in facts["torch"] and facts["threads"] == str(torch.get_num_threads())
     assert _C.selected_isa() in facts["kernel sets"] and "depthwise_forward_nhwc" in facts["kernels"]
     assert facts["CUDA"]
+
+
+# --- dwconv_ext.plan ---------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_a_layer():
+    conv = torch.nn.Conv2d(32, 32, 3, 2, 1, groups=32)
+    plans = dwconv_ext.plan(conv, (8, 32, 112, 112))
+    assert [p.pass_ for p in plans] == ["forward", "backward_input", "backward_weight"]
+    forward = plans[0]
+    assert forward.bytes == 4 * (8 * 32 * (112**2 + 56**2) + 32 * 9) and forward.flops == 2 * 8 * 32 * 56**2 * 9
+    text = str(plans)
+    assert forward.kernel in text and forward.reason in text and "FLOP/byte" in text
+    assert len(dwconv_ext.plan(torch.nn.Conv2d(32, 32, 3, padding="same", groups=32), (8, 32, 9, 9))) == 2
+
+
+def test_plan_of_a_block_and_a_tensor():
+    x = torch.empty(2, 16, 9, 9, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)
+    (plan,) = dwconv_ext.plan(dwconv_ext.FusedDSConv(16, 32), x, threads=1)
+    assert (plan.kernel, plan.dtype, plan.layout, plan.workers) == ("separable_forward_nhwc", "bfloat16", "channels_last", 1)
+
+
+@pytest.mark.parametrize(
+    "layer, given, error, message",
+    [
+        (torch.nn.Linear(3, 3), (1, 3, 4, 4), TypeError, "layer must be a depthwise nn.Conv2d or a FusedDSConv"),
+        (torch.nn.Conv2d(4, 4, 3), (1, 4, 4, 4), TypeError, "layer must be"),
+        (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 5, 4, 4), ValueError, "input must have shape"),
+        (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 4, 2, 2), ValueError, "larger than the padded input"),
+        (torch.nn.Conv2d(4, 4, 3, groups=4), torch.empty(1, 4, 4, 4, dtype=torch.int32), ValueError, "input must be float32"),
+    ],
+)
+def test_plan_errors(layer, given, error, message):
+    with pytest.raises(error, match=message):
+        dwconv_ext.plan(layer, given)

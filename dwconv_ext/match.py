@@ -1,0 +1,165 @@
+"""A depthwise-separable block found in a traced graph, from its depthwise convolution on."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .chain import FusedChain
+from .modules import DepthwiseConv2d, activation_of
+
+
+class Open(Exception):
+    """The data leaves the traced module: what follows is seen from further up."""
+
+
+class Closed(Exception):
+    """Something follows that is no part of the block: says what."""
+
+
+_FUNCTIONS = {
+    F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish",
+}  # fmt: skip
+
+
+class _Walk:
+    """Steps from a node to the only one that uses its result."""
+
+    def __init__(self, owner: nn.Module, node: fx.Node) -> None:
+        self.owner = owner
+        self.node = node
+        self.nodes = [node]
+        self.steps = [node.target]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.owner.get_submodule(node.target) if node.op == "call_module" else None
+
+    def peek(self) -> fx.Node:
+        """The next node that does something in eval mode."""
+        users = list(self.node.users)
+        if len(users) != 1:
+            what = ", ".join(map(self.describe, users))
+            raise Closed(f"the result of {self.node.target} is used {len(users)} times" + (f": {what}" if what else ""))
+        if users[0].op == "output":
+            raise Open
+        if isinstance(self.module(users[0]), (nn.Identity, nn.modules.dropout._DropoutNd)):
+            self.take(users[0])
+            return self.peek()
+        return users[0]
+
+    def take(self, node: fx.Node, step: str | None = None) -> int:
+        self.node = node
+        self.nodes.append(node)
+        self.steps.append(node.target if step is None else step)
+        return len(self.steps) - 1
+
+    def describe(self, node: fx.Node) -> str:
+        module = self.module(node)
+        return getattr(node.target, "__name__", str(node.target)) if module is None else type(module).__name__
+
+    def batch_norm(self) -> tuple[int, tuple[str, float] | None]:
+        """The BatchNorm's step, and the activation that it has built in (timm's BatchNormAct2d)."""
+        node = self.peek()
+        bn = self.module(node)
+        if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
+            raise Closed(f"{self.describe(node)} follows, not BatchNorm")
+        if bn.running_mean is None:
+            raise Closed("the BatchNorm after it keeps no running statistics")
+        act = None
+        if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            if type(bn).__name__ != "BatchNormAct2d" or not isinstance(bn.drop, nn.Identity):
+                raise Closed(f"{type(bn).__name__} follows, not BatchNorm2d")
+            act = self.known(bn.act)
+            if act is None:
+                raise Closed(f"{type(bn.act).__name__} has no fused form")
+        return self.take(node), act
+
+    @staticmethod
+    def known(module: nn.Module | None) -> tuple[str, float] | None:
+        try:
+            return None if module is None else activation_of("activation", module)
+        except ValueError:
+            kinds = {"Swish": "silu", "HardSwish": "hardswish", "GELU": "gelu"}  # timm's own modules of the same functions
+            if type(module).__module__.startswith("timm.") and type(module).__name__ in kinds:
+                return kinds[type(module).__name__], 0.01
+            return None
+
+    def activation(self) -> tuple[str, float]:
+        """The activation that follows, taken; identity where none does."""
+        try:
+            node = self.peek()
+        except (Open, Closed):
+            return "identity", 0.01
+        act = self.known(self.module(node))
+        if act is not None:
+            self.take(node)
+            return act
+        if node.op == "call_function" and node.target in _FUNCTIONS and len(node.args) == 1:
+            name = _FUNCTIONS[node.target]
+            self.take(node, f":{name}")
+            return name, 0.01
+        return "identity", 0.01
+
+    def pointwise(self) -> int:
+        node = self.peek()
+        conv = self.module(node)
+        if type(conv) is not nn.Conv2d:
+            raise Closed(f"{self.describe(node)} follows, not a pointwise convolution")
+        if (conv.kernel_size, conv.stride, conv.groups) != ((1, 1), (1, 1), 1) or conv.padding not in ((0, 0), "valid", "same"):
+            raise Closed("the convolution that follows is not pointwise")
+        return self.take(node)
+
+    def shortcut(self) -> tuple[fx.Node, fx.Node] | None:
+        """The addition that follows and what it adds: an inverted residual's shortcut."""
+        try:
+            node = self.peek()
+        except (Open, Closed):
+            return None
+        if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add):
+            return None
+        if len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+            return None
+        first, second = node.args
+        return node, second if first is self.node else first
+
+
+@dataclass
+class Found:
+    """A block found in a module's graph."""
+
+    conv: nn.Module
+    chain: FusedChain
+    nodes: list[fx.Node]  # in order
+    added: fx.Node | None  # the shortcut added to it
+    leaves: bool  # its result leaves the module: the shortcut or the last activation may follow further up
+
+    @property
+    def extras(self) -> tuple[bool, bool]:
+        return self.added is not None, self.chain.activation != "identity"
+
+
+def find(owner: nn.Module, node: fx.Node) -> Found:
+    """The block that starts at this depthwise convolution's node."""
+    walk = _Walk(owner, node)
+    conv = walk.module(node)
+    if type(conv) is not DepthwiseConv2d or conv.out_channels != conv.in_channels or conv.padding_mode != "zeros":
+        raise Closed("a channel multiplier, a padding mode or a subclass keeps it apart")
+    bn1, act1 = walk.batch_norm()
+    if act1 in (None, ("identity", 0.01)):
+        act1 = walk.activation()
+    pointwise = walk.pointwise()
+    bn2, act2 = walk.batch_norm()
+    if act2 in (None, ("identity", 0.01)):
+        act2 = walk.activation()
+    shortcut = walk.shortcut()
+    steps = tuple(walk.steps)
+    added = None
+    if shortcut is not None:
+        walk.take(shortcut[0])
+        added = shortcut[1]
+    leaves = added is None and any(user.op == "output" for user in walk.node.users)
+    return Found(conv, FusedChain(owner, steps, (0, bn1, pointwise, bn2), *act1, *act2), walk.nodes, added, leaves)
