@@ -1,6 +1,6 @@
 """``python -m benchmarks {depthwise,separable}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes.
 
-``traffic`` counts what the CUDA kernels move instead, without a card.
+``models`` times whole models, converted against untouched; ``traffic`` counts what the CUDA kernels move, without a card.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from . import peers, report, traffic
+from . import models, peers, report, traffic
 from .layers import Layer, depthwise_layers, separable_layers
 from .roofline import Roofline
-from .suites import Mismatch, Options, depthwise_race, separable_race
+from .suites import LAYOUTS, Mismatch, Options, depthwise_race, separable_race
 from .timing import Stopwatch, keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,15 +49,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    command = commands.add_parser("models", help="whole models, converted against untouched", description=models.__doc__)
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument("--dtype", choices=DTYPES, default="float32")
+    command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's, %(default)s")
+    command.add_argument("--batches", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    command.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["NCHW"], help="default: NCHW")
+    command.add_argument("--layers", metavar="TEXT", default="", help="only models whose name contains TEXT")
+    command.add_argument("--rounds", type=int, default=5, help="bursts of each contender (default: %(default)s)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with the machine and the versions")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     options = parser.parse_args(arguments)
     if options.what == "traffic":
         return options
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
-    for name in ("threads", "rounds", "batch"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name}: must be at least 1, got {value}")
+    for name in ("threads", "rounds", "batch", "batches"):
+        given = getattr(options, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < 1:
+                parser.error(f"--{name}: must be at least 1, got {value}")
     return options
 
 
@@ -68,7 +79,7 @@ def chosen_layers(what: str, options: argparse.Namespace) -> list[Layer]:
     return [layer for layer in layers if options.layers in layer.name]
 
 
-def progress(layers: list[Layer]) -> Iterable[Layer]:
+def progress(layers: list) -> Iterable:
     """The layers, with a bar on a terminal that has rich."""
     try:
         from rich.progress import track
@@ -105,6 +116,15 @@ def main(arguments: list[str] | None = None) -> int:
             for kind, listed in lists.items()
         }
         return traffic.run(layers, DTYPES[options.dtype], options.json, options.markdown)
+    if options.what == "models":
+        if not models.models(options.layers):
+            print(f"no model's name contains {options.layers!r}", file=sys.stderr)
+            return 2
+        try:
+            return models.run(options, DTYPES[options.dtype], progress)
+        except Mismatch as error:
+            print(f"wrong result: {error}", file=sys.stderr)
+            return 1
     if not chosen_layers(options.what, options):
         print(f"no layer's name contains {options.layers!r}", file=sys.stderr)
         return 2

@@ -102,6 +102,10 @@ def markdown(title: str, summaries: list[Summary]) -> str:
     narrow = {f"{name} ms" for name in (*OURS, BASELINE, BASELINE_CHANNELS_LAST)}
     kept = [i for i, name in enumerate(header) if not name.endswith(" ms") or name in narrow]
     header, cells = [header[i] for i in kept], [[row[i] for i in kept] for row in cells]
+    return markdown_table(title, header, cells)
+
+
+def markdown_table(title: str, header: list[str], cells: list[list[str]]) -> str:
     lines = [f"### {title}", "", "| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
 
