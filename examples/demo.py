@@ -12,7 +12,6 @@ The pictures go to one PNG.
 from __future__ import annotations
 
 import argparse
-from collections import OrderedDict
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from dwconv_ext import FusedDSConv, depthwise_conv2d
+from dwconv_ext import FusedDSConv, depthwise_conv2d, unfuse
 
 FILTERS = ("blur", "sharpen", "edges", "emboss")
 
@@ -94,22 +93,6 @@ class DigitNet(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-def unfused(model: DigitNet) -> DigitNet:
-    """The same network with plain torch modules in the blocks' places, and the same weights."""
-    plain = DigitNet()
-    for i, block in enumerate(plain.blocks):
-        conv = block.depthwise
-        depthwise = nn.Conv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups, bias=False
-        )
-        parts = OrderedDict(
-            depthwise=depthwise, bn1=block.bn1, act1=nn.ReLU(), pointwise=block.pointwise, bn2=block.bn2, act2=nn.ReLU()
-        )
-        plain.blocks[i] = nn.Sequential(parts)
-    plain.load_state_dict(model.state_dict())
-    return plain.eval()
-
-
 def train_digits(epochs: int, seed: int = 0) -> tuple[DigitNet, float, Tensor, Tensor]:
     """The trained network, its accuracy on the fifth of the digits it never saw, those digits and what it takes them for."""
     torch.manual_seed(seed)
@@ -142,7 +125,7 @@ def train_digits(epochs: int, seed: int = 0) -> tuple[DigitNet, float, Tensor, T
 
 @torch.no_grad()
 def time_network(model: DigitNet) -> dict[str, float]:
-    plain = unfused(model)
+    plain = unfuse(model)  # plain torch modules in the blocks' places, and the same weights
     x = torch.rand(64, 1, 32, 32)  # larger pictures, so that the convolutions weigh
     torch.testing.assert_close(model(x), plain(x), rtol=1e-3, atol=1e-4)
     print("digits: the network gives the same with its blocks unfused into torch modules")

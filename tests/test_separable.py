@@ -30,6 +30,7 @@ BLOCKS = {
     "dilated": (2, 20, 36, (11, 12), (3, 3), Convolution((1, 1), (2, 2), (2, 2))),
     "one_by_eleven": (1, 12, 20, (6, 19), (1, 11), Convolution(padding=(0, 5))),
     "filter_larger_than_image": (1, 18, 20, (3, 2), (5, 5), Convolution(padding=(2, 2))),
+    "deep": (1, 1031, 20, (7, 7), (3, 3), SAME),  # several blocks of channels, the last a short one
     "empty_batch": (0, 8, 8, (5, 5), (3, 3), SAME),
 }
 

@@ -1,0 +1,130 @@
+"""The example scripts, each run on small real data."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = ["--data", "digits", "--size", "32", "--width-multiplier", "0.25", "--limit", "160", "--lr", "2e-3", "--device", "cpu"]
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs an example as its own program would; gives what it printed."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two epochs without a break."""
+    out = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, str(EXAMPLES / "train_cifar10.py"), *SMALL, "--out", str(out), "--epochs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2: loss" in done.stdout and f"best test accuracy 0.{done.stdout.split('accuracy 0.')[-1]}" in done.stdout
+    return out
+
+
+def test_resumed_is_as_uninterrupted(trained, script, tmp_path):
+    script("train_cifar10.py", *SMALL, "--out", tmp_path, "--epochs", 1)
+    text = script("train_cifar10.py", *SMALL, "--out", tmp_path, "--epochs", 2, "--resume")
+    assert "resumed after epoch 1 of 2" in text and "epoch 2: loss" in text and "epoch 1: loss" not in text
+    whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (trained, tmp_path))
+    assert whole["epoch"] == resumed["epoch"] == 1 and whole["accuracy"] == resumed["accuracy"]
+    for name, value in whole["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+    assert (tmp_path / "best.pt").is_file() and not list(tmp_path.glob("*.part"))
+
+
+def test_it_learns(script, tmp_path):
+    options = ["--data", "digits", "--size", "32", "--width-multiplier", "0.25", "--lr", "5e-3", "--device", "cpu"]
+    text = script("train_cifar10.py", *options, "--epochs", 4, "--out", tmp_path)
+    accuracies = [float(line.split("test accuracy ")[1][:6]) for line in text.splitlines() if line.startswith("epoch")]
+    assert len(accuracies) == 4 and max(accuracies) > 0.7
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["accuracy"] == max(accuracies) == pytest.approx(max(accuracies))
+
+
+def test_amp_and_compare(script, tmp_path):
+    text = script("train_cifar10.py", *SMALL, "--amp", "--epochs", 1, "--out", tmp_path)
+    assert "epoch 1: loss" in text
+    text = script("train_cifar10.py", *SMALL, "--compare", "--out", tmp_path)
+    assert "speed-up" in text and "plain nn" in text
+
+
+def test_several_processes(tmp_path):
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(str(EXAMPLES / "train_cifar10.py"), *SMALL, "--epochs", "1", "--sync-bn", "--out", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("epoch 1: loss") == 1 and (tmp_path / "best.pt").is_file()
+
+
+def test_predict_and_show_weights(trained, script, tmp_path):
+    text = script(
+        "predict.py", "--checkpoint", trained / "best.pt", "--count", 7, "--output", tmp_path / "grid.png", "--device", "cpu"
+    )
+    assert "of 7 right" in text
+    script("show_weights.py", "--checkpoint", trained / "best.pt", "--filters", 6, "--output", tmp_path / "weights.png")
+    for name in ("grid.png", "weights.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 100 and len(set(picture.convert("L").getdata())) > 20
+
+
+def test_summary(script):
+    assert "4,231,976" in script("summary.py")
+    assert "3,504,872" in script("summary.py", "--model", "mobilenet_v2", "--resolution", 64, "--batch", 2)
+    text = script("summary.py", "--model", "mnasnet0_5", "--resolution", 64)
+    assert "separable_forward" in text
+
+
+@pytest.mark.parametrize("name", ["demo.py", "train_cifar10.py", "predict.py", "show_weights.py", "summary.py"])
+def test_help(name, script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script(name, "--help")
+    assert stopped.value.code == 0 and "--help" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("train_cifar10.py", ["--epochs", "0"], None),
+        ("train_cifar10.py", ["--size", "50", *SMALL[:2]], "--size must be a multiple of 32, but got 50"),
+        ("train_cifar10.py", [*SMALL, "--resume", "--out", "{tmp}"], "there is no checkpoint"),
+        ("predict.py", ["--checkpoint", "{tmp}/none.pt"], "there is no checkpoint"),
+        ("predict.py", ["--checkpoint", "{tmp}/corrupt.pt"], "is corrupt"),
+        ("show_weights.py", ["--checkpoint", "{tmp}/short.pt"], "is corrupt"),
+        ("show_weights.py", ["--checkpoint", "{tmp}/other.pt"], "it has no config, model"),
+        ("summary.py", ["--model", "nonesuch"], "Unknown model nonesuch"),
+        ("summary.py", ["--width-multiplier", "-1"], "width_multiplier must be a positive number"),
+        ("train_cifar10.py", ["--root", "{tmp}", "--device", "cpu"], "is missing or corrupt"),
+    ],
+)
+def test_errors(name, arguments, message, script, tmp_path, trained, capsys):
+    (tmp_path / "corrupt.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "short.pt").write_bytes((trained / "best.pt").read_bytes()[:5000])
+    torch.save({"epoch": 3}, tmp_path / "other.pt")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"corrupt")
+    with pytest.raises(SystemExit) as stopped:
+        script(name, *(a.replace("{tmp}", str(tmp_path)) for a in arguments))
+    if message is None:
+        assert stopped.value.code == 2
+    else:
+        assert message in str(stopped.value.code) and "Traceback" not in str(stopped.value.code)
