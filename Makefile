@@ -2,6 +2,7 @@
 # make test    set up, build, run the tests
 # make bench   the tables and plots of the README
 # make fuzz    10,000 random problems a property test; make slow: the tests that need minutes or 20 GB
+# make models  the table of whole models, converted against untouched
 # make traffic the bytes that the CUDA kernels move, counted without a card
 # make gpu-check  on a machine with a card: build, tests, compute-sanitizer, benchmark; offline, in PYTHON's environment (python3)
 # make lint    ruff and clang-format, as the pre-commit hooks run them; make format applies them
@@ -20,7 +21,7 @@ CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 # Development builds cover two architectures and PTX; an installed package covers all (setup.py).
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 
-.PHONY: test slow fuzz demo bench traffic gpu-check lint format build clean
+.PHONY: test slow fuzz demo bench models traffic gpu-check lint format build clean
 .DELETE_ON_ERROR:
 
 test: environment-test build
@@ -39,6 +40,9 @@ bench: environment-bench build
 	for what in depthwise separable; do \
 	  $(PY) -m benchmarks $$what --json docs/results/$$what.json --markdown docs/results/$$what.md --plot docs/results/$$what.png || exit 1; \
 	done
+
+models: environment-bench build
+	$(PY) -m benchmarks models --json docs/results/models.json --markdown docs/results/models.md
 
 traffic: environment-bench build
 	$(PY) -m benchmarks traffic --json docs/results/traffic.json --markdown docs/results/traffic.md

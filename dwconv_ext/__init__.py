@@ -18,7 +18,8 @@ __version__ = "0.1.0"
 _C = load_cpu()
 _C_cuda, cuda_status = load_cuda()
 
-from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402 (the ops must exist first)
+from . import registration  # noqa: E402, F401 (the ops must exist first)
+from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402
 from .convert import convert, unfuse  # noqa: E402
 from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
 from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402

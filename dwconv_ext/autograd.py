@@ -1,4 +1,4 @@
-"""What torch knows of the ops besides their kernels: shapes without data, derivatives, vmap, autocast.
+"""The derivatives of the ops, as autograd Functions. registration.py makes them the ops' own.
 
 The ops' Autograd key is the ``apply`` of a ``torch.autograd.Function`` whose forward calls the op below autograd and whose
 backward calls ops, never kernels, so that every derivative is itself differentiable.
@@ -18,16 +18,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch._prims_common import suggest_memory_format
-
-from . import _C
 
 ops = torch.ops.dwconv_ext
-_library = torch.library.Library("dwconv_ext", "IMPL")
 
 
-def _below_autograd() -> torch._C._AutoDispatchBelowAutograd:
+def below_autograd() -> torch._C._AutoDispatchBelowAutograd:
     return torch._C._AutoDispatchBelowAutograd()
 
 
@@ -63,7 +58,7 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
-        with _below_autograd():
+        with below_autograd():
             return ops.depthwise_conv2d(x, w, b, stride, padding, dilation)
 
     @staticmethod
@@ -100,7 +95,7 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(grad: Tensor, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, mask: Any) -> tuple:
-        with _below_autograd():
+        with below_autograd():
             return ops.depthwise_conv2d_backward(grad, x, w, stride, padding, dilation, mask)
 
     @staticmethod
@@ -218,7 +213,7 @@ class SeparableConv2dFunction(torch.autograd.Function):
         x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01,
         pw_packed=None, allow_tf32=False,
     ):  # fmt: skip
-        with _below_autograd():
+        with below_autograd():
             return ops.separable_conv2d(
                 x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope, pw_packed, allow_tf32
             )
@@ -284,201 +279,3 @@ class SeparableConv2dFunction(torch.autograd.Function):
         if dout is not None:
             dout = activation_backward(dout, out, pw_act, pw_slope)
         return _sum(dout, dresidual)
-
-
-# --- registrations ---------------------------------------------------------------------------------------------------
-
-
-def _fake_convolution(
-    op: str, x: Tensor, weight_name: str, w: Tensor, channels: Any, conv: tuple, others: dict[str, Tensor | None]
-) -> Tensor:
-    """The output without its data, after csrc/checks.h's checks in the same words."""
-
-    def check(condition: Any, message: str) -> None:
-        torch._check(condition, lambda: f"{op}: {message}")
-
-    check(x.dim() == 4, f"input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
-    check(w.dim() == 4, f"{weight_name} must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(w.shape)}")
-    check(x.dtype in _DTYPES, f"input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
-    for name, t in {weight_name: w, **others}.items():
-        if t is not None:
-            check(t.device == x.device, f"{name} must be on the same device as input (got {t.device} and {x.device})")
-            check(t.dtype == x.dtype, f"{name} must have the same dtype as input (got {t.dtype} and {x.dtype})")
-    check(x.shape[1] > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
-    for size in x.shape[2:]:
-        check(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
-    wanted = f"shape (C * multiplier, 1, kH, kW) with C = {x.shape[1]} channels of input"
-    depthwise = w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % x.shape[1] == 0
-    check(depthwise, f"{weight_name} must have {wanted}, but got {list(w.shape)}")
-    size = []
-    for i, side in ((0, "height"), (1, "width")):
-        stride, padding, dilation = (pair[i] for pair in conv)
-        check(stride > 0, f"stride must be positive, but got {tuple(conv[0])}")
-        check(padding >= 0, f"padding must be non-negative, but got {tuple(conv[1])}")
-        check(dilation > 0, f"dilation must be positive, but got {tuple(conv[2])}")
-        check(w.shape[i + 2] > 0, f"{weight_name} must have a non-empty filter, but got shape {list(w.shape)}")
-        room = x.shape[i + 2] + 2 * padding - dilation * (w.shape[i + 2] - 1) - 1
-        check(room >= 0, f"{weight_name}'s filter is larger than the padded input along {side}")
-        size.append(room // stride + 1)
-    return x.new_empty((x.shape[0], channels, *size)).contiguous(memory_format=suggest_memory_format(x))
-
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-@torch.library.register_fake("dwconv_ext::depthwise_conv2d")
-def _(x, w, b, stride, padding, dilation):
-    return _fake_convolution("depthwise_conv2d", x, "weight", w, w.shape[0], (stride, padding, dilation), {"bias": b})
-
-
-@torch.library.register_fake("dwconv_ext::depthwise_conv2d_backward")
-def _(grad, x, w, stride, padding, dilation, mask):
-    return (
-        x.new_empty(x.shape).contiguous(memory_format=suggest_memory_format(x)) if mask[0] else x.new_empty((0,)),
-        x.new_empty(w.shape) if mask[1] else x.new_empty((0,)),
-        x.new_empty((w.shape[0],)) if mask[2] else x.new_empty((0,)),
-    )
-
-
-@torch.library.register_fake("dwconv_ext::separable_conv2d")
-def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
-    others = {"dw_bias": db, "pw_weight": pw, "pw_bias": pb, "residual": residual}
-    return _fake_convolution("separable_conv2d", x, "dw_weight", dw, pw.shape[0], (stride, padding, dilation), others)
-
-
-def _register_autograd(name: str, function: type[torch.autograd.Function], tensors: int) -> None:
-    """The Function at the op's Autograd key; where nothing needs a derivative, the op below without the Function's cost.
-
-    A Function's apply takes about 30 us on a CPU and keeps its output alive until the next garbage collection.
-    `tensors`: how many of the leading arguments can be tensors.
-    """
-    op = getattr(ops, name).default
-
-    # Under torch.func the dispatcher comes here once a transform, with that transform's tensors: one level of autograd each.
-    def forward(*args: Any) -> Any:
-        with torch.enable_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(True):  # of the levels below
-            return function.forward(*args)
-
-    methods = {m: staticmethod(getattr(function, m)) for m in ("setup_context", "backward", "jvp")}
-    methods["forward"] = staticmethod(forward)
-    single_level = type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
-
-    def autograd(*args: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
-            with enable_single_level_autograd_function():
-                return single_level.apply(*args)
-        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
-        if needed or torch.autograd.forward_ad._current_level >= 0 or torch.compiler.is_compiling():
-            return function.apply(*args)
-        with _below_autograd():
-            return op(*args)
-
-    _library.impl(name, autograd, "Autograd")
-
-
-@torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
-def _(pw):
-    torch._check(pw.dim() == 4, lambda: f"pw_weight must have shape (out_channels, channels, 1, 1), but got {list(pw.shape)}")
-    wide = torch.float64 if pw.dtype == torch.float64 else torch.float32
-    panel = _C.pointwise_panel(str(pw.dtype).removeprefix("torch."))
-    return pw.new_empty(((pw.shape[0] + panel - 1) // panel, pw.shape[1], panel), dtype=wide)
-
-
-_register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
-_register_autograd("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction, 3)
-_register_autograd("separable_conv2d", SeparableConv2dFunction, 11)
-
-
-def _slopes_without_packed(rest: tuple) -> tuple:
-    """(dw_slope, pw_slope, pw_packed, allow_tf32), as many as were given, with nothing packed."""
-    return (*rest[:2], None, *rest[3:]) if len(rest) > 2 else rest
-
-
-def _fold(t: Tensor, dim: int | None, size: int) -> Tensor:
-    """(B, N, ...) or an unbatched tensor repeated, as (B * N, ...)."""
-    t = t.movedim(dim, 0) if dim is not None else t.expand(size, *t.shape)
-    return t.flatten(0, 1)
-
-
-def _fold_channels(t: Tensor, dim: int | None, size: int) -> Tensor:
-    """(B, N, C, H, W) as (N, B * C, H, W): each sample's channels are channels of one wide problem."""
-    t = t.movedim(dim, 1) if dim is not None else t.unsqueeze(1).expand(t.shape[0], size, *t.shape[1:])
-    return t.flatten(1, 2)
-
-
-@torch.library.register_vmap("dwconv_ext::depthwise_conv2d")
-def _(info, in_dims, x, w, b, stride, padding, dilation):
-    size = info.batch_size
-    if in_dims[1] is None and in_dims[2] is None:
-        y = ops.depthwise_conv2d(_fold(x, in_dims[0], size), w, b, stride, padding, dilation)
-        return y.unflatten(0, (size, -1)), 0
-    wide_b = None if b is None else _fold(b, in_dims[2], size)
-    y = ops.depthwise_conv2d(_fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, stride, padding, dilation)
-    return y.unflatten(1, (size, -1)), 1
-
-
-@torch.library.register_vmap("dwconv_ext::depthwise_conv2d_backward")
-def _(info, in_dims, grad, x, w, stride, padding, dilation, mask):
-    size = info.batch_size
-    gx, gw, gb = ops.depthwise_conv2d_backward(
-        _fold_channels(grad, in_dims[0], size),
-        _fold_channels(x, in_dims[1], size),
-        _fold(w, in_dims[2], size),
-        stride,
-        padding,
-        dilation,
-        mask,
-    )
-    outputs = (
-        gx.unflatten(1, (size, -1)) if mask[0] else gx,
-        gw.unflatten(0, (size, -1)) if mask[1] else gw,
-        gb.unflatten(0, (size, -1)) if mask[2] else gb,
-    )
-    return outputs, (1 if mask[0] else None, 0 if mask[1] else None, 0 if mask[2] else None)
-
-
-@torch.library.register_vmap("dwconv_ext::separable_conv2d")
-def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
-    slopes = _slopes_without_packed(rest)  # the weights are packed anew
-    size = info.batch_size
-    tensors = [x, dw, db, pw, pb, residual]
-    dims = [*in_dims[:5], in_dims[10] if len(in_dims) > 10 else None]
-    if all(d is None for d in dims[1:5]):
-        wide_residual = None if residual is None else _fold(residual, dims[5], size)
-        y = ops.separable_conv2d(
-            _fold(x, dims[0], size), dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, wide_residual, *slopes
-        )
-        return y.unflatten(0, (size, -1)), 0
-    outputs = []
-    for i in range(size):
-        one = [t if t is None or d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)]
-        outputs.append(ops.separable_conv2d(*one[:5], stride, padding, dilation, dw_act, pw_act, one[5], *slopes))
-    return torch.stack(outputs), 0
-
-
-def _register_autocast(device_type: str, key: str) -> None:
-    """What autocast does to conv2d: floating-point operands in the autocast dtype, float64 left alone."""
-    below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def cast(t: Tensor | None) -> Tensor | None:
-        if t is None or t.dtype == torch.float64 or not t.is_floating_point() or t.device.type != device_type:
-            return t
-        return t.to(torch.get_autocast_dtype(device_type))
-
-    def depthwise(x, w, b, *conv):
-        with torch._C._ExcludeDispatchKeyGuard(below):
-            return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *conv)
-
-    def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
-        slopes = _slopes_without_packed(rest)  # what was packed before the cast is not what is wanted
-        with torch._C._ExcludeDispatchKeyGuard(below):
-            return ops.separable_conv2d(
-                *map(cast, (x, dw, db, pw, pb)), stride, padding, dilation, dw_act, pw_act, cast(residual), *slopes
-            )
-
-    _library.impl("depthwise_conv2d", depthwise, key)
-    _library.impl("separable_conv2d", separable, key)
-
-
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")

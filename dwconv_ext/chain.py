@@ -47,10 +47,11 @@ class FusedChain(FusedDSConv):
         self.steps = tuple(steps)
         self.dw_activation, self.dw_slope = dw_activation, dw_slope
         self.activation, self.slope = activation, slope
-        self._paths = tuple(None if step.startswith(":") else tuple(step.split(".")) for step in self.steps)
-        self._part_paths = tuple(self._paths[i] for i in parts)
-        self._types = tuple(None if path is None else type(resolve(owner, path)) for path in self._paths)
+        self.paths = tuple(None if step.startswith(":") else tuple(step.split(".")) for step in self.steps)
+        self._part_paths = tuple(self.paths[i] for i in parts)
+        self._types = tuple(None if path is None else type(resolve(owner, path)) for path in self.paths)
         self.training = owner.training
+        self.enabled = True  # convert turns off one that it found to be slower
         self.clear_cache()
 
     def _parts(self) -> tuple[nn.Module, ...]:
@@ -59,7 +60,9 @@ class FusedChain(FusedDSConv):
 
     def _can_fuse(self) -> bool:
         owner = self.owner
-        for path, kind in zip(self._paths, self._types, strict=True):
+        if not self.enabled:
+            return False
+        for path, kind in zip(self.paths, self._types, strict=True):
             if path is None:
                 continue
             module = resolve(owner, path)
@@ -67,12 +70,17 @@ class FusedChain(FusedDSConv):
                 return False
         return super()._can_fuse()
 
+    def unfused(self, input: Tensor) -> Tensor:
+        """The steps one by one."""
+        for step, path in zip(self.steps, self.paths, strict=True):
+            input = activation_function(input, step[1:], 0.01) if path is None else resolve(self.owner, path)(input)
+        return input
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if self._can_fuse():
             return self._fused(input, residual)
-        for step, path in zip(self.steps, self._paths, strict=True):
-            input = activation_function(input, step[1:], 0.01) if path is None else resolve(self.owner, path)(input)
-        return input if residual is None else input + residual
+        output = self.unfused(input)
+        return output if residual is None else output + residual
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedChain:
         """A copy in the copied owner. Where a part is copied without its owner, the chain stays with the original's."""
@@ -84,4 +92,5 @@ class FusedChain(FusedDSConv):
         return new
 
     def extra_repr(self) -> str:
-        return f"{' -> '.join(self.steps)}, {super().extra_repr()}"
+        off = "" if self.enabled else ", turned off: slower than its parts"
+        return f"{' -> '.join(self.steps)}, {super().extra_repr()}{off}"

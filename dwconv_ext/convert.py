@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from .chain import FusedChain
+from .chain import FusedChain, resolve
 from .match import Closed, Found, Open, find
+from .measure import chain_speedup, depthwise_speedup, inputs_of
 from .modules import DepthwiseConv2d, FusedDSConv
 from .swap import Swapped, class_for, is_depthwise, restore, why_not
 from .trace import FusedForward, trace
 
+SLOWER = 0.97  # a layer below this share of torch's speed is left alone
 FUSED = "fused"  # a FusedChain is the child of this name of its depthwise convolution
 
 
@@ -72,10 +74,11 @@ class _Converter:
         self.why: dict[nn.Module, str] = {}
         self.pending: dict[nn.Module, _Pending] = {}
 
-    def run(self) -> None:
+    def run(self, example_input: Any = None) -> None:
         ours = {m.depthwise for m in self.model.modules() if type(m) is FusedDSConv}
         found = {m: name for name, m in self.model.named_modules() if is_depthwise(m) and m not in ours}
         already = {m for m in found if FUSED in m._modules}
+        names = {m: name for name, m in self.model.named_modules()}
         layers = {m: f"{type(m).__name__}: {_describe(m)}" for m in found}
         left = {m: why for m in found if (why := "" if type(m) is DepthwiseConv2d else why_not(m))}
         open_ = [m for m in found if m not in left and m not in already]
@@ -87,15 +90,39 @@ class _Converter:
         self.settle(waiting)
         for conv in waiting:
             self.why.setdefault(conv, "nothing in the model shows what follows it")
+        slower = {} if example_input is None else self.leave_slower(example_input)
         for conv, name in found.items():
             if conv in left:
                 entry = Entry(name, layers[conv], "left alone", left[conv])
-            elif FUSED in conv._modules:
+            elif conv in slower:
+                became = "DepthwiseConv2d" if isinstance(conv, (DepthwiseConv2d, Swapped)) else "left alone"
+                entry = Entry(name, layers[conv], became, slower[conv])
+            elif FUSED in conv._modules and conv._modules[FUSED].enabled:
                 chain = conv._modules[FUSED]
-                entry = Entry(name, layers[conv], "FusedDSConv", f"with {', '.join(chain.steps[1:])}")
+                parts = [names[resolve(chain.owner, path)] for path in chain.paths[1:] if path is not None]
+                entry = Entry(name, layers[conv], "FusedDSConv", f"with {', '.join(parts)}")
             else:
-                entry = Entry(name, layers[conv], "DepthwiseConv2d", self.why[conv])
+                entry = Entry(name, layers[conv], "DepthwiseConv2d", self.why.get(conv, "fused, it was found to be slower"))
             self.report.entries.append(entry)
+
+    def leave_slower(self, example_input: Any) -> dict[nn.Module, str]:
+        """Undoes what the example input shows to be slower than torch: why, for each."""
+        inputs = inputs_of(self.model, list(self.candidates), example_input)
+        slower: dict[nn.Module, str] = {}
+        for conv, x in inputs.items():
+            shape = "x".join(map(str, x.shape))
+            chain = conv._modules.get(FUSED)
+            if chain is not None:
+                ratio = chain_speedup(chain, x)
+                if ratio >= SLOWER:
+                    continue
+                chain.enabled = False
+                slower[conv] = f"fused, the block has {ratio:.2f}x torch's speed at {shape}"
+            ratio = depthwise_speedup(conv, x)
+            if ratio < SLOWER:
+                restore(conv)
+                slower[conv] = f"ours has {ratio:.2f}x torch's speed at {shape}"
+        return slower
 
     def visit(self, module: nn.Module) -> list[nn.Module]:
         """Fuses what can be fused within the module; the depthwise convolutions that wait for what follows further up."""
@@ -173,7 +200,7 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
-def convert(model: nn.Module, inplace: bool = False, *, verbose: bool = False) -> nn.Module:
+def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = None, verbose: bool = False) -> nn.Module:
     """The model on this package's kernels: every depthwise convolution, and every depthwise-separable block as one kernel.
 
     Each depthwise ``nn.Conv2d`` (and subclass whose own behaviour can be kept, such as timm's ``Conv2dSame``) becomes a
@@ -190,6 +217,9 @@ def convert(model: nn.Module, inplace: bool = False, *, verbose: bool = False) -
         inplace: change the model itself. Otherwise the result is a copy of the modules that shares the parameters and
             buffers with the model, so that an optimiser made for either trains both (``copy.deepcopy`` before or after
             makes them independent).
+        example_input: an input of the model, or a tuple of its arguments. With one, every converted layer is timed against
+            torch's at the shapes it gets, forward, on this machine; one that would be slower is left alone, and the report
+            gives the figures. Without, every layer is converted that can be.
         verbose: print the report.
 
     Returns:
@@ -210,7 +240,7 @@ def convert(model: nn.Module, inplace: bool = False, *, verbose: bool = False) -
     if not inplace:
         model = _shared_copy(model)
     converter = _Converter(model)
-    converter.run()
+    converter.run(example_input)
     model.__dict__["conversion_report"] = converter.report
     if verbose:
         print(converter.report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 from collections import OrderedDict
 
 import pytest
@@ -515,6 +516,32 @@ def test_threads_share_a_converted_model():
                 return torch.equal(converted(x), want) and torch.equal(converted[1](converted[0](x)), part)
 
         assert all(pool.map(whole, range(50)))
+
+
+def test_an_example_input_decides_what_is_left_alone(monkeypatch):
+    """Timed for real; then as if torch were faster at one layer, and at all."""
+    module = sys.modules["dwconv_ext.convert"]
+    model = nn.Sequential(sequential(16, 16), nn.Conv2d(16, 16, 5, groups=16), DepthwiseConv2d(16, 16, 3)).eval()
+    x = torch.randn(2, 16, 20, 20)
+    with torch.no_grad():
+        want = model(x)
+    assert all(e.became in ("FusedDSConv", "DepthwiseConv2d", "left alone") for e in report_of(model, x).entries)
+
+    monkeypatch.setattr(module, "chain_speedup", lambda chain, x: 0.5)
+    monkeypatch.setattr(module, "depthwise_speedup", lambda conv, x: 0.9 if conv.kernel_size == (5, 5) else 2.0)
+    converted = convert(model, example_input=x)
+    entries = {e.name: e for e in converted.conversion_report.entries}
+    assert entries["0.0"].became == "DepthwiseConv2d" and "0.50x torch's speed at 2x16x20x20" in entries["0.0"].why
+    assert entries["1"].became == "left alone" and type(converted[1]) is nn.Conv2d
+    assert type(converted[0][0]) is DepthwiseConv2d
+    calls = []
+    with torch.no_grad(), _Recorded(calls):
+        torch.testing.assert_close(converted(x), want, rtol=1e-4, atol=1e-5)
+    assert "separable_conv2d" not in calls
+
+
+def report_of(model, x):
+    return convert(model, example_input=(x,)).conversion_report
 
 
 @pytest.mark.parametrize("function", [convert, unfuse])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
 SMALL = ["--data", "digits", "--size", "32", "--width-multiplier", "0.25", "--limit", "160", "--lr", "2e-3", "--device", "cpu"]
 
 
@@ -34,21 +35,22 @@ def trained(tmp_path_factory):
     """Two epochs without a break."""
     out = tmp_path_factory.mktemp("trained")
     command = [sys.executable, str(EXAMPLES / "train_cifar10.py"), *SMALL, "--out", str(out), "--epochs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    assert "epoch 2: loss" in done.stdout and f"best test accuracy 0.{done.stdout.split('accuracy 0.')[-1]}" in done.stdout
+    assert "epoch 2: loss" in done.stdout and "best test accuracy" in done.stdout
     return out
 
 
-def test_resumed_is_as_uninterrupted(trained, script, tmp_path):
-    script("train_cifar10.py", *SMALL, "--out", tmp_path, "--epochs", 1)
-    text = script("train_cifar10.py", *SMALL, "--out", tmp_path, "--epochs", 2, "--resume")
+def test_resumed_is_as_uninterrupted(script, tmp_path):
+    script("train_cifar10.py", *SMALL, "--out", tmp_path / "whole", "--epochs", 2)
+    script("train_cifar10.py", *SMALL, "--out", tmp_path / "resumed", "--epochs", 1)
+    text = script("train_cifar10.py", *SMALL, "--out", tmp_path / "resumed", "--epochs", 2, "--resume")
     assert "resumed after epoch 1 of 2" in text and "epoch 2: loss" in text and "epoch 1: loss" not in text
-    whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (trained, tmp_path))
+    whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (tmp_path / "whole", tmp_path / "resumed"))
     assert whole["epoch"] == resumed["epoch"] == 1 and whole["accuracy"] == resumed["accuracy"]
     for name, value in whole["model"].items():
         assert torch.equal(value, resumed["model"][name]), name
-    assert (tmp_path / "best.pt").is_file() and not list(tmp_path.glob("*.part"))
+    assert (tmp_path / "resumed" / "best.pt").is_file() and not list(tmp_path.rglob("*.part"))
 
 
 def test_it_learns(script, tmp_path):
@@ -56,7 +58,7 @@ def test_it_learns(script, tmp_path):
     text = script("train_cifar10.py", *options, "--epochs", 4, "--out", tmp_path)
     accuracies = [float(line.split("test accuracy ")[1][:6]) for line in text.splitlines() if line.startswith("epoch")]
     assert len(accuracies) == 4 and max(accuracies) > 0.7
-    assert torch.load(tmp_path / "best.pt", weights_only=True)["accuracy"] == max(accuracies) == pytest.approx(max(accuracies))
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["accuracy"] == pytest.approx(max(accuracies), abs=1e-4)
 
 
 def test_amp_and_compare(script, tmp_path):
@@ -71,7 +73,7 @@ def test_several_processes(tmp_path):
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *(str(EXAMPLES / "train_cifar10.py"), *SMALL, "--epochs", "1", "--sync-bn", "--out", str(tmp_path)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("epoch 1: loss") == 1 and (tmp_path / "best.pt").is_file()
 
@@ -84,7 +86,7 @@ def test_predict_and_show_weights(trained, script, tmp_path):
     script("show_weights.py", "--checkpoint", trained / "best.pt", "--filters", 6, "--output", tmp_path / "weights.png")
     for name in ("grid.png", "weights.png"):
         with Image.open(tmp_path / name) as picture:
-            assert min(picture.size) > 100 and len(set(picture.convert("L").getdata())) > 20
+            assert min(picture.size) > 100 and len(picture.convert("L").getcolors()) > 20
 
 
 def test_summary(script):

@@ -140,6 +140,12 @@ def test_plan_of_a_layer():
     assert len(dwconv_ext.plan(torch.nn.Conv2d(32, 32, 3, padding="same", groups=32), (8, 32, 9, 9))) == 2
 
 
+def test_plan_of_a_multiplier_counts_all_filters():
+    forward = dwconv_ext.plan(torch.nn.Conv2d(32, 96, 3, padding=1, groups=32), (8, 32, 28, 28))[0]
+    assert forward.flops == 2 * 8 * 96 * 28**2 * 9
+    assert forward.bytes == 4 * (8 * (32 + 96) * 28**2 + 96 * 9) and "3 times" in forward.reason
+
+
 def test_plan_of_a_block_and_a_tensor():
     x = torch.empty(2, 16, 9, 9, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)
     (plan,) = dwconv_ext.plan(dwconv_ext.FusedDSConv(16, 32), x, threads=1)

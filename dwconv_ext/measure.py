@@ -1,0 +1,69 @@
+"""Whether a converted layer is faster at the shapes that a model gives it: both ways timed in turn on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from .chain import FusedChain
+from .trace import evaluating
+
+ROUNDS = 5
+BURST_S = 0.004
+
+
+def inputs_of(model: nn.Module, layers: list[nn.Module], example_input: Any) -> dict[nn.Module, Tensor]:
+    """What each layer is given in an evaluation of the model; none for a layer that isn't reached."""
+    seen: dict[nn.Module, Tensor] = {}
+    handles = [m.register_forward_pre_hook(lambda m, args: seen.setdefault(m, args[0].detach())) for m in layers]
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def speedup(ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> float:
+    """How many times faster ours is: the median over rounds of bursts in turn."""
+    timers = [Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for f in (ours, theirs)]
+    once = max(min(t.timeit(1).mean for _ in range(3)) for t in timers)
+    calls = max(1, min(200, int(BURST_S / max(once, 1e-7))))
+    ratios = []
+    for _ in range(ROUNDS):
+        mine, plain = (t.timeit(calls).mean for t in timers)
+        ratios.append(plain / mine)
+    return median(ratios)
+
+
+def depthwise_speedup(conv: nn.Conv2d, x: Tensor) -> float:
+    """A converted depthwise convolution over torch's own, forward."""
+
+    def theirs() -> Tensor:
+        return nn.Conv2d._conv_forward(conv, x, conv.weight, conv.bias)
+
+    with torch.no_grad():
+        return speedup(lambda: conv._conv_forward(x, conv.weight, conv.bias), theirs)
+
+
+def chain_speedup(chain: FusedChain, x: Tensor) -> float:
+    """A fused block over its parts one by one, the depthwise convolution by torch."""
+    conv = chain._parts()[0]
+    kind = type(conv)
+    with evaluating(chain.owner), torch.no_grad():
+
+        def theirs() -> Tensor:
+            conv.__class__ = nn.Conv2d
+            try:
+                return chain.unfused(x)
+            finally:
+                conv.__class__ = kind
+
+        return speedup(lambda: chain(x), theirs)
