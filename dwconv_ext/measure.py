@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from .chain import FusedChain
 from .trace import evaluating
@@ -33,6 +32,8 @@ def inputs_of(model: nn.Module, layers: list[nn.Module], example_input: Any) -> 
 
 def speedup(ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> float:
     """How many times faster ours is: the median over rounds of bursts in turn."""
+    from torch.utils.benchmark import Timer  # here: importing it warns where there is no CUDA device
+
     timers = [Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for f in (ours, theirs)]
     once = max(min(t.timeit(1).mean for _ in range(3)) for t in timers)
     calls = max(1, min(200, int(BURST_S / max(once, 1e-7))))

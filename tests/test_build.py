@@ -136,3 +136,8 @@ def test_kernel_files_are_torch_free(path):
     if "cpu" in path.parts:
         standard = {"stdint.h", "string.h", "immintrin.h"}
         assert all(i in standard or (path.parent / i).exists() for i in includes)
+
+
+def test_importing_says_nothing():
+    done = subprocess.run([sys.executable, "-c", "import dwconv_ext"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
