@@ -300,7 +300,8 @@ template <class T>
 int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t pixels = padded_pixels<A>(rows_per_tile * p.out_w);
-  return pixels * (middle_pitch<A>(p.channels) + kPanel<A>) * static_cast<int64_t>(sizeof(A));
+  const int64_t pixel = middle_pitch<A>(p.channels) + kPanel<A>;
+  return pixels * pixel * static_cast<int64_t>(sizeof(A));
 }
 
 template <class T>
