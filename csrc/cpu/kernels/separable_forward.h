@@ -8,10 +8,10 @@
 //   product[i, j] = sum_k middle[i, k] * panel[k, j]     i pixels, k channels, j output channels
 //
 // Register tile: kGemmRows pixels by kGemmColumns vectors of output channels; the weights are packed in panels of as many
-// output channels, [ceil(out_channels / kPanel)][channels][kPanel]. kDepthBlock channels of a panel are
-// walked for all pixels of the tile in turn; between the blocks the sums rest in scratch, [pixel][kPanel]. Sums over k run in
-// order, in one accumulator within a block and in one over the blocks: the result does not depend on the tile. Bias, activation
-// and residual are applied to the registers.
+// output channels, [ceil(out_channels / kPanel)][channels][kPanel]. kDepthBlock channels of a panel are walked for all pixels
+// of the tile in turn; between the blocks the sums rest in scratch, [pixel][kPanel]. Sums over k run in order, in one accumulator
+// within a block and in one over the blocks: the result does not depend on the tile. Bias, activation and residual are applied
+// to the registers.
 //
 // NCHW: a vector of planes at a time is transposed into the depthwise stage (transpose.h), and each panel's product is
 // transposed back; everything between is the same.
