@@ -298,15 +298,19 @@ print("done")
 @pytest.fixture(scope="module")
 def sanitized():
     """A build of the emulator with AddressSanitizer, and what runs Python on it."""
-    library = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not os.path.isabs(library):
+    # libstdc++ too: the sanitizer looks for the real __cxa_throw at its start, and Python has none by itself.
+    libraries = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not all(map(os.path.isabs, libraries)):
         pytest.skip("no AddressSanitizer")
     module = emulator.build(emulator.ROOT / "build/emulator_asan", "-fsanitize=address", "-O1")
 
     def run(bug):
         options = "detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0:detect_stack_use_after_return=0"
         code = ASAN.format(path=[os.path.dirname(__file__)], module=str(module), bug=bug)
-        environment = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": options}
+        environment = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options}
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
     return run
