@@ -11,7 +11,6 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,10 +19,9 @@ from torch import Tensor, nn
 from dwconv_ext import convert
 
 from . import report
+from .layers import rows
 from .suites import LAYOUTS, Mismatch
 from .timing import Stopwatch, geometric_mean, keep_freed_memory
-
-LIST = Path(__file__).parent / "layers" / "models.txt"
 
 
 class Model(NamedTuple):
@@ -33,8 +31,7 @@ class Model(NamedTuple):
 
 
 def models(containing: str = "") -> list[Model]:
-    lines = [line.split() for line in LIST.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    return [Model(package, name, int(size)) for package, name, size in lines if containing in name]
+    return [Model(package, name, int(size)) for package, name, size in rows("models.txt") if containing in name]
 
 
 def build(model: Model) -> nn.Module:
@@ -147,15 +144,15 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> 
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     watch = Stopwatch(options.device, options.threads)
-    rows = [row for model in progress(models(options.layers)) for row in race(model, options, dtype, watch)]
+    results = [row for model in progress(models(options.layers)) for row in race(model, options, dtype, watch)]
     facts = report.machine(options.device)
     title = f"models, {options.dtype}, {facts.get('device', facts['CPU'])}, {options.threads} threads"
-    header, cells = table(rows)
+    header, cells = table(results)
     report.print_rows(title, header, cells, last_is_bold=True)
     if options.json:
-        results = [{**row._asdict(), "ratio": row.ratio} for row in rows]
+        figures = [{**row._asdict(), "ratio": row.ratio} for row in results]
         facts = {**facts, "dtype": options.dtype, "threads": options.threads}
-        options.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**facts, "results": figures}, indent=1) + "\n")
     if options.markdown:
         options.markdown.write_text(report.markdown_table(title, header, cells))
     return 0

@@ -11,6 +11,7 @@ from torch import Tensor
 ops = torch.ops.dwconv_ext
 
 IntOrPair = int | Sequence[int]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that have kernels
 
 
 def _pair(name: str, value: IntOrPair) -> tuple[int, int]:

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
-from .functional import depthwise_conv2d
+from .functional import DTYPES, depthwise_conv2d
 from .modules import FusedDSConv
-
-_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int
         padding = tuple(d * (k - 1) // 2 if padding == "same" else 0 for k, d in pairs)
     try:
         found = _C.plan(
-            op, pass_, _DTYPES[input.dtype], layout, input.shape[0], conv.in_channels, (height, width), conv.kernel_size,
-            conv.stride, padding, conv.dilation, out_channels, threads,
+            op, pass_, str(input.dtype).removeprefix("torch."), layout, input.shape[0], conv.in_channels, (height, width),
+            conv.kernel_size, conv.stride, padding, conv.dilation, out_channels, threads,
         )  # fmt: skip
     except ValueError as error:
         if pass_ == "backward_input" and "phase" in str(error):
@@ -104,7 +102,7 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
         raise TypeError(f"layer must be a depthwise nn.Conv2d or a FusedDSConv, but got {type(layer).__name__}")
     if input.dim() != 4 or input.shape[1] != conv.in_channels:
         raise ValueError(f"input must have shape (N, {conv.in_channels}, H, W), but got {list(input.shape)}")
-    if input.dtype not in _DTYPES:
+    if input.dtype not in DTYPES:
         raise ValueError(f"input must be float32, float64, bfloat16 or float16, but got {input.dtype}")
     weight = torch.empty(conv.weight.shape, dtype=input.dtype, device="meta")
     try:

@@ -11,6 +11,7 @@ from torch._prims_common import suggest_memory_format
 
 from . import _C
 from .autograd import DepthwiseConv2dBackwardFunction, DepthwiseConv2dFunction, SeparableConv2dFunction, below_autograd
+from .functional import DTYPES
 
 ops = torch.ops.dwconv_ext
 _library = torch.library.Library("dwconv_ext", "IMPL")
@@ -26,7 +27,7 @@ def _fake_convolution(
 
     check(x.dim() == 4, f"input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
     check(w.dim() == 4, f"{weight_name} must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(w.shape)}")
-    check(x.dtype in _DTYPES, f"input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
+    check(x.dtype in DTYPES, f"input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
     for name, t in {weight_name: w, **others}.items():
         if t is not None:
             check(t.device == x.device, f"{name} must be on the same device as input (got {t.device} and {x.device})")
@@ -48,9 +49,6 @@ def _fake_convolution(
         check(room >= 0, f"{weight_name}'s filter is larger than the padded input along {side}")
         size.append(room // stride + 1)
     return x.new_empty((x.shape[0], channels, *size)).contiguous(memory_format=suggest_memory_format(x))
-
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .functional import DTYPES
 from .modules import DepthwiseConv2d
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Swapped:
@@ -59,7 +58,7 @@ def _is_timm_same(kind: type) -> bool:
 def why_not(conv: nn.Conv2d) -> str:
     """Why this depthwise convolution must stay what it is; empty where it need not."""
     kind = type(conv)
-    if conv.weight.dtype not in _DTYPES:
+    if conv.weight.dtype not in DTYPES:
         return f"the kernels have no {str(conv.weight.dtype).removeprefix('torch.')}"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
         return "its sizes are not known before the first call"

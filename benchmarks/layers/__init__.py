@@ -27,14 +27,14 @@ class Layer(NamedTuple):
         return h, w
 
 
-def _rows(file: str) -> list[list[str]]:
+def rows(file: str) -> list[list[str]]:
     lines = (FOLDER / file).read_text().splitlines()
     return [line.split() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def depthwise_layers() -> list[Layer]:
     layers = []
-    for name, *numbers in _rows("depthwise.txt"):
+    for name, *numbers in rows("depthwise.txt"):
         n, c, h, w, kh, kw, s = map(int, numbers)
         layers.append(Layer(name, n, c, c, (h, w), (kh, kw), s))
     return layers
@@ -43,7 +43,7 @@ def depthwise_layers() -> list[Layer]:
 def separable_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:
     layers = []
     for batch in batches:
-        for name, *numbers in _rows("separable.txt"):
+        for name, *numbers in rows("separable.txt"):
             c, o, h, w, kh, kw, s = map(int, numbers)
             layers.append(Layer(f"{name}_b{batch}", batch, c, o, (h, w), (kh, kw), s))
     return layers
