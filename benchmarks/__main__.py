@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("--batch", type=int, help="in place of the layer list's batch sizes")
         command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
         command.add_argument("--rounds", type=int, default=7, help="bursts of each contender (default: %(default)s)")
+        command.add_argument("--eager", action="store_true", help="on CUDA, time calls with their launches, not graphs of them")
         command.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes seconds a layer)")
         command.add_argument("--no-runtimes", action="store_true", help="leave ONNX Runtime and OpenVINO out")
         command.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with the machine and the versions")
@@ -95,15 +97,17 @@ def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True
     dtype = DTYPES[options.dtype]
-    watch = Stopwatch(options.device, options.threads)
+    watch = Stopwatch(options.device, options.threads, graphs=not options.eager)
     roofline = Roofline(watch, dtype)
     settings = Options(options.device, dtype, options.threads, not options.no_compile, not options.no_runtimes)
     layers = chosen_layers(options.what, options)
     groups: dict[str, list[report.Summary]] = {}
-    for layer in progress(layers):
-        for race in WHAT[options.what][1](layer, settings):
-            race.times = watch.race(race.functions, options.rounds)
-            groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
+    # Graphs are captured on the stream on which the passes were made, and not on the default one.
+    with torch.cuda.stream(torch.cuda.Stream()) if watch.graphs else nullcontext():
+        for layer in progress(layers):
+            for race in WHAT[options.what][1](layer, settings):
+                race.times = watch.race(race.functions, options.rounds)
+                groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
     return groups
 
 

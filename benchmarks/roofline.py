@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -14,14 +15,13 @@ class Roofline:
         self.watch, self.dtype = watch, dtype
         self._bandwidth = functools.lru_cache(None)(self._measure_bandwidth)
 
-    def _best(self, function, rounds: int = 5) -> float:
-        calls = self.watch.calls_for(function)
-        return min(self.watch.burst(function, calls) for _ in range(rounds))
+    def _seconds(self, function: Callable[[], object]) -> float:
+        return self.watch.race({"": function}, rounds=5)[""]
 
     def _measure_bandwidth(self, log2_bytes: int) -> float:
         half = torch.ones(2**log2_bytes // 8, dtype=torch.float32, device=self.watch.device)
         target = torch.empty_like(half)
-        return 2**log2_bytes / self._best(lambda: target.copy_(half))
+        return 2**log2_bytes / self._seconds(lambda: target.copy_(half))
 
     def bandwidth(self, total_bytes: float) -> float:
         """Bytes a second of a copy that reads and writes as much together as `total_bytes`, to the nearest power of two."""
@@ -29,9 +29,10 @@ class Roofline:
 
     @functools.cached_property
     def flops(self) -> float:
-        """Floating-point operations a second of a 1024 x 1024 x 1024 matrix product."""
-        a = torch.ones(1024, 1024, dtype=self.dtype, device=self.watch.device)
-        return 2 * 1024**3 / self._best(lambda: torch.mm(a, a))
+        """Floating-point operations a second of a square matrix product that is large for the device."""
+        n = 8192 if self.watch.device == "cuda" else 1024
+        a = torch.randn(n, n, device=self.watch.device).to(self.dtype)
+        return 2 * n**3 / self._seconds(lambda: torch.mm(a, a))
 
     def seconds(self, total_bytes: float, flops: float) -> float:
         """The least time: every byte moved once at copy bandwidth, or every operation at the matrix product's rate."""

@@ -49,7 +49,7 @@ class Mismatch(Exception):
 
 def _check(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
     """Our largest error against float64 at most four times that of torch at the same dtype, or an output ulp."""
-    error, peer = ((t.detach().double().cpu() - exact).abs().max().item() for t in (ours, theirs))
+    error, peer = ((t.detach().double() - exact).abs().max().item() for t in (ours, theirs))
     allowed = max(4 * peer, torch.finfo(ours.dtype).eps * exact.abs().max().item())
     if not error <= allowed:
         raise Mismatch(f"{name}: largest error {error:.3g} against float64, torch's own {peer:.3g}, allowed {allowed:.3g}")
@@ -139,9 +139,9 @@ def depthwise_race(layer: Layer, options: Options) -> Iterator[Race]:
 
 
 def _exact_grads(function: Callable[..., Tensor], x: Tensor, w: Tensor, grad: Tensor) -> list[Tensor]:
-    a, b = (t.detach().double().cpu().contiguous().requires_grad_() for t in (x, w))
+    a, b = (t.detach().double().contiguous().requires_grad_() for t in (x, w))
     y = function(a, b)
-    return [y.detach(), *torch.autograd.grad(y, (a, b), grad.double().cpu().contiguous())]
+    return [y.detach(), *torch.autograd.grad(y, (a, b), grad.double().contiguous())]
 
 
 def _unfused(block: FusedDSConv, layer: Layer) -> nn.Sequential:
@@ -162,8 +162,8 @@ def separable_race(layer: Layer, options: Options) -> Iterator[Race]:
         nn.init.normal_(bn.bias)
     block.eval().requires_grad_(False)
     x = torch.randn(layer.batch, layer.channels, *layer.size)
-    exact = _unfused(block, layer).double()(x.double())
-    block.float()
+    exact = _unfused(block, layer).to(options.device, torch.float64)(x.to(options.device, torch.float64))
+    block.cpu().float()
     dw, db, pw, pb, _ = block._folded_weights()
     block.to(options.device, options.dtype)
     plain = _unfused(block.cpu(), layer).eval().requires_grad_(False).to(options.device, options.dtype)

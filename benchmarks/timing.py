@@ -16,6 +16,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 BURST_S = 0.02
+GRAPH_CALLS = 10
 SETTLE_S = 0.004  # other runtimes' worker threads spin for about so long after their last task
 
 
@@ -45,11 +46,23 @@ def _cuda_burst(function: Callable[[], object], calls: int) -> float:
     return begin.elapsed_time(end) / 1e3 / calls
 
 
-class Stopwatch:
-    """Seconds a call, of functions timed in turn."""
+def _graph(function: Callable[[], object]) -> Callable[[], object]:
+    """GRAPH_CALLS calls as one CUDA graph, captured on the current stream, which must not be the default one."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for _ in range(GRAPH_CALLS):
+            function()
+    return graph.replay
 
-    def __init__(self, device: str, threads: int) -> None:
-        self.device, self.threads = device, threads
+
+class Stopwatch:
+    """Seconds a call, of functions timed in turn.
+
+    graphs: on CUDA, replays of a graph of calls, so that what Python and the launches cost the host does not count.
+    """
+
+    def __init__(self, device: str, threads: int, graphs: bool = False) -> None:
+        self.device, self.threads, self.graphs = device, threads, graphs and device == "cuda"
 
     def burst(self, function: Callable[[], object], calls: int) -> float:
         if self.device == "cuda":
@@ -64,6 +77,10 @@ class Stopwatch:
 
     def race(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
         """The median seconds a call of each."""
+        if self.graphs:
+            for function in functions.values():
+                self.burst(function, 3)  # what is chosen or compiled at the first call must not be captured
+            functions = {name: _graph(function) for name, function in functions.items()}
         calls = {name: self.calls_for(function) for name, function in functions.items()}
         times: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(rounds):
@@ -72,7 +89,7 @@ class Stopwatch:
                     time.sleep(SETTLE_S)
                 self.burst(function, max(1, calls[name] // 4))
                 times[name].append(self.burst(function, calls[name]))
-        return {name: median(values) for name, values in times.items()}
+        return {name: median(values) / (GRAPH_CALLS if self.graphs else 1) for name, values in times.items()}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -29,7 +29,10 @@ TURING = {"arch": 75, "shared_per_block": 64 << 10, "shared_per_processor": 64 <
 
 
 @pytest.fixture(
-    params=["emulator", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+    params=[
+        "emulator",
+        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+    ]
 )
 def device(request):
     with emulator.behind_the_ops() if request.param == "emulator" else nullcontext():
@@ -330,6 +333,7 @@ def test_no_stray_accesses(sanitized):
 # ---- on a card only ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 class TestOnACard:
     def test_streams_and_graphs(self):

@@ -24,13 +24,14 @@ DepthwisePacking packing_for(const ConvolutionShape& s, const Plan& plan, Filter
 // gradient, whose sum over m is taken in the accumulation type: there the m are copied apart.
 Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H, W) -> (M, N, C, H, W), a view
   const Tensor grouped = torch::stable::reshape(t, Ints{t.size(0), t.size(1) / multiplier, multiplier, t.size(2), t.size(3)});
-  return torch::stable::permute(grouped, Ints{2, 0, 1, 3, 4});
+  // No permute: the headers have it from torch 2.14 on.
+  return torch::stable::transpose(torch::stable::transpose(grouped, 1, 2), 0, 1);
 }
 
 // Channels-last tensor number m of a contiguous (M, N, H, W, C) buffer.
 Tensor channels_last_stack(const Tensor& like, int64_t multiplier, int64_t n, int64_t c, int64_t h, int64_t w) {
   const Tensor stack = torch::stable::empty(Ints{multiplier, n, h, w, c}, like.scalar_type(), std::nullopt, like.device());
-  return torch::stable::permute(stack, Ints{0, 1, 4, 2, 3});
+  return torch::stable::transpose(torch::stable::transpose(stack, 2, 4), 3, 4);
 }
 
 template <class Bits>

@@ -76,6 +76,7 @@ inline void add_plan(py::dict& d, const Plan& plan) {
   d["shared_bytes"] = plan.launch.shared_bytes;
   d["bytes"] = plan.bytes;
   d["flops"] = plan.flops;
+  d["expected_seconds"] = plan.seconds;
   d["reason"] = plan.reason;
 }
 
@@ -173,6 +174,9 @@ inline void define_plans(py::module_& m) {
         py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("allow_tf32") = false, py::arg("card") = py::dict(),
         "The plan of one op on contiguous tensors; card: facts that differ from an H100's.");
   m.def("force_row", &force_row, "Uses this row of the table wherever it fits, until called with -1; for tests.");
+  m.def(
+      "force_rank", [](int32_t rank) { forced_rank() = std::max(rank, 0); },
+      "Uses the tile of this rank by the cost model, cheapest first, until called with 0; for tests and for measuring the model.");
   m.def("force_fusion", &force_fusion, "by_cost, always or never; for tests.");
 }
 

@@ -148,7 +148,7 @@ class Key {
   }
   Key& add_machine(const Machine& m) {
     return add(m.arch, m.processors, m.shared_per_block, m.shared_per_processor, m.l2_bytes, m.bytes_per_second, m.clock,
-               forced_row(), forced_fusion());
+               forced_row(), forced_fusion(), forced_rank());
   }
   const std::string& bytes() const { return bytes_; }
 

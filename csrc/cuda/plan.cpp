@@ -31,6 +31,11 @@ Fusion& forced_fusion() {
   return fusion;
 }
 
+int32_t& forced_rank() {
+  static int32_t rank = 0;
+  return rank;
+}
+
 const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
                    const Machine& machine) {
   constexpr int64_t kMost = int64_t{1} << 31;

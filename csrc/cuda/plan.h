@@ -1,6 +1,7 @@
 // From a problem and a card to kernels, tiles and launches: pure functions, no CUDA, no torch.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -69,8 +70,31 @@ const std::vector<const KernelRow*>& kernel_table();
 const KernelRow*& forced_row();
 enum class Fusion { kByCost, kAlways, kNever };
 Fusion& forced_fusion();
+// For measuring the cost model: the tile of this rank among those of a problem, cheapest first; the last where there are fewer.
+int32_t& forced_rank();
 
 // --- shared by the plan's files ------------------------------------------------------------------------------------------
+
+// The candidate of the forced rank, of those offered.
+template <class Candidate>
+class Ranking {
+ public:
+  void offer(const Candidate& candidate) {
+    if (forced_rank() > 0 || kept_.empty()) {
+      kept_.push_back(candidate);
+    } else if (candidate.seconds < kept_.front().seconds) {
+      kept_.front() = candidate;
+    }
+  }
+  const Candidate* chosen() {
+    if (kept_.empty()) return nullptr;
+    std::stable_sort(kept_.begin(), kept_.end(), [](const auto& a, const auto& b) { return a.seconds < b.seconds; });
+    return &kept_[std::min<size_t>(forced_rank(), kept_.size() - 1)];
+  }
+
+ private:
+  std::vector<Candidate> kept_;
+};
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

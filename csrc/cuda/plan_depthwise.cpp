@@ -209,6 +209,7 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
       if (patches_a_plane <= kThreads) slabs.push_back(std::min(kThreads / patches_a_plane, planes));
     }
   }
+  Ranking<Candidate> ranking;
   for (int64_t tile_h : sides(p.out_h + offset_h, s.patch_h, nhwc ? 128 : 256)) {
     for (int64_t tile_w : sides(p.out_w + offset_w, s.patch_w, nhwc ? 128 : s.patch_w * 64)) {
       for (int64_t slab : slabs) {
@@ -216,11 +217,13 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
         c.launch.row = &row;
         c.tiling.tile_h = static_cast<int32_t>(tile_h), c.tiling.tile_w = static_cast<int32_t>(tile_w);
         c.tiling.slab = static_cast<int32_t>(slab);
-        if (complete(row, s, request, machine, c) && c.seconds < best->seconds) *best = c;
+        if (complete(row, s, request, machine, c)) ranking.offer(c);
       }
     }
   }
-  return best->launch.row != nullptr;
+  if (ranking.chosen() == nullptr) return false;
+  *best = *ranking.chosen();
+  return true;
 }
 
 std::string describe(const Candidate& c, const Request& request) {

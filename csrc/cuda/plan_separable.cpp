@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = 8, kWarpPixels = 32, kWarpOutputs = 64, kSlabBytes = 128;  // separable_forward.cuh's
 constexpr int kRun = 4, kStagingPitch = kWarpOutputs + 4;
+constexpr double kDoesNotFit = 1e30;
 
 struct Geometry {
   int32_t tile_rows, tile_w, warps_m, splits, stages;
@@ -67,13 +68,13 @@ double staged_columns(const DepthwiseProblem& p, int64_t tile_w) {
   return total;
 }
 
-// A launch of the block's kernel with one geometry; seconds stays infinite where it does not fit.
+// A launch of the block's kernel with one geometry; seconds is kDoesNotFit where it does not fit.
 Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, const KernelRow& row, const Machine& machine,
              bool depthwise, double in_rows, SeparableBlockArgs* args) {
   const DepthwiseProblem& p = request.problem;
   const int64_t unit = element_size(p.dtype);
   Plan plan;
-  plan.seconds = 1e30;
+  plan.seconds = kDoesNotFit;
   args->problem = p;
   args->out_channels = out_channels;
   args->tile_rows = g.tile_rows, args->tile_w = g.tile_w;
@@ -127,8 +128,12 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
 Plan best_block(const Request& request, int64_t out_channels, const Machine& machine, bool depthwise, SeparableBlockArgs* best) {
   const DepthwiseProblem& p = request.problem;
   const KernelRow* const row = choose(request, machine);
-  Plan plan;
-  plan.seconds = 1e30;
+  struct Candidate {
+    double seconds;
+    Plan plan;
+    SeparableBlockArgs args;
+  };
+  Ranking<Candidate> ranking;
   const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
   for (int32_t warps_m : {8, 4, 2, 1}) {
     const int64_t pixels = warps_m * kWarpPixels;
@@ -151,14 +156,21 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
                                 static_cast<int32_t>(splits), stages};
             SeparableBlockArgs args;
             const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
-            if (next.seconds < plan.seconds) plan = next, *best = args;
+            if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
           }
           if (splits == ranges) break;
         }
       }
     }
   }
-  return plan;
+  const Candidate* const chosen = ranking.chosen();
+  if (chosen == nullptr) {
+    Plan none;
+    none.seconds = kDoesNotFit;
+    return none;
+  }
+  *best = chosen->args;
+  return chosen->plan;
 }
 
 std::string describe(const Plan& plan, const SeparableBlockArgs& args) {
@@ -195,7 +207,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   Plan depthwise = plan_depthwise("forward", first, machine, &plan.depthwise_args);
 
   const double apart = depthwise.seconds + pointwise.seconds;
-  const bool fits = fused.seconds < 1e29;
+  const bool fits = fused.seconds < kDoesNotFit;
   plan.fused = forced_fusion() == Fusion::kByCost ? fits && fused.seconds <= apart : forced_fusion() == Fusion::kAlways && fits;
   plan.depthwise = depthwise;
   plan.block = plan.fused ? fused : pointwise;
