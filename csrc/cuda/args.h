@@ -14,6 +14,21 @@ struct Divisor {
   explicit Divisor(int64_t d) : divisor(static_cast<int32_t>(d)), magic(((uint64_t{1} << 40) + d - 1) / d) {}
 };
 
+constexpr int64_t kMostDivided = 1 << 19;
+
+// What the kernels are compiled for and the plan reckons with: channels a thread of those that walk down rows (depthwise_rows.cuh,
+// depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a processor's registers must hold.
+constexpr int row_channels(int64_t unit, int kernel, int stride) {
+  return kernel > 3 ? 1 : unit == 2 && stride == 1 ? 4 : 2;
+}
+constexpr int weight_row_channels(int kernel, int stride) { return kernel == 3 && stride == 1 ? 2 : 1; }
+constexpr int weight_row_threads(int kernel, int stride) { return kernel + 2 * stride < 8 ? 256 : 128; }
+constexpr int weight_row_blocks(int kernel, int stride) { return kernel + 2 * stride < 8 || kernel + stride > 8 ? 2 : 3; }
+constexpr int nhwc_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
+constexpr int nchw_blocks(int kernel) { return kernel < 7 ? 3 : 2; }
+constexpr int weight_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
+constexpr int kRowBlocks = 2, kLargeBlocks = 2, kSeparableBlocks = 2;
+
 // The block's share of the output: `slab` channels of a tile of pixels in channels_last, tiles of `slab` planes in NCHW.
 // Blocks are numbered with the slabs fastest, then columns, rows, images.
 struct Tiling {
@@ -41,6 +56,7 @@ struct DepthwiseTileArgs {
   int32_t in_pitch = 0, out_pitch = 0;
   int32_t in_whole = 0, out_whole = 0;
   Divisor in_columns, in_chunks, out_chunks;  // in channels_last: columns, chunks of a pixel; NCHW: chunks of a segment
+  Divisor channels;                           // NCHW: of the problem, up to kMostDivided
 };
 
 // backward_weight, first stage: partial[part][output][tap], then partial_bias[part][output], in the accumulation type. The

@@ -49,7 +49,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   Request request;
   request.multiplier = s.multiplier;
-  request.aligned = layout == Layout::kNHWC && aligned_channels(x) && aligned_channels(output);
+  request.aligned = layout == Layout::kNHWC && aligned_channels(x) && aligned_channels(output) && aligned_start(w);
   set_problem(request.problem, s, check_dtype(kForward, "input", input), layout);
   set_input(request.problem, x);
   set_output(request.problem, output);
@@ -69,7 +69,8 @@ void backward_input(const Device& device, const ConvolutionShape& s, DType dtype
                     const Tensor& weight, const Tensor& grad_input) {
   Request request;
   request.multiplier = s.multiplier;
-  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(grad_input);
+  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(grad_input) &&
+                    aligned_start(weight);
   DepthwiseProblem& p = request.problem;
   set_problem(p, s, dtype, layout);
   std::swap(p.in_h, p.out_h);

@@ -35,6 +35,7 @@ inline py::dict row_dict(const KernelRow& row) {
   d["filter"] = row.filter;
   d["stride"] = row.stride;
   d["tensor"] = row.tensor;
+  d["aligned"] = row.aligned;
   d["arch"] = std::make_pair(row.first_arch, row.last_arch);
   return d;
 }

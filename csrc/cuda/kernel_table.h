@@ -13,6 +13,7 @@ struct KernelRow {
   Layout layout;
   int32_t filter, stride;
   bool tensor;
+  bool aligned;  // only for channels_last tensors whose runs of 16 bytes of channels lie on multiples of 16 bytes
   int32_t first_arch, last_arch;
   const void* kernel;  // what the launcher starts: on a card the __global__ function, in the emulator a function of the arguments
 };
@@ -33,7 +34,7 @@ KernelGroup separable_kernels();
 #elif defined(DWCONV_EMULATOR)
 #define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
 #endif
-#define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, first_arch, last_arch, Args, ...) \
+#define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, aligned, first_arch, last_arch, Args, ...) \
   {#name,                                                                                                          \
    #op,                                                                                                            \
    #pass,                                                                                                          \
@@ -42,6 +43,7 @@ KernelGroup separable_kernels();
    filter,                                                                                                         \
    stride,                                                                                                         \
    tensor != 0,                                                                                                    \
+   aligned != 0,                                                                                                   \
    first_arch,                                                                                                     \
    last_arch,                                                                                                      \
    DWCONV_ENTRY(Args, __VA_ARGS__)},

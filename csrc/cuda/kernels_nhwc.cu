@@ -2,6 +2,7 @@
 #include "kernels/depthwise_any.cuh"
 #include "kernels/depthwise_backward_weight_any.cuh"
 #include "kernels/depthwise_backward_weight_large.cuh"
+#include "kernels/depthwise_backward_weight_rows.cuh"
 #include "kernels/depthwise_large.cuh"
 
 namespace dwconv::cuda {

@@ -110,10 +110,12 @@ inline void set_output(DepthwiseProblem& p, const Tensor& t) {
   p.out_stride_n = t.stride(0), p.out_stride_c = t.stride(1), p.out_stride_h = t.stride(2), p.out_stride_w = t.stride(3);
 }
 
+inline bool aligned_start(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
 // Every run of 16 bytes of channels of a channels_last tensor lies on a multiple of 16 bytes.
 inline bool aligned_channels(const Tensor& t) {
   const int64_t values = 16 / t.element_size();
-  if (reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 != 0 || t.size(1) % values != 0) return false;
+  if (!aligned_start(t) || t.size(1) % values != 0) return false;
   for (int64_t d : {0, 2, 3}) {
     if (t.size(d) > 1 && t.stride(d) % values != 0) return false;
   }
@@ -160,8 +162,8 @@ class Key {
 inline void check_sides(const char* op, const ConvolutionShape& s) {
   constexpr int64_t kMost = int64_t{1} << 31;
   STD_TORCH_CHECK(s.in_h + 2 * s.pad_h < kMost && s.in_w + 2 * s.pad_w < kMost && s.kernel_h * s.kernel_w < kMost / 2 &&
-                      s.out_h * s.out_w < kMost && s.in_h * s.stride_h < kMost && s.in_w * s.stride_w < kMost,
-                  op, ": input's padded height and width, and the output's pixels, must be below 2^31 on CUDA");
+                      s.out_h * s.out_w < kMost && s.channels < kMost - kMostDivided && s.in_h * s.stride_h < kMost && s.in_w * s.stride_w < kMost,
+                  op, ": input's channels, padded height and width, and the output's pixels, must be below 2^31 on CUDA");
 }
 
 // DWCONV_EXT_LOG_PLAN=1: each plan once per shape.

@@ -70,16 +70,21 @@ double tensor_rate(DType dtype, const Machine& machine) {
 }
 
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine) {
-  constexpr double kLaunchSeconds = 2e-6, kBlockSeconds = 1e-6;  // to start a kernel; to fill and drain a block
-  // L2 feeds a processor at about twice its share of the memory's bandwidth.
-  const double per_processor = 2 * machine.bytes_per_second / machine.processors;
-  const double block = cost.bytes / per_processor + cost.flops / cost.flop_rate;
-  const int64_t by_shared = std::max<int64_t>(machine.shared_per_processor / (launch.shared_bytes + 1024), 1);
-  const int64_t by_threads = std::max<int64_t>(2048 / std::max<int64_t>(launch.threads, 32), 1);
-  const double together = static_cast<double>(std::min<int64_t>({by_shared, by_threads, 16}));
+  constexpr double kLaunchSeconds = 1.5e-6, kBlockSeconds = 1.2e-6;  // to start a kernel; to fill and drain a block
+  // L2 feeds a processor at about 1.3 times its share of the memory's bandwidth.
+  const double per_processor = 1.3 * machine.bytes_per_second / machine.processors;
+  const int64_t by_shared = machine.shared_per_processor / (launch.shared_bytes + 1024);
+  const int64_t by_threads = 2048 / std::max<int64_t>(launch.threads, 32);
+  const double together = static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.together, 32}), 1));
   const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.processors);
-  // Blocks on one processor share its rates and hide one another's starts.
-  const double busy = rounds * block + std::ceil(rounds / together) * (kBlockSeconds + block * 0.5 * (together < 2));
+  const double beside = std::min(together, rounds);  // blocks on the busiest processor at a time
+  // Blocks that share a processor move data for one another while they compute; one alone does one after the other.
+  constexpr double kBusyThreads = 512;  // of a processor, to hide the latency of arithmetic and, without staging, of memory
+  const double occupancy = std::min(1.0, launch.threads * beside / kBusyThreads);
+  const double moves = cost.bytes / per_processor / (cost.direct ? occupancy : 1.0);
+  const double computes = cost.flops / (cost.flop_rate * occupancy);
+  const double exposed = std::min(moves, computes) / beside;
+  const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / together) * kBlockSeconds;
   return kLaunchSeconds + std::max(busy, cost.total_bytes / machine.bytes_per_second);
 }
 

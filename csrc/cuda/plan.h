@@ -25,6 +25,7 @@ struct Launch {
   int64_t blocks = 0;
   int32_t threads = 0;
   int64_t shared_bytes = 0;
+  int32_t together = 1;  // blocks that the registers of a processor hold
 };
 
 struct Plan {
@@ -111,7 +112,8 @@ struct BlockCost {
   double bytes;  // between the block and L2
   double flops;
   double flop_rate;    // of a processor, per second
-  double total_bytes;  // of all blocks, from memory
+  double total_bytes;  // of all blocks, from memory: what several blocks read comes from L2 after the first
+  bool direct = false;  // global memory to registers: what is on its way depends on the number of threads
 };
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine);
 double scalar_rate(DType dtype, const Machine& machine);  // flops of a processor

@@ -17,27 +17,39 @@ constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifte
 
 // What a tiled kernel is, as its file says.
 struct Shape {
-  int patch_h, patch_w;
-  int channels;  // channels_last: a thread's
-  bool filters;  // in shared memory, of accumulate_size
-  bool large;    // filters of the input's type behind the tile
-  bool transposed;
-  bool weight;  // backward_weight: both tensors are staged, and the sums meet in shared memory
+  int patch_h = 1, patch_w = 1;
+  int channels = 1;  // channels_last: a thread's
+  int threads = kThreads, blocks = 1;  // of a block at most, and how many such a processor's registers hold
+  double instructions = 0;  // an output, its taps' multiply-adds apart
+  bool rows = false;     // without staging: a thread walks down a strip's rows
+  bool filters = false;  // in shared memory, of accumulate_size
+  bool large = false;    // filters of the input's type behind the tile
+  bool transposed = false;
+  bool weight = false;  // backward_weight: both tensors are staged, and the sums meet in shared memory
 };
 
 Shape shape_of(const KernelRow& row) {
   const bool nhwc = row.layout == Layout::kNHWC, weight = strcmp(row.pass, "backward_weight") == 0;
-  Shape s = {};
+  Shape s;
   s.weight = weight;
   s.transposed = strcmp(row.pass, "backward_input") == 0;
+  s.rows = row.aligned;
   s.large = row.filter == 0;
-  s.filters = nhwc && !weight && !s.large;
+  s.filters = nhwc && !weight && !s.large && !s.rows;
   if (s.large) {
     s.patch_h = nhwc || weight ? 1 : 4, s.patch_w = kRunTaps, s.channels = nhwc ? 2 : 1;
+    s.blocks = kLargeBlocks, s.instructions = 6;
+  } else if (s.rows) {
+    s.patch_h = 1, s.patch_w = 4;
+    s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(element_size(row.dtype), row.filter, row.stride);
+    s.blocks = weight ? weight_row_blocks(row.filter, row.stride) : kRowBlocks, s.instructions = weight ? 7 : 4;
+    if (weight) s.threads = weight_row_threads(row.filter, row.stride);
   } else if (nhwc) {
-    s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = !weight && row.filter == 3 ? 4 : 2;
+    s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
+    s.blocks = weight ? weight_blocks(row.filter) : nhwc_blocks(row.filter), s.instructions = weight ? 14 : 10;
   } else {
     s.patch_h = 4, s.patch_w = s.transposed ? 6 : 7, s.channels = 1;
+    s.blocks = weight ? weight_blocks(row.filter) : nchw_blocks(row.filter), s.instructions = 16;
   }
   return s;
 }
@@ -92,7 +104,13 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const int64_t patches = t.tile_h / s.patch_h * (t.tile_w / s.patch_w);
   const int64_t planes = p.batch * p.channels;
   int64_t lanes, tile_bytes, out_bytes;
-  if (nhwc) {
+  if (s.rows) {
+    t.slabs = ceil_div(p.channels, t.slab);
+    lanes = t.slab / s.channels;
+    tile_bytes = out_bytes = 0;
+    if (lanes * t.tile_w / s.patch_w > s.threads) return false;
+    c.launch.threads = static_cast<int32_t>(lanes * t.tile_w / s.patch_w);
+  } else if (nhwc) {
     t.slabs = ceil_div(p.channels, t.slab);
     lanes = t.slab / s.channels;
     tile_bytes = c.in_rows * c.in_columns * t.slab * unit;
@@ -129,6 +147,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     c.group_blocks = static_cast<int32_t>(ceil_div(all, c.groups));
     c.launch.threads = kThreads;
   }
+  c.launch.together = static_cast<int32_t>(s.blocks * s.threads / round_up(c.launch.threads, 32));
   const int64_t filter_bytes = s.filters ? taps * t.slab * sum_unit : s.large ? taps * t.slab * unit : 0;
   if (s.weight) {
     const int64_t sums = (runs ? kRunTaps : p.kernel_w) * c.launch.threads * sum_unit;
@@ -137,7 +156,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     c.launch.shared_bytes = std::max(tile_bytes + filter_bytes, out_bytes);
   }
   constexpr int64_t kMostIndex = 1 << 20;  // of Divisor
-  if (c.launch.shared_bytes > machine.shared_per_block || c.in_rows * c.in_columns * t.slab >= kMostIndex) return false;
+  if (c.launch.shared_bytes > machine.shared_per_block) return false;
+  if (!s.rows && c.in_rows * c.in_columns * t.slab >= kMostIndex) return false;
 
   const double halo = static_cast<double>(staged(s, t.tiles_h, t.tile_h, p.kernel_h, p.stride_h, p.pad_h, p.in_h)) *
                       static_cast<double>(staged(s, t.tiles_w, t.tile_w, p.kernel_w, p.stride_w, p.pad_w, p.in_w));
@@ -150,11 +170,13 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   c.launch.blocks = t.slabs * c.tiles;
   double extra = 0;
   if (s.weight) {
-    // Enough parts to fill the card twice, as long as the partial sums are a small share of what is moved.
+    // Enough parts to fill the card, as long as the partial sums are a small share of what is moved.
     const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
     const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
-    c.parts = static_cast<int32_t>(std::clamp<int64_t>(std::min(2 * machine.processors / (t.slabs * c.group_blocks), affordable),
-                                                       1, std::max<int64_t>(c.tiles, 1)));
+    const int64_t beside = std::clamp<int64_t>(machine.shared_per_processor / (c.launch.shared_bytes + 1024), 1, c.launch.together);
+    c.parts = static_cast<int32_t>(
+        std::clamp<int64_t>(std::min(beside * machine.processors / (t.slabs * c.group_blocks), affordable), 1,
+                            std::max<int64_t>(c.tiles, 1)));
     c.launch.blocks = t.slabs * c.group_blocks * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
@@ -162,19 +184,19 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const double run = nhwc ? static_cast<double>(t.slab * unit) : 128;
   const double dear = run >= 64 ? 1.0 : 1.15;
   const double blocks = static_cast<double>(std::max<int64_t>(c.launch.blocks, 1));
-  const double computed = static_cast<double>(t.tiles_h) * t.tile_h * t.tiles_w * t.tile_w * planes;
-  const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / p.channels : 1.0;
-  const double useful = std::min(1.0, c.launch.threads / 128.0);  // a processor needs four warps to be busy
+  const double begun = s.rows ? static_cast<double>((p.kernel_h - 1) / p.stride_h) : 0;  // rows read before the first is complete
+  const double computed =
+      static_cast<double>(t.tiles_h) * (t.tile_h + begun) * static_cast<double>(t.tiles_w) * t.tile_w * static_cast<double>(planes);
+  const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / static_cast<double>(p.channels) : 1.0;
+  const double phases = s.transposed ? static_cast<double>(p.stride_h * p.stride_w) : 1;
+  const double once = static_cast<double>(planes) * static_cast<double>(p.in_h * p.in_w + p.out_h * p.out_w) * unit;
   BlockCost cost;
-  cost.total_bytes = loads * dear + outputs + extra;
-  cost.bytes = cost.total_bytes / blocks;
-  cost.flops = 2 * computed * idle / blocks * taps / (s.transposed ? p.stride_h * p.stride_w : 1) * 1.3;
-  cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.6 : 0.8) * useful;
-  // Past a tenth more than input and output once, traffic is what the model must not trade away for an even number of rounds.
-  constexpr double kTolerated = 1.09, kPenalty = 3;
-  const double once = static_cast<double>(planes) * (p.in_h * p.in_w + p.out_h * p.out_w) * unit;
-  const double excess = std::max(0.0, (loads + outputs) / std::max(once, 1.0) - kTolerated);
-  c.seconds = launch_seconds(c.launch, cost, machine) * (1 + kPenalty * excess);
+  cost.total_bytes = once * dear + extra;
+  cost.bytes = (loads * dear + outputs + extra) / blocks;
+  cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
+  cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.5 : 0.6);
+  cost.direct = s.rows;
+  c.seconds = launch_seconds(c.launch, cost, machine);
   return true;
 }
 
@@ -197,7 +219,11 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
   const int64_t unit = element_size(p.dtype);
   const int64_t offset_h = s.transposed ? p.pad_h % p.stride_h : 0, offset_w = s.transposed ? p.pad_w % p.stride_w : 0;
   std::vector<int64_t> slabs;
-  if (nhwc) {
+  if (s.rows) {
+    for (int64_t lanes = 4; lanes <= kThreads && (lanes == 4 || lanes * s.channels < 2 * p.channels); lanes *= 2) {
+      slabs.push_back(lanes * s.channels);
+    }
+  } else if (nhwc) {
     for (int64_t bytes : {128, 64, 32, 16}) {
       if (bytes / unit >= s.channels && (bytes / unit < 2 * p.channels || bytes == 16)) slabs.push_back(bytes / unit);
     }
@@ -226,6 +252,8 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
   return true;
 }
 
+int64_t chunks_of(const Tiling& t, int64_t values) { return t.aligned ? ceil_div(t.slab, values) : t.slab; }
+
 std::string describe(const Candidate& c, const Request& request) {
   const Tiling& t = c.tiling;
   return std::string(c.launch.row->name) + ", " +
@@ -243,6 +271,7 @@ const KernelRow* choose(const char* pass, const Request& request, const Machine&
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
   for (const KernelRow* row : order) {
     if (misfit(*row, "depthwise_conv2d", pass, request.problem, request.multiplier, machine) != nullptr) continue;
+    if (row->aligned && !request.aligned) continue;
     if (row->filter == 0 && row->stride == 0) {
       if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
       return row;
@@ -293,10 +322,11 @@ Plan plan_depthwise(const char* pass, const Request& request, const Machine& mac
     args->in_columns = Divisor(best.in_columns);
     const int64_t values = kChunk / element_size(p.dtype);
     if (p.layout == Layout::kNHWC) {
-      args->in_chunks = Divisor(best.tiling.aligned ? best.tiling.slab / values : best.tiling.slab);
+      args->in_chunks = Divisor(chunks_of(best.tiling, values));
     } else {
       args->in_chunks = Divisor(ceil_div(best.in_pitch, values));
       args->out_chunks = Divisor(best.out_pitch / values);
+      args->channels = Divisor(std::min(p.channels, kMostDivided));
     }
     plan.launch = best.launch;
     plan.seconds = best.seconds;
@@ -334,7 +364,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
     args->in_columns = Divisor(best.in_columns), args->out_columns = Divisor(best.tiling.tile_w);
     const int64_t values = kChunk / element_size(p.dtype);
     if (p.layout == Layout::kNHWC) {
-      args->in_chunks = args->out_chunks = Divisor(best.tiling.aligned ? best.tiling.slab / values : best.tiling.slab);
+      args->in_chunks = args->out_chunks = Divisor(chunks_of(best.tiling, values));
     } else {
       args->in_chunks = Divisor(best.in_pitch / values), args->out_chunks = Divisor(best.out_pitch / values);
     }

@@ -12,7 +12,7 @@ namespace dwconv::cuda {
 namespace {
 
 bool aligned_matrix(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 && t.size(1) * t.element_size() % 16 == 0;
+  return aligned_start(t) && t.size(1) * t.element_size() % 16 == 0;
 }
 
 // pw_packed is the CPU's; here the weights are read as they are.
@@ -43,7 +43,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
 
   const bool nhwc = layout == Layout::kNHWC;
   SeparableAlignment alignment;
-  alignment.input = nhwc && aligned_channels(x);
+  alignment.input = nhwc && aligned_channels(x) && aligned_start(dw);
   alignment.middle = nhwc && s.channels * x.element_size() % 16 == 0;
   alignment.output = nhwc && aligned_channels(output) && aligned_channels(added);
   alignment.weight = aligned_matrix(pw);

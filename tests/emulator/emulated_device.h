@@ -7,7 +7,7 @@
 #include "emulator.h"
 
 #define DWCONV_DEVICE inline
-#define DWCONV_KERNEL(threads) void
+#define DWCONV_KERNEL(threads, blocks) void
 #define DWCONV_HAS_AMPERE 1
 
 namespace dwconv::cuda {

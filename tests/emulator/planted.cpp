@@ -16,7 +16,7 @@ struct PlantedArgs {
 
 // output[i] = input[(i + 1) % n] + input[(i + 37) % n] through shared memory, then halves of a warp exchange: every kind of
 // cooperation that the kernels use.
-DWCONV_KERNEL(128) shift(PlantedArgs args) {
+DWCONV_KERNEL(128, 1) shift(PlantedArgs args) {
   const std::string bug = args.bug;
   const int i = thread_index(), n = args.count;
   float* const values = reinterpret_cast<float*>(shared_memory());

@@ -16,7 +16,7 @@ constexpr int kTapsAThread = 8;
 constexpr int kPixelsATile = 1024;
 
 template <class T, bool kChannelsLast>
-DWCONV_KERNEL(256)
+DWCONV_KERNEL(256, 1)
 depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   const DepthwiseProblem& p = args.problem;
@@ -74,7 +74,7 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
 
 // Second stage. 32 neighbouring values a block; its 8 warps take every 8th part and are added pairwise.
 template <class T>
-DWCONV_KERNEL(256)
+DWCONV_KERNEL(256, 1)
 sum_parts(SumPartsArgs args) {
   using A = accumulate_t<T>;
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = block_size() / kWarp;

@@ -18,7 +18,7 @@ namespace dwconv::cuda {
 constexpr int kRunTaps = 8;
 
 template <class T, bool kChannelsLast>
-DWCONV_KERNEL(256)
+DWCONV_KERNEL(256, kLargeBlocks)
 depthwise_backward_weight_large(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int V = kChannelsLast ? kWeightChannels : 1, kSpan = 2 * kRunTaps - 1;

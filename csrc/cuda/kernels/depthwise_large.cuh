@@ -70,7 +70,7 @@ DWCONV_DEVICE void copy_filters(T* filters, const T* weight, int taps, int slab,
 }
 
 template <class T>
-DWCONV_KERNEL(256)
+DWCONV_KERNEL(256, kLargeBlocks)
 depthwise_large_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int V = kLargeChannels;
@@ -127,7 +127,7 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
 }
 
 template <class T>
-DWCONV_KERNEL(256)
+DWCONV_KERNEL(256, kLargeBlocks)
 depthwise_large_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   const DepthwiseProblem& p = args.problem;
@@ -136,6 +136,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   const int64_t plane0 = block % t.slabs * t.slab, left = p.batch * p.channels - plane0;
   block /= t.slabs;
   const int planes = static_cast<int>(left < t.slab ? left : t.slab);
+  const PlaneNumbers numbers(plane0, p.channels, args.channels);
   const int x0 = static_cast<int>(block % t.tiles_w) * t.tile_w, y0 = static_cast<int>(block / t.tiles_w) * t.tile_h;
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w), taps = kernel_h * kernel_w;
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w), out_h = static_cast<int>(p.out_h),
@@ -147,12 +148,11 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   T* const filters = tile + t.slab * rows * args.in_pitch;
   stage_padded_planes(tile, planes, rows, args.in_columns, args.in_pitch, y0 - static_cast<int>(p.pad_h),
                       x0 - static_cast<int>(p.pad_w), in_h, in_w, p.in_stride_h, [&](int q) {
-                        const int64_t n = (plane0 + q) / p.channels, c = plane0 + q - n * p.channels;
-                        return static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c;
+                        return static_cast<const T*>(args.input) + numbers.offset(q, p.in_stride_n, p.in_stride_c);
                       });
   for (int i = thread_index(); i < planes * taps; i += block_size()) {
     const int q = i / taps, tap = i - q * taps;
-    const int64_t c = (plane0 + q) % p.channels;
+    const int64_t c = numbers.channel(q);
     filters[q * taps + tap] =
         load<1>(static_cast<const T*>(args.weight) + c * taps + (args.flipped ? taps - 1 - tap : tap)).value[0];
   }
@@ -164,7 +164,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   const bool active = q < planes && y0 + y < out_h && x0 + x < out_w;
   A acc[kLargeRows][kLargeColumns][1];
   if (active) {
-    const int64_t c = (plane0 + q) % p.channels;
+    const int64_t c = numbers.channel(q);
     const A bias = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);
 #pragma unroll
     for (int i = 0; i < kLargeRows * kLargeColumns; ++i) acc[i / kLargeColumns][i % kLargeColumns][0] = bias;
@@ -187,8 +187,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
                             args.out_whole ? out_w : least(x0 + t.tile_w, out_w) - x0,
                             p.out_stride_h};
   const auto out_first = [&](int k) {
-    const int64_t n = (plane0 + k) / p.channels, c = plane0 + k - n * p.channels;
-    return static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h + x0;
+    return static_cast<T*>(args.output) + numbers.offset(k, p.out_stride_n, p.out_stride_c) + y0 * p.out_stride_h + x0;
   };
   if (active) {
     const T* const first = out_first(q);

@@ -36,7 +36,7 @@ DWCONV_DEVICE void load_row(const T* row, int x, int width, accumulate_t<T> (&to
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256)
+DWCONV_KERNEL(256, nchw_blocks(Taps::kKernel))
 depthwise_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, kRows = kPlanePatchRows;
@@ -50,6 +50,7 @@ depthwise_nchw(DepthwiseTileArgs args) {
 
   const int64_t plane0 = group * t.slab, left = p.batch * p.channels - plane0;
   const int planes = static_cast<int>(left < t.slab ? left : t.slab);
+  const PlaneNumbers numbers(plane0, p.channels, args.channels);
   const int pad_h = static_cast<int>(p.pad_h), pad_w = static_cast<int>(p.pad_w);
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
   const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);
@@ -71,14 +72,10 @@ depthwise_nchw(DepthwiseTileArgs args) {
   const PlaneTile<T> out = {
       shared,        args.out_pitch, args.out_whole != 0, out_bottom - out_top, args.out_whole ? out_w : out_right - out_left,
       p.out_stride_h};
-  const auto in_first = [&](int q) {
-    const int64_t n = (plane0 + q) / p.channels, c = plane0 + q - n * p.channels;
-    return static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + in_top * p.in_stride_h + in_left;
-  };
-  const auto out_first = [&](int q) {
-    const int64_t n = (plane0 + q) / p.channels, c = plane0 + q - n * p.channels;
-    return static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + out_top * p.out_stride_h + out_left;
-  };
+  const T* const in_corner = static_cast<const T*>(args.input) + in_top * p.in_stride_h + in_left;
+  T* const out_corner = static_cast<T*>(args.output) + out_top * p.out_stride_h + out_left;
+  const auto in_first = [&](int q) { return in_corner + numbers.offset(q, p.in_stride_n, p.in_stride_c); };
+  const auto out_first = [&](int q) { return out_corner + numbers.offset(q, p.out_stride_n, p.out_stride_c); };
   if (in.rows > 0 && in.columns > 0) {
     const int64_t before = in_top * p.in_stride_h + in_left;
     stage_planes(in, planes, before, (in_h - 1) * p.in_stride_h + in_w - before, args.in_chunks, in_first);
@@ -93,7 +90,7 @@ depthwise_nchw(DepthwiseTileArgs args) {
   const bool active = q < planes && y0 + y < out_h && x0 + x < out_w;
   A acc[kRows][kColumns][1];
   if (active) {
-    const int64_t c = (plane0 + q) % p.channels;
+    const int64_t c = numbers.channel(q);
     A filter[K][K][1];
     load_filter(static_cast<const T*>(args.weight) + c * K * K, args.flipped, filter);
     const A bias = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);

@@ -20,9 +20,7 @@
 
 namespace dwconv::cuda {
 
-// Channels a thread: their filters must fit the registers.
-template <class T, int K>
-constexpr int kThreadChannels = K == 3 ? 4 : 2;
+constexpr int kThreadChannels = 2;  // their filters must fit the registers
 constexpr int kPatchRows = 4, kPatchColumns = 4;
 
 // filter[tap][channel] of the slab in shared memory, from weight[channel][tap]; zeros past the last channel.
@@ -58,10 +56,10 @@ DWCONV_DEVICE void store_channels(T* to, const accumulate_t<T> (&value)[V], int 
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256)
+DWCONV_KERNEL(256, nhwc_blocks(Taps::kKernel))
 depthwise_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
-  constexpr int K = Taps::kKernel, V = kThreadChannels<T, K>, kSpan = Taps::span(kPatchColumns);
+  constexpr int K = Taps::kKernel, V = kThreadChannels, kSpan = Taps::span(kPatchColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
   int64_t block = block_index();

@@ -40,7 +40,8 @@ constexpr int kWarp = 32;
 #if defined(__CUDACC__)
 
 #define DWCONV_DEVICE __device__ __forceinline__
-#define DWCONV_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+// `blocks` of them must fit the registers of a processor together.
+#define DWCONV_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define DWCONV_HAS_AMPERE 1  // cp.async, mma.sync m16n8k16

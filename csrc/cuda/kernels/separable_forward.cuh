@@ -299,14 +299,14 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
 
 // Tensor cores: T float16 or bfloat16, or float for tf32. Multiply-adds: float, double, and the 16-bit types before sm_80.
 template <class T, class S, bool kChannelsLast>
-DWCONV_KERNEL(kSeparableThreads)
+DWCONV_KERNEL(kSeparableThreads, kSeparableBlocks)
 separable_tensor(SeparableBlockArgs args) {
 #if DWCONV_HAS_AMPERE
   separable_block<T, TensorTile<T>, S, kChannelsLast>(args);
 #endif
 }
 template <class T, class S, bool kChannelsLast>
-DWCONV_KERNEL(kSeparableThreads)
+DWCONV_KERNEL(kSeparableThreads, kSeparableBlocks)
 separable_scalar(SeparableBlockArgs args) {
 #if !DWCONV_HAS_AMPERE || !defined(__CUDA_ARCH__)
   separable_block<T, ScalarTile<T>, S, kChannelsLast>(args);

@@ -10,13 +10,17 @@ namespace dwconv::cuda {
 template <class T>
 DWCONV_DEVICE void stage_pixels(T* tile, const T* image, int rows, int y0, int x0, const Divisor& columns, const Divisor& chunks,
                                 int in_h, int in_w, int64_t stride_h, int stride_w, int slab, int channels, bool aligned) {
-  const int values = aligned ? kChunkValues<T> : 1;
-  for (int i = thread_index(); i < rows * columns.divisor * chunks.divisor; i += block_size()) {
-    const int pixel = quotient(i, chunks);
-    const int channel = (i - pixel * chunks.divisor) * values;
-    const int row = quotient(pixel, columns);
-    const int y = y0 + row, x = x0 + pixel - row * columns.divisor;
-    const bool valid = y >= 0 && y < in_h && x >= 0 && x < in_w && channel < channels;
+  // A thread keeps its chunk and goes from pixel to pixel in equal steps, so that nothing is divided on the way.
+  const int slot = quotient(thread_index(), chunks), slots = quotient(block_size(), chunks);
+  const int channel = (thread_index() - slot * chunks.divisor) * (aligned ? kChunkValues<T> : 1);
+  const int step_rows = quotient(slots, columns), step_columns = slots - step_rows * columns.divisor;
+  const bool inside = channel < channels;
+  int row = quotient(slot, columns), column = slot - row * columns.divisor;
+  if (slot >= slots) return;
+  for (int pixel = slot; pixel < rows * columns.divisor; pixel += slots) {
+    const int y = y0 + row, x = x0 + column;
+    const bool valid = inside && static_cast<unsigned>(y) < static_cast<unsigned>(in_h) &&
+                       static_cast<unsigned>(x) < static_cast<unsigned>(in_w);
     const T* const from = image + (valid ? y * stride_h + static_cast<int64_t>(x) * stride_w + channel : 0);
     T* const to = tile + pixel * slab + channel;
     if (aligned) {
@@ -24,6 +28,9 @@ DWCONV_DEVICE void stage_pixels(T* tile, const T* image, int rows, int y0, int x
     } else {
       *to = valid ? load<1>(from).value[0] : zero<T>();
     }
+    column += step_columns;
+    row += step_rows;
+    if (column >= columns.divisor) column -= columns.divisor, ++row;
   }
 }
 
@@ -32,6 +39,29 @@ template <class T>
 DWCONV_DEVICE int misalignment(const T* address) {
   return static_cast<int>((reinterpret_cast<uintptr_t>(address) % kChunkBytes) / sizeof(T));
 }
+
+// NCHW: images and channels of the planes plane0, plane0 + 1, ... of a batch, without dividing 64-bit numbers for each.
+struct PlaneNumbers {
+  int64_t image0;
+  int channel0, channels;
+  Divisor divisor;
+
+  DWCONV_DEVICE PlaneNumbers(int64_t plane0, int64_t all_channels, const Divisor& by)
+      : image0(plane0 / all_channels),
+        channel0(static_cast<int>(plane0 - image0 * all_channels)),
+        channels(static_cast<int>(all_channels)),
+        divisor(by) {}
+
+  // Of plane0 + q, q < kMostDivided.
+  DWCONV_DEVICE int images_further(int q) const {
+    return divisor.divisor == channels ? quotient(channel0 + q, divisor) : channel0 + q >= channels;
+  }
+  DWCONV_DEVICE int channel(int q) const { return channel0 + q - images_further(q) * channels; }
+  DWCONV_DEVICE int64_t offset(int q, int64_t stride_n, int64_t stride_c) const {
+    const int further = images_further(q);
+    return (image0 + further) * stride_n + static_cast<int64_t>(channel0 + q - further * channels) * stride_c;
+  }
+};
 
 // NCHW: a rectangle of each of several planes as segments of consecutive elements. A segment keeps its global address modulo 16
 // bytes, so that whole chunks move as they lie; it is all rows of a plane where the rectangle is as wide as the plane, else one

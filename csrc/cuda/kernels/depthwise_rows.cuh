@@ -1,0 +1,176 @@
+// Depthwise forward in channels_last for square filters of 3 and 5 without shared memory: for tensors whose 16-byte runs of
+// channels are aligned (the formula: taps.cuh).
+//
+// A thread owns kRowChannels channels of a strip of 4 output columns and walks down the rows of its tile. It reads each row of
+// its input once, straight to registers, and adds it to all the output rows that it reaches; those in progress rotate:
+//
+//     lanes ->  channels of the slab         in row j --+--> out row i      tap j - i * S
+//     slots ->  strips of the tile                      +--> out row i - 1  tap j - (i - 1) * S, complete when its last row is in
+//
+// While a row is multiplied, the next is on its way. Neighbouring strips read S + K - 2 columns twice, from L1; a tile's first
+// rows are read twice, from L2. There is no barrier and no shared memory, so that registers alone decide how many blocks run
+// together, which is what hides the latency of memory.
+//
+// The plan guarantees: alignment of input, output and weight; tile_w a multiple of 4; slab lanes * strips == block_size().
+// Traffic: input (1 + halo rows), output once, the filters of the slab once a block.
+#pragma once
+
+#include "depthwise_nhwc.cuh"
+
+namespace dwconv::cuda {
+
+constexpr int kStripColumns = 4;
+// Whether the registers hold the next row beside the one that is multiplied.
+template <int K, int S>
+constexpr bool kReadsAhead = K == 3 || S == 1;
+
+// Channels a thread.
+template <class T, int K, int S>
+constexpr int kRowChannels = row_channels(sizeof(T), K, S);
+
+// Bit q: column x0 + q lies in 0 .. width.
+template <int kCount>
+DWCONV_DEVICE unsigned columns_inside(int x0, int width) {
+  unsigned mask = 0;
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) mask |= static_cast<unsigned>(x0 + q) < static_cast<unsigned>(width) ? 1u << q : 0u;
+  return mask;
+}
+
+// kCount pixels of a row, zeros where the mask has no bit.
+template <int kCount, int V, class T>
+DWCONV_DEVICE void fetch_pixels(const T* row, int64_t stride_w, unsigned mask, Vector<T, V> (&to)[kCount]) {
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) {
+    if (mask >> q & 1) {
+      to[q] = load<V>(row + q * stride_w);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) to[q].value[v] = zero<T>();
+    }
+  }
+}
+
+// The filters of V neighbouring channels, V * K * K consecutive values.
+template <class T, int K, int V>
+DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> (&filter)[K][K][V]) {
+#pragma unroll
+  for (int i = 0; i < K * K; ++i) {
+    const Vector<T, V> run = load<V>(weight + i * V);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const int v = (i * V + k) / (K * K), tap = (i * V + k) % (K * K);
+      filter[tap / K][tap % K][v] = to_accumulate(run.value[k]);
+    }
+  }
+  if (!flipped) return;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+#pragma unroll
+    for (int tap = 0; tap < K * K / 2; ++tap) {
+      const int other = K * K - 1 - tap;
+      const accumulate_t<T> kept = filter[tap / K][tap % K][v];
+      filter[tap / K][tap % K][v] = filter[other / K][other % K][v];
+      filter[other / K][other % K][v] = kept;
+    }
+  }
+}
+
+template <class T, class Taps>
+DWCONV_KERNEL(256, kRowBlocks)
+depthwise_rows_nhwc(DepthwiseTileArgs args) {
+  using A = accumulate_t<T>;
+  constexpr int K = Taps::kKernel, S = Taps::kStride, V = kRowChannels<T, K, S>, kSpan = Taps::span(kStripColumns);
+  constexpr int kDelay = (K - 1) / S, kOpen = kDelay + 1;  // a row is complete kDelay rows after it was begun
+  const DepthwiseProblem& p = args.problem;
+  const Tiling& t = args.tiling;
+  int64_t block = block_index();
+  const int64_t c0 = block % t.slabs * t.slab;
+  block /= t.slabs;
+  const int tile_x = static_cast<int>(block % t.tiles_w);
+  block /= t.tiles_w;
+  const int tile_y = static_cast<int>(block % t.tiles_h);
+  const int64_t n = block / t.tiles_h;
+  const int lanes = t.slab / V, strip = thread_index() / lanes;
+  const int64_t channel = c0 + (thread_index() - strip * lanes) * V;
+  const int in_h = static_cast<int>(p.in_h), out_w = static_cast<int>(p.out_w);
+  const int y0 = tile_y * t.tile_h, x0 = tile_x * t.tile_w + strip * kStripColumns;
+  if (channel >= p.channels || x0 >= out_w) return;
+
+  const int rows = least(t.tile_h, static_cast<int>(p.out_h) - y0), in_rows = (rows - 1) * S + K;
+  const int in_y0 = y0 * S - static_cast<int>(p.pad_h), in_x0 = x0 * S - static_cast<int>(p.pad_w);
+  const unsigned inside = columns_inside<kSpan>(in_x0, static_cast<int>(p.in_w));
+  const unsigned exists = columns_inside<kStripColumns>(x0, out_w);
+  const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
+  Vector<T, V> next[S][kSpan];
+  // Step i reads the input rows i * S .. i * S + S - 1 of the tile.
+  const auto fetch = [&](int i) {
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+      const int j = i * S + s, y = in_y0 + j;
+      const bool wanted = j < in_rows && y >= 0 && y < in_h;
+      fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, next[s]);
+    }
+  };
+  if (kReadsAhead<K, S>) fetch(0);
+  A filter[K][K][V], bias[V], acc[kOpen][kStripColumns][V];
+  fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    bias[v] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + channel + v) : A(0);
+#pragma unroll
+    for (int i = 0; i < kOpen * kStripColumns; ++i) acc[i / kStripColumns][i % kStripColumns][v] = bias[v];
+  }
+  T* out = static_cast<T*>(args.output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;
+  const int steps = rows + kDelay;
+  for (int base = 0; base < steps; base += kOpen) {
+#pragma unroll
+    for (int u = 0; u < kOpen; ++u) {
+      const int i = base + u;
+      if (i >= steps) break;
+      if (!kReadsAhead<K, S>) fetch(i);
+      Vector<T, V> now[S][kSpan];
+#pragma unroll
+      for (int k = 0; k < S * kSpan; ++k) now[k / kSpan][k % kSpan] = next[k / kSpan][k % kSpan];
+      if (kReadsAhead<K, S> && i + 1 < steps) fetch(i + 1);
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        A row[kSpan][V];
+#pragma unroll
+        for (int q = 0; q < kSpan; ++q) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) row[q][v] = to_accumulate(now[s][q].value[v]);
+        }
+#pragma unroll
+        for (int d = 0; d <= kDelay; ++d) {  // output row i - d; those that do not exist are never stored
+          const int r = S * d + s, open = (u - d + kOpen) % kOpen;
+          if (r >= K) continue;
+#pragma unroll
+          for (int k = 0; k < K; ++k) {
+#pragma unroll
+            for (int x = 0; x < kStripColumns; ++x) {
+#pragma unroll
+              for (int v = 0; v < V; ++v) acc[open][x][v] += filter[r][k][v] * row[x * S + k][v];
+            }
+          }
+        }
+      }
+      constexpr int kNone = 0;
+      const int done = (u + 1) % kOpen;  // row i - kDelay, and the next to be begun
+      if (i >= kDelay) {
+#pragma unroll
+        for (int x = 0; x < kStripColumns; ++x) {
+          if (exists >> x & 1) store_channels<T, V>(out + x * p.out_stride_w, acc[done][x], kNone, true);
+        }
+        out += p.out_stride_h;
+      }
+#pragma unroll
+      for (int x = 0; x < kStripColumns; ++x) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) acc[done][x][v] = bias[v];
+      }
+    }
+  }
+}
+
+}  // namespace dwconv::cuda
