@@ -70,7 +70,7 @@ ACTIVATIONS = {
     "relu": F.relu,
     "relu6": F.relu6,
     "silu": F.silu,
-    "hardswish": F.hardswish,
+    "hardswish": lambda x: x * F.relu6(x + 3) / 6,  # torch's own on CUDA multiplies float64 by a float32 sixth
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "leaky_relu": F.leaky_relu,

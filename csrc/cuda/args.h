@@ -86,7 +86,7 @@ struct SumPartsArgs {
 };
 
 // The fused block. in_* is the block's input, out_h x out_w its output's size; the depthwise stage's strides are the problem's.
-// With dw_weight null the depthwise stage is its activation alone: the second half of the unfused pair.
+// For the pointwise convolution alone kernel, stride and dilation are 1 and the problem's activation is the input's.
 struct SeparableBlockArgs {
   DepthwiseProblem problem;  // its activation is the depthwise stage's
   int64_t out_channels = 0;
@@ -99,18 +99,20 @@ struct SeparableBlockArgs {
   void* output = nullptr;          // contiguous in the problem's layout
   Activation activation;
   int32_t tile_rows = 0, tile_w = 0;  // of the batch * out_h rows of the output; tile_rows * tile_w <= pixels
-  int32_t pixels = 0;                 // rows of the A operand: 32 for each of the warps along them
-  int32_t warps_m = 0, warps_n = 0;   // a warp computes 32 pixels by 64 output channels
+  int32_t warps_m = 0, warps_n = 0;   // a warp computes 32 rows by 64 columns: pixels by outputs, in NCHW outputs by pixels
+  int32_t pixels = 0, outputs = 0;    // that the block's warps cover together
   int32_t tiles_w = 0;
-  int64_t row_tiles = 0;
   int32_t splits = 1;       // blocks that share a tile of pixels, each a range of the output channels
   int32_t slabs = 0;        // of 128 bytes of input channels
-  int32_t slots = 0;        // slabs of the A operand kept: all of them, or 2 where each block has one range of outputs
+  int32_t slots = 0;        // slabs of pixels kept: all of them, or 2 of the pointwise convolution's
   int32_t stages = 0;       // of the weights' ring, 2 or 3
+  int32_t map_bytes = 0;    // of the map of the tile's pixels and rows
   int32_t aligned_in = 0;   // channels_last: every run of 16 bytes of the input's channels lies on a multiple of 16 bytes
   int32_t aligned_out = 0;  // the same of output and residual
   int32_t aligned_weight = 0;
-  Divisor run_columns;  // runs of 4 pixels in a row of the tile
+  int64_t row_tiles = 0;
+  Divisor tile_columns, run_columns, runs;  // tile_w; runs of 4 pixels in a row of the tile; and in the tile
 };
+constexpr int kColumnPadding = 8;  // values between NCHW's lines of pixels, against bank conflicts
 
 }  // namespace dwconv::cuda

@@ -1,32 +1,38 @@
 // Tiles of the fused block, and whether to fuse. Both ways are costed with the same model: fused, the intermediate is never
-// written, but rows at a tile's edge are convolved again, and a tile must hold all its input channels in shared memory or give
-// its block a single range of outputs.
+// written, but a tile must hold all its input channels in shared memory.
 #include <string.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "plan.h"
 
 namespace dwconv::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = 8, kWarpPixels = 32, kWarpOutputs = 64, kSlabBytes = 128;  // separable_forward.cuh's
-constexpr int kRun = 4, kStagingPitch = kWarpOutputs + 4;
+constexpr int kMostWarps = 8, kWarp = 32, kWarpRows = 32, kWarpColumns = 64, kSlabBytes = 128;  // separable_forward.cuh's
+constexpr int kRun = 4, kStagingPitch = kWarpColumns + 8;
 constexpr double kDoesNotFit = 1e30;
 
 struct Geometry {
-  int32_t tile_rows, tile_w, warps_m, splits, stages;
+  int32_t tile_rows, tile_w, warps_m, warps_n, splits, stages;
 };
 
-const KernelRow* choose(const Request& request, const Machine& machine) {
+// Pixels by outputs that the warps cover, warps_m of them along the rows of the product.
+std::pair<int32_t, int32_t> covered(Layout layout, int32_t warps_m, int32_t warps_n) {
+  const int32_t rows = warps_m * kWarpRows, columns = warps_n * kWarpColumns;
+  return layout == Layout::kNHWC ? std::make_pair(rows, columns) : std::make_pair(columns, rows);
+}
+
+const KernelRow* choose(const char* pass, const Request& request, const Machine& machine) {
   const KernelRow* fallback = nullptr;
   for (const KernelRow* row : {static_cast<const KernelRow*>(forced_row())}) {
-    if (row != nullptr && misfit(*row, "separable_conv2d", "forward", request.problem, 1, machine) == nullptr) {
+    if (row != nullptr && misfit(*row, "separable_conv2d", pass, request.problem, 1, machine) == nullptr) {
       if (!row->tensor || request.problem.dtype != DType::kFloat32 || request.allow_tf32) return row;
     }
   }
   for (const KernelRow* row : kernel_table()) {
-    if (misfit(*row, "separable_conv2d", "forward", request.problem, 1, machine) != nullptr) continue;
+    if (misfit(*row, "separable_conv2d", pass, request.problem, 1, machine) != nullptr) continue;
     if (row->tensor && request.problem.dtype == DType::kFloat32 && !request.allow_tf32) continue;
     if (fallback == nullptr) fallback = row;
   }
@@ -78,48 +84,53 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   args->problem = p;
   args->out_channels = out_channels;
   args->tile_rows = g.tile_rows, args->tile_w = g.tile_w;
-  args->warps_m = g.warps_m, args->warps_n = kWarps / g.warps_m;
-  args->pixels = g.warps_m * kWarpPixels;
+  args->warps_m = g.warps_m, args->warps_n = g.warps_n;
+  std::tie(args->pixels, args->outputs) = covered(p.layout, g.warps_m, g.warps_n);
   args->row_tiles = ceil_div(p.batch * p.out_h, g.tile_rows);
   args->tiles_w = static_cast<int32_t>(ceil_div(p.out_w, g.tile_w));
   args->splits = g.splits;
   args->slabs = static_cast<int32_t>(ceil_div(p.channels * unit, kSlabBytes));
-  const int64_t outputs = args->warps_n * kWarpOutputs, ranges = ceil_div(out_channels, outputs);
-  args->slots = ranges <= g.splits ? std::min(args->slabs, 2) : args->slabs;
+  const int64_t outputs = args->outputs, ranges = ceil_div(out_channels, outputs);
+  args->slots = !depthwise && ranges <= g.splits ? std::min(args->slabs, 2) : args->slabs;
+  args->tile_columns = Divisor(g.tile_w);
   args->run_columns = Divisor(ceil_div(g.tile_w, kRun));
+  args->runs = Divisor(g.tile_rows * ceil_div(g.tile_w, kRun));
+  args->map_bytes = static_cast<int32_t>(round_up(8 * args->pixels + 16 * g.tile_rows, kSlabBytes));
 
   args->stages = g.stages;
-  const int64_t staging = kWarps * (row.tensor ? 16 * 4 : 32) * kStagingPitch;
-  const int64_t filters = depthwise ? p.kernel_h * p.kernel_w * kSlabBytes : 0;
+  const int64_t warps = g.warps_m * g.warps_n, staging = warps * (row.tensor ? 16 * 4 : 32) * kStagingPitch;
+  const int64_t channels = kSlabBytes / unit;  // of a slab
+  const int64_t filters = depthwise ? 2 * p.kernel_h * p.kernel_w * channels * accumulate_size(p.dtype) : 0;
+  const int64_t slot = p.layout == Layout::kNHWC ? args->pixels * kSlabBytes : channels * (args->pixels + kColumnPadding) * unit;
   plan.launch.row = &row;
-  plan.launch.threads = kThreads;
+  plan.launch.threads = static_cast<int32_t>(warps * kWarp);
+  plan.launch.together = static_cast<int32_t>((row.tensor ? kSeparableBlocks : 1) * kMostWarps / warps);
   plan.launch.shared_bytes =
-      args->slots * args->pixels * kSlabBytes + std::max(g.stages * outputs * kSlabBytes, staging) + filters;
+      args->map_bytes + args->slots * slot + std::max(g.stages * outputs * kSlabBytes, staging) + filters;
   plan.launch.blocks = args->row_tiles * args->tiles_w * g.splits;
   if (plan.launch.shared_bytes > machine.shared_per_block) return plan;
 
   const double tiles = static_cast<double>(args->row_tiles * args->tiles_w), blocks = tiles * g.splits;
-  const double padded_channels = args->slabs * static_cast<double>(kSlabBytes) / unit;
-  const double in_bytes = in_rows * staged_columns(p, g.tile_w) * p.channels * unit * g.splits;
+  const double padded_channels = args->slabs * static_cast<double>(channels);
+  const double in_bytes = in_rows * staged_columns(p, g.tile_w) * static_cast<double>(p.channels * unit * g.splits);
   const double out_columns = static_cast<double>(p.out_w) + split_sectors(p, g.tile_w);
   const double out_bytes = static_cast<double>(p.batch * p.out_h * out_channels * unit) * out_columns;
-  // Fusing is worth it only while the halo stays a small part of what is moved: else the pair, whose tiles differ, is taken.
-  constexpr double kMostTraffic = 1.15;
   const double once =
       static_cast<double>(p.batch * unit) * static_cast<double>(p.channels * p.in_h * p.in_w + out_channels * p.out_h * p.out_w);
-  if (depthwise && forced_fusion() == Fusion::kByCost && in_bytes + out_bytes > kMostTraffic * once) return plan;
   const double ranges_a_block = static_cast<double>(ceil_div(ranges, g.splits));
-  const double product = 2.0 * args->pixels * padded_channels * outputs * ranges_a_block;
-  const double stage = depthwise ? 2.0 * g.tile_rows * round_up(g.tile_w, kRun) * padded_channels * p.kernel_h * p.kernel_w
-                                 : 2.0 * g.tile_rows * g.tile_w * padded_channels;
-  const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * 0.6 : scalar_rate(p.dtype, machine) * 0.6;
-  // Window reads and conversions cost about as much as the multiply-adds; NCHW moves single values.
-  const double stage_rate =
-      scalar_rate(p.dtype, machine) * (p.layout == Layout::kNHWC ? 0.35 : 0.15) * (row.filter > 0 ? 1.0 : 0.5);
+  const double product = 2.0 * args->pixels * padded_channels * static_cast<double>(outputs) * ranges_a_block;
+  const double pixels = static_cast<double>(g.tile_rows * round_up(g.tile_w, kRun));
+  // Instructions an input and an output value, multiply-adds apart: measured ones and the compiler's.
+  const bool nhwc = p.layout == Layout::kNHWC;
+  const double taps = static_cast<double>(p.kernel_h * p.kernel_w) * (row.filter > 0 ? 1.0 : 3.0);
+  const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 11 : 18) : nhwc ? 4 : 9);
+  const double finish = 2.0 * args->pixels * static_cast<double>(outputs) * ranges_a_block * (nhwc ? 8 : 12);
+  const double scalar = scalar_rate(p.dtype, machine) * 0.6;
+  const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * 0.5 : scalar;
   BlockCost cost;
-  cost.total_bytes = in_bytes + out_bytes;
-  cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * outputs * ranges_a_block * unit;
-  cost.flops = product / product_rate + stage / stage_rate;  // seconds of a processor: the two rates differ
+  cost.total_bytes = once;
+  cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * static_cast<double>(outputs) * ranges_a_block * unit;
+  cost.flops = product / product_rate + (stage + finish) / scalar;  // seconds of a processor: the rates differ
   cost.flop_rate = 1;
   plan.seconds = launch_seconds(plan.launch, cost, machine);
   return plan;
@@ -127,7 +138,7 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
 
 Plan best_block(const Request& request, int64_t out_channels, const Machine& machine, bool depthwise, SeparableBlockArgs* best) {
   const DepthwiseProblem& p = request.problem;
-  const KernelRow* const row = choose(request, machine);
+  const KernelRow* const row = choose(depthwise ? "forward" : "pointwise", request, machine);
   struct Candidate {
     double seconds;
     Plan plan;
@@ -135,8 +146,22 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
   };
   Ranking<Candidate> ranking;
   const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
-  for (int32_t warps_m : {8, 4, 2, 1}) {
-    const int64_t pixels = warps_m * kWarpPixels;
+  const auto offer = [&](int32_t warps_m, int32_t warps_n, int64_t tile_w, int64_t tile_rows) {
+    const double in_rows = staged_rows(p, tile_rows);
+    const int64_t ranges = ceil_div(out_channels, covered(p.layout, warps_m, warps_n).second);
+    for (int64_t splits = 1;; splits = std::min(2 * splits, ranges)) {
+      for (int32_t stages : {3, 2}) {
+        const Geometry g = {static_cast<int32_t>(tile_rows), static_cast<int32_t>(tile_w), warps_m, warps_n,
+                            static_cast<int32_t>(splits), stages};
+        SeparableBlockArgs args;
+        const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
+        if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
+      }
+      if (splits == ranges) break;
+    }
+  };
+  for (const auto& [warps_m, warps_n] : std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}}) {
+    const int64_t pixels = covered(p.layout, warps_m, warps_n).first;
     for (int64_t pieces = 1; pieces <= 16; ++pieces) {
       const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
       if (tile_w > pixels) continue;
@@ -147,19 +172,7 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
       if (most < p.out_h) heights.push_back(ceil_div(p.out_h, ceil_div(p.out_h, most)));
       if (most > p.out_h) heights.push_back(most / p.out_h * p.out_h);
       for (size_t i = 0; i < heights.size(); ++i) {
-        if (i > 0 && heights[i] == heights[0]) continue;
-        const double in_rows = staged_rows(p, heights[i]);
-        const int64_t ranges = ceil_div(out_channels, kWarps / warps_m * kWarpOutputs);
-        for (int64_t splits = 1;; splits = std::min(2 * splits, ranges)) {
-          for (int32_t stages : {3, 2}) {
-            const Geometry g = {static_cast<int32_t>(heights[i]), static_cast<int32_t>(tile_w), warps_m,
-                                static_cast<int32_t>(splits), stages};
-            SeparableBlockArgs args;
-            const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
-            if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
-          }
-          if (splits == ranges) break;
-        }
+        if (i == 0 || heights[i] != heights[0]) offer(warps_m, warps_n, tile_w, heights[i]);
       }
     }
   }
@@ -220,7 +233,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   plan.flops = 2 * pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels);
   char costs[96];
   snprintf(costs, sizeof costs, "expected %.1f us fused, %.1f us apart; ", fits ? fused.seconds * 1e6 : 0.0, apart * 1e6);
-  plan.reason = (fits ? costs : std::string("not fused: no tile fits shared memory with at most 15 % of halo; ")) +
+  plan.reason = (fits ? costs : std::string("not fused: no tile fits shared memory; ")) +
                 (plan.fused ? "fused, " : depthwise.reason + ", then ") + describe(plan.block, plan.block_args);
   return plan;
 }

@@ -61,6 +61,23 @@ inline void load_matrices(uint32_t (&matrix)[4], const void* row) {
   emulator::collective(load_matrices_of_warp, &operands);
 }
 
+inline void load_transposed_matrices_of_warp(void* const* operands) {
+  for (int lane = 0; lane < kWarp; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      uint16_t halves[2];
+      for (int which = 0; which < 2; ++which) {
+        const MatrixLoad& source = *static_cast<MatrixLoad*>(operands[8 * i + lane % 4 * 2 + which]);
+        memcpy(halves + which, static_cast<const char*>(source.row) + lane / 4 * 2, 2);
+      }
+      memcpy(&static_cast<MatrixLoad*>(operands[lane])->matrix[i], halves, 4);
+    }
+  }
+}
+inline void load_transposed_matrices(uint32_t (&matrix)[4], const void* row) {
+  MatrixLoad operands = {matrix, row};
+  emulator::collective(load_transposed_matrices_of_warp, &operands);
+}
+
 template <class T>
 struct MatrixProduct {
   float* c;
@@ -122,6 +139,9 @@ inline void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint3
   MatrixProduct<T> operands = {c, a, b};
   emulator::collective(multiply_matrices_of_warp<T>, &operands);
 }
+
+template <class A>
+inline void in_order(A&) {}
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;

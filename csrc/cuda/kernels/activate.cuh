@@ -32,4 +32,26 @@ DWCONV_DEVICE A activate(const Activation& activation, A x) {
   }
 }
 
+// The same of several values, with one look at what it is.
+template <class A, int N>
+DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
+  if (activation.kind == ActivationKind::kIdentity) return;
+  if (activation.kind == ActivationKind::kRelu) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? A(0) : x[i];
+    return;
+  }
+  if (activation.kind == ActivationKind::kRelu6) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? A(0) : x[i] > A(6) ? A(6) : x[i];
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {  // one after the other: all at once they would take the registers of the sums beside them
+    in_order(x[i]);
+    x[i] = activate(activation, x[i]);
+    in_order(x[i]);
+  }
+}
+
 }  // namespace dwconv::cuda

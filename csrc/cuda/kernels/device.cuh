@@ -147,6 +147,17 @@ DWCONV_DEVICE void load_matrices(uint32_t (&matrix)[4], const void* row) {
 #endif
 }
 
+// ldmatrix.x4.trans: the same addresses; lane l receives column l / 4 of rows 2 * (l % 4) and 2 * (l % 4) + 1 of each matrix.
+DWCONV_DEVICE void load_transposed_matrices(uint32_t (&matrix)[4], const void* row) {
+#if DWCONV_HAS_AMPERE
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(from)
+               : "memory");
+#endif
+}
+
 // The matrix products c += a * b of a warp, PTX's mma.sync.aligned.row.col: m16n8k16 for float16 and bfloat16, m16n8k8 for
 // tf32, whose operands are float32 rounded by round_tf32.
 template <class T>
@@ -174,6 +185,10 @@ DWCONV_DEVICE void multiply_matrices<float>(float (&c)[4], const uint32_t (&a)[4
   DWCONV_MMA("m16n8k8", "tf32");
 }
 #undef DWCONV_MMA
+
+// The value is complete here, and what uses it begins here.
+DWCONV_DEVICE void in_order(float& value) { asm volatile("" : "+f"(value)); }
+DWCONV_DEVICE void in_order(double& value) { asm volatile("" : "+d"(value)); }
 
 DWCONV_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 DWCONV_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
