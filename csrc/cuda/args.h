@@ -18,16 +18,15 @@ constexpr int64_t kMostDivided = 1 << 19;
 
 // What the kernels are compiled for and the plan reckons with: channels a thread of those that walk down rows (depthwise_rows.cuh,
 // depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a processor's registers must hold.
-constexpr int row_channels(int64_t unit, int kernel, int stride) {
-  return kernel > 3 ? 1 : unit == 2 && stride == 1 ? 4 : 2;
-}
+constexpr int row_channels(int kernel) { return kernel > 3 ? 1 : 2; }
+constexpr int row_blocks(int64_t unit, int kernel, int stride) { return unit == 2 && kernel == 3 && stride == 1 ? 3 : 2; }
 constexpr int weight_row_channels(int kernel, int stride) { return kernel == 3 && stride == 1 ? 2 : 1; }
 constexpr int weight_row_threads(int kernel, int stride) { return kernel + 2 * stride < 8 ? 256 : 128; }
 constexpr int weight_row_blocks(int kernel, int stride) { return kernel + 2 * stride < 8 || kernel + stride > 8 ? 2 : 3; }
 constexpr int nhwc_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
 constexpr int nchw_blocks(int kernel) { return kernel < 7 ? 3 : 2; }
 constexpr int weight_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
-constexpr int kRowBlocks = 2, kLargeBlocks = 2, kSeparableBlocks = 2;
+constexpr int kLargeBlocks = 2, kSeparableBlocks = 2;
 
 // The block's share of the output: `slab` channels of a tile of pixels in channels_last, tiles of `slab` planes in NCHW.
 // Blocks are numbered with the slabs fastest, then columns, rows, images.
@@ -39,7 +38,7 @@ struct Tiling {
   int32_t aligned = 0;  // channels_last: every run of 16 bytes of channels lies on a multiple of 16 bytes
 };
 
-// forward and backward_input. In backward_input the problem's in_* is grad_output, its out_* grad_input; stride, padding and
+// forward, with the problem's activation, and backward_input. In backward_input the problem's in_* is grad_output, its out_* grad_input; stride, padding and
 // dilation are the forward pass's, and at stride 1 it is the forward kernel over the flipped filter with the mirrored padding.
 // forward: output channel o reads input channel o / multiplier; backward_input: input channel c sums the multiplier planes of its
 // outputs.
@@ -86,7 +85,7 @@ struct SumPartsArgs {
 };
 
 // The fused block. in_* is the block's input, out_h x out_w its output's size; the depthwise stage's strides are the problem's.
-// For the pointwise convolution alone kernel, stride and dilation are 1 and the problem's activation is the input's.
+// For the pointwise convolution alone kernel, stride and dilation are 1, and the depthwise kernel has applied its activation.
 struct SeparableBlockArgs {
   DepthwiseProblem problem;  // its activation is the depthwise stage's
   int64_t out_channels = 0;
@@ -104,7 +103,7 @@ struct SeparableBlockArgs {
   int32_t tiles_w = 0;
   int32_t splits = 1;       // blocks that share a tile of pixels, each a range of the output channels
   int32_t slabs = 0;        // of 128 bytes of input channels
-  int32_t slots = 0;        // slabs of pixels kept: all of them, or 2 of the pointwise convolution's
+  int32_t slots = 0;        // slabs of pixels kept: all of them, or one a stage of the pointwise convolution
   int32_t stages = 0;       // of the weights' ring, 2 or 3
   int32_t map_bytes = 0;    // of the map of the tile's pixels and rows
   int32_t aligned_in = 0;   // channels_last: every run of 16 bytes of the input's channels lies on a multiple of 16 bytes
@@ -112,6 +111,7 @@ struct SeparableBlockArgs {
   int32_t aligned_weight = 0;
   int64_t row_tiles = 0;
   Divisor tile_columns, run_columns, runs;  // tile_w; runs of 4 pixels in a row of the tile; and in the tile
+  Divisor image_rows;                       // out_h, up to kMostDivided
 };
 constexpr int kColumnPadding = 8;  // values between NCHW's lines of pixels, against bank conflicts
 

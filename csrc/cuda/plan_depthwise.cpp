@@ -20,6 +20,7 @@ struct Shape {
   int patch_h = 1, patch_w = 1;
   int channels = 1;  // channels_last: a thread's
   int threads = kThreads, blocks = 1;  // of a block at most, and how many such a processor's registers hold
+  double setup = 300;       // instructions of a thread apart from its outputs
   double instructions = 0;  // an output, its taps' multiply-adds apart
   bool rows = false;     // without staging: a thread walks down a strip's rows
   bool filters = false;  // in shared memory, of accumulate_size
@@ -35,14 +36,16 @@ Shape shape_of(const KernelRow& row) {
   s.transposed = strcmp(row.pass, "backward_input") == 0;
   s.rows = row.aligned;
   s.large = row.filter == 0;
+  if (weight) s.setup = 800;  // and the sums over the threads
   s.filters = nhwc && !weight && !s.large && !s.rows;
   if (s.large) {
     s.patch_h = nhwc || weight ? 1 : 4, s.patch_w = kRunTaps, s.channels = nhwc ? 2 : 1;
     s.blocks = kLargeBlocks, s.instructions = 6;
   } else if (s.rows) {
     s.patch_h = 1, s.patch_w = 4;
-    s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(element_size(row.dtype), row.filter, row.stride);
-    s.blocks = weight ? weight_row_blocks(row.filter, row.stride) : kRowBlocks, s.instructions = weight ? 7 : 4;
+    s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
+    s.blocks = weight ? weight_row_blocks(row.filter, row.stride)
+                      : row_blocks(element_size(row.dtype), row.filter, row.stride), s.instructions = weight ? 7 : 4;
     if (weight) s.threads = weight_row_threads(row.filter, row.stride);
   } else if (nhwc) {
     s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
@@ -180,9 +183,9 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     c.launch.blocks = t.slabs * c.group_blocks * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
-  // Unused lanes and rows of the last patches are computed too; runs below a cache line are dearer to fetch.
-  const double run = nhwc ? static_cast<double>(t.slab * unit) : 128;
-  const double dear = run >= 64 ? 1.0 : 1.15;
+  // Unused lanes and rows of the last patches are computed too; short runs of channels are dearer to fetch.
+  const double run = nhwc ? static_cast<double>(std::min(t.slab, static_cast<int32_t>(p.channels)) * unit) : 256;
+  const double dear = run >= 256 ? 1.0 : run >= 128 ? 1.05 : run >= 64 ? 1.12 : 1.3;
   const double blocks = static_cast<double>(std::max<int64_t>(c.launch.blocks, 1));
   const double begun = s.rows ? static_cast<double>((p.kernel_h - 1) / p.stride_h) : 0;  // rows read before the first is complete
   const double computed =
@@ -194,6 +197,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.total_bytes = once * dear + extra;
   cost.bytes = (loads * dear + outputs + extra) / blocks;
   cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
+  cost.flops += 2.0 * c.launch.threads * s.setup;
   cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.5 : 0.6);
   cost.direct = s.rows;
   c.seconds = launch_seconds(c.launch, cost, machine);

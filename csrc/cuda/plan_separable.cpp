@@ -91,7 +91,8 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   args->splits = g.splits;
   args->slabs = static_cast<int32_t>(ceil_div(p.channels * unit, kSlabBytes));
   const int64_t outputs = args->outputs, ranges = ceil_div(out_channels, outputs);
-  args->slots = !depthwise && ranges <= g.splits ? std::min(args->slabs, 2) : args->slabs;
+  args->slots = !depthwise && ranges <= g.splits ? std::min(args->slabs, g.stages) : args->slabs;
+  args->image_rows = Divisor(std::min(p.out_h, kMostDivided));
   args->tile_columns = Divisor(g.tile_w);
   args->run_columns = Divisor(ceil_div(g.tile_w, kRun));
   args->runs = Divisor(g.tile_rows * ceil_div(g.tile_w, kRun));
@@ -123,14 +124,15 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   // Instructions an input and an output value, multiply-adds apart: measured ones and the compiler's.
   const bool nhwc = p.layout == Layout::kNHWC;
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w) * (row.filter > 0 ? 1.0 : 3.0);
-  const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 11 : 18) : nhwc ? 4 : 9);
+  const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 17 : 25) : nhwc ? 3 : 9);
   const double finish = 2.0 * args->pixels * static_cast<double>(outputs) * ranges_a_block * (nhwc ? 8 : 12);
   const double scalar = scalar_rate(p.dtype, machine) * 0.6;
   const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * 0.5 : scalar;
   BlockCost cost;
   cost.total_bytes = once;
   cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * static_cast<double>(outputs) * ranges_a_block * unit;
-  cost.flops = product / product_rate + (stage + finish) / scalar;  // seconds of a processor: the rates differ
+  const double setup = 2.0 * plan.launch.threads * 400;
+  cost.flops = product / product_rate + (stage + finish + setup) / scalar;  // seconds of a processor: the rates differ
   cost.flop_rate = 1;
   plan.seconds = launch_seconds(plan.launch, cost, machine);
   return plan;

@@ -58,13 +58,13 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   log_plan(kSeparable, "forward", request.problem, plan.reason, plan.block.launch);
 
   SeparableBlockArgs args = plan.block_args;
-  args.problem.activation = request.problem.activation;  // where not fused, applied when the intermediate is read
   args.activation = last_activation;
   args.pw_weight = pw.const_data_ptr();
   args.pw_bias = pw_bias ? pb.const_data_ptr() : nullptr;
   args.residual = residual ? added.const_data_ptr() : nullptr;
   args.output = output.mutable_data_ptr();
   if (plan.fused) {
+    args.problem.activation = request.problem.activation;
     args.input = x.const_data_ptr();
     args.dw_weight = dw.const_data_ptr();
     args.dw_bias = dw_bias ? db.const_data_ptr() : nullptr;
@@ -74,6 +74,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   const Tensor middle = empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, layout);
   device.poison(middle);
   DepthwiseTileArgs first = plan.depthwise_args;
+  first.problem.activation = request.problem.activation;
   first.input = x.const_data_ptr();
   first.weight = dw.const_data_ptr();
   first.bias = dw_bias ? db.const_data_ptr() : nullptr;

@@ -14,7 +14,7 @@ namespace dwconv::cuda {
 
 inline int thread_index() { return emulator::self().index; }
 inline int block_size() { return emulator::self().block_threads; }
-inline int64_t block_index() { return emulator::self().block; }
+inline int block_index() { return static_cast<int>(emulator::self().block); }
 inline int64_t grid_size() { return emulator::self().grid; }
 inline void synchronize() { emulator::barrier(); }
 inline void synchronize_warp() { emulator::warp_barrier(); }
@@ -32,6 +32,36 @@ template <int V, class T>
 inline void store(T* to, const Vector<T, V>& value) {
   emulator::note_store(to, sizeof value);
   memcpy(static_cast<void*>(to), &value, sizeof value);
+}
+
+template <class T, int V>
+struct Packed {
+  Vector<T, V> bits;
+};
+template <int V, class T>
+inline Packed<T, V> load_packed(const T* from, bool wanted) {
+  Packed<T, V> packed;
+  memset(static_cast<void*>(&packed), 0, sizeof packed);
+  if (wanted) packed.bits = load<V>(from);
+  return packed;
+}
+template <class T, int V>
+inline Vector<T, V> unpacked(const Packed<T, V>& packed) {
+  return packed.bits;
+}
+inline float rounded(float value, float) { return value; }
+inline double rounded(double value, double) { return value; }
+inline __half rounded(float value, __half) { return __float2half_rn(value); }
+inline __nv_bfloat16 rounded(float value, __nv_bfloat16) { return __float2bfloat16_rn(value); }
+template <class T, int V>
+inline Packed<T, V> pack(const accumulate_t<T> (&value)[V]) {
+  Packed<T, V> packed;
+  for (int v = 0; v < V; ++v) packed.bits.value[v] = rounded(value[v], T());
+  return packed;
+}
+template <class T, int V>
+inline void store_packed(T* to, const Packed<T, V>& packed) {
+  store(to, packed.bits);
 }
 
 inline void copy_async(void* shared, const void* global, bool valid) { emulator::enqueue_copy(shared, global, valid); }

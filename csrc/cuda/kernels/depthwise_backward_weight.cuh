@@ -101,7 +101,7 @@ depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
   constexpr int K = Taps::kKernel, V = kWeightChannels, kRows = 2, kColumns = 4, kSpan = Taps::span(kColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  const int64_t c0 = block_index() % t.slabs * t.slab, part = block_index() / t.slabs;
+  const int64_t c0 = block_index() % slabs_of(t) * t.slab, part = block_index() / slabs_of(t);
   const int slab = t.slab, channels = static_cast<int>(p.channels - c0 < slab ? p.channels - c0 : slab);
   const int lanes = slab / V, lane = thread_index() % lanes, slot = thread_index() / lanes, slots = block_size() / lanes;
   const int columns = args.in_columns.divisor, out_columns = args.out_columns.divisor;
@@ -112,8 +112,9 @@ depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
   T* const in = reinterpret_cast<T*>(shared_memory());
   T* const grad = in + Taps::span(t.tile_h) * columns * slab;
   A acc[K][K][V] = {}, bias[V] = {};
-  for (int64_t tile = args.tiles * part / args.parts; tile < args.tiles * (part + 1) / args.parts; ++tile) {
-    const int64_t line = tile / t.tiles_w, n = line / t.tiles_h;
+  const int64_t end = divided(args.tiles * (part + 1), args.parts);
+  for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
+    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
     const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w, y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
     synchronize();
     stage_pixels(in, static_cast<const T*>(args.input) + n * p.in_stride_n + c0, Taps::span(t.tile_h),
@@ -159,7 +160,7 @@ depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
   constexpr int K = Taps::kKernel, kRows = kPlanePatchRows, kColumns = kPlanePatchColumns, kSpan = Taps::span(kColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  const int64_t c0 = block_index() % t.slabs * t.slab, part = block_index() / t.slabs;
+  const int64_t c0 = block_index() % slabs_of(t) * t.slab, part = block_index() / slabs_of(t);
   const int planes = static_cast<int>(p.channels - c0 < t.slab ? p.channels - c0 : t.slab);
   const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
@@ -169,8 +170,9 @@ depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
 
   T* const shared = reinterpret_cast<T*>(shared_memory());
   A acc[K][K][1] = {}, bias[1] = {};
-  for (int64_t tile = args.tiles * part / args.parts; tile < args.tiles * (part + 1) / args.parts; ++tile) {
-    const int64_t line = tile / t.tiles_w, n = line / t.tiles_h;
+  const int64_t end = divided(args.tiles * (part + 1), args.parts);
+  for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
+    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
     const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w, y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
     const int in_y0 = y0 * Taps::kStride - static_cast<int>(p.pad_h), in_x0 = x0 * Taps::kStride - static_cast<int>(p.pad_w);
     const int in_top = most(in_y0, 0), in_left = args.in_whole ? 0 : most(in_x0, 0);

@@ -23,9 +23,9 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w);
   const int groups_w = (kernel_w + kTapsAThread - 1) / kTapsAThread;
   const int64_t outputs = p.channels * args.multiplier;
-  int64_t block = block_index();
-  const int64_t slab = block % args.tiling.slabs;
-  block /= args.tiling.slabs;
+  int block = block_index();
+  const int64_t slab = block % slabs_of(args.tiling);
+  block /= slabs_of(args.tiling);
   const int group = static_cast<int>(block % (static_cast<int64_t>(kernel_h) * groups_w));
   const int64_t part = block / (static_cast<int64_t>(kernel_h) * groups_w);
   const int r = group / groups_w, s0 = group % groups_w * kTapsAThread, taps = least(kTapsAThread, kernel_w - s0);
@@ -37,9 +37,9 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   A acc[kTapsAThread] = {}, bias[1] = {};
   const int pixels = static_cast<int>(p.out_h * p.out_w), out_w = static_cast<int>(p.out_w);
   const int tiles_an_image = (pixels + kPixelsATile - 1) / kPixelsATile;
-  const int64_t begin = args.tiles * part / args.parts, end = args.tiles * (part + 1) / args.parts;
+  const int64_t begin = divided(args.tiles * part, args.parts), end = divided(args.tiles * (part + 1), args.parts);
   for (int64_t tile = begin; tile < end && active; ++tile) {
-    const int64_t n = tile / tiles_an_image;
+    const int64_t n = divided(tile, tiles_an_image);
     const int first = static_cast<int>(tile - n * tiles_an_image) * kPixelsATile;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n + o / args.multiplier * p.in_stride_c;
     const T* const grad = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + o * p.out_stride_c;
@@ -78,7 +78,7 @@ DWCONV_KERNEL(256, 1)
 sum_parts(SumPartsArgs args) {
   using A = accumulate_t<T>;
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = block_size() / kWarp;
-  const int64_t i = block_index() * kWarp + lane;
+  const int64_t i = static_cast<int64_t>(block_index()) * kWarp + lane;
   A sum[1] = {};
   if (i < args.count) {
 #pragma unroll 4

@@ -26,9 +26,9 @@ depthwise_backward_weight_large(BackwardWeightTileArgs args) {
   const Tiling& t = args.tiling;
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w);
   const int runs_w = (kernel_w + kRunTaps - 1) / kRunTaps, runs = kernel_h * runs_w;
-  int64_t block = block_index();
-  const int64_t c0 = block % t.slabs * t.slab;
-  block /= t.slabs;
+  int block = block_index();
+  const int64_t c0 = block % slabs_of(t) * t.slab;
+  block /= slabs_of(t);
   const int group_block = static_cast<int>(block % args.group_blocks);
   const int64_t part = block / args.group_blocks;
   const int slab = t.slab, channels = static_cast<int>(p.channels - c0 < slab ? p.channels - c0 : slab);
@@ -50,8 +50,9 @@ depthwise_backward_weight_large(BackwardWeightTileArgs args) {
   const T* const my_in = in + (kChannelsLast ? lane * V : lane * rows * in_line) + r * in_line + s0 * next;
   const T* const my_grad = grad + (kChannelsLast ? lane * V : lane * t.tile_h * out_line);
   A acc[kRunTaps][V] = {}, bias[V] = {};
-  for (int64_t tile = args.tiles * part / args.parts; tile < args.tiles * (part + 1) / args.parts; ++tile) {
-    const int64_t line = tile / t.tiles_w, n = line / t.tiles_h;
+  const int64_t end = divided(args.tiles * (part + 1), args.parts);
+  for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
+    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
     const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w, y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
     const int in_y0 = y0 - static_cast<int>(p.pad_h), in_x0 = x0 - static_cast<int>(p.pad_w);
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n + c0 * p.in_stride_c;

@@ -23,7 +23,7 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
   constexpr int kDelay = (K - 1) / S, kOpen = kDelay + 1;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  const int64_t c0 = block_index() % t.slabs * t.slab, part = block_index() / t.slabs;
+  const int64_t c0 = block_index() % slabs_of(t) * t.slab, part = block_index() / slabs_of(t);
   const int lanes = t.slab / V, strip = thread_index() / lanes, strips = block_size() / lanes;
   const int lane = thread_index() - strip * lanes;
   const int64_t channel = c0 + lane * V;
@@ -32,8 +32,9 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
   const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);
 
   A acc[K][K][V] = {}, bias[V] = {};
-  for (int64_t tile = args.tiles * part / args.parts; tile < args.tiles * (part + 1) / args.parts; ++tile) {
-    const int64_t line = tile / t.tiles_w, n = line / t.tiles_h;
+  const int64_t end = divided(args.tiles * (part + 1), args.parts);
+  for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
+    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
     const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w + strip * kStripColumns;
     const int y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
     if (!active || x0 >= out_w) continue;
@@ -43,7 +44,7 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
     const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
     const T* const out = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + y0 * p.out_stride_h +
                          x0 * p.out_stride_w + channel;
-    Vector<T, V> next[S][kSpan], next_grad[kStripColumns];
+    Packed<T, V> next[S][kSpan], next_grad[kStripColumns];
     // Step i begins row i of grad_output and reads the input rows i * S .. i * S + S - 1 of the tile.
     const auto fetch = [&](int i) {
 #pragma unroll
@@ -62,16 +63,14 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
         const int i = base + u;
         if (i >= steps) break;
         if (!kReadsAhead<K, S>) fetch(i);
-        Vector<T, V> now[S][kSpan];
+        Packed<T, V> now[S][kSpan];
 #pragma unroll
         for (int k = 0; k < S * kSpan; ++k) now[k / kSpan][k % kSpan] = next[k / kSpan][k % kSpan];
 #pragma unroll
         for (int x = 0; x < kStripColumns; ++x) {
+          widen(next_grad[x], grad[u][x]);
 #pragma unroll
-          for (int v = 0; v < V; ++v) {
-            grad[u][x][v] = to_accumulate(next_grad[x].value[v]);
-            bias[v] += grad[u][x][v];
-          }
+          for (int v = 0; v < V; ++v) bias[v] += grad[u][x][v];
         }
         if (kReadsAhead<K, S> && i + 1 < steps) fetch(i + 1);
 #pragma unroll
@@ -80,10 +79,7 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
           if (y < 0 || y >= in_h) continue;
           A row[kSpan][V];
 #pragma unroll
-          for (int q = 0; q < kSpan; ++q) {
-#pragma unroll
-            for (int v = 0; v < V; ++v) row[q][v] = to_accumulate(now[s][q].value[v]);
-          }
+          for (int q = 0; q < kSpan; ++q) widen(now[s][q], row[q]);
 #pragma unroll
           for (int d = 0; d <= kDelay; ++d) {
             const int r = S * d + s, open = (u - d + kOpen) % kOpen;

@@ -76,9 +76,9 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
   constexpr int V = kLargeChannels;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int64_t block = block_index();
-  const int64_t c0 = block % t.slabs * t.slab;
-  block /= t.slabs;
+  int block = block_index();
+  const int64_t c0 = block % slabs_of(t) * t.slab;
+  block /= slabs_of(t);
   const int x0 = static_cast<int>(block % t.tiles_w) * t.tile_w;
   block /= t.tiles_w;
   const int y0 = static_cast<int>(block % t.tiles_h) * t.tile_h;
@@ -120,6 +120,7 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
 #pragma unroll
     for (int k = 0; k < kLargeColumns; ++k) {
       if (x0 + x + k < p.out_w) {
+        activate_all(p.activation, acc[0][k]);
         store_channels<T, V>(line + (x0 + x + k) * p.out_stride_w, acc[0][k], channels - channel, t.aligned);
       }
     }
@@ -132,11 +133,11 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int64_t block = block_index();
-  const int64_t plane0 = block % t.slabs * t.slab, left = p.batch * p.channels - plane0;
-  block /= t.slabs;
+  int block = block_index();
+  const int64_t plane0 = static_cast<int64_t>(block % slabs_of(t)) * t.slab, left = p.batch * p.channels - plane0;
+  block /= slabs_of(t);
   const int planes = static_cast<int>(left < t.slab ? left : t.slab);
-  const PlaneNumbers numbers(plane0, p.channels, args.channels);
+  const ImageNumbers numbers(plane0, p.channels, args.channels);
   const int x0 = static_cast<int>(block % t.tiles_w) * t.tile_w, y0 = static_cast<int>(block / t.tiles_w) * t.tile_h;
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w), taps = kernel_h * kernel_w;
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w), out_h = static_cast<int>(p.out_h),
@@ -152,7 +153,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
                       });
   for (int i = thread_index(); i < planes * taps; i += block_size()) {
     const int q = i / taps, tap = i - q * taps;
-    const int64_t c = numbers.channel(q);
+    const int64_t c = numbers.inner(q);
     filters[q * taps + tap] =
         load<1>(static_cast<const T*>(args.weight) + c * taps + (args.flipped ? taps - 1 - tap : tap)).value[0];
   }
@@ -164,7 +165,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   const bool active = q < planes && y0 + y < out_h && x0 + x < out_w;
   A acc[kLargeRows][kLargeColumns][1];
   if (active) {
-    const int64_t c = numbers.channel(q);
+    const int64_t c = numbers.inner(q);
     const A bias = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);
 #pragma unroll
     for (int i = 0; i < kLargeRows * kLargeColumns; ++i) acc[i / kLargeColumns][i % kLargeColumns][0] = bias;
@@ -197,6 +198,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
       T* const row = out.row(q, y + i, first) + x;
 #pragma unroll
       for (int k = 0; k < kLargeColumns; ++k) {
+        activate_all(p.activation, acc[i][k]);
         if (x0 + x + k < out_w) row[k] = from_accumulate<T>(acc[i][k][0]);
       }
     }

@@ -10,6 +10,7 @@
 // Traffic: input (1 + halo rows), output once; a filter is read once a patch, from L1.
 #pragma once
 
+#include "activate.cuh"
 #include "stage.cuh"
 #include "taps.cuh"
 
@@ -43,14 +44,14 @@ depthwise_nchw(DepthwiseTileArgs args) {
   constexpr int kColumns = Taps::kTransposed ? kTransposedPatchColumns : kPlanePatchColumns, kSpan = Taps::span(kColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int64_t block = block_index();
-  const int64_t group = block % t.slabs;
-  block /= t.slabs;
+  int block = block_index();
+  const int64_t group = block % slabs_of(t);
+  block /= slabs_of(t);
   const int tile_x = static_cast<int>(block % t.tiles_w), tile_y = static_cast<int>(block / t.tiles_w);
 
   const int64_t plane0 = group * t.slab, left = p.batch * p.channels - plane0;
   const int planes = static_cast<int>(left < t.slab ? left : t.slab);
-  const PlaneNumbers numbers(plane0, p.channels, args.channels);
+  const ImageNumbers numbers(plane0, p.channels, args.channels);
   const int pad_h = static_cast<int>(p.pad_h), pad_w = static_cast<int>(p.pad_w);
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
   const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);
@@ -90,7 +91,7 @@ depthwise_nchw(DepthwiseTileArgs args) {
   const bool active = q < planes && y0 + y < out_h && x0 + x < out_w;
   A acc[kRows][kColumns][1];
   if (active) {
-    const int64_t c = numbers.channel(q);
+    const int64_t c = numbers.inner(q);
     A filter[K][K][1];
     load_filter(static_cast<const T*>(args.weight) + c * K * K, args.flipped, filter);
     const A bias = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);
@@ -115,6 +116,7 @@ depthwise_nchw(DepthwiseTileArgs args) {
       T* const row = out.row(q, y0 + y + i - out_top, first) - out_left;
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
+        activate_all(p.activation, acc[i][k]);
         if (x0 + x + k >= out_left && x0 + x + k < out_right) row[x0 + x + k] = from_accumulate<T>(acc[i][k][0]);
       }
     }

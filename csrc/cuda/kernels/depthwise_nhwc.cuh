@@ -15,6 +15,7 @@
 // block.
 #pragma once
 
+#include "activate.cuh"
 #include "stage.cuh"
 #include "taps.cuh"
 
@@ -42,15 +43,12 @@ DWCONV_DEVICE void widen(const T* from, accumulate_t<T> (&to)[V]) {
 // kVector channels of one pixel to global memory, those below `channels`.
 template <class T, int V>
 DWCONV_DEVICE void store_channels(T* to, const accumulate_t<T> (&value)[V], int channels, bool aligned) {
-  Vector<T, V> narrow;
-#pragma unroll
-  for (int v = 0; v < V; ++v) narrow.value[v] = from_accumulate<T>(value[v]);
   if (aligned) {
-    store(to, narrow);
+    store_packed(to, pack<T, V>(value));
   } else {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      if (v < channels) store(to + v, Vector<T, 1>{{narrow.value[v]}});
+      if (v < channels) store(to + v, Vector<T, 1>{{from_accumulate<T>(value[v])}});
     }
   }
 }
@@ -62,9 +60,9 @@ depthwise_nhwc(DepthwiseTileArgs args) {
   constexpr int K = Taps::kKernel, V = kThreadChannels, kSpan = Taps::span(kPatchColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int64_t block = block_index();
-  const int64_t slab_index = block % t.slabs;
-  block /= t.slabs;
+  int block = block_index();
+  const int64_t slab_index = block % slabs_of(t);
+  block /= slabs_of(t);
   const int tile_x = static_cast<int>(block % t.tiles_w);
   block /= t.tiles_w;
   const int tile_y = static_cast<int>(block % t.tiles_h);
@@ -133,6 +131,7 @@ depthwise_nhwc(DepthwiseTileArgs args) {
 #pragma unroll
       for (int k = 0; k < kPatchColumns; ++k) {
         if (y0 + y + i < 0 || y0 + y + i >= out_h || x0 + x + k < 0 || x0 + x + k >= out_w) continue;
+        activate_all(p.activation, acc[i][k]);
         store_channels<T, V>(line + (x0 + x + k) * p.out_stride_w, acc[i][k], channels - channel, t.aligned);
       }
     }

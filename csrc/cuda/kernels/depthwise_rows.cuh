@@ -1,7 +1,7 @@
 // Depthwise forward in channels_last for square filters of 3 and 5 without shared memory: for tensors whose 16-byte runs of
 // channels are aligned (the formula: taps.cuh).
 //
-// A thread owns kRowChannels channels of a strip of 4 output columns and walks down the rows of its tile. It reads each row of
+// A thread owns one or two channels of a strip of 4 output columns and walks down the rows of its tile. It reads each row of
 // its input once, straight to registers, and adds it to all the output rows that it reaches; those in progress rotate:
 //
 //     lanes ->  channels of the slab         in row j --+--> out row i      tap j - i * S
@@ -15,6 +15,7 @@
 // Traffic: input (1 + halo rows), output once, the filters of the slab once a block.
 #pragma once
 
+#include "activate.cuh"
 #include "depthwise_nhwc.cuh"
 
 namespace dwconv::cuda {
@@ -23,10 +24,6 @@ constexpr int kStripColumns = 4;
 // Whether the registers hold the next row beside the one that is multiplied.
 template <int K, int S>
 constexpr bool kReadsAhead = K == 3 || S == 1;
-
-// Channels a thread.
-template <class T, int K, int S>
-constexpr int kRowChannels = row_channels(sizeof(T), K, S);
 
 // Bit q: column x0 + q lies in 0 .. width.
 template <int kCount>
@@ -39,16 +36,18 @@ DWCONV_DEVICE unsigned columns_inside(int x0, int width) {
 
 // kCount pixels of a row, zeros where the mask has no bit.
 template <int kCount, int V, class T>
-DWCONV_DEVICE void fetch_pixels(const T* row, int64_t stride_w, unsigned mask, Vector<T, V> (&to)[kCount]) {
+DWCONV_DEVICE void fetch_pixels(const T* row, int64_t stride_w, unsigned mask, Packed<T, V> (&to)[kCount]) {
+  const char* const first = reinterpret_cast<const char*>(row);
+  const int64_t step = stride_w * static_cast<int64_t>(sizeof(T));
 #pragma unroll
-  for (int q = 0; q < kCount; ++q) {
-    if (mask >> q & 1) {
-      to[q] = load<V>(row + q * stride_w);
-    } else {
+  for (int q = 0; q < kCount; ++q) to[q] = load_packed<V>(reinterpret_cast<const T*>(first + q * step), mask >> q & 1);
+}
+
+template <class T, int V>
+DWCONV_DEVICE void widen(const Packed<T, V>& packed, accumulate_t<T> (&to)[V]) {
+  const Vector<T, V> vector = unpacked(packed);
 #pragma unroll
-      for (int v = 0; v < V; ++v) to[q].value[v] = zero<T>();
-    }
-  }
+  for (int v = 0; v < V; ++v) to[v] = to_accumulate(vector.value[v]);
 }
 
 // The filters of V neighbouring channels, V * K * K consecutive values.
@@ -77,16 +76,16 @@ DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> 
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256, kRowBlocks)
+DWCONV_KERNEL(256, row_blocks(sizeof(T), Taps::kKernel, Taps::kStride))
 depthwise_rows_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
-  constexpr int K = Taps::kKernel, S = Taps::kStride, V = kRowChannels<T, K, S>, kSpan = Taps::span(kStripColumns);
+  constexpr int K = Taps::kKernel, S = Taps::kStride, V = row_channels(K), kSpan = Taps::span(kStripColumns);
   constexpr int kDelay = (K - 1) / S, kOpen = kDelay + 1;  // a row is complete kDelay rows after it was begun
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int64_t block = block_index();
-  const int64_t c0 = block % t.slabs * t.slab;
-  block /= t.slabs;
+  int block = block_index();
+  const int64_t c0 = block % slabs_of(t) * t.slab;
+  block /= slabs_of(t);
   const int tile_x = static_cast<int>(block % t.tiles_w);
   block /= t.tiles_w;
   const int tile_y = static_cast<int>(block % t.tiles_h);
@@ -102,7 +101,7 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
   const unsigned inside = columns_inside<kSpan>(in_x0, static_cast<int>(p.in_w));
   const unsigned exists = columns_inside<kStripColumns>(x0, out_w);
   const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
-  Vector<T, V> next[S][kSpan];
+  Packed<T, V> next[S][kSpan];
   // Step i reads the input rows i * S .. i * S + S - 1 of the tile.
   const auto fetch = [&](int i) {
 #pragma unroll
@@ -129,38 +128,36 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
       const int i = base + u;
       if (i >= steps) break;
       if (!kReadsAhead<K, S>) fetch(i);
-      Vector<T, V> now[S][kSpan];
+      Packed<T, V> now[S][kSpan];
 #pragma unroll
       for (int k = 0; k < S * kSpan; ++k) now[k / kSpan][k % kSpan] = next[k / kSpan][k % kSpan];
       if (kReadsAhead<K, S> && i + 1 < steps) fetch(i + 1);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        A row[kSpan][V];
 #pragma unroll
-        for (int q = 0; q < kSpan; ++q) {
+        for (int q = 0; q < kSpan; ++q) {  // one pixel at a time: a row of them would not fit the registers beside the sums
+          A value[V];
+          widen(now[s][q], value);
 #pragma unroll
-          for (int v = 0; v < V; ++v) row[q][v] = to_accumulate(now[s][q].value[v]);
-        }
-#pragma unroll
-        for (int d = 0; d <= kDelay; ++d) {  // output row i - d; those that do not exist are never stored
-          const int r = S * d + s, open = (u - d + kOpen) % kOpen;
-          if (r >= K) continue;
-#pragma unroll
-          for (int k = 0; k < K; ++k) {
+          for (int d = 0; d <= kDelay; ++d) {  // output row i - d; those that do not exist are never stored
+            const int r = S * d + s, open = (u - d + kOpen) % kOpen;
+            if (r >= K) continue;
 #pragma unroll
             for (int x = 0; x < kStripColumns; ++x) {
+              const int k = q - x * S;
+              if (k < 0 || k >= K) continue;
 #pragma unroll
-              for (int v = 0; v < V; ++v) acc[open][x][v] += filter[r][k][v] * row[x * S + k][v];
+              for (int v = 0; v < V; ++v) acc[open][x][v] += filter[r][k][v] * value[v];
             }
           }
         }
       }
-      constexpr int kNone = 0;
       const int done = (u + 1) % kOpen;  // row i - kDelay, and the next to be begun
       if (i >= kDelay) {
 #pragma unroll
         for (int x = 0; x < kStripColumns; ++x) {
-          if (exists >> x & 1) store_channels<T, V>(out + x * p.out_stride_w, acc[done][x], kNone, true);
+          activate_all(p.activation, acc[done][x]);
+          if (exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(acc[done][x]));
         }
         out += p.out_stride_h;
       }

@@ -53,7 +53,7 @@ namespace dwconv::cuda {
 
 DWCONV_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 DWCONV_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
-DWCONV_DEVICE int64_t block_index() { return blockIdx.x; }
+DWCONV_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }  // a launch has fewer than 2^31 blocks
 DWCONV_DEVICE int64_t grid_size() { return gridDim.x; }
 DWCONV_DEVICE void synchronize() { __syncthreads(); }
 DWCONV_DEVICE void synchronize_warp() { __syncwarp(); }
@@ -93,20 +93,88 @@ DWCONV_DEVICE Vector<T, V> load(const T* from) {
   return bits.vector;
 }
 
+// V values as the registers hold them. Values of 16 bits that a branch may or may not have loaded are told apart one by one, and
+// put together again, unless they stay packed from the load to their use.
+template <class T, int V>
+struct Packed {
+  typename Raw<V * sizeof(T)>::type bits;
+};
+
+// As load; zeros where not wanted.
 template <int V, class T>
-DWCONV_DEVICE void store(T* to, const Vector<T, V>& value) {
+DWCONV_DEVICE Packed<T, V> load_packed(const T* from, bool wanted) {
   using R = typename Raw<V * sizeof(T)>::type;
+  Packed<T, V> packed = {R{}};
+  if (wanted) packed.bits = __ldg(reinterpret_cast<const R*>(from));
+  return packed;
+}
+
+template <class T, int V>
+DWCONV_DEVICE Vector<T, V> unpacked(const Packed<T, V>& packed) {
   union {
+    typename Raw<V * sizeof(T)>::type raw;
     Vector<T, V> vector;
-    R raw;
-  } bits = {value};
+  } bits = {packed.bits};
+  return bits.vector;
+}
+
+DWCONV_DEVICE uint32_t two_halves(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+DWCONV_DEVICE uint32_t two_halves(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Rounded to T.
+template <class T, int V>
+DWCONV_DEVICE Packed<T, V> pack(const accumulate_t<T> (&value)[V]) {
+  using R = typename Raw<V * sizeof(T)>::type;
+  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+    union {
+      uint32_t word[V / 2];
+      R raw;
+    } bits;
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) bits.word[i] = two_halves(value[2 * i], value[2 * i + 1], T());
+    return {bits.raw};
+  } else {
+    union Bits {
+      Vector<T, V> vector;
+      R raw;
+      __device__ Bits() {}
+    } bits;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if constexpr (sizeof(T) == 2) {
+        bits.vector.value[v] = std::is_same_v<T, __half> ? T(__float2half_rn(value[v])) : T(__float2bfloat16_rn(value[v]));
+      } else {
+        bits.vector.value[v] = value[v];
+      }
+    }
+    return {bits.raw};
+  }
+}
+
+template <class T, int V>
+DWCONV_DEVICE void store_packed(T* to, const Packed<T, V>& packed) {
+  using R = typename Raw<V * sizeof(T)>::type;
   if constexpr (sizeof(R) == kChunkBytes) {  // assigned as a uint4, the compiler may store it in four pieces
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(__cvta_generic_to_global(to)), "r"(bits.raw.x),
-                 "r"(bits.raw.y), "r"(bits.raw.z), "r"(bits.raw.w)
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(__cvta_generic_to_global(to)), "r"(packed.bits.x),
+                 "r"(packed.bits.y), "r"(packed.bits.z), "r"(packed.bits.w)
                  : "memory");
   } else {
-    *reinterpret_cast<R*>(to) = bits.raw;
+    *reinterpret_cast<R*>(to) = packed.bits;
   }
+}
+template <int V, class T>
+DWCONV_DEVICE void store(T* to, const Vector<T, V>& value) {
+  union {
+    Vector<T, V> vector;
+    typename Raw<V * sizeof(T)>::type raw;
+  } bits = {value};
+  store_packed(to, Packed<T, V>{bits.raw});
 }
 
 // 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (nothing is read then). Complete for this
@@ -242,6 +310,13 @@ DWCONV_DEVICE accumulate_t<T> load_one(const T* from) {
 
 DWCONV_DEVICE int least(int a, int b) { return a < b ? a : b; }
 DWCONV_DEVICE int most(int a, int b) { return a > b ? a : b; }
+
+// n / d for 0 <= n and 0 < d: the device divides numbers of 64 bits in a hundred instructions, of 32 in twenty.
+DWCONV_DEVICE int64_t divided(int64_t n, int64_t d) {
+  const bool small = ((n | d) >> 32) == 0;
+  return small ? static_cast<int64_t>(static_cast<uint32_t>(n) / static_cast<uint32_t>(d)) : n / d;
+}
+DWCONV_DEVICE int slabs_of(const Tiling& t) { return static_cast<int>(t.slabs); }  // not more than blocks
 
 // n / d for 0 <= n < 2^20.
 DWCONV_DEVICE int quotient(int n, const Divisor& d) { return static_cast<int>((static_cast<uint64_t>(n) * d.magic) >> 40); }

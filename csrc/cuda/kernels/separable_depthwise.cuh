@@ -19,7 +19,7 @@ struct Stage {
   static constexpr int kKernel = K, kStride = S;
   static constexpr bool kConvolves = true;
 };
-// No filter: the input is activated and passed on, for a pointwise convolution alone.
+// No filter: the input is passed on, for a pointwise convolution alone.
 struct PassThrough {
   static constexpr int kKernel = 1, kStride = 1;
   static constexpr bool kConvolves = false;
@@ -42,16 +42,17 @@ template <bool kChannelsLast>
 DWCONV_DEVICE void fill_map(const SeparableBlockArgs& args, int64_t row0, const TileMap& map) {
   const DepthwiseProblem& p = args.problem;
   const int64_t rows = p.batch * p.out_h;
+  const ImageNumbers numbers(row0, p.out_h, args.image_rows);
   for (int i = thread_index(); i < args.pixels; i += block_size()) {
     const int tile_row = quotient(i, args.tile_columns), x = map.x0 + i - tile_row * args.tile_w;
-    const int64_t row = row0 + tile_row, n = row / p.out_h, y = row - n * p.out_h;
-    const int64_t offset = kChannelsLast ? (row * p.out_w + x) * args.out_channels
-                                         : (n * args.out_channels * p.out_h + y) * p.out_w + x;
+    const int64_t row = row0 + tile_row;
+    const int64_t offset = kChannelsLast
+                               ? (row * p.out_w + x) * args.out_channels
+                               : numbers.offset(tile_row, args.out_channels * p.out_h * p.out_w, p.out_w) + x;
     map.pixel[i] = tile_row < args.tile_rows && row < rows && x < p.out_w ? offset : -1;
   }
   for (int i = thread_index(); i < args.tile_rows; i += block_size()) {
-    const int64_t row = row0 + i, n = row / p.out_h;
-    map.row[i] = {n * p.in_stride_n, static_cast<int32_t>(row - n * p.out_h), row < rows};
+    map.row[i] = {numbers.offset(i, p.in_stride_n, 0), numbers.inner(i), row0 + i < rows};
   }
 }
 
@@ -102,7 +103,7 @@ DWCONV_DEVICE void convolve_pixels(const DepthwiseProblem& p, const T* image, in
 #pragma unroll 1  // the inputs of two rows would not fit the registers
     for (int r = 0; r < K; ++r) {
       if (in_y + r < 0 || in_y + r >= in_h) continue;
-      Vector<T, V> in[kSpan];
+      Packed<T, V> in[kSpan];
       fetch_pixels(from + (in_y + r) * p.in_stride_h, p.in_stride_w, inside, in);
       A w[K][V];
 #pragma unroll
@@ -110,8 +111,7 @@ DWCONV_DEVICE void convolve_pixels(const DepthwiseProblem& p, const T* image, in
 #pragma unroll
       for (int q = 0; q < kSpan; ++q) {
         A value[V];
-#pragma unroll
-        for (int v = 0; v < V; ++v) value[v] = to_accumulate(in[q].value[v]);
+        widen(in[q], value);
         add_filter_row<S, V>(w, q, value, acc);
       }
     }
@@ -141,8 +141,11 @@ template <int kSpan, int kHead, class T>
 DWCONV_DEVICE void fetch_run(const T* row, unsigned mask, accumulate_t<T> (&to)[kSpan]) {
   const bool vectors = reinterpret_cast<uintptr_t>(row + kHead) % (4 * sizeof(T)) == 0;
 #pragma unroll
-  for (int q = 0; q < kSpan;) {
-    if (q >= kHead && q + 4 <= kSpan) {
+  for (int q = 0; q < kSpan; ++q) {
+    const int start = q < kHead ? q : q - (q - kHead) % 4;  // of the 4 that q belongs to
+    if (q < kHead || start + 4 > kSpan) {
+      to[q] = mask >> q & 1 ? load_one(row + q) : accumulate_t<T>(0);
+    } else if (q == start) {
       if (vectors && sizeof(T) <= 4 && (mask >> q & 15) == 15) {
         constexpr int kWidth = sizeof(T) <= 4 ? 4 : 1;
         const Vector<T, kWidth> run = load<kWidth>(row + q);
@@ -152,10 +155,6 @@ DWCONV_DEVICE void fetch_run(const T* row, unsigned mask, accumulate_t<T> (&to)[
 #pragma unroll
         for (int k = 0; k < 4; ++k) to[q + k] = mask >> (q + k) & 1 ? load_one(row + q + k) : accumulate_t<T>(0);
       }
-      q += 4;
-    } else {
-      to[q] = mask >> q & 1 ? load_one(row + q) : accumulate_t<T>(0);
-      ++q;
     }
   }
 }
@@ -188,22 +187,26 @@ DWCONV_DEVICE void convolve_plane(const DepthwiseProblem& p, const T* image, int
   }
 }
 
-template <class T, bool kRoundTf32>
-DWCONV_DEVICE T narrowed(accumulate_t<T> value) {
-  T narrow = from_accumulate<T>(value);
-  if constexpr (kRoundTf32) narrow = round_tf32(narrow);
-  return narrow;
+// Rounded to the type of the product's operand.
+template <class T, bool kRoundTf32, int V>
+DWCONV_DEVICE Packed<T, V> pack_operand(const accumulate_t<T> (&value)[V]) {
+  if constexpr (kRoundTf32) {
+    float rounded[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) rounded[v] = round_tf32(value[v]);
+    return pack<T, V>(rounded);
+  } else {
+    return pack<T, V>(value);
+  }
 }
 
 // V channels of one pixel to the slot.
 template <class T, int V, bool kRoundTf32>
 DWCONV_DEVICE void write_pixel(unsigned char* slot, int pixel, int lane, const accumulate_t<T> (&value)[V]) {
-  Vector<T, V> narrow;
-#pragma unroll
-  for (int v = 0; v < V; ++v) narrow.value[v] = narrowed<T, kRoundTf32>(value[v]);
   constexpr int kBytes = V * static_cast<int>(sizeof(T));
   const int byte = lane * kBytes;
-  *reinterpret_cast<Vector<T, V>*>(slot + swizzled(pixel, byte / kChunkBytes) + byte % kChunkBytes) = narrow;
+  *reinterpret_cast<Packed<T, V>*>(slot + swizzled(pixel, byte / kChunkBytes) + byte % kChunkBytes) =
+      pack_operand<T, kRoundTf32>(value);
 }
 
 // channels_last; V > 1: runs of V channels lie on multiples of their size.
@@ -216,41 +219,50 @@ DWCONV_DEVICE void produce_pixels(const SeparableBlockArgs& args, const TileMap&
   const int lane = thread_index() % kLanes, runs_w = args.run_columns.divisor;  // block_size() is a multiple of kLanes
   const int64_t c = static_cast<int64_t>(slab) * kSlab + lane * V;
   const T* const channel = static_cast<const T*>(args.input) + (c < p.channels ? c : 0) * p.in_stride_c;
-  if constexpr (!S::kConvolves) {
-#pragma unroll 1
-    for (int pixel = thread_index() / kLanes; pixel < args.tile_rows * args.tile_w; pixel += block_size() / kLanes) {
-      const int tile_row = quotient(pixel, args.tile_columns), x = map.x0 + pixel - tile_row * args.tile_w;
-      const TileMap::Row row = map.row[tile_row];
-      A value[V] = {};
-      if (map.pixel[pixel] >= 0 && c < p.channels) {
-        const Vector<T, V> in = load<V>(channel + row.image + row.y * p.in_stride_h + x * p.in_stride_w);
+  for (int run = thread_index() / kLanes; run < args.tile_rows * runs_w; run += block_size() / kLanes) {
+    const int tile_row = quotient(run, args.run_columns), column = (run - tile_row * runs_w) * kRun;
+    const TileMap::Row row = map.row[tile_row];
+    A acc[kRun][V] = {};
+    if (row.exists && c < p.channels && map.x0 + column < p.out_w) {
+      if (args.dw_bias != nullptr) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) value[v] = to_accumulate(in.value[v]);
-        activate_all(p.activation, value);
-      }
-      write_pixel<T, V, kRoundTf32>(slot, pixel, lane, value);
-    }
-  } else {
-    for (int run = thread_index() / kLanes; run < args.tile_rows * runs_w; run += block_size() / kLanes) {
-      const int tile_row = quotient(run, args.run_columns), column = (run - tile_row * runs_w) * kRun;
-      const TileMap::Row row = map.row[tile_row];
-      A acc[kRun][V] = {};
-      if (row.exists && c < p.channels && map.x0 + column < p.out_w) {
-        if (args.dw_bias != nullptr) {
+        for (int v = 0; v < V; ++v) {
+          const A bias = c + v < p.channels ? load_one(static_cast<const T*>(args.dw_bias) + c + v) : A(0);
 #pragma unroll
-          for (int v = 0; v < V; ++v) {
-            const A bias = c + v < p.channels ? load_one(static_cast<const T*>(args.dw_bias) + c + v) : A(0);
-#pragma unroll
-            for (int k = 0; k < kRun; ++k) acc[k][v] = bias;
-          }
+          for (int k = 0; k < kRun; ++k) acc[k][v] = bias;
         }
-        convolve_pixels<T, S, V>(p, channel + row.image, row.y, map.x0 + column, filters + lane * V, kSlab, acc);
-#pragma unroll
-        for (int k = 0; k < kRun; ++k) activate_all(p.activation, acc[k]);
       }
+      convolve_pixels<T, S, V>(p, channel + row.image, row.y, map.x0 + column, filters + lane * V, kSlab, acc);
 #pragma unroll
-      for (int k = 0; k < kRun; ++k) {
-        if (column + k < args.tile_w) write_pixel<T, V, kRoundTf32>(slot, tile_row * args.tile_w + column + k, lane, acc[k]);
+      for (int k = 0; k < kRun; ++k) activate_all(p.activation, acc[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      if (column + k < args.tile_w) write_pixel<T, V, kRoundTf32>(slot, tile_row * args.tile_w + column + k, lane, acc[k]);
+    }
+  }
+}
+
+// PassThrough in channels_last: complete with the weights' copies.
+template <class T>
+DWCONV_DEVICE void pass_pixels(const SeparableBlockArgs& args, const TileMap& map, int slab, unsigned char* slot) {
+  constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T));
+  const DepthwiseProblem& p = args.problem;
+  const int chunk = thread_index() % kChunks;  // block_size() is a multiple
+  const int64_t c = static_cast<int64_t>(slab) * kSlab + chunk * kChunkValues<T>, left = p.channels - c;
+  const T* const input = static_cast<const T*>(args.input);
+  for (int pixel = thread_index() / kChunks; pixel < args.tile_rows * args.tile_w; pixel += block_size() / kChunks) {
+    const int tile_row = quotient(pixel, args.tile_columns), x = map.x0 + pixel - tile_row * args.tile_w;
+    const TileMap::Row row = map.row[tile_row];
+    const bool valid = row.exists && x < p.out_w && left > 0;
+    const T* const from = valid ? input + row.image + row.y * p.in_stride_h + x * p.in_stride_w + c * p.in_stride_c : input;
+    unsigned char* const to = slot + swizzled(pixel, chunk);
+    if (args.aligned_in) {
+      copy_async(to, from, valid);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kChunkValues<T>; ++v) {
+        reinterpret_cast<T*>(to)[v] = valid && v < left ? load<1>(from + v * p.in_stride_c).value[0] : zero<T>();
       }
     }
   }
@@ -277,26 +289,26 @@ DWCONV_DEVICE void produce_planes(const SeparableBlockArgs& args, const TileMap&
 #pragma unroll
         for (int k = 0; k < kRun; ++k) acc[k][0] = bias;
         convolve_plane<T, S>(p, image, row.y, x, filters + channel, kSlab, acc);
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) activate_all(p.activation, acc[k]);
       } else {
         A in[kRun];
         fetch_run<kRun, 0>(image + row.y * p.in_stride_h + x, columns_inside<kRun>(x, out_w), in);
 #pragma unroll
         for (int k = 0; k < kRun; ++k) acc[k][0] = in[k];
       }
-#pragma unroll
-      for (int k = 0; k < kRun; ++k) activate_all(p.activation, acc[k]);
     }
     T* const to = slot + channel * pitch + tile_row * args.tile_w + column;
     constexpr int kWidth = sizeof(T) <= 4 ? kRun : 1;
     if (kWidth == kRun && column + kRun <= args.tile_w && reinterpret_cast<uintptr_t>(to) % (kWidth * sizeof(T)) == 0) {
-      Vector<T, kWidth> narrow;
+      A run[kWidth];
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) narrow.value[k] = narrowed<T, kRoundTf32>(acc[k][0]);
-      *reinterpret_cast<Vector<T, kWidth>*>(to) = narrow;
+      for (int k = 0; k < kWidth; ++k) run[k] = acc[k][0];
+      *reinterpret_cast<Packed<T, kWidth>*>(to) = pack_operand<T, kRoundTf32>(run);
     } else {
 #pragma unroll
       for (int k = 0; k < kRun; ++k) {
-        if (column + k < args.tile_w) to[k] = narrowed<T, kRoundTf32>(acc[k][0]);
+        if (column + k < args.tile_w) *reinterpret_cast<Packed<T, 1>*>(to + k) = pack_operand<T, kRoundTf32>(acc[k]);
       }
     }
   }

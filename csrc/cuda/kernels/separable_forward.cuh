@@ -1,4 +1,4 @@
-// The fused inference block, and with PassThrough the activation and pointwise convolution alone:
+// The fused inference block, and with PassThrough the pointwise convolution alone:
 //
 //   out[n, o, y, x] = act2(bias2[o] + sum_c w2[o, c] * act1(bias1[c] + depthwise(in)[n, c, y, x])) + residual[n, o, y, x]
 //
@@ -15,10 +15,10 @@
 // consecutive in the output is a row of sums.
 //
 // With a convolution the depthwise stage comes first, for all slabs of 128 bytes of input channels, one slot each: before the
-// sums occupy the registers. Without, a slab is read while the one before is multiplied, and two slots take turns.
+// sums occupy the registers. Without, the slabs of pixels come with those of the weights, and as many slots as stages take turns.
 //
 // The plan guarantees: warps_m * warps_n == block_size() / 32; the pixels that the warps cover hold tile_rows * tile_w; a slot a slab, or
-// PassThrough and a single range of outputs a block; shared memory for all parts.
+// PassThrough, a slot a stage and a single range of outputs a block; shared memory for all parts.
 // Traffic: input (1 + halo) once a split, output and residual once; w2 once a block, from L2.
 #pragma once
 
@@ -141,14 +141,13 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   using A = accumulate_t<T>;
   constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kStaged = Tile::kStagedRows;
   constexpr bool kRoundTf32 = Tile::kTensor && std::is_same_v<T, float>, kByDepth = !kChannelsLast;
-  // Channels a thread of the depthwise stage: its inputs must fit the registers.
-  constexpr int kVectors = sizeof(T) == 2 && (S::kStride > 1 || !S::kConvolves) ? 4 : kChunkValues<T>;
+  constexpr int kVectors = sizeof(T) < 8 ? 4 : 2;  // channels a thread of the depthwise stage: its inputs must fit the registers
   const DepthwiseProblem& p = args.problem;
   const int slabs = args.slabs, outputs = args.outputs;
-  int64_t block = block_index();
+  int block = block_index();
   const int split = static_cast<int>(block % args.splits);
   block /= args.splits;
-  const int64_t row0 = block / args.tiles_w * args.tile_rows;
+  const int64_t row0 = static_cast<int64_t>(block / args.tiles_w) * args.tile_rows;
   const int warp = thread_index() / kWarp, m0 = warp % args.warps_m * kWarpRows, n0 = warp / args.warps_m * kWarpColumns;
 
   // Shared memory: the tile's map, slots, then the ring of weights, in whose place the sums are staged, then two slabs' filters.
@@ -171,49 +170,52 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
     const A* const own = filters + slab % 2 * filter_values;
     if constexpr (!kChannelsLast) {
       produce_planes<T, S, kRoundTf32>(args, map, slab, own, reinterpret_cast<T*>(slot), pitch);
+    } else if constexpr (!S::kConvolves) {
+      pass_pixels<T>(args, map, slab, slot);
     } else if (args.aligned_in) {
       produce_pixels<T, S, kVectors, kRoundTf32>(args, map, slab, own, slot);
     } else {
       produce_pixels<T, S, 1, kRoundTf32>(args, map, slab, own, slot);
     }
   };
-  const int64_t ranges = (args.out_channels + outputs - 1) / outputs;
-  const int64_t begin = ranges * split / args.splits, end = ranges * (split + 1) / args.splits;
+  const int64_t ranges = divided(args.out_channels + outputs - 1, outputs);
+  const int64_t begin = divided(ranges * split, args.splits), end = divided(ranges * (split + 1), args.splits);
   fill_map<kChannelsLast>(args, row0, map);
   Tile tile;
   for (int64_t range = begin; range < end; ++range) {
     const int64_t first = range * outputs;
+    const bool fresh = range == begin;
+    if (!S::kConvolves && fresh) synchronize();  // the map is there
     for (int stage = 0; stage < args.stages - 1; ++stage) {
-      if (stage < slabs) stage_weights<T>(args, first, outputs, stage, ring + stage * stage_bytes);
+      if (stage < slabs) {
+        stage_weights<T>(args, first, outputs, stage, ring + stage * stage_bytes);
+        if (!S::kConvolves && fresh) produce(stage);
+      }
       copy_commit();
     }
-    if (range == begin) {
-      if constexpr (S::kConvolves) {
-        stage_slab_filters<T>(args, 0, filters);
+    if (S::kConvolves && fresh) {
+      stage_slab_filters<T>(args, 0, filters);
 #pragma unroll 1
-        for (int slab = 0; slab < slabs; ++slab) {
-          synchronize();  // the map and this slab's filters are there, those of the slab before have been read
-          if (slab + 1 < slabs) stage_slab_filters<T>(args, slab + 1, filters + (slab + 1) % 2 * filter_values);
-          produce(slab);
-        }
-      } else {
-        synchronize();
+      for (int slab = 0; slab < slabs; ++slab) {
+        synchronize();  // the map and this slab's filters are there, those of the slab before have been read
+        if (slab + 1 < slabs) stage_slab_filters<T>(args, slab + 1, filters + (slab + 1) % 2 * filter_values);
+        produce(slab);
       }
     }
     tile.clear();
 #pragma unroll 1
     for (int slab = 0; slab < slabs; ++slab) {
-      if constexpr (!S::kConvolves) {
-        if (range == begin) produce(slab);
-      }
       if (args.stages == 3) {
         copy_wait<1>();
       } else {
         copy_wait<0>();
       }
-      synchronize();  // this stage and slot are complete, and the stage read a round ago is free
+      synchronize();  // this stage and slot are complete, and those read a round ago are free
       const int ahead = slab + args.stages - 1;
-      if (ahead < slabs) stage_weights<T>(args, first, outputs, ahead, ring + ahead % args.stages * stage_bytes);
+      if (ahead < slabs) {
+        stage_weights<T>(args, first, outputs, ahead, ring + ahead % args.stages * stage_bytes);
+        if (!S::kConvolves && fresh) produce(ahead);
+      }
       copy_commit();
       const unsigned char* const slot = slots + slab % args.slots * slot_bytes;
       const unsigned char* const stage = ring + slab % args.stages * stage_bytes;

@@ -40,26 +40,26 @@ DWCONV_DEVICE int misalignment(const T* address) {
   return static_cast<int>((reinterpret_cast<uintptr_t>(address) % kChunkBytes) / sizeof(T));
 }
 
-// NCHW: images and channels of the planes plane0, plane0 + 1, ... of a batch, without dividing 64-bit numbers for each.
-struct PlaneNumbers {
+// Images, and channels (or rows) in them, of the planes (or rows) first, first + 1, ... of a batch, divided once for all.
+struct ImageNumbers {
   int64_t image0;
-  int channel0, channels;
-  Divisor divisor;
+  int inner0, count;  // channels or rows of an image
+  Divisor divisor;    // by the count, up to kMostDivided
 
-  DWCONV_DEVICE PlaneNumbers(int64_t plane0, int64_t all_channels, const Divisor& by)
-      : image0(plane0 / all_channels),
-        channel0(static_cast<int>(plane0 - image0 * all_channels)),
-        channels(static_cast<int>(all_channels)),
+  DWCONV_DEVICE ImageNumbers(int64_t first, int64_t an_image, const Divisor& by)
+      : image0(divided(first, an_image)),
+        inner0(static_cast<int>(first - image0 * an_image)),
+        count(static_cast<int>(an_image)),
         divisor(by) {}
 
-  // Of plane0 + q, q < kMostDivided.
+  // Of first + q, q < kMostDivided.
   DWCONV_DEVICE int images_further(int q) const {
-    return divisor.divisor == channels ? quotient(channel0 + q, divisor) : channel0 + q >= channels;
+    return divisor.divisor == count ? quotient(inner0 + q, divisor) : inner0 + q >= count;
   }
-  DWCONV_DEVICE int channel(int q) const { return channel0 + q - images_further(q) * channels; }
-  DWCONV_DEVICE int64_t offset(int q, int64_t stride_n, int64_t stride_c) const {
+  DWCONV_DEVICE int inner(int q) const { return inner0 + q - images_further(q) * count; }
+  DWCONV_DEVICE int64_t offset(int q, int64_t stride_n, int64_t stride_inner) const {
     const int further = images_further(q);
-    return (image0 + further) * stride_n + static_cast<int64_t>(channel0 + q - further * channels) * stride_c;
+    return (image0 + further) * stride_n + static_cast<int64_t>(inner0 + q - further * count) * stride_inner;
   }
 };
 
