@@ -46,11 +46,11 @@ def _cuda_burst(function: Callable[[], object], calls: int) -> float:
     return begin.elapsed_time(end) / 1e3 / calls
 
 
-def _graph(function: Callable[[], object]) -> Callable[[], object]:
-    """GRAPH_CALLS calls as one CUDA graph, captured on the current stream, which must not be the default one."""
+def _graph(function: Callable[[], object], calls: int) -> Callable[[], object]:
+    """Several calls as one CUDA graph, captured on the current stream, which must not be the default one."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for _ in range(GRAPH_CALLS):
+        for _ in range(calls):
             function()
     return graph.replay
 
@@ -77,10 +77,11 @@ class Stopwatch:
 
     def race(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
         """The median seconds a call of each."""
+        captured = dict.fromkeys(functions, 1)
         if self.graphs:
-            for function in functions.values():
-                self.burst(function, 3)  # what is chosen or compiled at the first call must not be captured
-            functions = {name: _graph(function) for name, function in functions.items()}
+            # The calls before also do what is chosen or compiled at the first call, which must not be captured.
+            captured = {name: min(self.calls_for(function), GRAPH_CALLS) for name, function in functions.items()}
+            functions = {name: _graph(function, captured[name]) for name, function in functions.items()}
         calls = {name: self.calls_for(function) for name, function in functions.items()}
         times: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(rounds):
@@ -89,7 +90,7 @@ class Stopwatch:
                     time.sleep(SETTLE_S)
                 self.burst(function, max(1, calls[name] // 4))
                 times[name].append(self.burst(function, calls[name]))
-        return {name: median(values) / (GRAPH_CALLS if self.graphs else 1) for name, values in times.items()}
+        return {name: median(values) / captured[name] for name, values in times.items()}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

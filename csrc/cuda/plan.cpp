@@ -84,7 +84,7 @@ double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine
   const double moves = cost.bytes / per_processor / (cost.direct ? occupancy : 1.0);
   const double computes = cost.flops / (cost.flop_rate * occupancy);
   const double exposed = std::min(moves, computes) / beside;
-  const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / together) * kBlockSeconds;
+  const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / together) * kBlockSeconds * cost.waits;
   return kLaunchSeconds + std::max(busy, cost.total_bytes / machine.bytes_per_second);
 }
 

@@ -113,6 +113,7 @@ struct BlockCost {
   double flops;
   double flop_rate;    // of a processor, per second
   double total_bytes;  // of all blocks, from memory: what several blocks read comes from L2 after the first
+  double waits = 1;     // of a block for memory, one after the other
   bool direct = false;  // global memory to registers: what is on its way depends on the number of threads
 };
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine);

@@ -46,7 +46,8 @@ Shape shape_of(const KernelRow& row) {
     s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
     s.blocks = weight ? weight_row_blocks(row.filter, row.stride)
                       : row_blocks(element_size(row.dtype), row.filter, row.stride), s.instructions = weight ? 7 : 4;
-    if (weight) s.threads = weight_row_threads(row.filter, row.stride);
+    s.threads = weight ? weight_row_threads(row.filter, row.stride)
+                       : row_threads(element_size(row.dtype), row.filter, row.stride);
   } else if (nhwc) {
     s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
     s.blocks = weight ? weight_blocks(row.filter) : nhwc_blocks(row.filter), s.instructions = weight ? 14 : 10;
@@ -200,6 +201,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.flops += 2.0 * c.launch.threads * s.setup;
   cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.5 : 0.6);
   cost.direct = s.rows;
+  if (s.weight) cost.waits = static_cast<double>(ceil_div(c.tiles, c.parts));
   c.seconds = launch_seconds(c.launch, cost, machine);
   return true;
 }

@@ -76,7 +76,7 @@ DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> 
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256, row_blocks(sizeof(T), Taps::kKernel, Taps::kStride))
+DWCONV_KERNEL(row_threads(sizeof(T), Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), Taps::kKernel, Taps::kStride))
 depthwise_rows_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, V = row_channels(K), kSpan = Taps::span(kStripColumns);

@@ -118,14 +118,28 @@ DWCONV_DEVICE Vector<T, V> unpacked(const Packed<T, V>& packed) {
   return bits.vector;
 }
 
+// Two values rounded to 16 bits, in one register.
+#if DWCONV_HAS_AMPERE
 DWCONV_DEVICE uint32_t two_halves(float low, float high, __half) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
+  uint32_t bits;
+  asm("{ cvt.rn.f16x2.f32 %0, %1, %2; }\n" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
 }
 DWCONV_DEVICE uint32_t two_halves(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
+  uint32_t bits;
+  asm("{ cvt.rn.bf16x2.f32 %0, %1, %2; }\n" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
 }
+#else
+template <class T>
+DWCONV_DEVICE uint32_t two_halves(float low, float high, T) {
+  const T values[2] = {std::is_same_v<T, __half> ? T(__float2half_rn(low)) : T(__float2bfloat16_rn(low)),
+                       std::is_same_v<T, __half> ? T(__float2half_rn(high)) : T(__float2bfloat16_rn(high))};
+  uint32_t bits;
+  memcpy(&bits, values, sizeof bits);
+  return bits;
+}
+#endif
 
 // Rounded to T.
 template <class T, int V>

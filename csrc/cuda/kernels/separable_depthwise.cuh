@@ -57,11 +57,12 @@ DWCONV_DEVICE void fill_map(const SeparableBlockArgs& args, int64_t row0, const 
 }
 
 // filters[tap * channels + channel] of a slab, from weight[channel][tap]; zeros past the last channel.
-template <class T>
+template <class T, class S>
 DWCONV_DEVICE void stage_slab_filters(const SeparableBlockArgs& args, int slab, accumulate_t<T>* filters) {
   constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T));
   const int64_t c = static_cast<int64_t>(slab) * kSlab, left = args.problem.channels - c;
-  const int taps = static_cast<int>(args.problem.kernel_h * args.problem.kernel_w);
+  constexpr int kTaps = S::kKernel * S::kKernel;
+  const int taps = kTaps > 0 ? kTaps : static_cast<int>(args.problem.kernel_h * args.problem.kernel_w);
   stage_filters(filters, static_cast<const T*>(args.dw_weight) + c * taps, taps, kSlab,
                 static_cast<int>(left < kSlab ? left : kSlab), false);
 }

@@ -194,11 +194,11 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       copy_commit();
     }
     if (S::kConvolves && fresh) {
-      stage_slab_filters<T>(args, 0, filters);
+      stage_slab_filters<T, S>(args, 0, filters);
 #pragma unroll 1
       for (int slab = 0; slab < slabs; ++slab) {
         synchronize();  // the map and this slab's filters are there, those of the slab before have been read
-        if (slab + 1 < slabs) stage_slab_filters<T>(args, slab + 1, filters + (slab + 1) % 2 * filter_values);
+        if (slab + 1 < slabs) stage_slab_filters<T, S>(args, slab + 1, filters + (slab + 1) % 2 * filter_values);
         produce(slab);
       }
     }
