@@ -118,6 +118,9 @@ DWCONV_DEVICE Vector<T, V> unpacked(const Packed<T, V>& packed) {
   return bits.vector;
 }
 
+template <class T>
+DWCONV_DEVICE T from_accumulate(accumulate_t<T> v);  // below
+
 // Two values rounded to 16 bits, in one register.
 #if DWCONV_HAS_AMPERE
 DWCONV_DEVICE uint32_t two_halves(float low, float high, __half) {
@@ -133,8 +136,7 @@ DWCONV_DEVICE uint32_t two_halves(float low, float high, __nv_bfloat16) {
 #else
 template <class T>
 DWCONV_DEVICE uint32_t two_halves(float low, float high, T) {
-  const T values[2] = {std::is_same_v<T, __half> ? T(__float2half_rn(low)) : T(__float2bfloat16_rn(low)),
-                       std::is_same_v<T, __half> ? T(__float2half_rn(high)) : T(__float2bfloat16_rn(high))};
+  const T values[2] = {from_accumulate<T>(low), from_accumulate<T>(high)};
   uint32_t bits;
   memcpy(&bits, values, sizeof bits);
   return bits;
@@ -161,11 +163,7 @@ DWCONV_DEVICE Packed<T, V> pack(const accumulate_t<T> (&value)[V]) {
     } bits;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      if constexpr (sizeof(T) == 2) {
-        bits.vector.value[v] = std::is_same_v<T, __half> ? T(__float2half_rn(value[v])) : T(__float2bfloat16_rn(value[v]));
-      } else {
-        bits.vector.value[v] = value[v];
-      }
+      bits.vector.value[v] = from_accumulate<T>(value[v]);
     }
     return {bits.raw};
   }
