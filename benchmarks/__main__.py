@@ -75,10 +75,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def chosen_layers(what: str, options: argparse.Namespace) -> list[Layer]:
-    layers = WHAT[what][0]()
-    if options.batch:
-        layers = [layer._replace(batch=options.batch) for layer in layers]
-    return [layer for layer in layers if options.layers in layer.name]
+    layers = [layer for layer in WHAT[what][0]() if options.layers in layer.name]
+    if not options.batch:
+        return layers
+    renamed = [layer._replace(name=layer.name.removesuffix(f"_b{layer.batch}"), batch=options.batch) for layer in layers]
+    return list(dict.fromkeys(renamed))  # a layer listed at several batch sizes is one now
 
 
 def progress(layers: list) -> Iterable:
@@ -90,8 +91,16 @@ def progress(layers: list) -> Iterable:
     return track(layers, "checking and timing", transient=True, disable=not sys.stderr.isatty())
 
 
-def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
-    """The summaries of each pass."""
+def write(options: argparse.Namespace, title: str, facts: dict[str, str], groups: dict[str, list[report.Summary]]) -> None:
+    if options.json:
+        everything = [s for summaries in groups.values() for s in summaries]
+        report.write_json(options.json, {**facts, "dtype": options.dtype, "threads": options.threads}, everything)
+    if options.markdown:
+        options.markdown.write_text("\n".join(report.markdown(f"{title}: {d}", s) for d, s in groups.items()))
+
+
+def run(options: argparse.Namespace, title: str, facts: dict[str, str]) -> dict[str, list[report.Summary]]:
+    """The summaries of each pass. What is done is written after each layer, so that a run cut short leaves it."""
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     if options.device == "cuda":
@@ -108,6 +117,7 @@ def run(options: argparse.Namespace) -> dict[str, list[report.Summary]]:
             for race in WHAT[options.what][1](layer, settings):
                 race.times = watch.race(race.functions, options.rounds)
                 groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
+            write(options, title, facts, groups)
     return groups
 
 
@@ -134,21 +144,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not options.no_runtimes and options.device == "cpu" and peers.missing():
         print(f"left out, not installed: {', '.join(peers.missing())} (pip install 'dwconv_ext[bench]')", file=sys.stderr)
-    try:
-        groups = run(options)
-    except Mismatch as error:
-        print(f"wrong result, nothing timed: {error}", file=sys.stderr)
-        return 1
     facts = report.machine(options.device)
-    title = f"{options.what}, {options.dtype}, {facts.get('device', facts['CPU'])}, {options.threads} threads"
+    title = f"{options.what}, {options.dtype}, " + facts.get("device", f"{facts['CPU']}, {options.threads} threads")
+    if options.device == "cuda":
+        title += ", calls with their launches" if options.eager else ", replays of CUDA graphs"
+    try:
+        groups = run(options, title, facts)
+    except Mismatch as error:
+        print(f"wrong result: {error}", file=sys.stderr)
+        return 1
     for direction, summaries in groups.items():
         report.print_table(f"{title}: {direction}", summaries)
     print("results checked against float64 before timing; ms are medians of interleaved bursts; the ratios are what to read")
-    if options.json:
-        everything = [s for summaries in groups.values() for s in summaries]
-        report.write_json(options.json, {**facts, "dtype": options.dtype, "threads": options.threads}, everything)
-    if options.markdown:
-        options.markdown.write_text("\n".join(report.markdown(f"{title}: {d}", s) for d, s in groups.items()))
     if options.plot:
         report.plot(options.plot, title, groups)
     return 0

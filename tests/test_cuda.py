@@ -193,12 +193,14 @@ def test_every_kernel_runs(index, emulated):
     emulated.set_card(TURING if row["arch"][1] < 80 else {"processors": 4})
     emulated.launches()
     if row["op"] == "separable_conv2d":
-        emulated.force_fusion("never" if row["pass"] == "pointwise" else "always")
-        case = replace(case, kernel=(2, 11), stride=(2, 1)) if row["pass"] == "pointwise" else case
+        apart = row["pass"] != "forward"
+        emulated.force_fusion("never" if apart else "always")
+        case = replace(case, kernel=(2, 11), stride=(2, 1)) if apart else case
         x, dw, db = case.tensors(dtype, layout)
         pw = (torch.randn(72, 40, 1, 1) / 6).to(dtype)
         tf32 = row["tensor"] and dtype == torch.float32
-        check_separable(x, dw, db, pw, None, case.conv, "relu", "relu", peer=False, narrow=True, tf32=tf32)
+        act = "silu" if row["pass"] == "activate" else "relu"
+        check_separable(x, dw, db, pw, None, case.conv, act, "relu", peer=False, narrow=True, tf32=tf32)
     else:
         check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
     ran = [label(launched) for launched in emulated.launches()]

@@ -69,7 +69,12 @@ def main() -> int:
     if options.built:
         del steps["build"]
     for what, dtype, batch in (
-        *(("separable", "float16", 128), ("depthwise", "float16", 128), ("depthwise", "float32", 128), ("separable", "float32", 128)),
+        *(
+            ("separable", "float16", 128),
+            ("depthwise", "float16", 128),
+            ("depthwise", "float32", 128),
+            ("separable", "float32", 128),
+        ),
         *(("separable", "float16", 1), ("depthwise", "float16", 1)),
     ):
         step = f"{what}_{dtype}_b{batch}"

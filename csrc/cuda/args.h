@@ -16,8 +16,9 @@ struct Divisor {
 
 constexpr int64_t kMostDivided = 1 << 19;
 
-// What the kernels are compiled for and the plan reckons with: channels a thread of those that walk down rows (depthwise_rows.cuh,
-// depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a processor's registers must hold.
+// What the kernels are compiled for and the plan reckons with: channels a thread of those that walk down rows
+// (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a
+// processor's registers must hold.
 constexpr int row_channels(int kernel) { return kernel > 3 ? 1 : 2; }
 constexpr int row_threads(int64_t unit, int kernel, int stride) { return unit == 2 && kernel == 3 && stride == 1 ? 128 : 256; }
 constexpr int row_blocks(int64_t unit, int kernel, int stride) { return row_threads(unit, kernel, stride) == 128 ? 5 : 2; }
@@ -39,10 +40,10 @@ struct Tiling {
   int32_t aligned = 0;  // channels_last: every run of 16 bytes of channels lies on a multiple of 16 bytes
 };
 
-// forward, with the problem's activation, and backward_input. In backward_input the problem's in_* is grad_output, its out_* grad_input; stride, padding and
-// dilation are the forward pass's, and at stride 1 it is the forward kernel over the flipped filter with the mirrored padding.
-// forward: output channel o reads input channel o / multiplier; backward_input: input channel c sums the multiplier planes of its
-// outputs.
+// forward, with the problem's activation, and backward_input. In backward_input the problem's in_* is grad_output, its out_*
+// grad_input; stride, padding and dilation are the forward pass's, and at stride 1 it is the forward kernel over the flipped
+// filter with the mirrored padding. forward: output channel o reads input channel o / multiplier; backward_input: input channel c
+// sums the multiplier planes of its outputs.
 struct DepthwiseTileArgs {
   DepthwiseProblem problem;
   int64_t multiplier = 1;
@@ -75,6 +76,18 @@ struct BackwardWeightTileArgs {
   int32_t in_pitch = 0, out_pitch = 0;
   int32_t in_whole = 0, out_whole = 0;
   Divisor in_columns, out_columns, in_chunks, out_chunks;
+};
+
+// Activations that the depthwise kernels apply to their results. The others' code would be most of theirs: where their output is
+// not the fused block's, activate_values applies them.
+constexpr bool is_short(ActivationKind kind) {
+  return kind != ActivationKind::kSilu && kind != ActivationKind::kGelu && kind != ActivationKind::kGeluTanh;
+}
+struct ActivateArgs {
+  const void* input = nullptr;
+  void* output = nullptr;
+  int64_t count = 0;
+  Activation activation;
 };
 
 // Second stage: output[i] = sum over the parts, in their order, of partial[part * count + i].

@@ -69,8 +69,7 @@ void backward_input(const Device& device, const ConvolutionShape& s, DType dtype
                     const Tensor& weight, const Tensor& grad_input) {
   Request request;
   request.multiplier = s.multiplier;
-  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(grad_input) &&
-                    aligned_start(weight);
+  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(grad_input) && aligned_start(weight);
   DepthwiseProblem& p = request.problem;
   set_problem(p, s, dtype, layout);
   std::swap(p.in_h, p.out_h);

@@ -177,7 +177,8 @@ inline void define_plans(py::module_& m) {
   m.def("force_row", &force_row, "Uses this row of the table wherever it fits, until called with -1; for tests.");
   m.def(
       "force_rank", [](int32_t rank) { forced_rank() = std::max(rank, 0); },
-      "Uses the tile of this rank by the cost model, cheapest first, until called with 0; for tests and for measuring the model.");
+      "Uses the tile of this rank by the cost model, cheapest first, until called with 0; for tests and for measuring the "
+      "model.");
   m.def("force_fusion", &force_fusion, "by_cost, always or never; for tests.");
 }
 

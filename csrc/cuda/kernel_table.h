@@ -35,15 +35,5 @@ KernelGroup separable_kernels();
 #define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
 #endif
 #define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, aligned, first_arch, last_arch, Args, ...) \
-  {#name,                                                                                                          \
-   #op,                                                                                                            \
-   #pass,                                                                                                          \
-   DType::dtype,                                                                                                   \
-   Layout::layout,                                                                                                 \
-   filter,                                                                                                         \
-   stride,                                                                                                         \
-   tensor != 0,                                                                                                    \
-   aligned != 0,                                                                                                   \
-   first_arch,                                                                                                     \
-   last_arch,                                                                                                      \
-   DWCONV_ENTRY(Args, __VA_ARGS__)},
+  {#name,  #op,         #pass,        DType::dtype, Layout::layout, filter,                                                 \
+   stride, tensor != 0, aligned != 0, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},

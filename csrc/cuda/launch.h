@@ -162,7 +162,8 @@ class Key {
 inline void check_sides(const char* op, const ConvolutionShape& s) {
   constexpr int64_t kMost = int64_t{1} << 31;
   STD_TORCH_CHECK(s.in_h + 2 * s.pad_h < kMost && s.in_w + 2 * s.pad_w < kMost && s.kernel_h * s.kernel_w < kMost / 2 &&
-                      s.out_h * s.out_w < kMost && s.channels < kMost - kMostDivided && s.in_h * s.stride_h < kMost && s.in_w * s.stride_w < kMost,
+                      s.out_h * s.out_w < kMost && s.channels < kMost - kMostDivided && s.in_h * s.stride_h < kMost &&
+                      s.in_w * s.stride_w < kMost,
                   op, ": input's channels, padded height and width, and the output's pixels, must be below 2^31 on CUDA");
 }
 

@@ -75,7 +75,8 @@ double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine
   const double per_processor = 1.3 * machine.bytes_per_second / machine.processors;
   const int64_t by_shared = machine.shared_per_processor / (launch.shared_bytes + 1024);
   const int64_t by_threads = 2048 / std::max<int64_t>(launch.threads, 32);
-  const double together = static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.together, 32}), 1));
+  const double together =
+      static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.together, 32}), 1));
   const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.processors);
   const double beside = std::min(together, rounds);  // blocks on the busiest processor at a time
   // Blocks that share a processor move data for one another while they compute; one alone does one after the other.

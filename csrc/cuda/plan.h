@@ -50,6 +50,8 @@ Plan plan_depthwise(const char* pass, const Request& request, const Machine& mac
 Plan plan_backward_weight(const Request& request, const Machine& machine, BackwardWeightTileArgs* args);
 Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args);
 
+Plan plan_activation(DType dtype, int64_t count);
+
 // The fused block, or the depthwise and the pointwise convolution one after the other where that is expected to be faster.
 struct SeparablePlan {
   bool fused = true;
@@ -111,8 +113,8 @@ const char* misfit(const KernelRow& row, const char* op, const char* pass, const
 struct BlockCost {
   double bytes;  // between the block and L2
   double flops;
-  double flop_rate;    // of a processor, per second
-  double total_bytes;  // of all blocks, from memory: what several blocks read comes from L2 after the first
+  double flop_rate;     // of a processor, per second
+  double total_bytes;   // of all blocks, from memory: what several blocks read comes from L2 after the first
   double waits = 1;     // of a block for memory, one after the other
   bool direct = false;  // global memory to registers: what is on its way depends on the number of threads
 };

@@ -18,13 +18,13 @@ constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifte
 // What a tiled kernel is, as its file says.
 struct Shape {
   int patch_h = 1, patch_w = 1;
-  int channels = 1;  // channels_last: a thread's
+  int channels = 1;                    // channels_last: a thread's
   int threads = kThreads, blocks = 1;  // of a block at most, and how many such a processor's registers hold
-  double setup = 300;       // instructions of a thread apart from its outputs
-  double instructions = 0;  // an output, its taps' multiply-adds apart
-  bool rows = false;     // without staging: a thread walks down a strip's rows
-  bool filters = false;  // in shared memory, of accumulate_size
-  bool large = false;    // filters of the input's type behind the tile
+  double setup = 300;                  // instructions of a thread apart from its outputs
+  double instructions = 0;             // an output, its taps' multiply-adds apart
+  bool rows = false;                   // without staging: a thread walks down a strip's rows
+  bool filters = false;                // in shared memory, of accumulate_size
+  bool large = false;                  // filters of the input's type behind the tile
   bool transposed = false;
   bool weight = false;  // backward_weight: both tensors are staged, and the sums meet in shared memory
 };
@@ -44,10 +44,10 @@ Shape shape_of(const KernelRow& row) {
   } else if (s.rows) {
     s.patch_h = 1, s.patch_w = 4;
     s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
-    s.blocks = weight ? weight_row_blocks(row.filter, row.stride)
-                      : row_blocks(element_size(row.dtype), row.filter, row.stride), s.instructions = weight ? 7 : 4;
-    s.threads = weight ? weight_row_threads(row.filter, row.stride)
-                       : row_threads(element_size(row.dtype), row.filter, row.stride);
+    s.blocks = weight ? weight_row_blocks(row.filter, row.stride) : row_blocks(element_size(row.dtype), row.filter, row.stride),
+    s.instructions = weight ? 7 : 4;
+    s.threads =
+        weight ? weight_row_threads(row.filter, row.stride) : row_threads(element_size(row.dtype), row.filter, row.stride);
   } else if (nhwc) {
     s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
     s.blocks = weight ? weight_blocks(row.filter) : nhwc_blocks(row.filter), s.instructions = weight ? 14 : 10;
@@ -177,10 +177,10 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     // Enough parts to fill the card, as long as the partial sums are a small share of what is moved.
     const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
     const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
-    const int64_t beside = std::clamp<int64_t>(machine.shared_per_processor / (c.launch.shared_bytes + 1024), 1, c.launch.together);
-    c.parts = static_cast<int32_t>(
-        std::clamp<int64_t>(std::min(beside * machine.processors / (t.slabs * c.group_blocks), affordable), 1,
-                            std::max<int64_t>(c.tiles, 1)));
+    const int64_t beside =
+        std::clamp<int64_t>(machine.shared_per_processor / (c.launch.shared_bytes + 1024), 1, c.launch.together);
+    c.parts = static_cast<int32_t>(std::clamp<int64_t>(
+        std::min(beside * machine.processors / (t.slabs * c.group_blocks), affordable), 1, std::max<int64_t>(c.tiles, 1)));
     c.launch.blocks = t.slabs * c.group_blocks * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
@@ -189,8 +189,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const double dear = run >= 256 ? 1.0 : run >= 128 ? 1.05 : run >= 64 ? 1.12 : 1.3;
   const double blocks = static_cast<double>(std::max<int64_t>(c.launch.blocks, 1));
   const double begun = s.rows ? static_cast<double>((p.kernel_h - 1) / p.stride_h) : 0;  // rows read before the first is complete
-  const double computed =
-      static_cast<double>(t.tiles_h) * (t.tile_h + begun) * static_cast<double>(t.tiles_w) * t.tile_w * static_cast<double>(planes);
+  const double computed = static_cast<double>(t.tiles_h) * (t.tile_h + begun) * static_cast<double>(t.tiles_w) * t.tile_w *
+                          static_cast<double>(planes);
   const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / static_cast<double>(p.channels) : 1.0;
   const double phases = s.transposed ? static_cast<double>(p.stride_h * p.stride_w) : 1;
   const double once = static_cast<double>(planes) * static_cast<double>(p.in_h * p.in_w + p.out_h * p.out_w) * unit;

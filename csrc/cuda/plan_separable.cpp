@@ -106,8 +106,7 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   plan.launch.row = &row;
   plan.launch.threads = static_cast<int32_t>(warps * kWarp);
   plan.launch.together = static_cast<int32_t>((row.tensor ? kSeparableBlocks : 1) * kMostWarps / warps);
-  plan.launch.shared_bytes =
-      args->map_bytes + args->slots * slot + std::max(g.stages * outputs * kSlabBytes, staging) + filters;
+  plan.launch.shared_bytes = args->map_bytes + args->slots * slot + std::max(g.stages * outputs * kSlabBytes, staging) + filters;
   plan.launch.blocks = args->row_tiles * args->tiles_w * g.splits;
   if (plan.launch.shared_bytes > machine.shared_per_block) return plan;
 
@@ -153,8 +152,12 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
     const int64_t ranges = ceil_div(out_channels, covered(p.layout, warps_m, warps_n).second);
     for (int64_t splits = 1;; splits = std::min(2 * splits, ranges)) {
       for (int32_t stages : {3, 2}) {
-        const Geometry g = {static_cast<int32_t>(tile_rows), static_cast<int32_t>(tile_w), warps_m, warps_n,
-                            static_cast<int32_t>(splits), stages};
+        const Geometry g = {static_cast<int32_t>(tile_rows),
+                            static_cast<int32_t>(tile_w),
+                            warps_m,
+                            warps_n,
+                            static_cast<int32_t>(splits),
+                            stages};
         SeparableBlockArgs args;
         const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
         if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
@@ -162,7 +165,8 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
       if (splits == ranges) break;
     }
   };
-  for (const auto& [warps_m, warps_n] : std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}}) {
+  for (const auto& [warps_m, warps_n] :
+       std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}}) {
     const int64_t pixels = covered(p.layout, warps_m, warps_n).first;
     for (int64_t pieces = 1; pieces <= 16; ++pieces) {
       const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
@@ -196,6 +200,17 @@ std::string describe(const Plan& plan, const SeparableBlockArgs& args) {
 
 }  // namespace
 
+Plan plan_activation(DType dtype, int64_t count) {
+  constexpr int32_t kThreads = 256;
+  Plan plan;
+  for (const KernelRow* row : kernel_table()) {
+    if (strcmp(row->pass, "activate") == 0 && row->dtype == dtype) plan.launch.row = row;
+  }
+  plan.launch.blocks = std::clamp<int64_t>(ceil_div(count, kThreads), 1, int64_t{1} << 20);
+  plan.launch.threads = kThreads;
+  return plan;
+}
+
 SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
                              const Machine& machine) {
   const DepthwiseProblem& p = request.problem;
@@ -225,7 +240,9 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   // and in NCHW the fused kernel's depthwise stage, whose reads do not coalesce, costs more than its instructions.
   const double apart = (depthwise.seconds + pointwise.seconds) * (nhwc ? 1.35 : 0.8);
   const bool fits = fused.seconds < kDoesNotFit;
-  plan.fused = forced_fusion() == Fusion::kByCost ? fits && fused.seconds <= apart : forced_fusion() == Fusion::kAlways && fits;
+  // Apart, a long activation is a pass of its own over an intermediate that has been rounded before it.
+  const bool cheaper = fused.seconds <= apart || !is_short(p.activation.kind);
+  plan.fused = fits && (forced_fusion() == Fusion::kByCost ? cheaper : forced_fusion() == Fusion::kAlways);
   plan.depthwise = depthwise;
   plan.block = plan.fused ? fused : pointwise;
   plan.block_args = plan.fused ? fused_args : pointwise_args;

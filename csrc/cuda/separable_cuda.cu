@@ -11,9 +11,7 @@
 namespace dwconv::cuda {
 namespace {
 
-bool aligned_matrix(const Tensor& t) {
-  return aligned_start(t) && t.size(1) * t.element_size() % 16 == 0;
-}
+bool aligned_matrix(const Tensor& t) { return aligned_start(t) && t.size(1) * t.element_size() % 16 == 0; }
 
 // pw_packed is the CPU's; here the weights are read as they are.
 Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,
@@ -48,12 +46,12 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   alignment.output = nhwc && aligned_channels(output) && aligned_channels(added);
   alignment.weight = aligned_matrix(pw);
   const Machine& machine = device.machine();
-  const std::string key =
-      Key()
-          .add('s', out_channels, allow_tf32, alignment.input, alignment.middle, alignment.output, alignment.weight)
-          .add_problem(request.problem)
-          .add_machine(machine)
-          .bytes();
+  const std::string key = Key()
+                              .add('s', out_channels, allow_tf32, is_short(request.problem.activation.kind), alignment.input,
+                                   alignment.middle, alignment.output, alignment.weight)
+                              .add_problem(request.problem)
+                              .add_machine(machine)
+                              .bytes();
   const SeparablePlan& plan = kept<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, machine); });
   log_plan(kSeparable, "forward", request.problem, plan.reason, plan.block.launch);
 
@@ -80,7 +78,15 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   first.bias = dw_bias ? db.const_data_ptr() : nullptr;
   first.output = middle.mutable_data_ptr();
   device.start(plan.depthwise.launch, &first);
-  args.input = middle.const_data_ptr();
+  const bool done = is_short(request.problem.activation.kind);
+  const Tensor activated = done ? middle : empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, layout);
+  if (!done) {
+    device.poison(activated);
+    const ActivateArgs values = {middle.const_data_ptr(), activated.mutable_data_ptr(), middle.numel(),
+                                 request.problem.activation};
+    device.start(plan_activation(request.problem.dtype, values.count).launch, &values);
+  }
+  args.input = activated.const_data_ptr();
   device.start(plan.block.launch, &args);
   return output;
 }

@@ -8,42 +8,48 @@
 
 namespace dwconv::cuda {
 
+// Those that is_short does not name.
 template <class A>
 DWCONV_DEVICE A activate(const Activation& activation, A x) {
   switch (activation.kind) {
-    case ActivationKind::kRelu:
-      return x < A(0) ? A(0) : x;  // NaN stays
-    case ActivationKind::kRelu6:
-      return x < A(0) ? A(0) : x > A(6) ? A(6) : x;
     case ActivationKind::kSilu:
       return x / (A(1) + exp(-x));
-    case ActivationKind::kHardswish: {
-      const A gate = x + A(3);
-      return x * (gate < A(0) ? A(0) : gate > A(6) ? A(6) : gate) * A(1.0 / 6.0);
-    }
     case ActivationKind::kGelu:
       return A(0.5) * x * erfc(x * A(-0.70710678118654752));  // 1 + erf would cancel below -3
     case ActivationKind::kGeluTanh:
       return x / (A(1) + exp(A(-1.5957691216057308) * (x + A(0.044715) * x * x * x)));  // 1 + tanh(z) = 2 / (1 + e^-2z)
-    case ActivationKind::kLeakyRelu:
-      return x < A(0) ? x * static_cast<A>(activation.slope) : x;
     default:
       return x;
   }
 }
 
-// The same of several values, with one look at what it is.
+// Those that is_short names; the others leave the values as they are.
 template <class A, int N>
-DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
+DWCONV_DEVICE void activate_short(const Activation& activation, A (&x)[N]) {
   if (activation.kind == ActivationKind::kIdentity) return;
   if (activation.kind == ActivationKind::kRelu) {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? A(0) : x[i];
-    return;
-  }
-  if (activation.kind == ActivationKind::kRelu6) {
+  } else if (activation.kind == ActivationKind::kRelu6) {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? A(0) : x[i] > A(6) ? A(6) : x[i];
+  } else if (activation.kind == ActivationKind::kLeakyRelu) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? x[i] * static_cast<A>(activation.slope) : x[i];
+  } else if (activation.kind == ActivationKind::kHardswish) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const A gate = x[i] + A(3);
+      x[i] = x[i] * (gate < A(0) ? A(0) : gate > A(6) ? A(6) : gate) * A(1.0 / 6.0);
+    }
+  }
+}
+
+// Of several values, with one look at what it is.
+template <class A, int N>
+DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
+  if (is_short(activation.kind)) {
+    activate_short(activation, x);
     return;
   }
 #pragma unroll
@@ -51,6 +57,16 @@ DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
     in_order(x[i]);
     x[i] = activate(activation, x[i]);
     in_order(x[i]);
+  }
+}
+
+template <class T>
+DWCONV_KERNEL(256, 1)
+activate_values(ActivateArgs args) {
+  for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < args.count;
+       i += grid_size() * block_size()) {
+    const accumulate_t<T> value = activate(args.activation, load_one(static_cast<const T*>(args.input) + i));
+    store(static_cast<T*>(args.output) + i, Vector<T, 1>{{from_accumulate<T>(value)}});
   }
 }
 

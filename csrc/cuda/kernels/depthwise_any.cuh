@@ -67,7 +67,8 @@ DWCONV_DEVICE void any_nhwc(const DepthwiseTileArgs& args) {
   const DepthwiseProblem& p = args.problem;
   const int64_t channels = p.channels * (std::is_same_v<Axis, ForwardAxis> ? args.multiplier : 1);
   const int64_t vectors = channels / V, total = p.batch * p.out_h * p.out_w * vectors;
-  for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < total; i += grid_size() * block_size()) {
+  for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < total;
+       i += grid_size() * block_size()) {
     const int64_t pixel = divided(i, vectors), c = (i - pixel * vectors) * V;
     const int64_t line = divided(pixel, p.out_w), n = divided(line, p.out_h);
     const int x = static_cast<int>(pixel - line * p.out_w), y = static_cast<int>(line - n * p.out_h);
@@ -78,7 +79,7 @@ DWCONV_DEVICE void any_nhwc(const DepthwiseTileArgs& args) {
     }
     correlate<T, Axis, V>(args, n, c, y, x, acc);
     T* const to = static_cast<T*>(args.output) + n * p.out_stride_n + y * p.out_stride_h + x * p.out_stride_w + c;
-    activate_all(p.activation, acc);
+    activate_short(p.activation, acc);
     store_channels<T, V>(to, acc, V, true);
   }
 }
@@ -99,13 +100,15 @@ depthwise_any_nchw(DepthwiseTileArgs args) {
   const DepthwiseProblem& p = args.problem;
   const int64_t channels = p.channels * (std::is_same_v<Axis, ForwardAxis> ? args.multiplier : 1);
   const int64_t total = p.batch * channels * p.out_h * p.out_w;
-  for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < total; i += grid_size() * block_size()) {
-    const int64_t line = divided(i, p.out_w), plane = divided(line, p.out_h), n = divided(plane, channels), c = plane - n * channels;
+  for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < total;
+       i += grid_size() * block_size()) {
+    const int64_t line = divided(i, p.out_w), plane = divided(line, p.out_h), n = divided(plane, channels),
+                  c = plane - n * channels;
     const int x = static_cast<int>(i - line * p.out_w), y = static_cast<int>(line - plane * p.out_h);
     accumulate_t<T> acc[1] = {args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : accumulate_t<T>(0)};
     correlate<T, Axis, 1>(args, n, c, y, x, acc);
     T* const to = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
-    activate_all(p.activation, acc);
+    activate_short(p.activation, acc);
     store_channels<T, 1>(to + x * p.out_stride_w, acc, 1, true);
   }
 }

@@ -42,8 +42,8 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
     const int in_y0 = y0 * S - static_cast<int>(p.pad_h), in_x0 = x0 * S - static_cast<int>(p.pad_w);
     const unsigned inside = columns_inside<kSpan>(in_x0, in_w), exists = columns_inside<kStripColumns>(x0, out_w);
     const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
-    const T* const out = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + y0 * p.out_stride_h +
-                         x0 * p.out_stride_w + channel;
+    const T* const out =
+        static_cast<const T*>(args.grad_output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;
     Packed<T, V> next[S][kSpan], next_grad[kStripColumns];
     // Step i begins row i of grad_output and reads the input rows i * S .. i * S + S - 1 of the tile.
     const auto fetch = [&](int i) {

@@ -120,7 +120,7 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
 #pragma unroll
     for (int k = 0; k < kLargeColumns; ++k) {
       if (x0 + x + k < p.out_w) {
-        activate_all(p.activation, acc[0][k]);
+        activate_short(p.activation, acc[0][k]);
         store_channels<T, V>(line + (x0 + x + k) * p.out_stride_w, acc[0][k], channels - channel, t.aligned);
       }
     }
@@ -148,9 +148,8 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   T* const tile = reinterpret_cast<T*>(shared_memory());
   T* const filters = tile + t.slab * rows * args.in_pitch;
   stage_padded_planes(tile, planes, rows, args.in_columns, args.in_pitch, y0 - static_cast<int>(p.pad_h),
-                      x0 - static_cast<int>(p.pad_w), in_h, in_w, p.in_stride_h, [&](int q) {
-                        return static_cast<const T*>(args.input) + numbers.offset(q, p.in_stride_n, p.in_stride_c);
-                      });
+                      x0 - static_cast<int>(p.pad_w), in_h, in_w, p.in_stride_h,
+                      [&](int q) { return static_cast<const T*>(args.input) + numbers.offset(q, p.in_stride_n, p.in_stride_c); });
   for (int i = thread_index(); i < planes * taps; i += block_size()) {
     const int q = i / taps, tap = i - q * taps;
     const int64_t c = numbers.inner(q);
@@ -198,7 +197,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
       T* const row = out.row(q, y + i, first) + x;
 #pragma unroll
       for (int k = 0; k < kLargeColumns; ++k) {
-        activate_all(p.activation, acc[i][k]);
+        activate_short(p.activation, acc[i][k]);
         if (x0 + x + k < out_w) row[k] = from_accumulate<T>(acc[i][k][0]);
       }
     }

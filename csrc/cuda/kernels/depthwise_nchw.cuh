@@ -116,7 +116,7 @@ depthwise_nchw(DepthwiseTileArgs args) {
       T* const row = out.row(q, y0 + y + i - out_top, first) - out_left;
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
-        activate_all(p.activation, acc[i][k]);
+        activate_short(p.activation, acc[i][k]);
         if (x0 + x + k >= out_left && x0 + x + k < out_right) row[x0 + x + k] = from_accumulate<T>(acc[i][k][0]);
       }
     }

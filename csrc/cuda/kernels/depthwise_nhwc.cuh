@@ -131,7 +131,7 @@ depthwise_nhwc(DepthwiseTileArgs args) {
 #pragma unroll
       for (int k = 0; k < kPatchColumns; ++k) {
         if (y0 + y + i < 0 || y0 + y + i >= out_h || x0 + x + k < 0 || x0 + x + k >= out_w) continue;
-        activate_all(p.activation, acc[i][k]);
+        activate_short(p.activation, acc[i][k]);
         store_channels<T, V>(line + (x0 + x + k) * p.out_stride_w, acc[i][k], channels - channel, t.aligned);
       }
     }

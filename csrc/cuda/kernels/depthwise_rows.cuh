@@ -156,7 +156,7 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
       if (i >= kDelay) {
 #pragma unroll
         for (int x = 0; x < kStripColumns; ++x) {
-          activate_all(p.activation, acc[done][x]);
+          activate_short(p.activation, acc[done][x]);
           if (exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(acc[done][x]));
         }
         out += p.out_stride_h;

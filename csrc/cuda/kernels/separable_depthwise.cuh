@@ -46,9 +46,8 @@ DWCONV_DEVICE void fill_map(const SeparableBlockArgs& args, int64_t row0, const 
   for (int i = thread_index(); i < args.pixels; i += block_size()) {
     const int tile_row = quotient(i, args.tile_columns), x = map.x0 + i - tile_row * args.tile_w;
     const int64_t row = row0 + tile_row;
-    const int64_t offset = kChannelsLast
-                               ? (row * p.out_w + x) * args.out_channels
-                               : numbers.offset(tile_row, args.out_channels * p.out_h * p.out_w, p.out_w) + x;
+    const int64_t offset = kChannelsLast ? (row * p.out_w + x) * args.out_channels
+                                         : numbers.offset(tile_row, args.out_channels * p.out_h * p.out_w, p.out_w) + x;
     map.pixel[i] = tile_row < args.tile_rows && row < rows && x < p.out_w ? offset : -1;
   }
   for (int i = thread_index(); i < args.tile_rows; i += block_size()) {

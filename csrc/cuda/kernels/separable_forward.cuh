@@ -2,8 +2,8 @@
 //
 //   out[n, o, y, x] = act2(bias2[o] + sum_c w2[o, c] * act1(bias1[c] + depthwise(in)[n, c, y, x])) + residual[n, o, y, x]
 //
-// A block of 4 or 8 warps owns a tile of pixels, which are rows of the batch's images one below the other, so that small images fill a
-// block together; and a share of the output channels, which it walks a range at a time:
+// A block of 4 or 8 warps owns a tile of pixels, which are rows of the batch's images one below the other, so that small images
+// fill a block together; and a share of the output channels, which it walks a range at a time:
 //
 //     input --depthwise, act1, round--> slots in shared memory      w2 --cp.async--> ring of 2 or 3 stages in shared memory
 //                                              \                       /
@@ -17,9 +17,9 @@
 // With a convolution the depthwise stage comes first, for all slabs of 128 bytes of input channels, one slot each: before the
 // sums occupy the registers. Without, the slabs of pixels come with those of the weights, and as many slots as stages take turns.
 //
-// The plan guarantees: warps_m * warps_n == block_size() / 32; the pixels that the warps cover hold tile_rows * tile_w; a slot a slab, or
-// PassThrough, a slot a stage and a single range of outputs a block; shared memory for all parts.
-// Traffic: input (1 + halo) once a split, output and residual once; w2 once a block, from L2.
+// The plan guarantees: warps_m * warps_n == block_size() / 32; the pixels that the warps cover hold tile_rows * tile_w; a slot a
+// slab, or PassThrough, a slot a stage and a single range of outputs a block; shared memory for all parts. Traffic: input (1 +
+// halo) once a split, output and residual once; w2 once a block, from L2.
 #pragma once
 
 #include "separable_depthwise.cuh"

@@ -6,7 +6,8 @@
 //
 //   by row:   a row (of either operand) of 128 bytes of channels, whose 16-byte chunks are permuted by chunk ^ (row % 8): eight
 //             rows read at the same channel lie in different banks;
-//   by depth: a line of columns a channel, `pitch` elements apart: 8 more than a multiple of 32, for the banks again. NCHW's pixels
+//   by depth: a line of columns a channel, `pitch` elements apart: 8 more than a multiple of 32, for the banks again. NCHW's
+//   pixels
 //             lie so.
 //
 // A matrix fragment of mma.sync m16n8k16 (16-bit) or m16n8k8 (tf32) is two chunks of a row in either type, so that one walk of
@@ -117,9 +118,8 @@ template <class T>
 struct ScalarTile {
   static constexpr bool kTensor = false;
   using A = accumulate_t<T>;
-  static constexpr int kStagedRows =
-      32 / static_cast<int>(sizeof(A));  // cards without tensor cores have 64 KiB of shared memory
-  static constexpr int kValues = 2;  // of the input channels, a step
+  static constexpr int kStagedRows = 32 / static_cast<int>(sizeof(A));  // cards without tensor cores have 64 KiB of shared memory
+  static constexpr int kValues = 2;                                     // of the input channels, a step
   A sum[8][8];
 
   DWCONV_DEVICE void clear() {
