@@ -26,7 +26,7 @@ constexpr int weight_row_channels(int kernel, int stride) { return kernel == 3 &
 constexpr int weight_row_threads(int kernel, int stride) { return kernel + 2 * stride < 8 ? 256 : 128; }
 constexpr int weight_row_blocks(int kernel, int stride) { return kernel + 2 * stride < 8 || kernel + stride > 8 ? 2 : 3; }
 constexpr int nhwc_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
-constexpr int nchw_blocks(int kernel) { return kernel < 7 ? 3 : 2; }
+constexpr int nchw_blocks(int kernel) { return kernel == 3 ? 3 : 2; }
 constexpr int weight_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
 constexpr int kLargeBlocks = 2, kSeparableBlocks = 2;
 
