@@ -141,3 +141,21 @@ def test_kernel_files_are_torch_free(path):
 def test_importing_says_nothing():
     done = subprocess.run([sys.executable, "-c", "import dwconv_ext"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_sources_need_no_newer_headers_than_torch_2_10():
+    header = Path(torch.__file__).parent / "include/torch/csrc/stable/ops.h"
+    minimum, found = (2, 10), {}
+    version = None
+    for line in header.read_text().splitlines():
+        if noted := re.search(r"Build time minimum version: PyTorch (\d+)\.(\d+)", line):
+            version = (int(noted[1]), int(noted[2]))
+        elif function := re.match(r"inline \S+ (\w+)\(", line):
+            found.setdefault(function[1], version)
+            version = None
+    if not any(found.values()):
+        pytest.skip("this torch's headers do not say since when they have what")
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".cu")]
+    used = {name for source in sources for name in re.findall(r"torch::stable::(\w+)\(", source.read_text())}
+    assert used & found.keys() >= {"transpose", "empty", "contiguous"}
+    assert {name for name in used if (found.get(name) or minimum) > minimum} == set()
