@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
-from .functional import DTYPES, depthwise_conv2d
+from .functional import DTYPES, _resolve_padding, depthwise_conv2d
 from .modules import FusedDSConv
 
 
@@ -47,11 +47,11 @@ class Plans(tuple[Plan, ...]):
 
 
 def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int, threads: int) -> Plan | None:
-    (height, width), layout = input.shape[-2:], "NCHW" if input.is_contiguous() else "channels_last"
-    padding = conv.padding
-    if isinstance(padding, str):
-        pairs = zip(conv.kernel_size, conv.dilation, strict=True)
-        padding = tuple(d * (k - 1) // 2 if padding == "same" else 0 for k, d in pairs)
+    layout = "NCHW" if input.is_contiguous() else "channels_last"
+    # On the meta device: an even filter's 'same' pads the input itself.
+    shape = torch.empty(input.shape, device="meta")
+    padded, padding = _resolve_padding(shape, conv.weight, conv.padding, conv.stride, conv.dilation)
+    height, width = padded.shape[-2:]
     try:
         found = _C.plan(
             op, pass_, str(input.dtype).removeprefix("torch."), layout, input.shape[0], conv.in_channels, (height, width),

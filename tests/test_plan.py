@@ -138,6 +138,8 @@ def test_plan_of_a_layer():
     text = str(plans)
     assert forward.kernel in text and forward.reason in text and "FLOP/byte" in text
     assert len(dwconv_ext.plan(torch.nn.Conv2d(32, 32, 3, padding="same", groups=32), (8, 32, 9, 9))) == 2
+    even = dwconv_ext.plan(torch.nn.Conv2d(32, 32, 4, padding="same", groups=32), (8, 32, 9, 9))[0]
+    assert even.flops == 2 * 8 * 32 * 9 * 9 * 16  # the output is as large as the input
 
 
 def test_plan_of_a_multiplier_counts_all_filters():
