@@ -21,6 +21,13 @@ const std::vector<const KernelRow*>& kernel_table() {
   return rows;
 }
 
+const KernelRow* row_of(const char* pass, DType dtype) {
+  for (const KernelRow* row : kernel_table()) {
+    if (strcmp(row->pass, pass) == 0 && row->dtype == dtype) return row;
+  }
+  return nullptr;
+}
+
 const KernelRow*& forced_row() {
   static const KernelRow* row = nullptr;
   return row;

@@ -104,6 +104,9 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t element_size(DType dtype);
 int64_t accumulate_size(DType dtype);
 
+// The kernel of a pass that has one for each dtype.
+const KernelRow* row_of(const char* pass, DType dtype);
+
 // Why a row cannot take a problem, or null.
 const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
                    const Machine& machine);

@@ -385,9 +385,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
 
 Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args) {
   Plan plan;
-  for (const KernelRow* row : kernel_table()) {
-    if (strcmp(row->pass, "sum_parts") == 0 && row->dtype == dtype) plan.launch.row = row;
-  }
+  plan.launch.row = row_of("sum_parts", dtype);
   args->count = count;
   args->parts = parts;
   plan.launch.blocks = ceil_div(count, 32);

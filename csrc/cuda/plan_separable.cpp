@@ -203,9 +203,7 @@ std::string describe(const Plan& plan, const SeparableBlockArgs& args) {
 Plan plan_activation(DType dtype, int64_t count) {
   constexpr int32_t kThreads = 256;
   Plan plan;
-  for (const KernelRow* row : kernel_table()) {
-    if (strcmp(row->pass, "activate") == 0 && row->dtype == dtype) plan.launch.row = row;
-  }
+  plan.launch.row = row_of("activate", dtype);
   plan.launch.blocks = std::clamp<int64_t>(ceil_div(count, kThreads), 1, int64_t{1} << 20);
   plan.launch.threads = kThreads;
   return plan;

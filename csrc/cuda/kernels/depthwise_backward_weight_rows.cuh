@@ -1,7 +1,7 @@
 // Depthwise weight and bias gradient, first stage, in channels_last for square filters of 3, 5 and 7 without staging: for tensors
 // whose 16-byte runs of channels are aligned (the formula: depthwise_backward_weight.cuh).
 //
-// A block owns `slab` channels and a part of the tiles of grad_output. A thread owns kWeightRowChannels channels of a strip of 4
+// A block owns `slab` channels and a part of the tiles of grad_output. A thread owns one or two channels of a strip of 4
 // columns and walks down the rows of each tile: it keeps the last rows of grad_output that an input row can reach, reads every
 // row of both tensors once, straight to registers, one row ahead, and holds the K * K sums of its channels. At the end the strips
 // are added pairwise, as in the other kernels.
