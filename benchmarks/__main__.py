@@ -38,6 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         )
         command.add_argument("--batch", type=int, help="in place of the layer list's batch sizes")
         command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
+        command.add_argument("--without", metavar="TEXT", help="no layers whose name contains TEXT")
         command.add_argument("--rounds", type=int, default=7, help="bursts of each contender (default: %(default)s)")
         command.add_argument("--eager", action="store_true", help="on CUDA, time calls with their launches, not graphs of them")
         command.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes seconds a layer)")
@@ -76,6 +77,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def chosen_layers(what: str, options: argparse.Namespace) -> list[Layer]:
     layers = [layer for layer in WHAT[what][0]() if options.layers in layer.name]
+    layers = [layer for layer in layers if not options.without or options.without not in layer.name]
     if not options.batch:
         return layers
     renamed = [layer._replace(name=layer.name.removesuffix(f"_b{layer.batch}"), batch=options.batch) for layer in layers]
@@ -145,7 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.no_runtimes and options.device == "cpu" and peers.missing():
         print(f"left out, not installed: {', '.join(peers.missing())} (pip install 'dwconv_ext[bench]')", file=sys.stderr)
     facts = report.machine(options.device)
-    title = f"{options.what}, {options.dtype}, " + facts.get("device", f"{facts['CPU']}, {options.threads} threads")
+    title = f"{options.what}, {options.dtype}, {f'batch {options.batch}, ' if options.batch else ''}" + facts.get(
+        "device", f"{facts['CPU']}, {options.threads} threads"
+    )
     if options.device == "cuda":
         title += ", calls with their launches" if options.eager else ", replays of CUDA graphs"
     try:

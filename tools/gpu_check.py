@@ -69,19 +69,16 @@ def main() -> int:
     if options.built:
         del steps["build"]
     for what, dtype, batch in (
-        *(
-            ("separable", "float16", 128),
-            ("depthwise", "float16", 128),
-            ("depthwise", "float32", 128),
-            ("separable", "float32", 128),
-        ),
-        *(("separable", "float16", 1), ("depthwise", "float16", 1)),
+        *(("separable", "float16", 128), ("depthwise", "float16", 128), ("depthwise", "float32", 128)),
+        *(("separable", "float32", 128), ("separable", "float16", 1), ("depthwise", "float16", 1)),
     ):
         step = f"{what}_{dtype}_b{batch}"
         file = str(results / f"{name}_{step}.part")
         steps[step] = [
             *(python, "-m", "benchmarks", what, "--device", "cuda", "--dtype", dtype, "--batch", str(batch), "--no-runtimes"),
             *("--no-compile", "--rounds", "5", "--json", f"{file}.json", "--markdown", f"{file}.md"),
+            # At batch 128 the float64 reference of 31 x 31 takes longer than all the rest.
+            *(["--without", "31x31"] if batch > 1 else []),
         ]
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck") if sanitizer else ():

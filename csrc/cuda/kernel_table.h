@@ -12,7 +12,7 @@ struct KernelRow {
   DType dtype;
   Layout layout;
   int32_t filter, stride;
-  bool tensor;
+  int32_t tensor;  // cores: 0 none, 1 a warp's mma.sync, 2 a warpgroup's wgmma
   bool aligned;  // only for channels_last tensors whose runs of 16 bytes of channels lie on multiples of 16 bytes
   int32_t first_arch, last_arch;
   const void* kernel;  // what the launcher starts: on a card the __global__ function, in the emulator a function of the arguments
@@ -36,4 +36,4 @@ KernelGroup separable_kernels();
 #endif
 #define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, aligned, first_arch, last_arch, Args, ...) \
   {#name,  #op,         #pass,        DType::dtype, Layout::layout, filter,                                                 \
-   stride, tensor != 0, aligned != 0, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},
+   stride, tensor,      aligned != 0, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},

@@ -96,13 +96,14 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   args->tile_columns = Divisor(g.tile_w);
   args->run_columns = Divisor(ceil_div(g.tile_w, kRun));
   args->runs = Divisor(g.tile_rows * ceil_div(g.tile_w, kRun));
-  args->map_bytes = static_cast<int32_t>(round_up(8 * args->pixels + 16 * g.tile_rows, kSlabBytes));
+  // Slots and stages begin on multiples of the 8 lines that a swizzle runs over.
+  args->map_bytes = static_cast<int32_t>(round_up((depthwise ? 8 : 16) * args->pixels + 16 * g.tile_rows, 8 * kSlabBytes));
 
   args->stages = g.stages;
   const int64_t warps = g.warps_m * g.warps_n, staging = warps * (row.tensor ? 16 * 4 : 32) * kStagingPitch;
   const int64_t channels = kSlabBytes / unit;  // of a slab
   const int64_t filters = depthwise ? 2 * p.kernel_h * p.kernel_w * channels * accumulate_size(p.dtype) : 0;
-  const int64_t slot = p.layout == Layout::kNHWC ? args->pixels * kSlabBytes : channels * (args->pixels + kColumnPadding) * unit;
+  const int64_t slot = p.layout == Layout::kNHWC || row.tensor == 2 ? args->pixels * kSlabBytes : channels * (args->pixels + kColumnPadding) * unit;
   plan.launch.row = &row;
   plan.launch.threads = static_cast<int32_t>(warps * kWarp);
   plan.launch.together = static_cast<int32_t>((row.tensor ? kSeparableBlocks : 1) * kMostWarps / warps);
@@ -126,7 +127,7 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 17 : 25) : nhwc ? 3 : 9);
   const double finish = 2.0 * args->pixels * static_cast<double>(outputs) * ranges_a_block * (nhwc ? 8 : 12);
   const double scalar = scalar_rate(p.dtype, machine) * 0.6;
-  const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * 0.5 : scalar;
+  const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * (row.tensor == 2 ? 1.0 : 0.5) : scalar;
   BlockCost cost;
   cost.total_bytes = once;
   cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * static_cast<double>(outputs) * ranges_a_block * unit;
@@ -167,6 +168,7 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
   };
   for (const auto& [warps_m, warps_n] :
        std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}}) {
+    if (row->tensor == 2 && (warps_m % 2 != 0 || warps_n % 2 != 0)) continue;  // a warpgroup covers 2 x 2 warps' part
     const int64_t pixels = covered(p.layout, warps_m, warps_n).first;
     for (int64_t pieces = 1; pieces <= 16; ++pieces) {
       const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);

@@ -9,6 +9,7 @@
 #define DWCONV_DEVICE inline
 #define DWCONV_KERNEL(threads, blocks) void
 #define DWCONV_HAS_AMPERE 1
+#define DWCONV_HAS_HOPPER 1
 
 namespace dwconv::cuda {
 
@@ -64,7 +65,10 @@ inline void store_packed(T* to, const Packed<T, V>& packed) {
   store(to, packed.bits);
 }
 
-inline void copy_async(void* shared, const void* global, bool valid) { emulator::enqueue_copy(shared, global, valid); }
+template <int kBytes = kChunkBytes>
+inline void copy_async(void* shared, const void* global, bool valid) {
+  emulator::enqueue_copy(shared, global, kBytes, valid);
+}
 inline void copy_commit() { emulator::commit_copies(); }
 template <int kPending>
 inline void copy_wait() {
@@ -170,8 +174,51 @@ inline void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint3
   emulator::collective(multiply_matrices_of_warp<T>, &operands);
 }
 
+// ---- products of a warpgroup: nothing happens before complete_products
+// ----------------------------------------------------------------------------------------------------------------------------
+
+inline void write_operands() {}
+inline void begin_products() {}
+inline void commit_products() {}
+inline void complete_products() { emulator::complete_products(); }
+
+// As the descriptors say: lines of 128 bytes, whose chunks of 16 are swizzled by the line's address.
+template <class T>
+inline float operand_of(const void* line, int byte) {
+  const uintptr_t start = reinterpret_cast<uintptr_t>(line), address = start + byte;
+  uint16_t bits;
+  memcpy(&bits, reinterpret_cast<const void*>(address ^ (address / 128 % 8 * 16)), sizeof bits);
+  return half_of(bits, 0, T());
+}
+template <class T, bool kByDepth>
+inline void multiply_group(float (&sum)[64], const void* rows, const void* columns, int next) {
+  emulator::enqueue_product([&sum, rows, columns, next, thread = thread_index() % 128] {
+    float a[2][16];
+    const int first = thread / 32 * 16 + thread % 32 / 4;
+    for (int k = 0; k < 16; ++k) {
+      for (int e = 0; e < 2; ++e) a[e][k] = operand_of<T>(rows, (first + 8 * e) * 128 + 2 * k);
+    }
+    for (int i = 0; i < 32; ++i) {
+      const int column = i / 2 * 8 + thread % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; ++k) {
+        const float b = operand_of<T>(columns, kByDepth ? column / 64 * next + k * 128 + column % 64 * 2 : column * 128 + 2 * k);
+        for (int e = 0; e < 2; ++e) sum[i / 2 * 4 + i % 2 + 2 * e] += a[e][k] * b;
+      }
+    }
+  });
+}
+
 template <class A>
 inline void in_order(A&) {}
+
+template <class A>
+inline A greater(A a, A b) {
+  return a < b ? b : a;
+}
+template <class A>
+inline A lesser(A a, A b) {
+  return b < a ? b : a;
+}
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;

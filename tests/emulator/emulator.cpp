@@ -28,6 +28,7 @@ enum class State { kReady, kAtBarrier, kAtWarp, kDone };
 struct Copy {
   void* to;
   const void* from;
+  int bytes;
   bool valid;
 };
 
@@ -40,6 +41,7 @@ struct Fiber {
   Collective function = nullptr;          // null: a plain warp barrier
   std::vector<std::vector<Copy>> groups;  // committed copies under way
   std::vector<Copy> open;
+  std::vector<std::function<void()>> products;
 };
 
 // One host thread's block.
@@ -62,9 +64,9 @@ Block& here() { return *block_of_this_thread; }
 void complete(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
     if (copy.valid) {
-      memcpy(copy.to, copy.from, 16);
+      memcpy(copy.to, copy.from, copy.bytes);
     } else {
-      memset(copy.to, 0, 16);
+      memset(copy.to, 0, copy.bytes);
     }
   }
 }
@@ -137,6 +139,7 @@ std::string run_block(Block& block, int64_t index, int64_t grid, int threads, st
     f.thread = Thread{i, threads, index, grid, shared};
     f.groups.clear();
     f.open.clear();
+    f.products.clear();
   }
   for (;;) {
     if (options().order == Order::kShuffled) std::shuffle(order.begin(), order.end(), random);
@@ -208,12 +211,12 @@ void collective(Collective function, void* operands) {
   yield(State::kAtWarp);
 }
 
-void enqueue_copy(void* to, const void* from, bool valid) {
-  if (valid) note_load(from, 16);
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
-    throw std::runtime_error("copy_async: an address that is no multiple of 16");  // ends the process: no kernel may do this
+void enqueue_copy(void* to, const void* from, int bytes, bool valid) {
+  if (valid) note_load(from, bytes);
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
+    throw std::runtime_error("copy_async: an address that is no multiple of the copy's size");  // ends the process: no kernel may do this
   }
-  here().current->open.push_back({to, from, valid});
+  here().current->open.push_back({to, from, bytes, valid});
 }
 void commit_copies() {
   Fiber& fiber = *here().current;
@@ -225,6 +228,15 @@ void complete_copies(int pending) {
   const int ready = std::max(0, static_cast<int>(groups.size()) - pending);
   for (int i = 0; i < ready; ++i) complete(groups[i]);
   groups.erase(groups.begin(), groups.begin() + ready);
+}
+
+void enqueue_product(std::function<void()> product) {
+  if (options().arithmetic) here().current->products.push_back(std::move(product));
+}
+void complete_products() {
+  auto& products = here().current->products;
+  for (const auto& product : products) product();
+  products.clear();
 }
 
 void note_load(const void* from, int bytes) {
@@ -252,7 +264,7 @@ std::string run(Body body, const void* args, int64_t blocks, int threads, int64_
     block.body = body;
     block.args = args;
     block.traffic = {};
-    std::unique_ptr<unsigned char[]> shared(new (std::align_val_t(128)) unsigned char[std::max<int64_t>(shared_bytes, 1)]);
+    std::unique_ptr<unsigned char[]> shared(new (std::align_val_t(1024)) unsigned char[std::max<int64_t>(shared_bytes, 1)]);
     std::vector<int> order(threads);
     for (int i = 0; i < threads; ++i) order[i] = options().order == Order::kBackwards ? threads - 1 - i : i;
     for (int64_t i = next++; i < blocks; i = next++) {
@@ -271,7 +283,7 @@ std::string run(Body body, const void* args, int64_t blocks, int threads, int64_
     }
     const std::lock_guard<std::mutex> lock(mutex);
     traffic->add(block.traffic);
-    ::operator delete[](shared.release(), std::align_val_t(128));
+    ::operator delete[](shared.release(), std::align_val_t(1024));
   };
   if (blocks > 4) {  // a second thread's fibers are made anew each time
     std::thread other(work);

@@ -5,6 +5,7 @@
 //   synchronize            nothing goes on before every thread has come; a thread that has ended or waits elsewhere is an error
 //   copy_async             the copy happens in copy_wait, not before: a missing wait finds poison
 //   load_matrices, multiply_matrices   collectives of the 32 lanes
+//   multiply_group         each thread's sums, computed in complete_products from what shared memory holds then
 //   shared_memory          one exact allocation a block, poisoned with NaN before each
 //   load, store, copy_async   counted: requests, and the distinct 32-byte sectors that a block touches
 //
@@ -13,6 +14,7 @@
 
 #include <stdint.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -63,9 +65,11 @@ void barrier();
 void warp_barrier();
 using Collective = void (*)(void* const* operands);  // of the 32 lanes, in order
 void collective(Collective function, void* operands);
-void enqueue_copy(void* to, const void* from, bool valid);
+void enqueue_copy(void* to, const void* from, int bytes, bool valid);
 void commit_copies();
 void complete_copies(int pending);
+void enqueue_product(std::function<void()> product);  // of the calling thread's sums
+void complete_products();
 void note_load(const void* from, int bytes);
 void note_store(void* to, int bytes);
 

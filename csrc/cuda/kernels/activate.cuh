@@ -29,19 +29,16 @@ DWCONV_DEVICE void activate_short(const Activation& activation, A (&x)[N]) {
   if (activation.kind == ActivationKind::kIdentity) return;
   if (activation.kind == ActivationKind::kRelu) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? A(0) : x[i];
+    for (int i = 0; i < N; ++i) x[i] = greater(x[i], A(0));
   } else if (activation.kind == ActivationKind::kRelu6) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? A(0) : x[i] > A(6) ? A(6) : x[i];
+    for (int i = 0; i < N; ++i) x[i] = lesser(greater(x[i], A(0)), A(6));
   } else if (activation.kind == ActivationKind::kLeakyRelu) {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = x[i] < A(0) ? x[i] * static_cast<A>(activation.slope) : x[i];
   } else if (activation.kind == ActivationKind::kHardswish) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const A gate = x[i] + A(3);
-      x[i] = x[i] * (gate < A(0) ? A(0) : gate > A(6) ? A(6) : gate) * A(1.0 / 6.0);
-    }
+    for (int i = 0; i < N; ++i) x[i] = x[i] * lesser(greater(x[i] + A(3), A(0)), A(6)) * A(1.0 / 6.0);
   }
 }
 
@@ -58,6 +55,16 @@ DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
     x[i] = activate(activation, x[i]);
     in_order(x[i]);
   }
+}
+
+template <class A, int M, int N>
+DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[M][N]) {
+  A flat[M * N];
+#pragma unroll
+  for (int i = 0; i < M * N; ++i) flat[i] = x[i / N][i % N];
+  activate_all(activation, flat);
+#pragma unroll
+  for (int i = 0; i < M * N; ++i) x[i / N][i % N] = flat[i];
 }
 
 template <class T>

@@ -15,6 +15,10 @@
 
 namespace dwconv::cuda {
 
+// Whether the registers hold the next row beside the one that is multiplied.
+template <int K, int S>
+constexpr bool kReadsAhead = K == 3 || S == 1;
+
 template <class T, class Taps>
 DWCONV_KERNEL(weight_row_threads(Taps::kKernel, Taps::kStride), weight_row_blocks(Taps::kKernel, Taps::kStride))
 depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {

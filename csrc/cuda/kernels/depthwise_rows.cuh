@@ -7,7 +7,7 @@
 //     lanes ->  channels of the slab         in row j --+--> out row i      tap j - i * S
 //     slots ->  strips of the tile                      +--> out row i - 1  tap j - (i - 1) * S, complete when its last row is in
 //
-// While a row is multiplied, the next is on its way. Neighbouring strips read S + K - 2 columns twice, from L1; a tile's first
+// While a row is multiplied, the next ones are on their way. Neighbouring strips read S + K - 2 columns twice, from L1; a tile's first
 // rows are read twice, from L2. There is no barrier and no shared memory, so that registers alone decide how many blocks run
 // together, which is what hides the latency of memory.
 //
@@ -21,9 +21,9 @@
 namespace dwconv::cuda {
 
 constexpr int kStripColumns = 4;
-// Whether the registers hold the next row beside the one that is multiplied.
+// Steps whose rows are on their way beside the one that is multiplied: as many as the registers hold.
 template <int K, int S>
-constexpr bool kReadsAhead = K == 3 || S == 1;
+constexpr int kAhead = K == 3 ? (K - 1) / S + 1 : S == 1 ? 1 : 0;
 
 // Bit q: column x0 + q lies in 0 .. width.
 template <int kCount>
@@ -101,17 +101,19 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
   const unsigned inside = columns_inside<kSpan>(in_x0, static_cast<int>(p.in_w));
   const unsigned exists = columns_inside<kStripColumns>(x0, out_w);
   const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
-  Packed<T, V> next[S][kSpan];
+  constexpr int kRing = kAhead<K, S> > 0 ? kAhead<K, S> : 1;  // 1 or kOpen
+  Packed<T, V> next[kRing][S][kSpan];
   // Step i reads the input rows i * S .. i * S + S - 1 of the tile.
-  const auto fetch = [&](int i) {
+  const auto fetch = [&](int i, Packed<T, V>(&to)[S][kSpan]) {
 #pragma unroll
     for (int s = 0; s < S; ++s) {
       const int j = i * S + s, y = in_y0 + j;
       const bool wanted = j < in_rows && y >= 0 && y < in_h;
-      fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, next[s]);
+      fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, to[s]);
     }
   };
-  if (kReadsAhead<K, S>) fetch(0);
+#pragma unroll
+  for (int i = 0; i < kAhead<K, S>; ++i) fetch(i, next[i]);
   A filter[K][K][V], bias[V], acc[kOpen][kStripColumns][V];
   fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
 #pragma unroll
@@ -127,11 +129,11 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
     for (int u = 0; u < kOpen; ++u) {
       const int i = base + u;
       if (i >= steps) break;
-      if (!kReadsAhead<K, S>) fetch(i);
+      if (kAhead<K, S> == 0) fetch(i, next[0]);
       Packed<T, V> now[S][kSpan];
 #pragma unroll
-      for (int k = 0; k < S * kSpan; ++k) now[k / kSpan][k % kSpan] = next[k / kSpan][k % kSpan];
-      if (kReadsAhead<K, S> && i + 1 < steps) fetch(i + 1);
+      for (int k = 0; k < S * kSpan; ++k) now[k / kSpan][k % kSpan] = next[u % kRing][k / kSpan][k % kSpan];
+      if (kAhead<K, S> > 0 && i + kAhead<K, S> < steps) fetch(i + kAhead<K, S>, next[u % kRing]);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
 #pragma unroll

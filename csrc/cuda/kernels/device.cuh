@@ -48,6 +48,11 @@ constexpr int kWarp = 32;
 #else
 #define DWCONV_HAS_AMPERE 0
 #endif
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define DWCONV_HAS_HOPPER 1  // wgmma, of sm_90a alone
+#else
+#define DWCONV_HAS_HOPPER 0
+#endif
 
 namespace dwconv::cuda {
 
@@ -59,7 +64,7 @@ DWCONV_DEVICE void synchronize() { __syncthreads(); }
 DWCONV_DEVICE void synchronize_warp() { __syncwarp(); }
 
 DWCONV_DEVICE unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char dwconv_shared[];
+  extern __shared__ __align__(1024) unsigned char dwconv_shared[];
   return dwconv_shared;
 }
 
@@ -189,15 +194,21 @@ DWCONV_DEVICE void store(T* to, const Vector<T, V>& value) {
   store_packed(to, Packed<T, V>{bits.raw});
 }
 
-// 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (nothing is read then). Complete for this
-// thread after copy_wait, for the block after a barrier behind it.
+// 16 or 8 bytes from global to shared memory, both aligned to as many; zeros where not valid (nothing is read then, wherever
+// `global` points). Complete for this thread after copy_wait, for the block after a barrier behind it.
+template <int kBytes = kChunkBytes>
 DWCONV_DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #if DWCONV_HAS_AMPERE
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? kChunkBytes : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  const int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == kChunkBytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;\n" ::"r"(to), "l"(global), "r"(bytes), "n"(kBytes) : "memory");
+  }
 #else
-  *static_cast<uint4*>(shared) = valid ? __ldg(static_cast<const uint4*>(global)) : make_uint4(0, 0, 0, 0);
+  using R = typename Raw<kBytes>::type;
+  *static_cast<R*>(shared) = valid ? __ldg(static_cast<const R*>(global)) : R{};
 #endif
 }
 
@@ -266,9 +277,98 @@ DWCONV_DEVICE void multiply_matrices<float>(float (&c)[4], const uint32_t (&a)[4
 }
 #undef DWCONV_MMA
 
+// ---- wgmma: products of a warpgroup, 4 warps, whose operands stay in shared memory and whose sums arrive later
+// ----------------------------------------------------------------------------------------------------------------
+//
+// The order: write_operands after the writes of a thread and before the barrier behind them; begin_products; multiply_group;
+// commit_products; complete_products before sums are read and operands overwritten.
+
+DWCONV_DEVICE void write_operands() {
+#if DWCONV_HAS_HOPPER
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+#endif
+}
+DWCONV_DEVICE void begin_products() {
+#if DWCONV_HAS_HOPPER
+  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+#endif
+}
+DWCONV_DEVICE void commit_products() {
+#if DWCONV_HAS_HOPPER
+  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+#endif
+}
+// Of this warpgroup's committed groups.
+DWCONV_DEVICE void complete_products() {
+#if DWCONV_HAS_HOPPER
+  asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+#endif
+}
+
+// PTX's matrix descriptor of an operand whose lines of 128 bytes are swizzled by chunk ^ (line % 8); `group` and `next` are bytes
+// between groups of 8 lines and, by depth, of 64 columns.
+DWCONV_DEVICE uint64_t matrix_descriptor(const void* shared, int group, int next) {
+#if DWCONV_HAS_HOPPER
+  const uint64_t start = __cvta_generic_to_shared(shared);
+  return (start & 0x3ffff) >> 4 | static_cast<uint64_t>(next >> 4) << 16 | static_cast<uint64_t>(group >> 4) << 32 |
+         uint64_t{1} << 62;
+#else
+  return 0;
+#endif
+}
+
+// sum[64 rows][128 columns] += rows[64][16] * columns[16][128] over 16 of the operands' depth. `rows`, and the columns unless by
+// depth, point at 32 of the 128 bytes of their first line; columns by depth at 16 lines of 64 columns, the other 64 `next` bytes
+// behind. Thread t of the warpgroup holds row t / 32 * 16 + t % 32 / 4 + e / 2 * 8, column j * 8 + t % 4 * 2 + e % 2 in sum[4 * j + e].
+template <class T, bool kByDepth>
+DWCONV_DEVICE void multiply_group(float (&s)[64], const void* rows, const void* columns, int next) {
+#if DWCONV_HAS_HOPPER
+  const uint64_t a = matrix_descriptor(rows, 1024, 16), b = matrix_descriptor(columns, 1024, kByDepth ? next : 16);
+#define DWCONV_SUMS(i) "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), "+f"(s[i + 7])
+#define DWCONV_WGMMA(type)                                                                                                      \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                                     \
+               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "  \
+               "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "     \
+               "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                       \
+               "%64, %65, 1, 1, 1, 0, %66;\n"                                                                                    \
+               : DWCONV_SUMS(0), DWCONV_SUMS(8), DWCONV_SUMS(16), DWCONV_SUMS(24), DWCONV_SUMS(32), DWCONV_SUMS(40),               \
+                 DWCONV_SUMS(48), DWCONV_SUMS(56)                                                                               \
+               : "l"(a), "l"(b), "n"(kByDepth ? 1 : 0))
+  if constexpr (std::is_same_v<T, __half>) {
+    DWCONV_WGMMA("f16");
+  } else {
+    DWCONV_WGMMA("bf16");
+  }
+#undef DWCONV_WGMMA
+#undef DWCONV_SUMS
+#endif
+}
+
 // The value is complete here, and what uses it begins here.
 DWCONV_DEVICE void in_order(float& value) { asm volatile("" : "+f"(value)); }
 DWCONV_DEVICE void in_order(double& value) { asm volatile("" : "+d"(value)); }
+
+// The greater and the lesser of two values; NaN where one is.
+DWCONV_DEVICE float greater(float a, float b) {
+#if DWCONV_HAS_AMPERE
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a < b ? b : b < a ? a : a + b;
+#endif
+}
+DWCONV_DEVICE float lesser(float a, float b) {
+#if DWCONV_HAS_AMPERE
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return b < a ? b : a < b ? a : a + b;
+#endif
+}
+DWCONV_DEVICE double greater(double a, double b) { return a < b ? b : a; }  // b is no NaN
+DWCONV_DEVICE double lesser(double a, double b) { return b < a ? b : a; }
 
 DWCONV_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 DWCONV_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }

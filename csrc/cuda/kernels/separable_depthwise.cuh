@@ -7,7 +7,7 @@
 
 #include "activate.cuh"
 #include "depthwise_rows.cuh"
-#include "warp_tile.cuh"
+#include "group_tile.cuh"
 
 namespace dwconv::cuda {
 
@@ -33,12 +33,13 @@ struct TileMap {
     int32_t y;
     int32_t exists;
   };
-  int64_t* pixel;  // offset of output channel 0 in the output, or -1
+  int64_t* pixel;   // offset of output channel 0 in the output, or -1
+  int64_t* source;  // PassThrough: offset of channel 0 in the input, or -1
   Row* row;
   int x0;
 };
 
-template <bool kChannelsLast>
+template <bool kChannelsLast, bool kConvolves>
 DWCONV_DEVICE void fill_map(const SeparableBlockArgs& args, int64_t row0, const TileMap& map) {
   const DepthwiseProblem& p = args.problem;
   const int64_t rows = p.batch * p.out_h;
@@ -48,7 +49,11 @@ DWCONV_DEVICE void fill_map(const SeparableBlockArgs& args, int64_t row0, const 
     const int64_t row = row0 + tile_row;
     const int64_t offset = kChannelsLast ? (row * p.out_w + x) * args.out_channels
                                          : numbers.offset(tile_row, args.out_channels * p.out_h * p.out_w, p.out_w) + x;
-    map.pixel[i] = tile_row < args.tile_rows && row < rows && x < p.out_w ? offset : -1;
+    const bool exists = tile_row < args.tile_rows && row < rows && x < p.out_w;
+    map.pixel[i] = exists ? offset : -1;
+    if (!kConvolves) {
+      map.source[i] = exists ? numbers.offset(tile_row, p.in_stride_n, p.in_stride_h) + x * p.in_stride_w : -1;
+    }
   }
   for (int i = thread_index(); i < args.tile_rows; i += block_size()) {
     map.row[i] = {numbers.offset(i, p.in_stride_n, 0), numbers.inner(i), row0 + i < rows};
@@ -100,11 +105,19 @@ DWCONV_DEVICE void convolve_pixels(const DepthwiseProblem& p, const T* image, in
     const int in_y = y * S::kStride - static_cast<int>(p.pad_h), in_x = x * S::kStride - static_cast<int>(p.pad_w);
     const unsigned inside = columns_inside<kSpan>(in_x, in_w);
     const T* const from = image + in_x * p.in_stride_w;
-#pragma unroll 1  // the inputs of two rows would not fit the registers
+    // Rows on their way while one is multiplied, as many as the registers hold.
+    constexpr int kRows = sizeof(T) * V * kSpan > 128 ? 1 : sizeof(T) * V * kSpan > 64 ? 2 : K;
+    Packed<T, V> rows[kRows][kSpan];
+    const auto fetch = [&](int r) {
+      const int row = in_y + r;
+      const bool wanted = row >= 0 && row < in_h;
+      fetch_pixels(from + (wanted ? row * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, rows[r % kRows]);
+    };
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) fetch(r);
+#pragma unroll
     for (int r = 0; r < K; ++r) {
-      if (in_y + r < 0 || in_y + r >= in_h) continue;
-      Packed<T, V> in[kSpan];
-      fetch_pixels(from + (in_y + r) * p.in_stride_h, p.in_stride_w, inside, in);
+      const Packed<T, V>(&in)[kSpan] = rows[r % kRows];
       A w[K][V];
 #pragma unroll
       for (int s = 0; s < K; ++s) read_shared(filters + (r * K + s) * pitch, w[s]);
@@ -114,6 +127,7 @@ DWCONV_DEVICE void convolve_pixels(const DepthwiseProblem& p, const T* image, in
         widen(in[q], value);
         add_filter_row<S, V>(w, q, value, acc);
       }
+      if (r + kRows < K) fetch(r + kRows);
     }
   } else {
     const int kernel_w = static_cast<int>(p.kernel_w);
@@ -233,8 +247,7 @@ DWCONV_DEVICE void produce_pixels(const SeparableBlockArgs& args, const TileMap&
         }
       }
       convolve_pixels<T, S, V>(p, channel + row.image, row.y, map.x0 + column, filters + lane * V, kSlab, acc);
-#pragma unroll
-      for (int k = 0; k < kRun; ++k) activate_all(p.activation, acc[k]);
+      activate_all(p.activation, acc);
     }
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
@@ -246,30 +259,35 @@ DWCONV_DEVICE void produce_pixels(const SeparableBlockArgs& args, const TileMap&
 // PassThrough in channels_last: complete with the weights' copies.
 template <class T>
 DWCONV_DEVICE void pass_pixels(const SeparableBlockArgs& args, const TileMap& map, int slab, unsigned char* slot) {
-  constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T));
+  constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kValues = kChunkValues<T>;
   const DepthwiseProblem& p = args.problem;
-  const int chunk = thread_index() % kChunks;  // block_size() is a multiple
-  const int64_t c = static_cast<int64_t>(slab) * kSlab + chunk * kChunkValues<T>, left = p.channels - c;
-  const T* const input = static_cast<const T*>(args.input);
-  for (int pixel = thread_index() / kChunks; pixel < args.tile_rows * args.tile_w; pixel += block_size() / kChunks) {
-    const int tile_row = quotient(pixel, args.tile_columns), x = map.x0 + pixel - tile_row * args.tile_w;
-    const TileMap::Row row = map.row[tile_row];
-    const bool valid = row.exists && x < p.out_w && left > 0;
-    const T* const from = valid ? input + row.image + row.y * p.in_stride_h + x * p.in_stride_w + c * p.in_stride_c : input;
-    unsigned char* const to = slot + swizzled(pixel, chunk);
+  const int chunk = thread_index() % kChunks, step = block_size() / kChunks;  // a multiple of the 8 pixels of a swizzle
+  const int64_t c = static_cast<int64_t>(slab) * kSlab + chunk * kValues, left = p.channels - c;
+  const T* const input = static_cast<const T*>(args.input) + c * p.in_stride_c;
+  unsigned char* to = slot + swizzled(thread_index() / kChunks, chunk);
+  for (int pixel = thread_index() / kChunks; pixel < args.pixels; pixel += step, to += step * kSlabBytes) {
+    const int64_t source = map.source[pixel];
+    const bool valid = source >= 0 && left > 0;
     if (args.aligned_in) {
-      copy_async(to, from, valid);
+      copy_async(to, input + source, valid);
     } else {
 #pragma unroll
-      for (int v = 0; v < kChunkValues<T>; ++v) {
-        reinterpret_cast<T*>(to)[v] = valid && v < left ? load<1>(from + v * p.in_stride_c).value[0] : zero<T>();
+      for (int v = 0; v < kValues; ++v) {
+        reinterpret_cast<T*>(to)[v] = valid && v < left ? load<1>(input + source + v * p.in_stride_c).value[0] : zero<T>();
       }
     }
   }
 }
 
+// Where NCHW's slot holds a pixel of a channel.
+template <class T, bool kLines>
+DWCONV_DEVICE T* slot_value(T* slot, int pitch, int channel, int pixel) {
+  if constexpr (kLines) return slot + line_byte(channel, pixel) / static_cast<int>(sizeof(T));
+  return slot + channel * pitch + pixel;
+}
+
 // NCHW.
-template <class T, class S, bool kRoundTf32>
+template <class T, class S, bool kRoundTf32, bool kLines>
 DWCONV_DEVICE void produce_planes(const SeparableBlockArgs& args, const TileMap& map, int slab, const accumulate_t<T>* filters,
                                   T* slot, int pitch) {
   using A = accumulate_t<T>;
@@ -284,23 +302,17 @@ DWCONV_DEVICE void produce_planes(const SeparableBlockArgs& args, const TileMap&
     A acc[kRun][1] = {};
     if (row.exists && c < p.channels && x < out_w) {
       const T* const image = static_cast<const T*>(args.input) + row.image + c * p.in_stride_c;
-      if constexpr (S::kConvolves) {
-        const A bias = args.dw_bias != nullptr ? load_one(static_cast<const T*>(args.dw_bias) + c) : A(0);
+      const A bias = args.dw_bias != nullptr ? load_one(static_cast<const T*>(args.dw_bias) + c) : A(0);
 #pragma unroll
-        for (int k = 0; k < kRun; ++k) acc[k][0] = bias;
-        convolve_plane<T, S>(p, image, row.y, x, filters + channel, kSlab, acc);
-#pragma unroll
-        for (int k = 0; k < kRun; ++k) activate_all(p.activation, acc[k]);
-      } else {
-        A in[kRun];
-        fetch_run<kRun, 0>(image + row.y * p.in_stride_h + x, columns_inside<kRun>(x, out_w), in);
-#pragma unroll
-        for (int k = 0; k < kRun; ++k) acc[k][0] = in[k];
-      }
+      for (int k = 0; k < kRun; ++k) acc[k][0] = bias;
+      convolve_plane<T, S>(p, image, row.y, x, filters + channel, kSlab, acc);
+      activate_all(p.activation, acc);
     }
-    T* const to = slot + channel * pitch + tile_row * args.tile_w + column;
+    const int pixel = tile_row * args.tile_w + column;
+    T* const to = slot_value<T, kLines>(slot, pitch, channel, pixel);
     constexpr int kWidth = sizeof(T) <= 4 ? kRun : 1;
-    if (kWidth == kRun && column + kRun <= args.tile_w && reinterpret_cast<uintptr_t>(to) % (kWidth * sizeof(T)) == 0) {
+    const bool together = kLines ? pixel % kWidth == 0 : reinterpret_cast<uintptr_t>(to) % (kWidth * sizeof(T)) == 0;
+    if (kWidth == kRun && column + kRun <= args.tile_w && together) {
       A run[kWidth];
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) run[k] = acc[k][0];
@@ -308,8 +320,47 @@ DWCONV_DEVICE void produce_planes(const SeparableBlockArgs& args, const TileMap&
     } else {
 #pragma unroll
       for (int k = 0; k < kRun; ++k) {
-        if (column + k < args.tile_w) *reinterpret_cast<Packed<T, 1>*>(to + k) = pack_operand<T, kRoundTf32>(acc[k]);
+        if (column + k >= args.tile_w) break;
+        T* const one = kLines ? slot_value<T, kLines>(slot, pitch, channel, pixel + k) : to + k;
+        *reinterpret_cast<Packed<T, 1>*>(one) = pack_operand<T, kRoundTf32>(acc[k]);
       }
+    }
+  }
+}
+
+// PassThrough in NCHW: runs of 4 of the tile's pixels, copied whole where they lie so in a plane; complete with the weights' copies.
+template <class T, bool kRoundTf32, bool kLines>
+DWCONV_DEVICE void pass_planes(const SeparableBlockArgs& args, const TileMap& map, int slab, T* slot, int pitch) {
+  constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kBytes = kRun * static_cast<int>(sizeof(T));
+  const DepthwiseProblem& p = args.problem;
+  const T* const input = static_cast<const T*>(args.input);
+  const int runs = args.pixels / kRun;  // a power of two, as block_size() is
+  const int step = block_size() / runs;
+  const int pixel = thread_index() % runs * kRun;
+  const int64_t source = map.source[pixel], last = map.source[pixel + kRun - 1];
+  const bool whole = source >= 0 && last - source == kRun - 1;
+  for (int channel = thread_index() / runs; channel < kSlab; channel += step) {
+    const int64_t c = static_cast<int64_t>(slab) * kSlab + channel;
+    const T* const plane = input + c * p.in_stride_c;
+    T* const to = slot_value<T, kLines>(slot, pitch, channel, pixel);
+    const bool exists = c < p.channels;
+    if (!kRoundTf32 && kBytes <= kChunkBytes && whole && reinterpret_cast<uintptr_t>(plane + source) % kBytes == 0) {
+      copy_async<kBytes <= kChunkBytes ? kBytes : kChunkBytes>(to, plane + source, exists);
+      continue;
+    }
+    accumulate_t<T> value[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      const int64_t at = map.source[pixel + k];
+      value[k] = exists && at >= 0 ? load_one(plane + at) : accumulate_t<T>(0);
+    }
+    constexpr int kWidth = kBytes <= kChunkBytes ? kRun : 2;
+#pragma unroll
+    for (int k = 0; k < kRun; k += kWidth) {
+      accumulate_t<T> part[kWidth];
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) part[i] = value[k + i];
+      *reinterpret_cast<Packed<T, kWidth>*>(to + k) = pack_operand<T, kRoundTf32>(part);
     }
   }
 }

@@ -34,19 +34,20 @@ template <class T>
 DWCONV_DEVICE void stage_weights(const SeparableBlockArgs& args, int64_t first, int rows, int slab, unsigned char* stage) {
   constexpr int kValues = kChunkValues<T>, kSlab = kSlabBytes / static_cast<int>(sizeof(T));
   const int64_t channels = args.problem.channels, left = args.out_channels - first;
-  const int chunk = thread_index() % kChunks;  // block_size() is a multiple
+  const int chunk = thread_index() % kChunks, row0 = thread_index() / kChunks;
+  const int step = block_size() / kChunks;  // a multiple of the 8 rows of a swizzle
+  const int existing = left < rows ? static_cast<int>(left) : rows;
   const int64_t c = static_cast<int64_t>(slab) * kSlab + chunk * kValues;
-  const T* const from = static_cast<const T*>(args.pw_weight) + first * channels + c;
-  for (int row = thread_index() / kChunks; row < rows; row += block_size() / kChunks) {
-    const bool valid = row < left && c < channels;
-    const T* const run = valid ? from + row * channels : static_cast<const T*>(args.pw_weight);
-    unsigned char* const to = stage + swizzled(row, chunk);
+  const T* from = static_cast<const T*>(args.pw_weight) + (first + row0) * channels + c;
+  unsigned char* to = stage + swizzled(row0, chunk);
+  for (int row = row0; row < rows; row += step, from += step * channels, to += step * kSlabBytes) {
+    const bool valid = row < existing && c < channels;
     if (args.aligned_weight) {
-      copy_async(to, run, valid);
+      copy_async(to, from, valid);
     } else {
 #pragma unroll
       for (int v = 0; v < kValues; ++v) {
-        reinterpret_cast<T*>(to)[v] = valid && c + v < channels ? load<1>(run + v).value[0] : zero<T>();
+        reinterpret_cast<T*>(to)[v] = valid && c + v < channels ? load<1>(from + v).value[0] : zero<T>();
       }
     }
   }
@@ -148,16 +149,19 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   const int split = static_cast<int>(block % args.splits);
   block /= args.splits;
   const int64_t row0 = static_cast<int64_t>(block / args.tiles_w) * args.tile_rows;
-  const int warp = thread_index() / kWarp, m0 = warp % args.warps_m * kWarpRows, n0 = warp / args.warps_m * kWarpColumns;
+  const int warp = thread_index() / kWarp, part_of = warp / Tile::kWarps, parts_m = args.warps_m * kWarpRows / Tile::kRows;
+  const int m0 = part_of % parts_m * Tile::kRows, n0 = part_of / parts_m * Tile::kColumns;
 
   // Shared memory: the tile's map, slots, then the ring of weights, in whose place the sums are staged, then two slabs' filters.
   TileMap map;
   map.pixel = reinterpret_cast<int64_t*>(shared_memory());
-  map.row = reinterpret_cast<TileMap::Row*>(map.pixel + args.pixels);
+  map.source = map.pixel + args.pixels;
+  map.row = reinterpret_cast<TileMap::Row*>(map.source + (S::kConvolves ? 0 : args.pixels));
   map.x0 = static_cast<int>(block % args.tiles_w) * args.tile_w;
   unsigned char* const slots = shared_memory() + args.map_bytes;
   const int pitch = args.pixels + kColumnPadding;  // NCHW
-  const int slot_bytes = kChannelsLast ? args.pixels * kSlabBytes : kSlab * pitch * static_cast<int>(sizeof(T));
+  const bool dense = kChannelsLast || Tile::kLines;
+  const int slot_bytes = dense ? args.pixels * kSlabBytes : kSlab * pitch * static_cast<int>(sizeof(T));
   const int stage_bytes = outputs * kSlabBytes;
   unsigned char* const ring = slots + args.slots * slot_bytes;
   A* const staging = reinterpret_cast<A*>(ring) + warp * kStaged * kStagingPitch;
@@ -165,11 +169,12 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   A* const filters = reinterpret_cast<A*>(ring + most(args.stages * stage_bytes, staging_bytes));
   const int filter_values = static_cast<int>(p.kernel_h * p.kernel_w) * kSlab;
 
-  const auto produce = [&](int slab) {
-    unsigned char* const slot = slots + slab % args.slots * slot_bytes;
+  const auto produce = [&](int slab, unsigned char* slot) {
     const A* const own = filters + slab % 2 * filter_values;
-    if constexpr (!kChannelsLast) {
-      produce_planes<T, S, kRoundTf32>(args, map, slab, own, reinterpret_cast<T*>(slot), pitch);
+    if constexpr (!kChannelsLast && !S::kConvolves) {
+      pass_planes<T, kRoundTf32, Tile::kLines>(args, map, slab, reinterpret_cast<T*>(slot), pitch);
+    } else if constexpr (!kChannelsLast) {
+      produce_planes<T, S, kRoundTf32, Tile::kLines>(args, map, slab, own, reinterpret_cast<T*>(slot), pitch);
     } else if constexpr (!S::kConvolves) {
       pass_pixels<T>(args, map, slab, slot);
     } else if (args.aligned_in) {
@@ -180,7 +185,7 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   };
   const int64_t ranges = divided(args.out_channels + outputs - 1, outputs);
   const int64_t begin = divided(ranges * split, args.splits), end = divided(ranges * (split + 1), args.splits);
-  fill_map<kChannelsLast>(args, row0, map);
+  fill_map<kChannelsLast, S::kConvolves>(args, row0, map);
   Tile tile;
   for (int64_t range = begin; range < end; ++range) {
     const int64_t first = range * outputs;
@@ -189,7 +194,7 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
     for (int stage = 0; stage < args.stages - 1; ++stage) {
       if (stage < slabs) {
         stage_weights<T>(args, first, outputs, stage, ring + stage * stage_bytes);
-        if (!S::kConvolves && fresh) produce(stage);
+        if (!S::kConvolves && fresh) produce(stage, slots + stage * slot_bytes);
       }
       copy_commit();
     }
@@ -199,10 +204,19 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       for (int slab = 0; slab < slabs; ++slab) {
         synchronize();  // the map and this slab's filters are there, those of the slab before have been read
         if (slab + 1 < slabs) stage_slab_filters<T, S>(args, slab + 1, filters + (slab + 1) % 2 * filter_values);
-        produce(slab);
+        produce(slab, slots + slab * slot_bytes);
       }
     }
     tile.clear();
+    // Of this slab and of the one `stages - 1` ahead.
+    int in_slot = 0, in_stage = 0, ahead_slot = least(args.stages - 1, args.slots - 1), ahead_stage = args.stages - 1;
+    const auto stage_ahead = [&](int slab) {
+      if (slab < slabs) {
+        stage_weights<T>(args, first, outputs, slab, ring + ahead_stage * stage_bytes);
+        if (!S::kConvolves && fresh) produce(slab, slots + ahead_slot * slot_bytes);
+      }
+      copy_commit();
+    };
 #pragma unroll 1
     for (int slab = 0; slab < slabs; ++slab) {
       if (args.stages == 3) {
@@ -210,26 +224,30 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       } else {
         copy_wait<0>();
       }
+      if constexpr (Tile::kLines) write_operands();
+      tile.complete();
       synchronize();  // this stage and slot are complete, and those read a round ago are free
-      const int ahead = slab + args.stages - 1;
-      if (ahead < slabs) {
-        stage_weights<T>(args, first, outputs, ahead, ring + ahead % args.stages * stage_bytes);
-        if (!S::kConvolves && fresh) produce(ahead);
-      }
-      copy_commit();
-      const unsigned char* const slot = slots + slab % args.slots * slot_bytes;
-      const unsigned char* const stage = ring + slab % args.stages * stage_bytes;
+      const unsigned char* const slot = slots + in_slot * slot_bytes;
+      const unsigned char* const stage = ring + in_stage * stage_bytes;
+      if (!Tile::kLines) stage_ahead(slab + args.stages - 1);
       tile.multiply(kChannelsLast ? slot : stage, m0, Columns<T, kByDepth>{kChannelsLast ? stage : slot, pitch}, n0);
+      if (Tile::kLines) stage_ahead(slab + args.stages - 1);  // while the matrix units are at work
+      in_slot = in_slot + 1 < args.slots ? in_slot + 1 : 0;
+      in_stage = in_stage + 1 < args.stages ? in_stage + 1 : 0;
+      ahead_slot = ahead_slot + 1 < args.slots ? ahead_slot + 1 : 0;
+      ahead_stage = ahead_stage + 1 < args.stages ? ahead_stage + 1 : 0;
     }
+    tile.complete();
     synchronize();  // the ring becomes the staging area
 #pragma unroll
     for (int part = 0; part < kWarpRows / kStaged; ++part) {
       tile.write(part, staging, kStagingPitch);
       synchronize_warp();
+      const Place place = Tile::place(part);
       if constexpr (kChannelsLast) {
-        finish_pixels<T, kStaged>(args, map, m0 + part * kStaged, first + n0, staging);
+        finish_pixels<T, kStaged>(args, map, m0 + place.row, first + n0 + place.column, staging);
       } else {
-        finish_planes<T, kStaged>(args, map, n0, first + m0 + part * kStaged, staging);
+        finish_planes<T, kStaged>(args, map, n0 + place.column, first + m0 + place.row, staging);
       }
       synchronize_warp();
     }
@@ -237,12 +255,19 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   }
 }
 
-// Tensor cores: T float16 or bfloat16, or float for tf32. Multiply-adds: float, double, and the 16-bit types before sm_80.
+// Tensor cores: T float16 or bfloat16, or float for tf32; a warpgroup's wgmma: the 16-bit types on sm_90a. Multiply-adds: float, double, and the 16-bit types before sm_80.
 template <class T, class S, bool kChannelsLast>
 DWCONV_KERNEL(kSeparableThreads, kSeparableBlocks)
 separable_tensor(SeparableBlockArgs args) {
 #if DWCONV_HAS_AMPERE
   separable_block<T, TensorTile<T>, S, kChannelsLast>(args);
+#endif
+}
+template <class T, class S, bool kChannelsLast>
+DWCONV_KERNEL(kSeparableThreads, kSeparableBlocks)
+separable_group(SeparableBlockArgs args) {
+#if DWCONV_HAS_HOPPER
+  separable_block<T, GroupTile<T>, S, kChannelsLast>(args);
 #endif
 }
 template <class T, class S, bool kChannelsLast>

@@ -31,12 +31,21 @@ struct Columns {
   int pitch;  // by depth, elements
 };
 
+// Where in the block's product the sums lie that a warp stages: kStagedRows rows by kWarpColumns columns.
+struct Place {
+  int row, column;
+};
+
 // Tensor cores. Sums: [2 of 16 rows][8 of 8 columns][4], fragments as PTX lays them out.
 template <class T>
 struct TensorTile {
-  static constexpr bool kTensor = true;
+  static constexpr bool kTensor = true, kLines = false;
   static constexpr int kStagedRows = 16;
+  static constexpr int kRows = kWarpRows, kColumns = kWarpColumns, kWarps = 1;  // of the product, and the warps that share it
   float sum[2][8][4];
+
+  static DWCONV_DEVICE Place place(int part) { return {part * kStagedRows, 0}; }
+  DWCONV_DEVICE void complete() {}
 
   DWCONV_DEVICE void clear() {
 #pragma unroll
@@ -116,12 +125,15 @@ struct TensorTile {
 // neighbours.
 template <class T>
 struct ScalarTile {
-  static constexpr bool kTensor = false;
+  static constexpr bool kTensor = false, kLines = false;
+  static constexpr int kRows = kWarpRows, kColumns = kWarpColumns, kWarps = 1;
   using A = accumulate_t<T>;
   static constexpr int kStagedRows = 32 / static_cast<int>(sizeof(A));  // cards without tensor cores have 64 KiB of shared memory
   static constexpr int kValues = 2;                                     // of the input channels, a step
   A sum[8][8];
 
+  static DWCONV_DEVICE Place place(int part) { return {part * kStagedRows, 0}; }
+  DWCONV_DEVICE void complete() {}
   DWCONV_DEVICE void clear() {
 #pragma unroll
     for (int i = 0; i < 64; ++i) sum[i / 8][i % 8] = 0;
