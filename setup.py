@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pybind11
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -87,8 +87,8 @@ def default_architectures(nvcc: Path) -> str:
 def architecture_flags(listed: str) -> list[str]:
     """nvcc's -gencode flags for a TORCH_CUDA_ARCH_LIST; none where it has entries that only torch knows (then torch makes them).
 
-    The kernels use nothing newer than sm_80, so that every architecture from there on is assembled from the same compute_80
-    code: the compiler's larger half runs once for all of them.
+    But for HOPPER's the kernels use nothing newer than sm_80, so that every architecture from there on is assembled from the same
+    compute_80 code: the compiler's larger half runs once for all of them.
     """
     targets: dict[str, list[str]] = {}
     for item in re.split(r"[;\s]+", listed.strip()):
@@ -110,6 +110,11 @@ else:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(nvcc))
     os.environ["CUDA_HOME"] = str(nvcc.parent.parent)
     print(f"dwconv_ext: building the CPU and CUDA halves: {reason}", file=sys.stderr)
+
+# wgmma is in sm_90a alone: what uses it is compiled apart, for that.
+HOPPER = "csrc/cuda/kernels_hopper.cu"
+with_hopper = nvcc is not None and re.search(r"(^|[;\s])(9\.0|Hopper)", os.environ["TORCH_CUDA_ARCH_LIST"]) is not None
+NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
 
 CXX_FLAGS = [
     "-O3",
@@ -150,28 +155,48 @@ if nvcc is not None:
     extensions.append(
         cpp_extension.CUDAExtension(
             "dwconv_ext._C_cuda",
-            sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp"),
+            [source for source in sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp") if source != HOPPER],
             include_dirs=[PYBIND11],
             extra_compile_args={
                 "cxx": [
                     *CXX_FLAGS,
                     f'-DDWCONV_CUDA_VERSION="{nvcc_version(nvcc)}"',
                     f'-DDWCONV_CUDA_ARCHITECTURES="{os.environ["TORCH_CUDA_ARCH_LIST"]}"',
+                    *(["-DDWCONV_HOPPER"] if with_hopper else []),
                 ],
-                "nvcc": [
-                    *("-O3", "-std=c++20", "--expt-relaxed-constexpr", "--threads=2", "-Xcompiler=-fvisibility=hidden"),
-                    *architecture_flags(os.environ["TORCH_CUDA_ARCH_LIST"]),
-                ],
+                "nvcc": [*NVCC_FLAGS, "--threads=2", *architecture_flags(os.environ["TORCH_CUDA_ARCH_LIST"])],
             },
         )
     )
 
 
 class Build(BuildExtension):
-    """torch's check of CUDA versions compares minors too; cuda_decision() has already compared the majors."""
-
     def _check_cuda_version(self, *args: object) -> None:
-        pass
+        """torch's check compares minors too; cuda_decision() has already compared the majors."""
+
+    def build_extensions(self) -> None:
+        if with_hopper:
+            self.hopper_object = Path(self.build_temp, "kernels_hopper.o").absolute()
+            self.hopper = self._start_hopper()
+        super().build_extensions()
+
+    def _start_hopper(self) -> subprocess.Popen | None:
+        """Starts compiling HOPPER beside the rest, unless its object is newer than all it is made from."""
+        read = [p for folder in ("csrc", "csrc/cuda", "csrc/cuda/kernels") for p in (ROOT / folder).iterdir() if p.is_file()]
+        newest = max(path.stat().st_mtime for path in [*read, ROOT / "setup.py"])
+        if self.hopper_object.exists() and self.hopper_object.stat().st_mtime > newest:
+            return None
+        self.hopper_object.parent.mkdir(parents=True, exist_ok=True)
+        flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xcompiler=-fPIC", "-gencode=arch=compute_90a,code=sm_90a"]
+        return subprocess.Popen([str(nvcc), *flags, "-c", str(ROOT / HOPPER), "-o", str(self.hopper_object)])
+
+    def build_extension(self, ext: Extension) -> None:
+        if with_hopper and ext.name == "dwconv_ext._C_cuda":
+            if self.hopper is not None and self.hopper.wait() != 0:
+                self.hopper_object.unlink(missing_ok=True)
+                raise SystemExit(f"dwconv_ext: {HOPPER} does not compile")
+            ext.extra_objects.append(str(self.hopper_object))
+        super().build_extension(ext)
 
 
 setup(ext_modules=extensions, cmdclass={"build_ext": Build})

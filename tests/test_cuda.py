@@ -26,6 +26,7 @@ E = emulator.load()
 TABLE = E.kernel_table()
 # Cards that the plans are made for: one with many processors cuts problems small, one with a single processor makes large tiles.
 CARDS = {"h100": {}, "one_processor": {"processors": 1}}
+AMPERE = {"arch": 80, "processors": 108}
 TURING = {"arch": 75, "shared_per_block": 64 << 10, "shared_per_processor": 64 << 10, "processors": 40}
 
 
@@ -86,7 +87,7 @@ def test_separable(block, layout, fusion, device):
         dwconv_ext._C_cuda.force_fusion(fusion)
     for dtype, tf32 in [(dtype, False) for dtype in DTYPES] + [(torch.float32, True)]:
         tensors, conv = operands(BLOCKS[block], dtype, layout)
-        for card in ({}, {"processors": 1}, TURING) if device == "cpu" else ({},):
+        for card in ({}, {"processors": 1}, AMPERE, TURING) if device == "cpu" else ({},):
             E.set_card(card)
             check_separable(*on(device, tensors), conv, "relu", "relu6", peer=False, narrow=True, tf32=tf32)
     if dwconv_ext._C_cuda is not None:
@@ -196,6 +197,7 @@ def test_every_kernel_runs(index, emulated):
         apart = row["pass"] != "forward"
         emulated.force_fusion("never" if apart else "always")
         case = replace(case, kernel=(2, 11), stride=(2, 1)) if apart else case
+        layout = "channels_last" if row["pass"] == "activate" else layout  # in NCHW "transpose" activates
         x, dw, db = case.tensors(dtype, layout)
         pw = (torch.randn(72, 40, 1, 1) / 6).to(dtype)
         tf32 = row["tensor"] and dtype == torch.float32
@@ -260,6 +262,12 @@ def test_the_planted_kernel_is_right_without_a_bug():
 def test_planted_races_change_the_bits(bug):
     want = E.run_planted("none", "forwards")
     assert any(E.run_planted(bug, order) != want for order in ORDERS)
+
+
+def test_a_planted_product_that_nobody_waits_for_is_missing():
+    assert set(E.run_planted("product", "forwards")) == {16.0}
+    assert set(E.run_planted("missing_product_wait", "forwards")) == {0.0}
+    assert set(E.run_planted("operands_overwritten", "backwards")) != {16.0}
 
 
 @pytest.mark.parametrize("bug", ["divergent_barrier", "divergent_warp"])

@@ -66,6 +66,17 @@ def test_fused_kernels_use_tensor_cores_and_wide_accesses(sass):
             assert re.search(r"LDG\.E\.64|LDGSTS\.E.*\.128", code) and re.search(r"STG\.E\.128", code), name
 
 
+def test_hopper_kernels_use_wgmma():
+    if not any(row["tensor"] == 2 for row in dwconv_ext._C_cuda.kernel_table()):
+        pytest.skip("not built for sm_90")
+    text = cuobjdump("--dump-sass", "--gpu-architecture", "sm_90a")
+    parts = re.split(r"Function : (\S+)", text)
+    code = {name: text for name, text in zip(parts[1::2], parts[2::2], strict=True) if "separable_group" in name}
+    assert len(code) == 16
+    for name, text in code.items():
+        assert re.search(r"HGMMA\.64x128x16\.F32", text) and "HMMA.16816" not in text, name
+
+
 def test_depthwise_kernels_copy_16_bytes(sass):
     tiled = {name: code for name, code in sass.items() if re.search(r"\d+depthwise_n(hwc|chw)I", name)}
     assert len(tiled) == 54

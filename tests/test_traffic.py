@@ -32,6 +32,6 @@ def test_fused_blocks_move_little_more_than_input_and_output(layer, layout):
     assert not moved.fused or 0.99 <= moved.ratio <= (1.55 if large else 2.0), moved
 
 
-def test_channels_last_blocks_with_large_images_are_fused():
-    for layer in separable_layers((8,))[:4]:
+def test_channels_last_blocks_that_halve_large_images_are_fused():
+    for layer in separable_layers((8,))[1:4:2]:
         assert measure(layer, "channels_last", torch.float16, separable=True).fused

@@ -90,6 +90,18 @@ struct ActivateArgs {
   Activation activation;
 };
 
+// [batch][channels][pixels] to [batch][pixels][channels], activated, in tiles of kTransposed channels by kTransposed pixels.
+constexpr int kTransposed = 64;
+struct TransposeArgs {
+  const void* input = nullptr;
+  void* output = nullptr;
+  int64_t channels = 0, pixels = 0;
+  int64_t channel_tiles = 0, pixel_tiles = 0;
+  Activation activation;
+  int32_t aligned_in = 0;   // planes are whole runs of 16 bytes, or of 8 of 16-bit values, and begin on a multiple of that
+  int32_t aligned_out = 0;  // every run of 16 bytes of channels lies on a multiple of 16 bytes
+};
+
 // Second stage: output[i] = sum over the parts, in their order, of partial[part * count + i].
 struct SumPartsArgs {
   const void* partial = nullptr;
@@ -99,7 +111,8 @@ struct SumPartsArgs {
 };
 
 // The fused block. in_* is the block's input, out_h x out_w its output's size; the depthwise stage's strides are the problem's.
-// For the pointwise convolution alone kernel, stride and dilation are 1, and the depthwise kernel has applied its activation.
+// For the pointwise convolution alone kernel, stride and dilation are 1, the depthwise kernel has applied its activation, and the
+// input is channels_last whatever the output's layout.
 struct SeparableBlockArgs {
   DepthwiseProblem problem;  // its activation is the depthwise stage's
   int64_t out_channels = 0;
@@ -112,7 +125,7 @@ struct SeparableBlockArgs {
   void* output = nullptr;          // contiguous in the problem's layout
   Activation activation;
   int32_t tile_rows = 0, tile_w = 0;  // of the batch * out_h rows of the output; tile_rows * tile_w <= pixels
-  int32_t warps_m = 0, warps_n = 0;   // a warp computes 32 rows by 64 columns: pixels by outputs, in NCHW outputs by pixels
+  int32_t warps_m = 0, warps_n = 0;   // a warp has 32 rows by 64 columns: pixels by outputs, in NCHW outputs by pixels
   int32_t pixels = 0, outputs = 0;    // that the block's warps cover together
   int32_t tiles_w = 0;
   int32_t splits = 1;       // blocks that share a tile of pixels, each a range of the output channels

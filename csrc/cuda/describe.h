@@ -126,7 +126,7 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
   const Machine machine = machine_from(card);
   py::dict d;
   if (op == "separable_conv2d") {
-    const SeparableAlignment alignment = {request.aligned, request.aligned, nhwc && out_channels % values == 0,
+    const SeparableAlignment alignment = {request.aligned, channels % values == 0, nhwc && out_channels % values == 0,
                                           channels % values == 0};
     const SeparablePlan plan = plan_separable(request, out_channels, alignment, machine);
     add_plan(d, plan.block);

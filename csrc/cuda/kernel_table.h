@@ -13,7 +13,7 @@ struct KernelRow {
   Layout layout;
   int32_t filter, stride;
   int32_t tensor;  // cores: 0 none, 1 a warp's mma.sync, 2 a warpgroup's wgmma
-  bool aligned;  // only for channels_last tensors whose runs of 16 bytes of channels lie on multiples of 16 bytes
+  bool aligned;    // only for channels_last tensors whose runs of 16 bytes of channels lie on multiples of 16 bytes
   int32_t first_arch, last_arch;
   const void* kernel;  // what the launcher starts: on a card the __global__ function, in the emulator a function of the arguments
 };
@@ -26,6 +26,7 @@ struct KernelGroup {
 KernelGroup nhwc_kernels();
 KernelGroup nchw_kernels();
 KernelGroup separable_kernels();
+KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 
 }  // namespace dwconv::cuda
 
@@ -35,5 +36,5 @@ KernelGroup separable_kernels();
 #define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
 #endif
 #define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, aligned, first_arch, last_arch, Args, ...) \
-  {#name,  #op,         #pass,        DType::dtype, Layout::layout, filter,                                                 \
-   stride, tensor,      aligned != 0, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},
+  {#name,  #op,    #pass,        DType::dtype, Layout::layout, filter,                                                      \
+   stride, tensor, aligned != 0, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},

@@ -13,7 +13,12 @@ int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; 
 const std::vector<const KernelRow*>& kernel_table() {
   static const std::vector<const KernelRow*> rows = [] {
     std::vector<const KernelRow*> all;
-    for (const KernelGroup& group : {nhwc_kernels(), nchw_kernels(), separable_kernels()}) {
+    const KernelGroup groups[] = {
+#if defined(DWCONV_HOPPER) || defined(DWCONV_EMULATOR)
+        hopper_kernels(),
+#endif
+        nhwc_kernels(), nchw_kernels(), separable_kernels()};
+    for (const KernelGroup& group : groups) {
       for (int32_t i = 0; i < group.count; ++i) all.push_back(group.rows + i);
     }
     return all;

@@ -51,12 +51,15 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
 Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args);
 
 Plan plan_activation(DType dtype, int64_t count);
+Plan plan_transpose(const DepthwiseProblem& problem, const Machine& machine, TransposeArgs* args);  // of its output
 
 // The fused block, or the depthwise and the pointwise convolution one after the other where that is expected to be faster.
 struct SeparablePlan {
   bool fused = true;
   Plan depthwise;  // where not fused
   DepthwiseTileArgs depthwise_args;
+  Plan transpose;  // in NCHW
+  TransposeArgs transpose_args;
   Plan block;  // fused, or the pointwise convolution
   SeparableBlockArgs block_args;
   std::string reason;

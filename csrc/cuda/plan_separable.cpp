@@ -24,19 +24,20 @@ std::pair<int32_t, int32_t> covered(Layout layout, int32_t warps_m, int32_t warp
   return layout == Layout::kNHWC ? std::make_pair(rows, columns) : std::make_pair(columns, rows);
 }
 
-const KernelRow* choose(const char* pass, const Request& request, const Machine& machine) {
-  const KernelRow* fallback = nullptr;
-  for (const KernelRow* row : {static_cast<const KernelRow*>(forced_row())}) {
-    if (row != nullptr && misfit(*row, "separable_conv2d", pass, request.problem, 1, machine) == nullptr) {
-      if (!row->tensor || request.problem.dtype != DType::kFloat32 || request.allow_tf32) return row;
-    }
-  }
+// The kernels to choose from: for each kind of matrix unit the first row that fits, the multiply-adds only where there is no
+// other; or the forced row alone.
+std::vector<const KernelRow*> candidates(const char* pass, const Request& request, const Machine& machine) {
+  const auto fits = [&](const KernelRow* row) {
+    return misfit(*row, "separable_conv2d", pass, request.problem, 1, machine) == nullptr &&
+           (row->tensor == 0 || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
+  };
+  if (forced_row() != nullptr && fits(forced_row())) return {forced_row()};
+  std::vector<const KernelRow*> rows;
   for (const KernelRow* row : kernel_table()) {
-    if (misfit(*row, "separable_conv2d", pass, request.problem, 1, machine) != nullptr) continue;
-    if (row->tensor && request.problem.dtype == DType::kFloat32 && !request.allow_tf32) continue;
-    if (fallback == nullptr) fallback = row;
+    const bool another = rows.empty() || (row->tensor > 0 && row->tensor != rows.back()->tensor);
+    if (another && rows.size() < 2 && fits(row)) rows.push_back(row);
   }
-  return fallback;
+  return rows;
 }
 
 // Input rows and columns that the tiles of rows (counted over all images) and columns read: sums over the tiles.
@@ -64,7 +65,7 @@ double split_sectors(const DepthwiseProblem& p, int64_t tile_w) {
 
 double staged_columns(const DepthwiseProblem& p, int64_t tile_w) {
   const int64_t reach = (p.kernel_w - 1) * p.dilation_w;
-  double total = split_sectors(p, tile_w);
+  double total = 0;
   for (int64_t x = 0; x < p.out_w; x += tile_w) {
     const int64_t last_x = std::min(x + tile_w, p.out_w) - 1;
     const int64_t first = std::max<int64_t>(x * p.stride_w - p.pad_w, 0);
@@ -103,7 +104,9 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   const int64_t warps = g.warps_m * g.warps_n, staging = warps * (row.tensor ? 16 * 4 : 32) * kStagingPitch;
   const int64_t channels = kSlabBytes / unit;  // of a slab
   const int64_t filters = depthwise ? 2 * p.kernel_h * p.kernel_w * channels * accumulate_size(p.dtype) : 0;
-  const int64_t slot = p.layout == Layout::kNHWC || row.tensor == 2 ? args->pixels * kSlabBytes : channels * (args->pixels + kColumnPadding) * unit;
+  const bool by_depth = p.layout == Layout::kNCHW && depthwise;
+  const int64_t slot =
+      !by_depth || row.tensor == 2 ? args->pixels * kSlabBytes : channels * (args->pixels + kColumnPadding) * unit;
   plan.launch.row = &row;
   plan.launch.threads = static_cast<int32_t>(warps * kWarp);
   plan.launch.together = static_cast<int32_t>((row.tensor ? kSeparableBlocks : 1) * kMostWarps / warps);
@@ -113,7 +116,8 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
 
   const double tiles = static_cast<double>(args->row_tiles * args->tiles_w), blocks = tiles * g.splits;
   const double padded_channels = args->slabs * static_cast<double>(channels);
-  const double in_bytes = in_rows * staged_columns(p, g.tile_w) * static_cast<double>(p.channels * unit * g.splits);
+  const double in_columns = staged_columns(p, g.tile_w) + (by_depth ? split_sectors(p, g.tile_w) : 0.0);
+  const double in_bytes = in_rows * in_columns * static_cast<double>(p.channels * unit * g.splits);
   const double out_columns = static_cast<double>(p.out_w) + split_sectors(p, g.tile_w);
   const double out_bytes = static_cast<double>(p.batch * p.out_h * out_channels * unit) * out_columns;
   const double once =
@@ -124,7 +128,7 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   // Instructions an input and an output value, multiply-adds apart: measured ones and the compiler's.
   const bool nhwc = p.layout == Layout::kNHWC;
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w) * (row.filter > 0 ? 1.0 : 3.0);
-  const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 17 : 25) : nhwc ? 3 : 9);
+  const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 17 : 25) : 3);
   const double finish = 2.0 * args->pixels * static_cast<double>(outputs) * ranges_a_block * (nhwc ? 8 : 12);
   const double scalar = scalar_rate(p.dtype, machine) * 0.6;
   const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * (row.tensor == 2 ? 1.0 : 0.5) : scalar;
@@ -140,7 +144,6 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
 
 Plan best_block(const Request& request, int64_t out_channels, const Machine& machine, bool depthwise, SeparableBlockArgs* best) {
   const DepthwiseProblem& p = request.problem;
-  const KernelRow* const row = choose(depthwise ? "forward" : "pointwise", request, machine);
   struct Candidate {
     double seconds;
     Plan plan;
@@ -148,6 +151,7 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
   };
   Ranking<Candidate> ranking;
   const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
+  const std::vector<const KernelRow*> kernels = candidates(depthwise ? "forward" : "pointwise", request, machine);
   const auto offer = [&](int32_t warps_m, int32_t warps_n, int64_t tile_w, int64_t tile_rows) {
     const double in_rows = staged_rows(p, tile_rows);
     const int64_t ranges = ceil_div(out_channels, covered(p.layout, warps_m, warps_n).second);
@@ -159,16 +163,18 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
                             warps_n,
                             static_cast<int32_t>(splits),
                             stages};
-        SeparableBlockArgs args;
-        const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
-        if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
+        for (const KernelRow* row : kernels) {
+          if (row->tensor == 2 && (warps_m % 2 != 0 || warps_n % 2 != 0)) continue;  // a warpgroup has the part of 2 x 2 warps
+          SeparableBlockArgs args;
+          const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
+          if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
+        }
       }
       if (splits == ranges) break;
     }
   };
   for (const auto& [warps_m, warps_n] :
        std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}}) {
-    if (row->tensor == 2 && (warps_m % 2 != 0 || warps_n % 2 != 0)) continue;  // a warpgroup covers 2 x 2 warps' part
     const int64_t pixels = covered(p.layout, warps_m, warps_n).first;
     for (int64_t pieces = 1; pieces <= 16; ++pieces) {
       const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
@@ -211,6 +217,29 @@ Plan plan_activation(DType dtype, int64_t count) {
   return plan;
 }
 
+Plan plan_transpose(const DepthwiseProblem& p, const Machine& machine, TransposeArgs* args) {
+  const int64_t pixels = p.out_h * p.out_w, unit = element_size(p.dtype);
+  args->channels = p.channels;
+  args->pixels = pixels;
+  args->channel_tiles = ceil_div(p.channels, kTransposed);
+  args->pixel_tiles = ceil_div(pixels, kTransposed);
+  args->aligned_in = pixels % (unit <= 4 ? 4 : 2) == 0;  // torch's allocations begin on multiples of 64 bytes and more
+  args->aligned_out = p.channels * unit % 16 == 0;
+  Plan plan;
+  plan.launch.row = row_of("transpose", p.dtype);
+  plan.launch.blocks = p.batch * args->channel_tiles * args->pixel_tiles;
+  plan.launch.threads = 256;
+  plan.launch.together = 4;
+  plan.launch.shared_bytes = kTransposed * (kTransposed + (unit < 4 ? 2 : 1)) * unit;
+  BlockCost cost;
+  cost.bytes = 2.0 * kTransposed * kTransposed * static_cast<double>(unit);
+  cost.total_bytes = 2.0 * static_cast<double>(p.batch * p.channels * pixels * unit);
+  cost.flops = 2.0 * 256 * (args->aligned_in ? 130 : 170);  // instructions
+  cost.flop_rate = scalar_rate(DType::kFloat32, machine) * 0.6;
+  plan.seconds = launch_seconds(plan.launch, cost, machine);
+  return plan;
+}
+
 SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
                              const Machine& machine) {
   const DepthwiseProblem& p = request.problem;
@@ -218,7 +247,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   SeparableBlockArgs fused_args, pointwise_args;
   Plan fused = best_block(request, out_channels, machine, true, &fused_args);
 
-  // Unfused: the intermediate is contiguous in the input's layout, and the pointwise stage reads it with a 1 x 1 identity.
+  // Unfused: the depthwise kernel's output is contiguous in the input's layout; the pointwise stage reads channels_last.
   Request first = request, second = request;
   DepthwiseProblem& q = second.problem;
   first.aligned = alignment.input && alignment.middle;
@@ -228,17 +257,21 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   q.activation = {};
   const bool nhwc = p.layout == Layout::kNHWC;
   q.in_stride_n = p.channels * p.out_h * p.out_w;
-  q.in_stride_c = nhwc ? 1 : p.out_h * p.out_w;
-  q.in_stride_h = nhwc ? p.channels * p.out_w : p.out_w;
-  q.in_stride_w = nhwc ? p.channels : 1;
+  q.in_stride_c = 1;
+  q.in_stride_h = p.channels * p.out_w;
+  q.in_stride_w = p.channels;
   DepthwiseProblem& d = first.problem;
-  d.out_stride_n = q.in_stride_n, d.out_stride_c = q.in_stride_c, d.out_stride_h = q.in_stride_h, d.out_stride_w = q.in_stride_w;
+  d.out_stride_n = q.in_stride_n;
+  d.out_stride_c = nhwc ? 1 : p.out_h * p.out_w;
+  d.out_stride_h = nhwc ? q.in_stride_h : p.out_w;
+  d.out_stride_w = nhwc ? q.in_stride_w : 1;
   const Plan pointwise = best_block(second, out_channels, machine, false, &pointwise_args);
   Plan depthwise = plan_depthwise("forward", first, machine, &plan.depthwise_args);
 
-  // What the model leaves out, as measured on an H200: reading the intermediate back costs more than its bytes in channels_last,
-  // and in NCHW the fused kernel's depthwise stage, whose reads do not coalesce, costs more than its instructions.
-  const double apart = (depthwise.seconds + pointwise.seconds) * (nhwc ? 1.35 : 0.8);
+  // What the model leaves out, as measured on an H200: in NCHW the fused kernel's depthwise stage, whose reads do not coalesce,
+  // takes 2 to 3 times its instructions' time, the kernels of the other way 1.2 to 2 times.
+  if (!nhwc) plan.transpose = plan_transpose(p, machine, &plan.transpose_args);
+  const double apart = (depthwise.seconds + plan.transpose.seconds + pointwise.seconds) * (nhwc ? 1.0 : 0.6);
   const bool fits = fused.seconds < kDoesNotFit;
   // Apart, a long activation is a pass of its own over an intermediate that has been rounded before it.
   const bool cheaper = fused.seconds <= apart || !is_short(p.activation.kind);
@@ -255,7 +288,8 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   char costs[96];
   snprintf(costs, sizeof costs, "expected %.1f us fused, %.1f us apart; ", fits ? fused.seconds * 1e6 : 0.0, apart * 1e6);
   plan.reason = (fits ? costs : std::string("not fused: no tile fits shared memory; ")) +
-                (plan.fused ? "fused, " : depthwise.reason + ", then ") + describe(plan.block, plan.block_args);
+                (plan.fused ? "fused, " : depthwise.reason + (nhwc ? ", then " : ", then channels_last_values, then ")) +
+                describe(plan.block, plan.block_args);
   return plan;
 }
 

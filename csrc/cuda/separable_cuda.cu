@@ -42,7 +42,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   const bool nhwc = layout == Layout::kNHWC;
   SeparableAlignment alignment;
   alignment.input = nhwc && aligned_channels(x) && aligned_start(dw);
-  alignment.middle = nhwc && s.channels * x.element_size() % 16 == 0;
+  alignment.middle = s.channels * x.element_size() % 16 == 0;
   alignment.output = nhwc && aligned_channels(output) && aligned_channels(added);
   alignment.weight = aligned_matrix(pw);
   const Machine& machine = device.machine();
@@ -79,8 +79,15 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   first.output = middle.mutable_data_ptr();
   device.start(plan.depthwise.launch, &first);
   const bool done = is_short(request.problem.activation.kind);
-  const Tensor activated = done ? middle : empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, layout);
-  if (!done) {
+  const Tensor activated = done && nhwc ? middle : empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, Layout::kNHWC);
+  if (!nhwc) {
+    device.poison(activated);
+    TransposeArgs values = plan.transpose_args;
+    values.input = middle.const_data_ptr();
+    values.output = activated.mutable_data_ptr();
+    if (!done) values.activation = request.problem.activation;
+    device.start(plan.transpose.launch, &values);
+  } else if (!done) {
     device.poison(activated);
     const ActivateArgs values = {middle.const_data_ptr(), activated.mutable_data_ptr(), middle.numel(),
                                  request.problem.activation};

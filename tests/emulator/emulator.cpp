@@ -214,7 +214,8 @@ void collective(Collective function, void* operands) {
 void enqueue_copy(void* to, const void* from, int bytes, bool valid) {
   if (valid) note_load(from, bytes);
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
-    throw std::runtime_error("copy_async: an address that is no multiple of the copy's size");  // ends the process: no kernel may do this
+    throw std::runtime_error(
+        "copy_async: an address that is no multiple of the copy's size");  // ends the process: no kernel may do this
   }
   here().current->open.push_back({to, from, bytes, valid});
 }

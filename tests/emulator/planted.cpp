@@ -35,6 +35,25 @@ DWCONV_KERNEL(128, 1) shift(PlantedArgs args) {
   store(args.output + at, Vector<float, 1>{{sum}});
 }
 
+// output[i] = a sum of 16 ones from a warpgroup's product.
+DWCONV_KERNEL(128, 1) product(PlantedArgs args) {
+  const std::string bug = args.bug;
+  constexpr int kLine = 64;  // 16-bit values
+  __half* const operands = reinterpret_cast<__half*>(shared_memory());
+  for (int line = thread_index(); line < 64 + 128; line += block_size()) {
+    for (int k = 0; k < kLine; ++k) operands[line * kLine + k] = __float2half_rn(1);
+  }
+  write_operands();
+  synchronize();
+  float sum[64] = {};
+  begin_products();
+  multiply_group<__half, false>(sum, operands, operands + 64 * kLine, 0);
+  commit_products();
+  if (bug == "operands_overwritten") operands[thread_index() * kLine] = __float2half_rn(2);
+  if (bug != "missing_product_wait") complete_products();
+  store(args.output + thread_index(), Vector<float, 1>{{sum[0]}});
+}
+
 }  // namespace
 }  // namespace dwconv::cuda
 
@@ -50,8 +69,9 @@ std::vector<float> run_planted(const std::string& bug, const std::string& order)
                                                     : emulator::Order::kForwards;
   const PlantedArgs args = {input, output, kCount, bug.c_str()};
   emulator::Traffic traffic;
-  const std::string wrong =
-      emulator::run(&emulator::call<PlantedArgs, &shift>, &args, 1, kCount, kCount * sizeof(float), &traffic);
+  const bool products = bug == "product" || bug == "missing_product_wait" || bug == "operands_overwritten";
+  const emulator::Body body = products ? &emulator::call<PlantedArgs, &product> : &emulator::call<PlantedArgs, &shift>;
+  const std::string wrong = emulator::run(body, &args, 1, kCount, products ? 192 * 128 : kCount * sizeof(float), &traffic);
   emulator::options().order = emulator::Order::kForwards;
   const std::vector<float> result(output, output + kCount);
   ::operator delete(input, std::align_val_t(64));

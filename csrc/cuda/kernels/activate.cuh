@@ -57,14 +57,22 @@ DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
   }
 }
 
-template <class A, int M, int N>
-DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[M][N]) {
+template <class A, int M, int N, class Function>
+DWCONV_DEVICE void flattened(A (&x)[M][N], const Function& function) {
   A flat[M * N];
 #pragma unroll
   for (int i = 0; i < M * N; ++i) flat[i] = x[i / N][i % N];
-  activate_all(activation, flat);
+  function(flat);
 #pragma unroll
   for (int i = 0; i < M * N; ++i) x[i / N][i % N] = flat[i];
+}
+template <class A, int M, int N>
+DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[M][N]) {
+  flattened(x, [&](A(&flat)[M* N]) { activate_all(activation, flat); });
+}
+template <class A, int M, int N>
+DWCONV_DEVICE void activate_short(const Activation& activation, A (&x)[M][N]) {
+  flattened(x, [&](A(&flat)[M* N]) { activate_short(activation, flat); });
 }
 
 template <class T>

@@ -7,9 +7,9 @@
 //     lanes ->  channels of the slab         in row j --+--> out row i      tap j - i * S
 //     slots ->  strips of the tile                      +--> out row i - 1  tap j - (i - 1) * S, complete when its last row is in
 //
-// While a row is multiplied, the next ones are on their way. Neighbouring strips read S + K - 2 columns twice, from L1; a tile's first
-// rows are read twice, from L2. There is no barrier and no shared memory, so that registers alone decide how many blocks run
-// together, which is what hides the latency of memory.
+// While a row is multiplied, the next ones are on their way. Neighbouring strips read S + K - 2 columns twice, from L1; a tile's
+// first rows are read twice, from L2. There is no barrier and no shared memory, so that registers alone decide how many blocks
+// run together, which is what hides the latency of memory.
 //
 // The plan guarantees: alignment of input, output and weight; tile_w a multiple of 4; slab lanes * strips == block_size().
 // Traffic: input (1 + halo rows), output once, the filters of the slab once a block.
@@ -22,8 +22,10 @@ namespace dwconv::cuda {
 
 constexpr int kStripColumns = 4;
 // Steps whose rows are on their way beside the one that is multiplied: as many as the registers hold.
-template <int K, int S>
-constexpr int kAhead = K == 3 ? (K - 1) / S + 1 : S == 1 ? 1 : 0;
+template <class T, int K, int S>
+constexpr int kAhead = K == 3 && (S == 1 || sizeof(T) == 2) ? (K - 1) / S + 1
+                       : K == 3 || S == 1                   ? 1
+                                                            : 0;
 
 // Bit q: column x0 + q lies in 0 .. width.
 template <int kCount>
@@ -101,7 +103,7 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
   const unsigned inside = columns_inside<kSpan>(in_x0, static_cast<int>(p.in_w));
   const unsigned exists = columns_inside<kStripColumns>(x0, out_w);
   const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
-  constexpr int kRing = kAhead<K, S> > 0 ? kAhead<K, S> : 1;  // 1 or kOpen
+  constexpr int kRing = kAhead<T, K, S> > 0 ? kAhead<T, K, S> : 1;  // 1 or kOpen
   Packed<T, V> next[kRing][S][kSpan];
   // Step i reads the input rows i * S .. i * S + S - 1 of the tile.
   const auto fetch = [&](int i, Packed<T, V>(&to)[S][kSpan]) {
@@ -113,7 +115,7 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
     }
   };
 #pragma unroll
-  for (int i = 0; i < kAhead<K, S>; ++i) fetch(i, next[i]);
+  for (int i = 0; i < kAhead<T, K, S>; ++i) fetch(i, next[i]);
   A filter[K][K][V], bias[V], acc[kOpen][kStripColumns][V];
   fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
 #pragma unroll
@@ -129,11 +131,15 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
     for (int u = 0; u < kOpen; ++u) {
       const int i = base + u;
       if (i >= steps) break;
-      if (kAhead<K, S> == 0) fetch(i, next[0]);
-      Packed<T, V> now[S][kSpan];
+      if (kAhead<T, K, S> == 0) fetch(i, next[0]);
+      Packed<T, V> copy[S][kSpan];
+      if (kAhead<T, K, S> == 1) {
 #pragma unroll
-      for (int k = 0; k < S * kSpan; ++k) now[k / kSpan][k % kSpan] = next[u % kRing][k / kSpan][k % kSpan];
-      if (kAhead<K, S> > 0 && i + kAhead<K, S> < steps) fetch(i + kAhead<K, S>, next[u % kRing]);
+        for (int k = 0; k < S * kSpan; ++k) copy[k / kSpan][k % kSpan] = next[0][k / kSpan][k % kSpan];
+        if (i + 1 < steps) fetch(i + 1, next[0]);
+      }
+      // A copy of a row of several would be made from one loop to the next, where it would wait for all that are on their way.
+      const Packed<T, V>(&now)[S][kSpan] = kAhead<T, K, S> == 1 ? copy : next[u % kRing];
 #pragma unroll
       for (int s = 0; s < S; ++s) {
 #pragma unroll
@@ -154,11 +160,12 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
           }
         }
       }
+      if (kAhead<T, K, S> > 1 && i + kAhead<T, K, S> < steps) fetch(i + kAhead<T, K, S>, next[u % kRing]);
       const int done = (u + 1) % kOpen;  // row i - kDelay, and the next to be begun
       if (i >= kDelay) {
+        activate_short(p.activation, acc[done]);
 #pragma unroll
         for (int x = 0; x < kStripColumns; ++x) {
-          activate_short(p.activation, acc[done][x]);
           if (exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(acc[done][x]));
         }
         out += p.out_stride_h;

@@ -319,21 +319,24 @@ DWCONV_DEVICE uint64_t matrix_descriptor(const void* shared, int group, int next
 
 // sum[64 rows][128 columns] += rows[64][16] * columns[16][128] over 16 of the operands' depth. `rows`, and the columns unless by
 // depth, point at 32 of the 128 bytes of their first line; columns by depth at 16 lines of 64 columns, the other 64 `next` bytes
-// behind. Thread t of the warpgroup holds row t / 32 * 16 + t % 32 / 4 + e / 2 * 8, column j * 8 + t % 4 * 2 + e % 2 in sum[4 * j + e].
+// behind. Thread t of the warpgroup holds row t / 32 * 16 + t % 32 / 4 + e / 2 * 8, column j * 8 + t % 4 * 2 + e % 2 in sum[4 * j
+// + e].
 template <class T, bool kByDepth>
 DWCONV_DEVICE void multiply_group(float (&s)[64], const void* rows, const void* columns, int next) {
 #if DWCONV_HAS_HOPPER
   const uint64_t a = matrix_descriptor(rows, 1024, 16), b = matrix_descriptor(columns, 1024, kByDepth ? next : 16);
-#define DWCONV_SUMS(i) "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), "+f"(s[i + 7])
-#define DWCONV_WGMMA(type)                                                                                                      \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                                     \
-               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "  \
-               "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "     \
-               "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                       \
-               "%64, %65, 1, 1, 1, 0, %66;\n"                                                                                    \
-               : DWCONV_SUMS(0), DWCONV_SUMS(8), DWCONV_SUMS(16), DWCONV_SUMS(24), DWCONV_SUMS(32), DWCONV_SUMS(40),               \
-                 DWCONV_SUMS(48), DWCONV_SUMS(56)                                                                               \
-               : "l"(a), "l"(b), "n"(kByDepth ? 1 : 0))
+#define DWCONV_SUMS(i) \
+  "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), "+f"(s[i + 7])
+#define DWCONV_WGMMA(type)                                                                                                   \
+  asm volatile(                                                                                                              \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                                           \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "     \
+      "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "       \
+      "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                          \
+      "%64, %65, 1, 1, 1, 0, %66;\n"                                                                                         \
+      : DWCONV_SUMS(0), DWCONV_SUMS(8), DWCONV_SUMS(16), DWCONV_SUMS(24), DWCONV_SUMS(32), DWCONV_SUMS(40), DWCONV_SUMS(48), \
+        DWCONV_SUMS(56)                                                                                                      \
+      : "l"(a), "l"(b), "n"(kByDepth ? 1 : 0))
   if constexpr (std::is_same_v<T, __half>) {
     DWCONV_WGMMA("f16");
   } else {
@@ -347,6 +350,7 @@ DWCONV_DEVICE void multiply_group(float (&s)[64], const void* rows, const void* 
 // The value is complete here, and what uses it begins here.
 DWCONV_DEVICE void in_order(float& value) { asm volatile("" : "+f"(value)); }
 DWCONV_DEVICE void in_order(double& value) { asm volatile("" : "+d"(value)); }
+DWCONV_DEVICE void in_order(int& value) { asm volatile("" : "+r"(value)); }
 
 // The greater and the lesser of two values; NaN where one is.
 DWCONV_DEVICE float greater(float a, float b) {

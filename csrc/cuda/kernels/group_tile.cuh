@@ -33,7 +33,8 @@ struct GroupTile {
     begin_products();
 #pragma unroll
     for (int k = 0; k < kSlabBytes / 2; k += kDepth) {
-      const unsigned char* const from = kByDepth ? columns.shared + n0 / 64 * kGroup + k * kSlabBytes : columns.shared + n0 * kSlabBytes + k * 2;
+      const unsigned char* const from =
+          kByDepth ? columns.shared + n0 / 64 * kGroup + k * kSlabBytes : columns.shared + n0 * kSlabBytes + k * 2;
       multiply_group<T, kByDepth>(sum, rows + m0 * kSlabBytes + k * 2, from, kGroup);
     }
     commit_products();

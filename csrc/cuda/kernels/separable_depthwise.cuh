@@ -19,7 +19,7 @@ struct Stage {
   static constexpr int kKernel = K, kStride = S;
   static constexpr bool kConvolves = true;
 };
-// No filter: the input is passed on, for a pointwise convolution alone.
+// No filter: the input, in channels_last, is passed on, for a pointwise convolution alone.
 struct PassThrough {
   static constexpr int kKernel = 1, kStride = 1;
   static constexpr bool kConvolves = false;
@@ -106,7 +106,7 @@ DWCONV_DEVICE void convolve_pixels(const DepthwiseProblem& p, const T* image, in
     const unsigned inside = columns_inside<kSpan>(in_x, in_w);
     const T* const from = image + in_x * p.in_stride_w;
     // Rows on their way while one is multiplied, as many as the registers hold.
-    constexpr int kRows = sizeof(T) * V * kSpan > 128 ? 1 : sizeof(T) * V * kSpan > 64 ? 2 : K;
+    constexpr int kRows = sizeof(T) * V * kSpan > 80 ? 1 : sizeof(T) * V * kSpan > 64 ? 2 : K;
     Packed<T, V> rows[kRows][kSpan];
     const auto fetch = [&](int r) {
       const int row = in_y + r;
@@ -115,7 +115,7 @@ DWCONV_DEVICE void convolve_pixels(const DepthwiseProblem& p, const T* image, in
     };
 #pragma unroll
     for (int r = 0; r < kRows; ++r) fetch(r);
-#pragma unroll
+#pragma unroll(kRows == 1 ? 1 : K)
     for (int r = 0; r < K; ++r) {
       const Packed<T, V>(&in)[kSpan] = rows[r % kRows];
       A w[K][V];
@@ -256,16 +256,18 @@ DWCONV_DEVICE void produce_pixels(const SeparableBlockArgs& args, const TileMap&
   }
 }
 
-// PassThrough in channels_last: complete with the weights' copies.
+// PassThrough: complete with the weights' copies.
 template <class T>
 DWCONV_DEVICE void pass_pixels(const SeparableBlockArgs& args, const TileMap& map, int slab, unsigned char* slot) {
   constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kValues = kChunkValues<T>;
   const DepthwiseProblem& p = args.problem;
-  const int chunk = thread_index() % kChunks, step = block_size() / kChunks;  // a multiple of the 8 pixels of a swizzle
+  int thread = thread_index();
+  in_order(thread);  // not kept in registers beside the sums from before the product
+  const int chunk = thread % kChunks, step = block_size() / kChunks;  // a multiple of the 8 pixels of a swizzle
   const int64_t c = static_cast<int64_t>(slab) * kSlab + chunk * kValues, left = p.channels - c;
   const T* const input = static_cast<const T*>(args.input) + c * p.in_stride_c;
-  unsigned char* to = slot + swizzled(thread_index() / kChunks, chunk);
-  for (int pixel = thread_index() / kChunks; pixel < args.pixels; pixel += step, to += step * kSlabBytes) {
+  unsigned char* to = slot + swizzled(thread / kChunks, chunk);
+  for (int pixel = thread / kChunks; pixel < args.pixels; pixel += step, to += step * kSlabBytes) {
     const int64_t source = map.source[pixel];
     const bool valid = source >= 0 && left > 0;
     if (args.aligned_in) {
@@ -324,43 +326,6 @@ DWCONV_DEVICE void produce_planes(const SeparableBlockArgs& args, const TileMap&
         T* const one = kLines ? slot_value<T, kLines>(slot, pitch, channel, pixel + k) : to + k;
         *reinterpret_cast<Packed<T, 1>*>(one) = pack_operand<T, kRoundTf32>(acc[k]);
       }
-    }
-  }
-}
-
-// PassThrough in NCHW: runs of 4 of the tile's pixels, copied whole where they lie so in a plane; complete with the weights' copies.
-template <class T, bool kRoundTf32, bool kLines>
-DWCONV_DEVICE void pass_planes(const SeparableBlockArgs& args, const TileMap& map, int slab, T* slot, int pitch) {
-  constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kBytes = kRun * static_cast<int>(sizeof(T));
-  const DepthwiseProblem& p = args.problem;
-  const T* const input = static_cast<const T*>(args.input);
-  const int runs = args.pixels / kRun;  // a power of two, as block_size() is
-  const int step = block_size() / runs;
-  const int pixel = thread_index() % runs * kRun;
-  const int64_t source = map.source[pixel], last = map.source[pixel + kRun - 1];
-  const bool whole = source >= 0 && last - source == kRun - 1;
-  for (int channel = thread_index() / runs; channel < kSlab; channel += step) {
-    const int64_t c = static_cast<int64_t>(slab) * kSlab + channel;
-    const T* const plane = input + c * p.in_stride_c;
-    T* const to = slot_value<T, kLines>(slot, pitch, channel, pixel);
-    const bool exists = c < p.channels;
-    if (!kRoundTf32 && kBytes <= kChunkBytes && whole && reinterpret_cast<uintptr_t>(plane + source) % kBytes == 0) {
-      copy_async<kBytes <= kChunkBytes ? kBytes : kChunkBytes>(to, plane + source, exists);
-      continue;
-    }
-    accumulate_t<T> value[kRun];
-#pragma unroll
-    for (int k = 0; k < kRun; ++k) {
-      const int64_t at = map.source[pixel + k];
-      value[k] = exists && at >= 0 ? load_one(plane + at) : accumulate_t<T>(0);
-    }
-    constexpr int kWidth = kBytes <= kChunkBytes ? kRun : 2;
-#pragma unroll
-    for (int k = 0; k < kRun; k += kWidth) {
-      accumulate_t<T> part[kWidth];
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) part[i] = value[k + i];
-      *reinterpret_cast<Packed<T, kWidth>*>(to + k) = pack_operand<T, kRoundTf32>(part);
     }
   }
 }

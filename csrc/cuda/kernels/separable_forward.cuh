@@ -7,7 +7,7 @@
 //
 //     input --depthwise, act1, round--> slots in shared memory      w2 --cp.async--> ring of 2 or 3 stages in shared memory
 //                                              \                       /
-//                                   each warp: 32 rows x 64 columns in registers
+//         each warp: 32 rows x 64 columns in registers; on sm_90a each warpgroup: 64 x 128
 //                                              |
 //                        shared memory, a few rows at a time --> bias2, act2, residual --> out
 //
@@ -22,6 +22,7 @@
 // halo) once a split, output and residual once; w2 once a block, from L2.
 #pragma once
 
+#include "channels_last_values.cuh"
 #include "separable_depthwise.cuh"
 
 namespace dwconv::cuda {
@@ -34,7 +35,9 @@ template <class T>
 DWCONV_DEVICE void stage_weights(const SeparableBlockArgs& args, int64_t first, int rows, int slab, unsigned char* stage) {
   constexpr int kValues = kChunkValues<T>, kSlab = kSlabBytes / static_cast<int>(sizeof(T));
   const int64_t channels = args.problem.channels, left = args.out_channels - first;
-  const int chunk = thread_index() % kChunks, row0 = thread_index() / kChunks;
+  int thread = thread_index();
+  in_order(thread);  // as in finish_pixels
+  const int chunk = thread % kChunks, row0 = thread / kChunks;
   const int step = block_size() / kChunks;  // a multiple of the 8 rows of a swizzle
   const int existing = left < rows ? static_cast<int>(left) : rows;
   const int64_t c = static_cast<int64_t>(slab) * kSlab + chunk * kValues;
@@ -79,15 +82,20 @@ DWCONV_DEVICE void finish_pixels(const SeparableBlockArgs& args, const TileMap& 
                                  const accumulate_t<T>* staging) {
   using A = accumulate_t<T>;
   constexpr int V = kChunkValues<T>, kVectors = kWarpColumns / V;
-  const int lane = thread_index() % kWarp, o = lane % kVectors * V;
+  int lane = thread_index() % kWarp;
+  in_order(lane);  // what depends on it is not kept in registers beside the sums from before the product
+  const int o = lane % kVectors * V;
   const int64_t left = args.out_channels - first - o;
   if (left <= 0) return;
   const int count = left < V ? static_cast<int>(left) : V;
   const bool whole = args.aligned_out && count == V;
-  A bias[V];
+  A bias[V] = {};
+  const T* const bias_run = static_cast<const T*>(args.pw_bias) + first + o;
+  if (args.pw_bias != nullptr && count == V && reinterpret_cast<uintptr_t>(bias_run) % kChunkBytes == 0) {
+    widen(load_packed<V>(bias_run, true), bias);
+  } else if (args.pw_bias != nullptr) {
 #pragma unroll
-  for (int v = 0; v < V; ++v) {
-    bias[v] = args.pw_bias != nullptr && v < count ? load_one(static_cast<const T*>(args.pw_bias) + first + o + v) : A(0);
+    for (int v = 0; v < V; ++v) bias[v] = v < count ? load_one(bias_run + v) : A(0);
   }
 #pragma unroll 1
   for (int row = lane / kVectors; row < kRows; row += kWarp / kVectors) {
@@ -108,7 +116,9 @@ DWCONV_DEVICE void finish_planes(const SeparableBlockArgs& args, const TileMap& 
   using A = accumulate_t<T>;
   constexpr int V = sizeof(T) <= 4 ? 4 : 2, kVectors = kWarpColumns / V;
   const int64_t plane = args.problem.out_h * args.problem.out_w;
-  const int lane = thread_index() % kWarp, pixel = pixel0 + lane % kVectors * V;
+  int lane = thread_index() % kWarp;
+  in_order(lane);
+  const int pixel = pixel0 + lane % kVectors * V;
   const int64_t start = map.pixel[pixel];
   const bool together = start >= 0 && map.pixel[pixel + V - 1] == start + V - 1;
 #pragma unroll 1
@@ -141,7 +151,7 @@ template <class T, class Tile, class S, bool kChannelsLast>
 DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   using A = accumulate_t<T>;
   constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kStaged = Tile::kStagedRows;
-  constexpr bool kRoundTf32 = Tile::kTensor && std::is_same_v<T, float>, kByDepth = !kChannelsLast;
+  constexpr bool kRoundTf32 = Tile::kTensor && std::is_same_v<T, float>, kByDepth = !kChannelsLast && S::kConvolves;
   constexpr int kVectors = sizeof(T) < 8 ? 4 : 2;  // channels a thread of the depthwise stage: its inputs must fit the registers
   const DepthwiseProblem& p = args.problem;
   const int slabs = args.slabs, outputs = args.outputs;
@@ -160,7 +170,7 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   map.x0 = static_cast<int>(block % args.tiles_w) * args.tile_w;
   unsigned char* const slots = shared_memory() + args.map_bytes;
   const int pitch = args.pixels + kColumnPadding;  // NCHW
-  const bool dense = kChannelsLast || Tile::kLines;
+  const bool dense = !kByDepth || Tile::kLines;
   const int slot_bytes = dense ? args.pixels * kSlabBytes : kSlab * pitch * static_cast<int>(sizeof(T));
   const int stage_bytes = outputs * kSlabBytes;
   unsigned char* const ring = slots + args.slots * slot_bytes;
@@ -171,12 +181,10 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
 
   const auto produce = [&](int slab, unsigned char* slot) {
     const A* const own = filters + slab % 2 * filter_values;
-    if constexpr (!kChannelsLast && !S::kConvolves) {
-      pass_planes<T, kRoundTf32, Tile::kLines>(args, map, slab, reinterpret_cast<T*>(slot), pitch);
+    if constexpr (!S::kConvolves) {
+      pass_pixels<T>(args, map, slab, slot);
     } else if constexpr (!kChannelsLast) {
       produce_planes<T, S, kRoundTf32, Tile::kLines>(args, map, slab, own, reinterpret_cast<T*>(slot), pitch);
-    } else if constexpr (!S::kConvolves) {
-      pass_pixels<T>(args, map, slab, slot);
     } else if (args.aligned_in) {
       produce_pixels<T, S, kVectors, kRoundTf32>(args, map, slab, own, slot);
     } else {
@@ -184,11 +192,12 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
     }
   };
   const int64_t ranges = divided(args.out_channels + outputs - 1, outputs);
-  const int64_t begin = divided(ranges * split, args.splits), end = divided(ranges * (split + 1), args.splits);
+  const int begin = static_cast<int>(divided(ranges * split, args.splits));
+  const int end = static_cast<int>(divided(ranges * (split + 1), args.splits));
   fill_map<kChannelsLast, S::kConvolves>(args, row0, map);
   Tile tile;
-  for (int64_t range = begin; range < end; ++range) {
-    const int64_t first = range * outputs;
+  for (int range = begin; range < end; ++range) {
+    const int64_t first = static_cast<int64_t>(range) * outputs;
     const bool fresh = range == begin;
     if (!S::kConvolves && fresh) synchronize();  // the map is there
     for (int stage = 0; stage < args.stages - 1; ++stage) {
@@ -208,12 +217,13 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       }
     }
     tile.clear();
-    // Of this slab and of the one `stages - 1` ahead.
-    int in_slot = 0, in_stage = 0, ahead_slot = least(args.stages - 1, args.slots - 1), ahead_stage = args.stages - 1;
+    int now = 0;  // the stage of the slab that is multiplied
+    const auto slot_of = [&](int slab, int stage) { return slots + (args.slots == slabs ? slab : stage) * slot_bytes; };
     const auto stage_ahead = [&](int slab) {
+      const int stage = now > 0 ? now - 1 : args.stages - 1;  // of the slab stages - 1 ahead
       if (slab < slabs) {
-        stage_weights<T>(args, first, outputs, slab, ring + ahead_stage * stage_bytes);
-        if (!S::kConvolves && fresh) produce(slab, slots + ahead_slot * slot_bytes);
+        stage_weights<T>(args, first, outputs, slab, ring + stage * stage_bytes);
+        if (!S::kConvolves && fresh) produce(slab, slot_of(slab, stage));
       }
       copy_commit();
     };
@@ -227,15 +237,12 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       if constexpr (Tile::kLines) write_operands();
       tile.complete();
       synchronize();  // this stage and slot are complete, and those read a round ago are free
-      const unsigned char* const slot = slots + in_slot * slot_bytes;
-      const unsigned char* const stage = ring + in_stage * stage_bytes;
+      const unsigned char* const slot = slot_of(slab, now);
+      const unsigned char* const stage = ring + now * stage_bytes;
       if (!Tile::kLines) stage_ahead(slab + args.stages - 1);
       tile.multiply(kChannelsLast ? slot : stage, m0, Columns<T, kByDepth>{kChannelsLast ? stage : slot, pitch}, n0);
       if (Tile::kLines) stage_ahead(slab + args.stages - 1);  // while the matrix units are at work
-      in_slot = in_slot + 1 < args.slots ? in_slot + 1 : 0;
-      in_stage = in_stage + 1 < args.stages ? in_stage + 1 : 0;
-      ahead_slot = ahead_slot + 1 < args.slots ? ahead_slot + 1 : 0;
-      ahead_stage = ahead_stage + 1 < args.stages ? ahead_stage + 1 : 0;
+      now = now + 1 < args.stages ? now + 1 : 0;
     }
     tile.complete();
     synchronize();  // the ring becomes the staging area
@@ -255,7 +262,8 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   }
 }
 
-// Tensor cores: T float16 or bfloat16, or float for tf32; a warpgroup's wgmma: the 16-bit types on sm_90a. Multiply-adds: float, double, and the 16-bit types before sm_80.
+// Tensor cores: T float16 or bfloat16, or float for tf32; a warpgroup's wgmma: the 16-bit types on sm_90a. Multiply-adds: float,
+// double, and the 16-bit types before sm_80.
 template <class T, class S, bool kChannelsLast>
 DWCONV_KERNEL(kSeparableThreads, kSeparableBlocks)
 separable_tensor(SeparableBlockArgs args) {
