@@ -89,8 +89,9 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
         fused = len(launches) == 1
     activations = sum(launch["load_bytes"] + launch["store_bytes"] for launch in launches)
     weights = sum(launch["weight_bytes"] for launch in launches)
-    if fused is False:  # the intermediate lies in no range that was named: its loads stand among the weights'
-        activations, weights = activations + launches[-1]["weight_bytes"], weights - launches[-1]["weight_bytes"]
+    if fused is False:  # the intermediates lie in no range that was named: their loads stand among the weights'
+        between = sum(launch["weight_bytes"] for launch in launches[1:])
+        activations, weights = activations + between, weights - between
     requests = sum(launch["requests"] for launch in launches)
     plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
     return Moved(layer.name, layout, fused, activations, compulsory, weights, requests, unfused, plan)
