@@ -2,7 +2,9 @@
 # make test    set up, build, run the tests
 # make bench   the tables and plots of the README
 # make fuzz    10,000 random problems a property test; make slow: the tests that need minutes or 20 GB
+# make sanitize  the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, property tests included
 # make models  the table of whole models, converted against untouched
+# make sweep   the time an element costs at neighbouring sizes and as N, C and H grow
 # make traffic the bytes that the CUDA kernels move, counted without a card
 # make gpu-check  on a machine with a card: build, tests, compute-sanitizer, benchmark; offline, in PYTHON's environment (python3)
 # make lint    ruff and clang-format, as the pre-commit hooks run them; make format applies them
@@ -21,7 +23,7 @@ CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 # Development builds cover two architectures and PTX; an installed package covers all (setup.py).
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 
-.PHONY: test slow fuzz demo bench models traffic gpu-check lint format build clean
+.PHONY: test slow fuzz sanitize demo bench models sweep traffic gpu-check lint format build clean
 .DELETE_ON_ERROR:
 
 test: environment-test build
@@ -33,6 +35,18 @@ slow: environment-test build
 fuzz: environment-test build
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m "not slow" -k random
 
+# Python itself is not built so: the sanitizer's runtime is loaded before it (libstdc++ too: the runtime looks for its functions
+# at its start). Fewer filter sizes than usual, since each takes the compiler ten times as long.
+SANITIZERS := -fsanitize=address,undefined
+SANITIZED := build/sanitized/lib
+sanitize: environment-test
+	DWCONV_EXT_CUDA=0 LDFLAGS="$(SANITIZERS)" \
+	  DWCONV_EXT_CXXFLAGS="-O1 $(SANITIZERS) -fno-sanitize-recover=all -DDWCONV_FEW_KERNELS" \
+	  $(PY) setup.py -q build --build-base build/sanitized --build-lib $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(PY) -m pytest -o pythonpath="$(SANITIZED) tests" tests/test_kernels.py tests/test_depthwise.py tests/test_separable.py
+
 demo: environment-examples build
 	PYTHONPATH=. $(PY) examples/demo.py
 
@@ -43,6 +57,9 @@ bench: environment-bench build
 
 models: environment-bench build
 	$(PY) -m benchmarks models --json docs/results/models.json --markdown docs/results/models.md
+
+sweep: environment-bench build
+	$(PY) -m benchmarks sweep --json docs/results/sweep.json --markdown docs/results/sweep.md
 
 traffic: environment-bench build
 	$(PY) -m benchmarks traffic --json docs/results/traffic.json --markdown docs/results/traffic.md

@@ -1,6 +1,7 @@
 """``python -m benchmarks {depthwise,separable}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes.
 
-``models`` times whole models, converted against untouched; ``traffic`` counts what the CUDA kernels move, without a card.
+``models`` times whole models, converted against untouched; ``sweep`` times neighbouring sizes and growth; ``traffic`` counts what
+the CUDA kernels move, without a card.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import models, peers, report, traffic
+from . import models, peers, report, sweep, traffic
 from .layers import Layer, depthwise_layers, separable_layers
 from .roofline import Roofline
 from .suites import LAYOUTS, Mismatch, Options, depthwise_race, separable_race
@@ -50,6 +51,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--dtype", choices=DTYPES, default="float16")
     command.add_argument("--batch", type=int, default=8, help="default: %(default)s")
     command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    command = commands.add_parser("sweep", help="neighbouring sizes, and growth", description=sweep.__doc__)
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument("--dtype", choices=DTYPES, default="float32")
+    command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's, %(default)s")
+    command.add_argument("--layers", metavar="TEXT", default="", help="only layers whose name contains TEXT")
+    command.add_argument("--rounds", type=int, default=5, help="bursts of each size (default: %(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     command = commands.add_parser("models", help="whole models, converted against untouched", description=models.__doc__)
@@ -132,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
             for kind, listed in lists.items()
         }
         return traffic.run(layers, DTYPES[options.dtype], options.json, options.markdown)
+    if options.what == "sweep":
+        return sweep.run(options, DTYPES[options.dtype], progress)
     if options.what == "models":
         if not models.models(options.layers):
             print(f"no model's name contains {options.layers!r}", file=sys.stderr)

@@ -12,7 +12,7 @@ import torch
 
 import dwconv_ext
 from benchmarks import __main__ as program
-from benchmarks import suites
+from benchmarks import suites, sweep
 from benchmarks.layers import depthwise_layers, separable_layers
 from benchmarks.timing import Stopwatch, geometric_mean
 
@@ -40,6 +40,33 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     assert data["threads"] == 2 and torch.__version__ in data["torch"] and data["commit"]
     assert files["markdown"].read_text().count("| geometric mean |") == len(passes)
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_sweep_of_neighbours_and_growth(tmp_path, capsys, monkeypatch, threads):
+    threads(torch.get_num_threads())
+    monkeypatch.setattr(sweep, "GROWN", sweep.GROWN._replace(channels=16, out_channels=16, size=(8, 8)))
+    files = [tmp_path / "out.json", tmp_path / "out.md"]
+    command = [
+        "sweep",
+        "--layers",
+        "7x7_c1024",
+        "--rounds",
+        "1",
+        "--threads",
+        "2",
+        "--json",
+        str(files[0]),
+        "--markdown",
+        str(files[1]),
+    ]
+    assert program.main(command) == 0
+    assert "neighbours" in capsys.readouterr().out
+    points = json.loads(files[0].read_text())["points"]
+    changes = {p["change"] for p in points if p["layer"] == "mobilenet_v1_7x7_c1024"}
+    assert changes == {"itself", "H-1", "H+1", "C+1", "C+16", "C-16"}
+    assert len(points) == 2 * 6 + 2 * 2 * 13
+    assert all(p["ns"] > 0 and p["megabytes"] > 0 and (p["ratio"] == 1) >= (p["change"] == "itself") for p in points)
+    assert files[1].read_text().count("### sweep") == 2
 
 
 @pytest.mark.parametrize("what", ["depthwise", "separable"])
