@@ -1,8 +1,9 @@
 """``python -m benchmarks sweep``: the time an output element costs at neighbouring sizes, and as N, C and H grow.
 
-A kernel that is tuned to the sizes of a list shows it at one row, one column or one channel more: each layer of the lists is timed
-beside its neighbours, in turn, and the neighbours' time per output element is given as a multiple of the layer's own. Growth takes
-one 3x3 layer and multiplies one of its sizes by up to 16; between the levels of the cache the time per element should be flat.
+A kernel that is tuned to the sizes of a list shows it at one row, one column or one channel more: each layer of the lists is
+timed beside its neighbours, in turn, and the neighbours' time per output element is given as a multiple of the layer's own. (A
+block's is taken per input channel too.) Growth takes one 3x3 layer and varies one of its sizes over a 16-fold range; between the
+levels of the cache the time per element should be flat.
 """
 
 from __future__ import annotations
