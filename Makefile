@@ -36,12 +36,13 @@ fuzz: environment-test build
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m "not slow" -k random
 
 # Python itself is not built so: the sanitizer's runtime is loaded before it (libstdc++ too: the runtime looks for its functions
-# at its start). Fewer filter sizes than usual, since each takes the compiler ten times as long.
+# at its start). Fewer filter sizes than usual, since each takes the compiler ten times as long; and without Python's -fwrapv,
+# which would hide overflows and takes the compiler longer still.
 SANITIZERS := -fsanitize=address,undefined
 SANITIZED := build/sanitized/lib
 sanitize: environment-test
 	DWCONV_EXT_CUDA=0 LDFLAGS="$(SANITIZERS)" \
-	  DWCONV_EXT_CXXFLAGS="-O1 $(SANITIZERS) -fno-sanitize-recover=all -DDWCONV_FEW_KERNELS" \
+	  DWCONV_EXT_CXXFLAGS="-O1 -w -fno-wrapv $(SANITIZERS) -fno-sanitize-recover=all -DDWCONV_FEW_KERNELS" \
 	  $(PY) setup.py -q build --build-base build/sanitized --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
