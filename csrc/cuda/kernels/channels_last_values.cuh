@@ -13,7 +13,7 @@ template <class T>
 DWCONV_KERNEL(256, 4)
 channels_last_values(TransposeArgs args) {
   using A = accumulate_t<T>;
-  constexpr int kPitch = kTransposed + (sizeof(T) < 4 ? 2 : 1);  // an odd number of words, against bank conflicts
+  constexpr int kPitch = kTransposed + (sizeof(T) < 4 ? 2 : 1);             // an odd number of words, against bank conflicts
   constexpr int kRun = sizeof(T) <= 4 ? 4 : 2, kRuns = kTransposed / kRun;  // pixels a load
   constexpr int kRows = 256 / kRuns, kEach = kTransposed / kRows;
   T* const tile = reinterpret_cast<T*>(shared_memory());
