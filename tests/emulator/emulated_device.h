@@ -65,10 +65,7 @@ inline void store_packed(T* to, const Packed<T, V>& packed) {
   store(to, packed.bits);
 }
 
-template <int kBytes = kChunkBytes>
-inline void copy_async(void* shared, const void* global, bool valid) {
-  emulator::enqueue_copy(shared, global, kBytes, valid);
-}
+inline void copy_async(void* shared, const void* global, bool valid) { emulator::enqueue_copy(shared, global, valid); }
 inline void copy_commit() { emulator::commit_copies(); }
 template <int kPending>
 inline void copy_wait() {
@@ -210,15 +207,6 @@ inline void multiply_group(float (&sum)[64], const void* rows, const void* colum
 
 template <class A>
 inline void in_order(A&) {}
-
-template <class A>
-inline A greater(A a, A b) {
-  return a < b ? b : a;
-}
-template <class A>
-inline A lesser(A a, A b) {
-  return b < a ? b : a;
-}
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;

@@ -28,7 +28,6 @@ enum class State { kReady, kAtBarrier, kAtWarp, kDone };
 struct Copy {
   void* to;
   const void* from;
-  int bytes;
   bool valid;
 };
 
@@ -64,9 +63,9 @@ Block& here() { return *block_of_this_thread; }
 void complete(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
     if (copy.valid) {
-      memcpy(copy.to, copy.from, copy.bytes);
+      memcpy(copy.to, copy.from, 16);
     } else {
-      memset(copy.to, 0, copy.bytes);
+      memset(copy.to, 0, 16);
     }
   }
 }
@@ -211,13 +210,12 @@ void collective(Collective function, void* operands) {
   yield(State::kAtWarp);
 }
 
-void enqueue_copy(void* to, const void* from, int bytes, bool valid) {
-  if (valid) note_load(from, bytes);
-  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
-    throw std::runtime_error(
-        "copy_async: an address that is no multiple of the copy's size");  // ends the process: no kernel may do this
+void enqueue_copy(void* to, const void* from, bool valid) {
+  if (valid) note_load(from, 16);
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
+    throw std::runtime_error("copy_async: an address that is no multiple of 16");  // ends the process: no kernel may do this
   }
-  here().current->open.push_back({to, from, bytes, valid});
+  here().current->open.push_back({to, from, valid});
 }
 void commit_copies() {
   Fiber& fiber = *here().current;

@@ -65,7 +65,7 @@ void barrier();
 void warp_barrier();
 using Collective = void (*)(void* const* operands);  // of the 32 lanes, in order
 void collective(Collective function, void* operands);
-void enqueue_copy(void* to, const void* from, int bytes, bool valid);
+void enqueue_copy(void* to, const void* from, bool valid);
 void commit_copies();
 void complete_copies(int pending);
 void enqueue_product(std::function<void()> product);  // of the calling thread's sums

@@ -194,21 +194,15 @@ DWCONV_DEVICE void store(T* to, const Vector<T, V>& value) {
   store_packed(to, Packed<T, V>{bits.raw});
 }
 
-// 16 or 8 bytes from global to shared memory, both aligned to as many; zeros where not valid (nothing is read then, wherever
-// `global` points). Complete for this thread after copy_wait, for the block after a barrier behind it.
-template <int kBytes = kChunkBytes>
+// 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (nothing is read then, wherever `global`
+// points). Complete for this thread after copy_wait, for the block after a barrier behind it.
 DWCONV_DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #if DWCONV_HAS_AMPERE
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? kBytes : 0;
-  if constexpr (kBytes == kChunkBytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;\n" ::"r"(to), "l"(global), "r"(bytes), "n"(kBytes) : "memory");
-  }
+  const int bytes = valid ? kChunkBytes : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
 #else
-  using R = typename Raw<kBytes>::type;
-  *static_cast<R*>(shared) = valid ? __ldg(static_cast<const R*>(global)) : R{};
+  *static_cast<uint4*>(shared) = valid ? __ldg(static_cast<const uint4*>(global)) : make_uint4(0, 0, 0, 0);
 #endif
 }
 
@@ -352,28 +346,6 @@ DWCONV_DEVICE void in_order(float& value) { asm volatile("" : "+f"(value)); }
 DWCONV_DEVICE void in_order(double& value) { asm volatile("" : "+d"(value)); }
 DWCONV_DEVICE void in_order(int& value) { asm volatile("" : "+r"(value)); }
 
-// The greater and the lesser of two values; NaN where one is.
-DWCONV_DEVICE float greater(float a, float b) {
-#if DWCONV_HAS_AMPERE
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-#else
-  return a < b ? b : b < a ? a : a + b;
-#endif
-}
-DWCONV_DEVICE float lesser(float a, float b) {
-#if DWCONV_HAS_AMPERE
-  float result;
-  asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-#else
-  return b < a ? b : a < b ? a : a + b;
-#endif
-}
-DWCONV_DEVICE double greater(double a, double b) { return a < b ? b : a; }  // b is no NaN
-DWCONV_DEVICE double lesser(double a, double b) { return b < a ? b : a; }
-
 DWCONV_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 DWCONV_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
@@ -422,6 +394,28 @@ DWCONV_DEVICE T zero() {
 template <class T>
 DWCONV_DEVICE accumulate_t<T> load_one(const T* from) {
   return to_accumulate(load<1>(from).value[0]);
+}
+
+// The greater and the lesser of two values: NaN where a is one; b is none.
+template <class A>
+DWCONV_DEVICE A greater(A a, A b) {
+#if defined(__CUDA_ARCH__) && DWCONV_HAS_AMPERE
+  if constexpr (std::is_same_v<A, float>) {
+    asm("max.NaN.f32 %0, %0, %1;\n" : "+f"(a) : "f"(b));
+    return a;
+  }
+#endif
+  return a < b ? b : a;
+}
+template <class A>
+DWCONV_DEVICE A lesser(A a, A b) {
+#if defined(__CUDA_ARCH__) && DWCONV_HAS_AMPERE
+  if constexpr (std::is_same_v<A, float>) {
+    asm("min.NaN.f32 %0, %0, %1;\n" : "+f"(a) : "f"(b));
+    return a;
+  }
+#endif
+  return b < a ? b : a;
 }
 
 DWCONV_DEVICE int least(int a, int b) { return a < b ? a : b; }
