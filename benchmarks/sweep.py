@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
@@ -79,28 +80,23 @@ def _forward(kind: str, layer: Layer, layout: str, options: argparse.Namespace, 
 def measure(
     kind: str, variants: dict[str, Layer], options: argparse.Namespace, dtype: torch.dtype, watch: Stopwatch
 ) -> list[Point]:
+    itself = variants["itself"]
+    outputs, moved, work = {}, {}, {}
+    for change, layer in variants.items():
+        outputs[change] = layer.batch * layer.out_size[0] * layer.out_size[1] * layer.out_channels
+        size = layer.batch * layer.channels * layer.size[0] * layer.size[1] + outputs[change]
+        moved[change] = size * torch.empty((), dtype=dtype).element_size() / 1e6
+        # A fused block's work an output element grows with its input channels.
+        work[change] = outputs[change] * (1.0 if kind == "depthwise" else layer.channels / itself.channels)
     points = []
     for layout in LAYOUTS:
         with torch.no_grad():
             functions = {change: _forward(kind, layer, layout, options, dtype) for change, layer in variants.items()}
             seconds = watch.race(functions, options.rounds)
-        outputs, moved = {}, {}
-        for change, layer in variants.items():
-            pixels = layer.batch * layer.out_size[0] * layer.out_size[1]
-            outputs[change] = pixels * layer.out_channels
-            size = layer.batch * layer.channels * layer.size[0] * layer.size[1] + outputs[change]
-            moved[change] = size * torch.empty((), dtype=dtype).element_size() / 1e6
-        # A fused block's work an output element grows with its input channels.
-        work = {
-            change: outputs[change] * (1.0 if kind == "depthwise" else layer.channels / variants["itself"].channels)
-            for change, layer in variants.items()
-        }
         own = seconds["itself"] / work["itself"]
         for change, time in seconds.items():
-            ratio = time / work[change] / own
-            points.append(
-                Point(kind, variants["itself"].name, layout, change, time / outputs[change] * 1e9, ratio, moved[change])
-            )
+            ns, ratio = time / outputs[change] * 1e9, time / work[change] / own
+            points.append(Point(kind, itself.name, layout, change, ns, ratio, moved[change]))
     return points
 
 
@@ -111,6 +107,9 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
     watch = Stopwatch(options.device, options.threads, graphs=True)
     layers = [("depthwise", layer) for layer in depthwise_layers()] + [("separable", layer) for layer in separable_layers((8,))]
     chosen = [(kind, layer) for kind, layer in layers if options.layers in layer.name]
+    if not chosen:
+        print(f"no layer's name contains {options.layers!r}", file=sys.stderr)
+        return 2
     points = [p for kind, layer in progress(chosen) for p in measure(kind, neighbours(layer), options, dtype, watch)]
     growth = [p for kind in ("depthwise", "separable") for p in measure(kind, grown(GROWN), options, dtype, watch)]
     facts = report.machine(options.device)
