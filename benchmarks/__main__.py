@@ -1,4 +1,4 @@
-"""``python -m benchmarks {depthwise,separable}``: checks, then times, dwconv_ext against nn.Conv2d and the other runtimes.
+"""``python -m benchmarks {depthwise,separable,network}``: checks, then times, dwconv_ext against nn.Conv2d and other runtimes.
 
 ``models`` times whole models, converted against untouched; ``sweep`` times neighbouring sizes and growth; ``traffic`` counts what
 the CUDA kernels move, without a card.
@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 
 from . import models, peers, report, sweep, traffic
-from .layers import Layer, depthwise_layers, separable_layers
+from .layers import Layer, depthwise_layers, network_layers, separable_layers
 from .roofline import Roofline
-from .suites import LAYOUTS, Mismatch, Options, depthwise_race, separable_race
+from .suites import LAYOUTS, Mismatch, Options, depthwise_race, network_race, separable_race
 from .timing import Stopwatch, keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WHAT = {
     "depthwise": (depthwise_layers, depthwise_race, "depthwise convolution: forward, and gradients of input and weight"),
     "separable": (separable_layers, separable_race, "depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode"),
+    "network": (network_layers, network_race, "MobileNetV1 at 224, every block a FusedDSConv, eval mode"),
 }
 
 

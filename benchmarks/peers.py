@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 OPSET = 17
+Classifier = tuple[Tensor, Tensor]  # weight and bias of a linear layer over the averaged pixels
 
 
 def available(package: str) -> bool:
@@ -20,7 +21,7 @@ def missing() -> list[str]:
     return [p for p in ("onnx", "onnxruntime", "openvino") if not available(p)]
 
 
-def onnx_model(x: Tensor, convolutions: list[dict]) -> bytes:
+def onnx_model(x: Tensor, convolutions: list[dict], classifier: Classifier | None = None) -> bytes:
     """A chain of Conv (and Relu where asked) nodes: {weight, bias, stride, padding, groups, relu}, all float32."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -41,6 +42,13 @@ def onnx_model(x: Tensor, convolutions: list[dict]) -> bytes:
         if conv["relu"]:
             nodes.append(helper.make_node("Relu", [name], [f"r{i}"]))
             name = f"r{i}"
+    if classifier is not None:
+        nodes.append(helper.make_node("GlobalAveragePool", [name], ["pooled"]))
+        nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+        nodes.append(helper.make_node("Gemm", ["flat", "linear.weight", "linear.bias"], ["logits"], transB=1))
+        for part, tensor in zip(("weight", "bias"), classifier, strict=True):
+            constants.append(numpy_helper.from_array(tensor.detach().numpy(), f"linear.{part}"))
+        name = "logits"
     graph = helper.make_graph(
         nodes,
         "layer",
@@ -53,18 +61,18 @@ def onnx_model(x: Tensor, convolutions: list[dict]) -> bytes:
     return model.SerializeToString()
 
 
-def onnx_runtime(x: Tensor, convolutions: list[dict], threads: int) -> Callable[[], numpy.ndarray]:
+def onnx_runtime(x: Tensor, model: bytes, threads: int) -> Callable[[], numpy.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(onnx_model(x, convolutions), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {"x": x.numpy()}
     return lambda: session.run(None, feed)[0]
 
 
-def openvino(x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dtype) -> Callable[[], numpy.ndarray]:
+def openvino(x: Tensor, model: bytes, threads: int, dtype: torch.dtype) -> Callable[[], numpy.ndarray]:
     import openvino as ov
 
     core = ov.Core()
@@ -74,7 +82,7 @@ def openvino(x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dty
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
     }
-    request = core.compile_model(core.read_model(onnx_model(x, convolutions)), "CPU", settings).create_infer_request()
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
     request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
 
     def run() -> numpy.ndarray:
@@ -84,13 +92,16 @@ def openvino(x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dty
     return run
 
 
-def runtimes(x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+def runtimes(
+    x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dtype, classifier: Classifier | None = None
+) -> dict[str, Callable[[], object]]:
     """ONNX Runtime and OpenVINO on a float32 NCHW input, as far as they are installed and have the dtype."""
     if x.device.type != "cpu" or not available("onnx"):
         return {}
+    model = onnx_model(x, convolutions, classifier)
     found = {}
     if available("onnxruntime") and dtype == torch.float32:
-        found["ONNX Runtime"] = onnx_runtime(x, convolutions, threads)
+        found["ONNX Runtime"] = onnx_runtime(x, model, threads)
     if available("openvino") and dtype in (torch.float32, torch.bfloat16):
-        found["OpenVINO"] = openvino(x, convolutions, threads, dtype)
+        found["OpenVINO"] = openvino(x, model, threads, dtype)
     return found

@@ -12,7 +12,7 @@ import torch
 from dwconv_ext.__main__ import report as build_report
 
 from .roofline import Roofline
-from .suites import BASELINE, BASELINE_CHANNELS_LAST, OURS, Race
+from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, OURS, Race
 from .timing import geometric_mean
 
 
@@ -38,7 +38,9 @@ class Summary:
         self.race = race
         self.ours = {name: race.times[name] for name in OURS}
         self.best = min(self.ours.values())
-        self.peers = {name: t for name, t in race.times.items() if name not in OURS}
+        others = {name: t for name, t in race.times.items() if name not in OURS}
+        self.float32_peers = {name: t for name, t in others.items() if name.endswith(FLOAT32)}
+        self.peers = {name: t for name, t in others.items() if name not in self.float32_peers}
         self.limit = roofline.seconds(race.bytes, race.flops)
 
     def row(self) -> dict[str, float]:
@@ -48,6 +50,8 @@ class Summary:
             figures[f"{layout} vs {BASELINE}"] = self.race.times[BASELINE] / t
         figures[f"better vs {BASELINE_CHANNELS_LAST}"] = self.race.times[BASELINE_CHANNELS_LAST] / self.best
         figures["better vs best peer"] = min(self.peers.values()) / self.best
+        if self.float32_peers:
+            figures["better vs best float32 peer"] = min(self.float32_peers.values()) / self.best
         figures["GB/s"] = self.race.bytes / self.best / 1e9
         figures["GFLOP/s"] = self.race.flops / self.best / 1e9
         figures["roofline %"] = 100 * self.limit / self.best
@@ -137,7 +141,9 @@ def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:
         1, len(groups), figsize=(7.5 * len(groups), 1.6 + 0.5 * layers), squeeze=False, layout="constrained"
     )
     for axis, (direction, summaries) in zip(axes[0], groups.items(), strict=True):
-        names = [n for n in dict.fromkeys(n for s in summaries for n in s.race.times) if n != BASELINE]
+        names = [
+            n for n in dict.fromkeys(n for s in summaries for n in s.race.times) if n != BASELINE and not n.endswith(FLOAT32)
+        ]
         height = 0.86 / len(names)
         for i, name in enumerate(names):
             ratios = [s.race.times[BASELINE] / s.race.times[name] if name in s.race.times else 0 for s in summaries]

@@ -29,10 +29,19 @@ class Roofline:
 
     @functools.cached_property
     def flops(self) -> float:
-        """Floating-point operations a second of a square matrix product that is large for the device."""
-        n = 8192 if self.watch.device == "cuda" else 1024
-        a = torch.randn(n, n, device=self.watch.device).to(self.dtype)
-        return 2 * n**3 / self._seconds(lambda: torch.mm(a, a))
+        """Operations a second of a square matrix product that is large for the device.
+
+        On the CPU no less than float32's: where a narrower product is emulated, it is slower and no limit.
+        """
+
+        def rate(dtype: torch.dtype, n: int) -> float:
+            a = torch.randn(n, n, device=self.watch.device).to(dtype)
+            return 2 * n**3 / self._seconds(lambda: torch.mm(a, a))
+
+        if self.watch.device == "cuda":
+            return rate(self.dtype, 8192)
+        dtypes = {self.dtype, torch.float32}
+        return rate(max(dtypes, key=lambda dtype: rate(dtype, 128)) if len(dtypes) > 1 else self.dtype, 1024)
 
     def seconds(self, total_bytes: float, flops: float) -> float:
         """The least time: every byte moved once at copy bandwidth, or every operation at the matrix product's rate."""

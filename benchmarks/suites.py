@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from dwconv_ext import FusedDSConv, depthwise_conv2d
+from dwconv_ext import FusedDSConv, depthwise_conv2d, unfuse
+from dwconv_ext.models import MobileNetV1
 
 from . import peers
 from .layers import Layer
@@ -19,6 +22,7 @@ OURS = ("dwconv_ext NCHW", "dwconv_ext channels_last")
 BASELINE = "nn.Conv2d NCHW"
 BASELINE_CHANNELS_LAST = "nn.Conv2d channels_last"
 COMPILED = "torch.compile channels_last"
+FLOAT32 = " float32"  # ends the names of contenders at float32 where the others have another dtype
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -151,41 +155,103 @@ def _unfused(block: FusedDSConv, layer: Layer) -> nn.Sequential:
     return nn.Sequential(depthwise, block.bn1, nn.ReLU(), block.pointwise, block.bn2, nn.ReLU())
 
 
+def _rivals(
+    plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, nodes: list[dict], classifier: peers.Classifier | None
+) -> dict[str, Function]:
+    """Everybody else on one float32 input, at a dtype: nn.Conv2d in both layouts, torch.compile, the runtimes."""
+    plain = copy.deepcopy(plain).to(options.device, dtype)
+    typed = x.to(options.device, dtype)
+    functions: dict[str, Function] = {}
+    for layout, memory_format in LAYOUTS.items():
+        functions[f"nn.Conv2d {layout}"] = _without_grad(plain, typed.contiguous(memory_format=memory_format))
+    if options.compile:
+        functions[COMPILED] = _compiled(plain, typed.contiguous(memory_format=torch.channels_last))
+    if options.runtimes and options.device == "cpu":
+        functions.update(peers.runtimes(x, nodes, options.threads, dtype, classifier))
+    return functions
+
+
+def _inference_race(
+    layer: Layer,
+    options: Options,
+    ours: nn.Module,
+    plain: nn.Module,
+    work: tuple[float, float],
+    nodes: list[dict],
+    classifier: peers.Classifier | None = None,
+) -> Race:
+    """Two models in eval mode, float32 on the CPU, with the same weights; work: elements moved at least, and operations.
+
+    At a narrower dtype the others run at float32 too, under names that end in it.
+    """
+    x = torch.randn(layer.batch, layer.channels, *layer.size)
+    exact = copy.deepcopy(plain).to(options.device, torch.float64)(x.to(options.device, torch.float64))
+    functions: dict[str, Function] = {}
+    ours = ours.to(options.device, options.dtype)
+    typed = x.to(options.device, options.dtype)
+    for layout, memory_format in LAYOUTS.items():
+        functions[f"dwconv_ext {layout}"] = _without_grad(ours, typed.contiguous(memory_format=memory_format))
+    functions.update(_rivals(plain, x, options, options.dtype, nodes, classifier))
+    for layout in LAYOUTS:
+        results = (functions[f"{who} {layout}"]() for who in ("dwconv_ext", "nn.Conv2d"))
+        _check(f"{layer.name} {layout} output", *results, exact)
+    if options.device == "cpu" and options.dtype != torch.float32:
+        wide = _rivals(plain, x, options, torch.float32, nodes, classifier)
+        functions.update({f"{name}{FLOAT32}": function for name, function in wide.items()})
+    elements, operations = work
+    return Race(layer, "forward", functions, typed.element_size() * elements, operations)
+
+
+def _randomize(bn: nn.BatchNorm2d) -> None:
+    bn.running_mean.normal_()
+    bn.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(bn.weight, 0.5, 1.5)
+    nn.init.normal_(bn.bias)
+
+
+def _block_nodes(block: FusedDSConv, stride: int, padding: tuple[int, int]) -> list[dict]:
+    dw, db, pw, pb, _ = block._folded_weights()
+    return [
+        {"weight": dw, "bias": db, "stride": stride, "padding": padding, "groups": len(dw), "relu": True},
+        {"weight": pw, "bias": pb, "stride": 1, "padding": (0, 0), "groups": 1, "relu": True},
+    ]
+
+
 def separable_race(layer: Layer, options: Options) -> Iterator[Race]:
     """The block in eval mode: depthwise, BatchNorm, ReLU, pointwise, BatchNorm, ReLU."""
     torch.manual_seed(0)
     block = FusedDSConv(layer.channels, layer.out_channels, layer.kernel, layer.stride, layer.padding)
-    for bn in (block.bn1, block.bn2):
-        bn.running_mean.normal_()
-        bn.running_var.uniform_(0.5, 2)
-        nn.init.uniform_(bn.weight, 0.5, 1.5)
-        nn.init.normal_(bn.bias)
+    _randomize(block.bn1)
+    _randomize(block.bn2)
     block.eval().requires_grad_(False)
-    x = torch.randn(layer.batch, layer.channels, *layer.size)
-    exact = _unfused(block, layer).to(options.device, torch.float64)(x.to(options.device, torch.float64))
-    block.cpu().float()
-    dw, db, pw, pb, _ = block._folded_weights()
-    block.to(options.device, options.dtype)
-    plain = _unfused(block.cpu(), layer).eval().requires_grad_(False).to(options.device, options.dtype)
-    block.to(options.device)
-    typed = x.to(options.device, options.dtype)
-    functions: dict[str, Function] = {}
-    results: dict[str, Tensor] = {}
-    for layout, memory_format in LAYOUTS.items():
-        for who, model in (("dwconv_ext", block), ("nn.Conv2d", plain)):
-            functions[f"{who} {layout}"] = _without_grad(model, typed.contiguous(memory_format=memory_format))
-            results[f"{who} {layout}"] = functions[f"{who} {layout}"]()
-        _check(f"{layer.name} {layout} output", results[f"dwconv_ext {layout}"], results[f"nn.Conv2d {layout}"], exact)
-    if options.compile:
-        functions[COMPILED] = _compiled(plain, typed.contiguous(memory_format=torch.channels_last))
-    if options.runtimes:
-        nodes = [
-            {"weight": dw, "bias": db, "stride": layer.stride, "padding": layer.padding, "groups": layer.channels, "relu": True},
-            {"weight": pw, "bias": pb, "stride": 1, "padding": (0, 0), "groups": 1, "relu": True},
-        ]
-        functions.update(peers.runtimes(x, nodes, options.threads, options.dtype))
     pixels = layer.batch * layer.out_size[0] * layer.out_size[1]
-    unit = typed.element_size()
-    moved = x.numel() + pixels * layer.out_channels + layer.channels * layer.out_channels
+    inputs = layer.batch * layer.channels * layer.size[0] * layer.size[1]
+    moved = inputs + pixels * layer.out_channels + layer.channels * layer.out_channels
     flops = 2 * pixels * layer.channels * (layer.kernel[0] * layer.kernel[1] + layer.out_channels)
-    yield Race(layer, "forward", functions, unit * moved, flops)
+    plain = copy.deepcopy(_unfused(block, layer))  # before the block's own copy of the BatchNorms changes its dtype
+    nodes = _block_nodes(block, layer.stride, layer.padding)
+    yield _inference_race(layer, options, block, plain, (moved, flops), nodes)
+
+
+def network_race(layer: Layer, options: Options) -> Iterator[Race]:
+    """MobileNetV1 in eval mode, against the same network of plain modules."""
+    torch.manual_seed(0)
+    model = MobileNetV1(layer.out_channels)
+    for bn in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        bn.momentum = None  # the statistics of what it sees, so that activations neither grow nor vanish
+        nn.init.uniform_(bn.weight, 0.5, 1.5)
+        nn.init.normal_(bn.bias, std=0.5)
+    with torch.no_grad():
+        model(torch.randn(4, layer.channels, *layer.size))
+    model.eval().requires_grad_(False)
+    plain = unfuse(copy.deepcopy(model))
+    stem = nn.utils.fusion.fuse_conv_bn_eval(*model.features[0][:2])
+    nodes = [{"weight": stem.weight, "bias": stem.bias, "stride": 2, "padding": (1, 1), "groups": 1, "relu": True}]
+    for block in model.features[1:]:
+        nodes += _block_nodes(block, block.depthwise.stride[0], block.depthwise.padding)
+    linear = plain.classifier[1]  # the model's own will change its dtype
+    parameters = sum(p.numel() for p in model.parameters())
+    moved = layer.batch * (layer.channels * layer.size[0] * layer.size[1] + layer.out_channels) + parameters
+    with FlopCounterMode(display=False) as counter:
+        plain(torch.zeros(layer.batch, layer.channels, *layer.size))
+    yield _inference_race(layer, options, model, plain, (moved, counter.get_total_flops()), nodes, (linear.weight, linear.bias))

@@ -17,7 +17,7 @@ DType parse_dtype(const std::string& name) {
   throw py::value_error("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
 }
 
-py::dict row_dict(const KernelRow& row, const char* isa) {
+py::dict row_dict(const KernelRow& row) {
   py::dict d;
   d["name"] = row.name;
   d["op"] = row.op;
@@ -27,7 +27,7 @@ py::dict row_dict(const KernelRow& row, const char* isa) {
   d["layout"] = layout_name(row.layout);
   d["filter"] = row.filter;
   d["stride"] = row.stride;
-  d["isa"] = isa;
+  d["isa"] = isa_name(row.isa);
   d["vector_bytes"] = row.vector_bytes;
   return d;
 }
@@ -35,13 +35,13 @@ py::dict row_dict(const KernelRow& row, const char* isa) {
 py::list kernel_table() {
   py::list rows;
   for (const IsaKernels& isa : supported_isas()) {
-    for (int32_t i = 0; i < isa.table.count; ++i) rows.append(row_dict(isa.table.rows[i], isa.name));
+    for (int32_t i = 0; i < isa.table.count; ++i) rows.append(row_dict(isa.table.rows[i]));
   }
   return rows;
 }
 
 py::dict plan_dict(const Plan& plan) {
-  py::dict d = row_dict(*plan.row, selected_isa().name);
+  py::dict d = row_dict(*plan.row);
   d["rows_per_tile"] = plan.rows_per_tile;
   d["tiles"] = plan.tiles;
   d["parts"] = plan.parts;
@@ -113,8 +113,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("selected_isa", [] { return std::string(selected_isa().name); });
   m.def("select_isa", &select_isa, "Forces one of supported_isas(); for tests.");
   m.def(
-      "pointwise_panel", [](const std::string& dtype) { return pointwise_panel(selected_isa(), parse_dtype(dtype)); },
-      "Output channels of a panel of packed pointwise weights.");
+      "pointwise_format",
+      [](const std::string& dtype) {
+        const PointwiseFormat format = pointwise_format(selected_isa(), parse_dtype(dtype));
+        return py::make_tuple(format.panel, format.depth_multiple, dtype_name(format.dtype));
+      },
+      "Packed pointwise weights: output channels of a panel, what its channels are padded to a multiple of, and the dtype.");
   m.def("force_row", &force_row,
         "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);

@@ -23,6 +23,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
       "separable_conv2d(Tensor input, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str dw_act, str pw_act, Tensor? residual=None, "
       "float dw_slope=0.01, float pw_slope=0.01, Tensor? pw_packed=None, bool allow_tf32=False) -> Tensor");
-  // pw_weight in the order the CPU kernels read, for pw_packed: (ceil(O / panel), C, panel), of the accumulation type.
+  // pw_weight in the order the CPU kernels read, for pw_packed: (ceil(O / panel), C or a little more, panel).
   m.def("separable_conv2d_pack(Tensor pw_weight) -> Tensor");
 }

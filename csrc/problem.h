@@ -15,7 +15,7 @@ namespace dwconv {
 
 enum class DType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 enum class Layout : int32_t { kNCHW = 0, kNHWC = 1 };
-enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
 enum class ActivationKind : int32_t {
   kIdentity = 0,
@@ -36,7 +36,7 @@ struct Activation {
 // All strides are in elements.
 struct DepthwiseProblem {
   DType dtype = DType::kFloat32;      // of input and, but for a fused stage, output
-  DType out_dtype = DType::kFloat32;  // the accumulation type where the output is a fused block's scratch
+  DType out_dtype = DType::kFloat32;  // another where the output is a fused block's scratch
   Layout layout = Layout::kNCHW;
   int64_t batch = 0, channels = 0, depth = 1;
   int64_t in_h = 0, in_w = 0, out_h = 0, out_w = 0;
@@ -96,13 +96,21 @@ using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, int64_t ti
 using BackwardInputKernel = void (*)(const BackwardInputArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
 
-// The fused block. The depthwise stage is a kNHWC kernel of out_type = the accumulation type: of the input's type and strides
+// How a fused block's kernel wants the pointwise weights: panels [ceil(out_channels / panel)][depth][panel] of `dtype`,
+// zero-padded, with depth the channels up to a multiple of `depth_multiple`. bfloat16 panels hold channels k and k + 1 of an
+// output channel side by side: [depth / 2][panel][2]. The depthwise stage's result is of `dtype` too.
+struct PointwiseFormat {
+  int32_t panel, depth_multiple;
+  DType dtype;
+};
+
+// The fused block. The depthwise stage is a kNHWC kernel of out_type = the pointwise format's: of the input's type and strides
 // in channels_last, of the accumulation type in NCHW, where the block's kernel transposes the input for it.
 struct SeparableArgs {
   DepthwiseArgs depthwise;  // of the whole input; the block's kernel cuts it
   DepthwiseKernel depthwise_kernel = nullptr;
   int64_t out_channels = 0;
-  const void* pw_weight = nullptr;  // panels [ceil(out_channels / panel)][channels][panel], zero-padded
+  const void* pw_weight = nullptr;  // in the row's PointwiseFormat
   const void* pw_bias = nullptr;    // whole panels, zero-padded; accumulation type
   const void* residual = nullptr;   // contiguous like the output, or null
   void* output = nullptr;           // contiguous in its layout
@@ -132,14 +140,13 @@ struct KernelRow {
   BackwardWeightKernel backward_weight;
   SeparableKernel separable;
   BackwardInputKernel backward_input;
+  PointwiseFormat pointwise;  // of a fused block's kernel
 };
 
 struct KernelTable {
   const KernelRow* rows;
   int32_t count;
   int32_t vector_bytes;
-  int32_t panel_floats;  // output channels of a panel of packed pointwise weights, float
-  int32_t panel_doubles;
 };
 
 }  // namespace dwconv

@@ -104,9 +104,9 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
 @torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
 def _(pw):
     torch._check(pw.dim() == 4, lambda: f"pw_weight must have shape (out_channels, channels, 1, 1), but got {list(pw.shape)}")
-    wide = torch.float64 if pw.dtype == torch.float64 else torch.float32
-    panel = _C.pointwise_panel(str(pw.dtype).removeprefix("torch."))
-    return pw.new_empty(((pw.shape[0] + panel - 1) // panel, pw.shape[1], panel), dtype=wide)
+    panel, multiple, dtype = _C.pointwise_format(str(pw.dtype).removeprefix("torch."))
+    depth = (pw.shape[1] + multiple - 1) // multiple * multiple
+    return pw.new_empty(((pw.shape[0] + panel - 1) // panel, depth, panel), dtype=getattr(torch, dtype))
 
 
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)

@@ -83,7 +83,8 @@ def check_separable(
     x: Tensor, dw: Tensor, db: Tensor | None, pw: Tensor, pb: Tensor | None, conv: Convolution, dw_act: str, pw_act: str,
     residual: Tensor | None = None, *, peer: bool = True, narrow: bool = False, tf32: bool = False,
 ) -> None:  # fmt: skip
-    """separable_conv2d against float64, element by element. narrow: the intermediate is rounded to the input's type (CUDA)."""
+    """separable_conv2d against float64, element by element. narrow: the intermediate is rounded to the input's
+    type (CUDA; on the CPU where it multiplies bfloat16)."""
     y = torch.ops.dwconv_ext.separable_conv2d(
         x, dw, db, pw, pb, *conv.args(), dw_act, pw_act, residual, allow_tf32=tf32
     )  # fmt: skip
@@ -110,6 +111,8 @@ def check_separable(
     theirs = chain(*tensors, ACTIVATIONS[dw_act], ACTIVATIONS[pw_act])[1] if peer else None
     assert y.dtype == x.dtype
     middle = None
+    dtype = str(x.dtype).removeprefix("torch.")
+    narrow = narrow or (x.dtype == torch.bfloat16 and dwconv_ext._C.pointwise_format(dtype)[2] == dtype)
     if narrow:  # the intermediate rounded once before or after its activation; tf32 rounds both operands
         unit = 2 * 2.0**-11 if tf32 else UNIT[x.dtype]
         middle = stretch * (unit * F.conv2d(between.abs(), pw.double().abs()) + TINY[x.dtype] * pw.double().abs().sum())

@@ -19,7 +19,7 @@ from benchmarks.timing import Stopwatch, geometric_mean
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("what", "layer"), [("depthwise", "7x7_c1024"), ("separable", "block13")])
+@pytest.mark.parametrize(("what", "layer"), [("depthwise", "7x7_c1024"), ("separable", "block13"), ("network", "mobilenet_v1")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     threads(torch.get_num_threads())
@@ -36,6 +36,8 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     assert {r["pass"] for r in data["results"]} == set(passes)
     for result in data["results"]:
         assert {*suites.OURS, suites.BASELINE, suites.BASELINE_CHANNELS_LAST} <= set(result["seconds"])
+        wide = f"{suites.BASELINE}{suites.FLOAT32}"
+        assert (wide in result["seconds"]) == (what != "depthwise" and dtype != "float32")
         assert all(t > 0 for t in result["seconds"].values()) and result["roofline_seconds"] > 0
     assert data["threads"] == 2 and torch.__version__ in data["torch"] and data["commit"]
     assert files["markdown"].read_text().count("| geometric mean |") == len(passes)

@@ -100,10 +100,11 @@ def test_residual_and_no_bias(layout, dtype):
     check_separable(x, dw, None, pw, None, conv, "relu", "relu", residual.contiguous(memory_format=torch.channels_last))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_same_bits_for_any_number_of_threads(block, layout, threads):
-    tensors, conv = operands(BLOCKS[block], torch.float32, layout)
+def test_same_bits_for_any_number_of_threads(block, layout, dtype, threads):
+    tensors, conv = operands(BLOCKS[block], dtype, layout)
     results = []
     for count in (1, 2, 7):
         threads(count)

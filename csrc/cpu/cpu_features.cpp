@@ -2,8 +2,16 @@
 
 #include <stdlib.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 #include <stdexcept>
+
+#include "isa_build.h"
 
 namespace dwconv {
 
@@ -11,29 +19,92 @@ namespace dwconv {
   namespace ns {               \
   KernelTable kernel_table();  \
   }
-#define DWCONV_ISA_ENTRY(ns, id) {id, #ns, ns::kernel_table()}
+#define DWCONV_ADD_ISA(found, ns, id, base) found.push_back({id, #ns, ns::kernel_table(), base})
 
 DWCONV_DECLARE_ISA(baseline)
-#if defined(__x86_64__)
+#if defined(DWCONV_BUILDS_X86)
 DWCONV_DECLARE_ISA(avx2)
 DWCONV_DECLARE_ISA(avx512)
 #endif
+#if defined(DWCONV_BUILDS_AVX512_BF16)
+DWCONV_DECLARE_ISA(avx512_bf16)
+#endif
+#if defined(DWCONV_BUILDS_AMX)
+DWCONV_DECLARE_ISA(amx)
+#endif
+
+namespace {
+
+#if defined(DWCONV_BUILDS_X86)
+#if defined(DWCONV_EMULATE_AVX512)
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+bool has_avx512() {
+  return kEmulated || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
+}
+
+// Leaf 7 of CPUID: subleaf 0 in EDX, subleaf 1 in EAX.
+bool has_leaf7(unsigned subleaf, unsigned bits) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx)) return false;
+  return ((subleaf == 0 ? edx : eax) & bits) == bits;
+}
+
+bool has_avx512_bf16() { return kEmulated || has_leaf7(1, 1u << 5); }
+
+// AMX-TILE and AMX-BF16; and the tiles' 8 KB of state, which Linux saves for processes that have asked for it (5.16 and newer).
+bool has_amx() {
+  if (kEmulated) return true;
+  if (!has_leaf7(0, (1u << 24) | (1u << 22))) return false;
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+std::vector<IsaKernels> find_isas() {
+  std::vector<IsaKernels> found;
+  found.reserve(5);  // the sets point at one another
+  DWCONV_ADD_ISA(found, baseline, Isa::kBaseline, nullptr);
+#if defined(DWCONV_BUILDS_X86)
+  __builtin_cpu_init();
+  if (!has_avx2()) return found;
+  DWCONV_ADD_ISA(found, avx2, Isa::kAvx2, nullptr);
+  if (!has_avx512()) return found;
+  DWCONV_ADD_ISA(found, avx512, Isa::kAvx512, nullptr);
+#endif
+#if defined(DWCONV_BUILDS_AVX512_BF16)
+  if (!has_avx512_bf16()) return found;
+  DWCONV_ADD_ISA(found, avx512_bf16, Isa::kAvx512Bf16, &found.back());
+#endif
+#if defined(DWCONV_BUILDS_AMX)
+  if (!has_amx()) return found;
+  DWCONV_ADD_ISA(found, amx, Isa::kAmx, &found.back());
+#endif
+  return found;
+}
+
+}  // namespace
 
 const std::vector<IsaKernels>& supported_isas() {
-  static const std::vector<IsaKernels> isas = [] {
-    std::vector<IsaKernels> found = {DWCONV_ISA_ENTRY(baseline, Isa::kBaseline)};
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (avx2) found.push_back(DWCONV_ISA_ENTRY(avx2, Isa::kAvx2));
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      found.push_back(DWCONV_ISA_ENTRY(avx512, Isa::kAvx512));
-    }
-#endif
-    return found;
-  }();
+  static const std::vector<IsaKernels> isas = find_isas();
   return isas;
+}
+
+const char* isa_name(Isa isa) {
+  for (const IsaKernels& kernels : supported_isas()) {
+    if (kernels.isa == isa) return kernels.name;
+  }
+  return "unknown";
 }
 
 std::vector<std::string> cpu_flags() {
@@ -51,8 +122,9 @@ std::vector<std::string> cpu_flags() {
   DWCONV_FLAG("avx512bw")
   DWCONV_FLAG("avx512dq")
   DWCONV_FLAG("avx512vl")
-  DWCONV_FLAG("avx512bf16")
 #undef DWCONV_FLAG
+  if (has_leaf7(1, 1u << 5)) flags.push_back("avx512bf16");
+  if (has_leaf7(0, 1u << 22)) flags.push_back("amx_bf16");
 #elif defined(__aarch64__)
   flags.push_back("neon");
 #endif

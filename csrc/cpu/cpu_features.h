@@ -12,6 +12,7 @@ struct IsaKernels {
   Isa isa;
   const char* name;
   KernelTable table;
+  const IsaKernels* base;  // where the set is not complete, the one that has what it lacks
 };
 
 // Only rows of this name, filter and stride, where they fit; for tests and measurements. A null name forces nothing.
@@ -27,8 +28,9 @@ struct Machine {
   ForcedRow forced = {};
 };
 
-const std::vector<IsaKernels>& supported_isas();  // what the build holds and the CPU reports, best last
-std::vector<std::string> cpu_flags();             // the instruction sets the kernels could use, as the CPU reports them
+const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last
+const char* isa_name(Isa isa);
+std::vector<std::string> cpu_flags();  // the instruction sets the kernels could use, as the CPU reports them
 Machine machine(int64_t threads);
 void force_row(const std::string& name, int32_t filter, int32_t stride);  // an empty name ends it
 

@@ -65,20 +65,29 @@ void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multip
   });
 }
 
-void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels, int64_t channels, int64_t panel, void* packed) {
-  with_type(dtype, [&](auto zero) {
+int64_t padded_depth(const PointwiseFormat& format, int64_t channels) {
+  return (channels + format.depth_multiple - 1) / format.depth_multiple * format.depth_multiple;
+}
+
+void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels, int64_t channels, const PointwiseFormat& format,
+                           void* packed) {
+  const int64_t depth = padded_depth(format, channels);
+  const auto pack = [&](auto group, auto convert, auto zero) {  // `group` channels of an output channel side by side
     using T = decltype(zero);
-    using A = typename AccumulateType<T>::type;
+    using P = decltype(convert(zero));
     const T* const from = static_cast<const T*>(weight);
-    A* to = static_cast<A*>(packed);
-    for (int64_t j = 0; j < out_channels; j += panel) {
-      for (int64_t k = 0; k < channels; ++k) {
-        for (int64_t i = 0; i < panel; ++i) {
-          *to++ = j + i < out_channels ? to_accumulate(from[(j + i) * channels + k]) : A(0);
+    P* to = static_cast<P*>(packed);
+    for (int64_t j = 0; j < out_channels; j += format.panel) {
+      for (int64_t k = 0; k < depth; k += group) {
+        for (int64_t i = 0; i < format.panel; ++i) {
+          for (int64_t g = k; g < k + group; ++g)
+            *to++ = j + i < out_channels && g < channels ? convert(from[(j + i) * channels + g]) : P{};
         }
       }
     }
-  });
+  };
+  if (format.dtype == DType::kBFloat16) return pack(2, [](BFloat16 value) { return value; }, BFloat16{});
+  with_type(dtype, [&](auto zero) { pack(1, [](auto value) { return to_accumulate(value); }, zero); });
 }
 
 void widen(DType dtype, const void* values, int64_t count, void* wide) {

@@ -24,8 +24,11 @@ void pack_depthwise(DType dtype, const void* weight, const DepthwisePacking& pac
 // packed[c] = vector[(c % channels) * multiplier + m] for c < count: one plane's bias, repeated like the weights.
 void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multiplier, int64_t m, int64_t count, void* packed);
 
-// (out_channels, channels) into panels [ceil(out_channels / panel)][channels][panel], zero-padded.
-void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels, int64_t channels, int64_t panel, void* packed);
+// Channels of a panel, the padding included.
+int64_t padded_depth(const PointwiseFormat& format, int64_t channels);
+// (out_channels, channels) into the panels of the format (problem.h).
+void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels, int64_t channels, const PointwiseFormat& format,
+                           void* packed);
 
 // `count` values of `dtype` widened to the accumulation type.
 void widen(DType dtype, const void* values, int64_t count, void* wide);

@@ -48,16 +48,25 @@ bool fits(const KernelRow& row, const char* op, const char* pass, const Depthwis
 const KernelRow* choose(const IsaKernels& isa, const Machine& machine, const char* op, const char* pass,
                         const DepthwiseProblem& p, const char* family = "") {
   std::string nearest;
-  for (int32_t i = 0; machine.forced.name != nullptr && i < isa.table.count; ++i) {
-    const KernelRow& row = isa.table.rows[i];
-    const bool same = machine.forced.name == std::string(row.name) && machine.forced.filter == row.filter &&
-                      machine.forced.stride == row.stride;
-    if (same && fits(row, op, pass, p, &nearest)) return &row;
+  const auto first_row = [&](auto wanted) -> const KernelRow* {
+    for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
+      for (int32_t i = 0; i < set->table.count; ++i) {
+        const KernelRow& row = set->table.rows[i];
+        if (wanted(row) && fits(row, op, pass, p, &nearest)) return &row;
+      }
+    }
+    return nullptr;
+  };
+  const ForcedRow& forced = machine.forced;
+  const KernelRow* found = nullptr;
+  if (forced.name != nullptr) {
+    found = first_row([&](const KernelRow& row) {
+      return forced.name == std::string(row.name) && forced.filter == row.filter && forced.stride == row.stride;
+    });
   }
-  for (int32_t i = 0; i < isa.table.count; ++i) {
-    const KernelRow& row = isa.table.rows[i];
-    if (std::string(row.name).find(family) != std::string::npos && fits(row, op, pass, p, &nearest)) return &row;
-  }
+  if (found == nullptr)
+    found = first_row([&](const KernelRow& row) { return std::string(row.name).find(family) != std::string::npos; });
+  if (found != nullptr) return found;
   throw std::runtime_error(std::string(op) + ": no " + pass + " kernel for " + dtype_name(p.dtype) + " " + layout_name(p.layout) +
                            "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
@@ -89,6 +98,12 @@ std::string describe(const KernelRow& row) {
                             : is_transposed(row)        ? "planes are lanes, transposed through scratch"
                                                         : "columns are lanes";
   return filter + ", " + stride + "; " + lanes;
+}
+
+const char* product_name(const KernelRow& row) {
+  return row.isa == Isa::kAmx                      ? "product on AMX tiles"
+         : row.pointwise.dtype == DType::kBFloat16 ? "product of bfloat16 pairs"
+                                                   : "product by multiply-adds";
 }
 
 const char* nchw_family(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
@@ -196,8 +211,10 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   return plan;
 }
 
-int64_t pointwise_panel(const IsaKernels& isa, DType dtype) {
-  return dtype == DType::kFloat64 ? isa.table.panel_doubles : isa.table.panel_floats;
+PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
+  DepthwiseProblem any;
+  any.dtype = any.out_dtype = dtype;
+  return choose(isa, {}, "separable_conv2d", "forward", any)->pointwise;  // both layouts' rows have the same
 }
 
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
@@ -205,13 +222,13 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   SeparablePlan plan;
   Plan& whole = plan.whole;
   whole.row = choose(isa, machine, "separable_conv2d", "forward", problem);
-  const int64_t unit = accumulate_size(problem.dtype);
-  plan.panel = pointwise_panel(isa, problem.dtype);
+  const PointwiseFormat& format = whole.row->pointwise;
+  const int64_t unit = element_size(format.dtype);
   DepthwiseProblem stage = problem;
   stage.batch = 1;
   stage.layout = Layout::kNHWC;
-  stage.out_dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  if (problem.layout == Layout::kNCHW) stage.dtype = stage.out_dtype;
+  stage.out_dtype = format.dtype;
+  if (problem.layout == Layout::kNCHW) stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   plan.depthwise = plan_forward(stage, isa, machine);
 
   // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
@@ -225,7 +242,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(problem.out_w, 1));
   const int64_t most = std::max(budget / row_bytes, least);
   // Threads share the rows while each has kMinPixels and the weights fit beside one another in L2; else they split the outputs.
-  const int64_t panels = ceil_div(out_channels, plan.panel);
+  const int64_t panels = ceil_div(out_channels, format.panel);
   const bool few_rows = total_rows < machine.threads * least || (weight_bytes > machine.l2_bytes / 4 && total_rows <= most);
   plan.splits = few_rows ? std::clamp<int64_t>(machine.threads / std::max<int64_t>(total_rows / most, 1), 1, panels) : 1;
   const int64_t sharers = ceil_div(machine.threads, plan.splits);
@@ -241,7 +258,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
   whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
-                 " of the output channels a tile; depthwise stage: " + plan.depthwise.reason;
+                 " of the output channels a tile; " + product_name(*whole.row) + "; depthwise stage: " + plan.depthwise.reason;
   return plan;
 }
 

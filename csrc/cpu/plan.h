@@ -29,14 +29,13 @@ Plan plan_backward_input(const DepthwiseProblem& problem, const IsaKernels& isa,
 Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {
-  Plan depthwise;  // of the first stage
-  Plan whole;
-  int64_t panel = 0;   // output channels of a packed panel
+  Plan depthwise;      // of the first stage
+  Plan whole;          // its row has the format of the pointwise weights
   int64_t splits = 1;  // ranges of output channels
 };
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine);
-int64_t pointwise_panel(const IsaKernels& isa, DType dtype);
+PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype);
 
 int64_t element_size(DType dtype);
 int64_t accumulate_size(DType dtype);

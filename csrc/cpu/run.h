@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -36,6 +37,9 @@ void run_tiles(const Plan& plan, Body body) {
   if (plan.tiles == 0) return;
   const int64_t pitch = (plan.scratch_bytes + 127) / 128 * 128;
   char* const base = static_cast<char*>(workspace(Workspace::kScratch, pitch * plan.workers));
+#if defined(DWCONV_POISON_SCRATCH)  // for tests: what a kernel reads before it wrote it is NaN
+  memset(base, 0xff, pitch * plan.workers);
+#endif
   torch::stable::parallel_for(0, plan.workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       body(base + worker * pitch, plan.tiles * worker / plan.workers, plan.tiles * (worker + 1) / plan.workers);

@@ -14,6 +14,9 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+struct BFloat16Pair {
+  BFloat16 low, high;
+};
 
 template <class T>
 struct AccumulateType {

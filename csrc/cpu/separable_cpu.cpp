@@ -12,8 +12,14 @@ namespace {
 
 constexpr const char* kPack = "separable_conv2d_pack";
 
-Ints packed_shape(int64_t out_channels, int64_t channels, int64_t panel) {
-  return {(out_channels + panel - 1) / panel, channels, panel};
+Ints packed_shape(int64_t out_channels, int64_t channels, const PointwiseFormat& format) {
+  return {(out_channels + format.panel - 1) / format.panel, padded_depth(format, channels), format.panel};
+}
+
+ScalarType packed_type(const PointwiseFormat& format) {
+  return format.dtype == DType::kFloat64   ? ScalarType::Double
+         : format.dtype == DType::kFloat32 ? ScalarType::Float
+                                           : ScalarType::BFloat16;
 }
 
 // The pointwise weights in the order this CPU's kernels read, for many calls with the same weights.
@@ -22,27 +28,28 @@ Tensor separable_conv2d_pack(const Tensor& pw_weight) {
       pw_weight.dim() == 4 && pw_weight.size(0) > 0 && pw_weight.size(1) > 0 && pw_weight.size(2) == 1 && pw_weight.size(3) == 1,
       kPack, ": pw_weight must have shape (out_channels, channels, 1, 1), but got ", to_string(pw_weight));
   const DType dtype = check_dtype(kPack, "pw_weight", pw_weight);
-  const int64_t panel = pointwise_panel(selected_isa(), dtype);
-  const ScalarType wide = dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const PointwiseFormat format = pointwise_format(selected_isa(), dtype);
+  const int64_t out_channels = pw_weight.size(0), channels = pw_weight.size(1);
   const Tensor packed =
-      torch::stable::empty(packed_shape(pw_weight.size(0), pw_weight.size(1), panel), wide, std::nullopt, pw_weight.device());
-  pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), pw_weight.size(0), pw_weight.size(1), panel,
+      torch::stable::empty(packed_shape(out_channels, channels, format), packed_type(format), std::nullopt, pw_weight.device());
+  pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), out_channels, channels, format,
                         packed.mutable_data_ptr());
   return packed;
 }
 
-const void* packed_weights(const Tensor& pw_weight, const std::optional<Tensor>& pw_packed, DType dtype, int64_t panel) {
+const void* packed_weights(const Tensor& pw_weight, const std::optional<Tensor>& pw_packed, DType dtype,
+                           const PointwiseFormat& format) {
   const int64_t out_channels = pw_weight.size(0), channels = pw_weight.size(1);
-  const Ints shape = packed_shape(out_channels, channels, panel);
+  const Ints shape = packed_shape(out_channels, channels, format);
   if (pw_packed) {
     STD_TORCH_CHECK(pw_packed->dim() == 3 && pw_packed->size(0) == shape[0] && pw_packed->size(1) == shape[1] &&
                         pw_packed->size(2) == shape[2] && pw_packed->is_contiguous() && pw_packed->is_cpu() &&
-                        pw_packed->scalar_type() == (dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float),
+                        pw_packed->scalar_type() == packed_type(format),
                     kSeparable, ": pw_packed must be what ", kPack, " makes of pw_weight, but got shape ", to_string(*pw_packed));
     return pw_packed->const_data_ptr();
   }
-  void* const panels = workspace(Workspace::kPointwiseWeight, shape[0] * shape[1] * shape[2] * accumulate_size(dtype));
-  pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), out_channels, channels, panel, panels);
+  void* const panels = workspace(Workspace::kPointwiseWeight, shape[0] * shape[1] * shape[2] * element_size(format.dtype));
+  pack_pointwise_panels(dtype, torch::stable::contiguous(pw_weight).const_data_ptr(), out_channels, channels, format, panels);
   return panels;
 }
 
@@ -84,8 +91,9 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
     pack_bias(dtype, torch::stable::contiguous(*dw_bias).const_data_ptr(), s.channels, 1, 0, plan.depthwise.weight_pitch, bias);
     args.depthwise.bias = bias;
   }
-  args.pw_weight = packed_weights(pw_weight, pw_packed, dtype, plan.panel);
-  const int64_t padded_out = (out_channels + plan.panel - 1) / plan.panel * plan.panel;
+  const PointwiseFormat& format = plan.whole.row->pointwise;
+  args.pw_weight = packed_weights(pw_weight, pw_packed, dtype, format);
+  const int64_t padded_out = (out_channels + format.panel - 1) / format.panel * format.panel;
   void* const wide_pw_bias = workspace(Workspace::kPointwiseBias, padded_out * unit);
   memset(wide_pw_bias, 0, padded_out * unit);
   if (pw_bias) widen(dtype, torch::stable::contiguous(*pw_bias).const_data_ptr(), out_channels, wide_pw_bias);

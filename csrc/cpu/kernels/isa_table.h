@@ -26,7 +26,7 @@ namespace dwconv::DWCONV_ISA {
              Layout::kNHWC, .backward_weight = &function<T, kernel, stride>)
 #define DWCONV_SEPARABLE(function, T, dtype, layout)                                                    \
   DWCONV_ROW(function, "separable_conv2d", "forward", T, dtype, dtype, layout, 0, 0, Layout::kNHWC, \
-             .separable = &function<T>)
+             .separable = &function<T>, .pointwise = pointwise_format<T>())
 // clang-format on
 
 static const KernelRow kRows[] = {
@@ -38,8 +38,6 @@ static const KernelRow kRows[] = {
 #undef DWCONV_SEPARABLE
 };
 
-KernelTable kernel_table() {
-  return {kRows, static_cast<int32_t>(sizeof kRows / sizeof kRows[0]), DWCONV_VECTOR_BYTES, kPanel<float>, kPanel<double>};
-}
+KernelTable kernel_table() { return {kRows, static_cast<int32_t>(sizeof kRows / sizeof kRows[0]), DWCONV_VECTOR_BYTES}; }
 
 }  // namespace dwconv::DWCONV_ISA

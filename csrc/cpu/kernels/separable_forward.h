@@ -3,15 +3,8 @@
 //   out = pw_act(pw_weight . dw_act(depthwise(in) + dw_bias) + pw_bias) + residual
 //
 // A tile is a range of output rows (across images) times a range of output channels. Its depthwise result goes to scratch as
-// [pixel][channel], in the accumulation type, and stays in L2; the pointwise product reads it from there.
-//
-//   product[i, j] = sum_k middle[i, k] * panel[k, j]     i pixels, k channels, j output channels
-//
-// Register tile: kGemmRows pixels by kGemmColumns vectors of output channels; the weights are packed in panels of as many
-// output channels, [ceil(out_channels / kPanel)][channels][kPanel]. kDepthBlock channels of a panel are walked for all pixels
-// of the tile in turn; between the blocks the sums rest in scratch, [pixel][kPanel]. Sums over k run in order, in one accumulator
-// within a block and in one over the blocks: the result does not depend on the tile. Bias, activation and residual are applied
-// to the registers.
+// [pixel][channel], in the type that the product multiplies, and stays in L2; the pointwise product (pointwise_product.h,
+// pointwise_amx.h) reads it from there, a panel of output channels at a time.
 //
 // NCHW: a vector of planes at a time is transposed into the depthwise stage (transpose.h), and each panel's product is
 // transposed back; everything between is the same.
@@ -19,161 +12,41 @@
 #pragma once
 
 #include "depthwise_forward_nchw_transposed.h"
+#include "pointwise_product.h"
+#if defined(DWCONV_AMX)
+#include "pointwise_amx.h"
+#endif
 
 namespace dwconv::DWCONV_ISA {
 
-#if DWCONV_VECTOR_BYTES == 64
-inline constexpr int kGemmRows = 14;  // 28 sums + 2 of the panel + 1 broadcast of 32 registers
-#elif DWCONV_VECTOR_BYTES == 32
-inline constexpr int kGemmRows = 6;  // 12 + 2 + 1 of 16
-#else
-inline constexpr int kGemmRows = 4;
+template <class T>
+struct ProductOf {
+  using type = RegisterProduct<typename AccumulateType<T>::type>;
+};
+#if defined(DWCONV_AMX)
+template <>
+struct ProductOf<BFloat16> {
+  using type = TileProduct;
+};
+#elif defined(DWCONV_BFLOAT16_PAIRS)
+template <>
+struct ProductOf<BFloat16> {
+  using type = RegisterProduct<BFloat16Pair>;
+};
 #endif
-inline constexpr int kGemmColumns = 2;
-template <class A>
-inline constexpr int kPanel = kGemmColumns * kLanes<A>;
 
-// One float32 accumulator over 1024 channels is 4.5 times less accurate than nn.Conv2d; with one a block of 256 it is twice. The
-// price is a load, an addition and a store for every 256 FMAs, 2 % of the time (4 % with blocks of 128).
-inline constexpr int64_t kDepthBlock = 256;
+template <class P>
+DWCONV_INLINE int64_t padded_channels(int64_t channels) {
+  return (channels + P::kDepthMultiple - 1) / P::kDepthMultiple * P::kDepthMultiple;
+}
 
-// Scratch of a worker, in elements of the accumulation type. The pitch of the middle keeps pixels out of one another's cache
-// sets where the channels are a power of two; it is padded to whole register tiles.
-template <class A>
+// Elements from pixel to pixel of the middle: whole vectors, and a cache line more, which keeps pixels out of one another's
+// cache sets where the channels are a power of two.
+template <class P>
 DWCONV_INLINE int64_t middle_pitch(int64_t channels) {
-  return (channels + kLanes<A> - 1) / kLanes<A> * kLanes<A> + 64 / static_cast<int64_t>(sizeof(A));
-}
-template <class A>
-DWCONV_INLINE int64_t padded_pixels(int64_t pixels) {
-  return (pixels + kGemmRows - 1) / kGemmRows * kGemmRows;
-}
-
-template <class A>
-DWCONV_INLINE const A* at_bytes(const A* base, int64_t bytes) {
-  return reinterpret_cast<const A*>(reinterpret_cast<const char*>(base) + bytes);
-}
-
-// acc[i] = sum_k a[i * pitch + k] * panel[k].
-template <class A, int kRows>
-DWCONV_INLINE void gemm_tile(int64_t depth, const A* a, int64_t pitch, const A* panel, Vec<A> (&acc)[kRows][kGemmColumns]) {
-  constexpr int kVec = kLanes<A>;
-  DWCONV_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) acc[i][j] = Vec<A>{};
-  }
-  // Seven rows are within reach of one base by the address forms [base + {1, 2, 4} * p1], [base + {1, 2} * p3], [base + p5];
-  // a pointer a row would not fit into the general registers. The empty asm keeps the compiler from making those pointers.
-  int64_t p1 = pitch * static_cast<int64_t>(sizeof(A)), p3 = 3 * p1, p5 = 5 * p1;
-  asm("" : "+r"(p1), "+r"(p3), "+r"(p5));
-  const A* low = a;
-  const A* high = a + 7 * pitch;
-  for (int64_t k = 0; k < depth; ++k, ++low, ++high, panel += kGemmColumns * kVec) {
-    Vec<A> b[kGemmColumns];
-    DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) b[j] = load(panel + j * kVec);
-    DWCONV_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      const A* const base = i < 7 ? low : high;
-      const int row = i % 7;
-      const A* const at = row == 0   ? base
-                          : row == 3 ? at_bytes(base, p3)
-                          : row == 5 ? at_bytes(base, p5)
-                          : row == 6 ? at_bytes(base, 2 * p3)
-                                     : at_bytes(base, row * p1);
-      const Vec<A> factor = broadcast(*at);
-      DWCONV_UNROLL
-      for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += factor * b[j];
-    }
-  }
-}
-
-// Where a register tile's result goes: rows out_pitch apart, `rows` of them, `columns` output channels of the panel.
-template <class O>
-struct GemmTarget {
-  O* out;
-  const O* residual;  // like out, or null
-  int64_t pitch;
-  int rows, columns;
-};
-
-// `depth` channels of the product, from channel `begin` of the middle and the panel on.
-struct DepthBlock {
-  int64_t begin, depth;
-  bool first, last;
-};
-
-// One register tile: a block of channels added to the sums so far, [kRows][kPanel]; after the last one, to the target.
-// bias: kPanel values.
-template <class O, class A, int kRows>
-void gemm_rows(const SeparableArgs& args, const DepthBlock& block, const A* a, int64_t pitch, const A* panel, A* sums,
-               const A* bias, const GemmTarget<O>& to) {
-  constexpr int kVec = kLanes<A>;
-  Vec<A> acc[kRows][kGemmColumns];
-  gemm_tile<A, kRows>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, acc);
-  if (!block.first) {
-    DWCONV_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      DWCONV_UNROLL
-      for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(sums + i * kPanel<A> + j * kVec);
-    }
-  }
-  if (!block.last) {
-    DWCONV_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      DWCONV_UNROLL
-      for (int j = 0; j < kGemmColumns; ++j) store(sums + i * kPanel<A> + j * kVec, acc[i][j]);
-    }
-    return;
-  }
-  DWCONV_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(bias + j * kVec);
-  }
-  activate_all<A>(acc, args.activation);
-  DWCONV_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    if (i >= to.rows) break;
-    DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) {
-      const int left = to.columns - j * kVec;
-      if (left <= 0) continue;
-      Vec<A> v = acc[i][j];
-      const int64_t offset = i * to.pitch + j * kVec;
-      if (left >= kVec) {
-        if (to.residual != nullptr) v += load(to.residual + offset);
-        store(to.out + offset, v);
-      } else {
-        if (to.residual != nullptr) v += load_lanes(to.residual + offset, left);
-        store_lanes(to.out + offset, v, left);
-      }
-    }
-  }
-}
-
-// All pixels of a tile by one panel. sums: [padded pixels][kPanel].
-template <class O, class A>
-void gemm_panel(const SeparableArgs& args, const A* middle, int64_t pitch, int64_t pixels, const A* panel, A* sums, const A* bias,
-                GemmTarget<O> to) {
-  constexpr int kHalf = kGemmRows / 2;
-  const int64_t channels = args.depthwise.problem.channels;
-  for (int64_t k = 0; k < channels; k += kDepthBlock) {
-    const int64_t depth = channels - k < kDepthBlock ? channels - k : kDepthBlock;
-    const DepthBlock block = {k, depth, k == 0, k + depth == channels};
-    for (int64_t i = 0; i < pixels;) {
-      const int64_t left = pixels - i;
-      const GemmTarget<O> here = {to.out + i * to.pitch, to.residual ? to.residual + i * to.pitch : nullptr, to.pitch,
-                                  lanes_left(left, kGemmRows), to.columns};
-      if (left > kHalf) {
-        gemm_rows<O, A, kGemmRows>(args, block, middle + i * pitch, pitch, panel, sums + i * kPanel<A>, bias, here);
-        i += kGemmRows;
-      } else {
-        gemm_rows<O, A, kHalf>(args, block, middle + i * pitch, pitch, panel, sums + i * kPanel<A>, bias, here);
-        i += kHalf;
-      }
-    }
-  }
+  constexpr int64_t kVec = kLanes<typename P::A>, kLine = 64 / sizeof(typename P::Middle);
+  const int64_t padded = padded_channels<P>(channels);
+  return (padded + kVec - 1) / kVec * kVec + kLine;
 }
 
 // Output rows [row, row + rows) of the N * out_h: calls body(n, y, count, first pixel of the tile) for each image's share.
@@ -188,8 +61,8 @@ DWCONV_INLINE void for_each_image(const DepthwiseProblem& p, int64_t row, int64_
 }
 
 // The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
-template <class T, class A, bool kNhwc>
-void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, A* middle) {
+template <class T, class A, class M, bool kNhwc>
+void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
   const DepthwiseProblem& whole = args.depthwise.problem;
   DepthwiseArgs stage = args.depthwise;
   DepthwiseProblem& p = stage.problem;
@@ -252,33 +125,42 @@ void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int
 
 template <class T, bool kNhwc>
 void separable_tiles(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
-  using A = typename AccumulateType<T>::type;
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
+  using M = typename P::Middle;
   const DepthwiseProblem& p = args.depthwise.problem;
   const int64_t total_rows = p.batch * p.out_h;
-  const int64_t pitch = middle_pitch<A>(p.channels);
+  const int64_t pitch = middle_pitch<P>(p.channels);
+  const int64_t depth = padded_channels<P>(p.channels);
   const int64_t panels = (args.out_channels + kPanel<A> - 1) / kPanel<A>;
-  A* const middle = static_cast<A*>(scratch);
+  const int64_t tile_pixels = args.rows_per_tile * p.out_w;
+  M* const middle = static_cast<M*>(scratch);
+  const int64_t middle_size = P::padded_pixels(tile_pixels) * pitch;
   // The product, or its sums so far; in NCHW the staging of the depthwise stage before.
-  A* const product = middle + padded_pixels<A>(args.rows_per_tile * p.out_w) * pitch;
+  A* const product = reinterpret_cast<A*>(middle + middle_size);
+  if (depth != p.channels) memset(middle, 0, middle_size * sizeof(M));  // the channels that no stage writes
+  const P pointwise(tile_pixels);
   int64_t staged_row = -1;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t row = tile / args.splits * args.rows_per_tile;
     const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
     const int64_t split = tile % args.splits;
-    if (row != staged_row) depthwise_stage<T, A, kNhwc>(args, row, rows, pitch, product, middle);
+    if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
     staged_row = row;
     for (int64_t panel = panels * split / args.splits; panel < panels * (split + 1) / args.splits; ++panel) {
       const int64_t j = panel * kPanel<A>;
       const int columns = lanes_left(args.out_channels - j, kPanel<A>);
-      const A* const weight = static_cast<const A*>(args.pw_weight) + j * p.channels;
+      const M* const weight = static_cast<const M*>(args.pw_weight) + j * depth;
       const A* const bias = static_cast<const A*>(args.pw_bias) + j;
+      const auto multiply = [&](const auto& to) {
+        pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to);
+      };
       if constexpr (kNhwc) {
         const int64_t first = row * p.out_w * args.out_channels + j;
         const T* const residual = args.residual ? static_cast<const T*>(args.residual) + first : nullptr;
-        gemm_panel<T, A>(args, middle, pitch, rows * p.out_w, weight, product, bias,
-                         {static_cast<T*>(args.output) + first, residual, args.out_channels, 0, columns});
+        multiply(GemmTarget<T>{static_cast<T*>(args.output) + first, residual, args.out_channels, 0, columns});
       } else {
-        gemm_panel<A, A>(args, middle, pitch, rows * p.out_w, weight, product, bias, {product, nullptr, kPanel<A>, 0, columns});
+        multiply(GemmTarget<A>{product, nullptr, kPanel<A>, 0, columns});
         product_to_planes<T, A>(args, row, rows, j, columns, product);
       }
     }
@@ -298,19 +180,29 @@ void separable_forward_nchw(const SeparableArgs& args, void* scratch, int64_t ti
 // Bytes of scratch a worker needs.
 template <class T>
 int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
-  using A = typename AccumulateType<T>::type;
-  const int64_t pixels = padded_pixels<A>(rows_per_tile * p.out_w);
-  const int64_t pixel = middle_pitch<A>(p.channels) + kPanel<A>;
-  return pixels * pixel * static_cast<int64_t>(sizeof(A));
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
+  const int64_t pixel = middle_pitch<P>(p.channels) * sizeof(typename P::Middle) + kPanel<A> * sizeof(A);
+  return P::padded_pixels(rows_per_tile * p.out_w) * pixel;
 }
 
 template <class T>
 int64_t separable_forward_nchw_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
-  using A = typename AccumulateType<T>::type;
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
   const int64_t staged = most_input_rows(p, rows_per_tile < p.out_h ? rows_per_tile : p.out_h) * p.in_w * kLanes<A>;
-  const int64_t product = padded_pixels<A>(rows_per_tile * p.out_w) * kPanel<A>;
+  const int64_t product = P::padded_pixels(rows_per_tile * p.out_w) * kPanel<A>;
   const int64_t more = staged > product ? staged - product : 0;
   return separable_forward_nhwc_scratch<T>(p, rows_per_tile) + more * static_cast<int64_t>(sizeof(A));
+}
+
+template <class T>
+constexpr PointwiseFormat pointwise_format() {
+  using P = typename ProductOf<T>::type;
+  constexpr DType kind = sizeof(typename P::Middle) == 8   ? DType::kFloat64
+                         : sizeof(typename P::Middle) == 4 ? DType::kFloat32
+                                                           : DType::kBFloat16;
+  return {kPanel<typename P::A>, P::kDepthMultiple, kind};
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -5,13 +5,19 @@
 // per instruction set: float16 conversion and masked loads and stores.
 //
 // Included once by each isa_*.cpp, after its target pragma, with these defined:
-//   DWCONV_ISA           namespace and name (baseline, avx2, avx512)
-//   DWCONV_VECTOR_BYTES  16, 32 or 64
+//   DWCONV_ISA              namespace and name (baseline, avx2, avx512, avx512_bf16, amx)
+//   DWCONV_VECTOR_BYTES     16, 32 or 64
+//   DWCONV_BFLOAT16_PAIRS   where it has AVX512_BF16; DWCONV_AMX where it has AMX-BF16 too
+// A build with DWCONV_EMULATE_AVX512 defined compiles the 64-byte sets without their instructions, for machines that lack them.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
-#if DWCONV_VECTOR_BYTES > 16
+
+#if DWCONV_VECTOR_BYTES == 16 || (DWCONV_VECTOR_BYTES == 64 && defined(DWCONV_EMULATE_AVX512))
+#define DWCONV_INTRINSICS 0
+#else
+#define DWCONV_INTRINSICS DWCONV_VECTOR_BYTES
 #include <immintrin.h>
 #endif
 
@@ -56,19 +62,35 @@ DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
   return (Vec<float>)bits;
 }
 
+#if DWCONV_INTRINSICS == 64 && defined(DWCONV_BFLOAT16_PAIRS)
+DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) { return (U16)_mm512_cvtneps_pbh((__m512)v); }
+#else
 DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) {
   const U32 bits = (U32)v;
   const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const U32 result = (v != v) ? U32{} + 0x7fc0u : rounded;
   return __builtin_convertvector(result, U16);
 }
+#endif
 
-#if DWCONV_VECTOR_BYTES == 64
+// sum + the products of the pairs' low values + those of their high values.
+#if DWCONV_INTRINSICS == 64 && defined(DWCONV_BFLOAT16_PAIRS)
+DWCONV_INLINE Vec<float> add_products(Vec<float> sum, U32 a, U32 b) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#else
+DWCONV_INLINE Vec<float> add_products(Vec<float> sum, U32 a, U32 b) {
+  sum += (Vec<float>)(a << 16) * (Vec<float>)(b << 16);
+  return sum + (Vec<float>)(a & 0xffff0000u) * (Vec<float>)(b & 0xffff0000u);
+}
+#endif
+
+#if DWCONV_INTRINSICS == 64
 DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)raw); }
 DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {
   return (U16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-#elif DWCONV_VECTOR_BYTES == 32
+#elif DWCONV_INTRINSICS == 32
 DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)raw); }
 DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {
   return (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -121,7 +143,7 @@ DWCONV_INLINE void store(T* p, Vec<float> v) {
 
 // ---- the first `lanes` lanes, 1 <= lanes <= kLanes; absent lanes load as zero and are not touched -----------------------
 
-#if DWCONV_VECTOR_BYTES == 64
+#if DWCONV_INTRINSICS == 64
 DWCONV_INLINE Vec<float> load_lanes(const float* p, int lanes) {
   return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << lanes) - 1u), p);
 }
@@ -159,7 +181,7 @@ DWCONV_INLINE void store_lanes(T* p, V v, int lanes) {
   store(buffer, v);
   for (int i = 0; i < lanes; ++i) p[i] = buffer[i];
 }
-#if DWCONV_VECTOR_BYTES == 32
+#if DWCONV_INTRINSICS == 32
 DWCONV_INLINE __m256i lane_mask(int lanes) {
   alignas(32) static const int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ones_then_zeros + 8 - lanes));

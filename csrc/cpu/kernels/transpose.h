@@ -27,16 +27,18 @@ DWCONV_INLINE uint64_t load_64(const void* p) {
 
 // Block b is from[4 b + i][offset .. offset + 4).
 DWCONV_INLINE Vec<float> load_blocks(const float* const* from, int i, int64_t offset) {
-#if DWCONV_VECTOR_BYTES == 64
+#if DWCONV_INTRINSICS == 64
   __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + offset));
   v = _mm512_insertf32x4(v, _mm_loadu_ps(from[4 + i] + offset), 1);
   v = _mm512_insertf32x4(v, _mm_loadu_ps(from[8 + i] + offset), 2);
   return (Vec<float>)_mm512_insertf32x4(v, _mm_loadu_ps(from[12 + i] + offset), 3);
-#elif DWCONV_VECTOR_BYTES == 32
+#elif DWCONV_INTRINSICS == 32
   const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(from[i] + offset));
   return (Vec<float>)_mm256_insertf128_ps(v, _mm_loadu_ps(from[4 + i] + offset), 1);
 #else
-  return load(from[i] + offset);
+  Vec<float> v;
+  for (int b = 0; b < kBlocks; ++b) memcpy(reinterpret_cast<char*>(&v) + 16 * b, from[4 * b + i] + offset, 16);
+  return v;
 #endif
 }
 template <class T>
@@ -50,8 +52,8 @@ DWCONV_INLINE Vec<float> load_blocks(const T* const* from, int i, int64_t offset
 // The way back; where not kAll, for the planes below `lanes` only.
 template <bool kAll>
 DWCONV_INLINE void store_blocks(float* const* to, int i, int64_t offset, Vec<float> v, int lanes) {
-#if DWCONV_VECTOR_BYTES > 16
-#if DWCONV_VECTOR_BYTES == 64
+#if DWCONV_INTRINSICS > 0
+#if DWCONV_INTRINSICS == 64
   const __m128 block[kBlocks] = {_mm512_castps512_ps128((__m512)v), _mm512_extractf32x4_ps((__m512)v, 1),
                                  _mm512_extractf32x4_ps((__m512)v, 2), _mm512_extractf32x4_ps((__m512)v, 3)};
 #else
@@ -62,7 +64,9 @@ DWCONV_INLINE void store_blocks(float* const* to, int i, int64_t offset, Vec<flo
     if (kAll || 4 * b + i < lanes) _mm_storeu_ps(to[4 * b + i] + offset, block[b]);
   }
 #else
-  if (kAll || i < lanes) store(to[i] + offset, v);
+  for (int b = 0; b < kBlocks; ++b) {
+    if (kAll || 4 * b + i < lanes) memcpy(to[4 * b + i] + offset, reinterpret_cast<const char*>(&v) + 16 * b, 16);
+  }
 #endif
 }
 template <bool kAll, class T>

@@ -1,0 +1,10 @@
+#include "../isa_build.h"
+#if defined(DWCONV_BUILDS_AVX512_BF16)
+DWCONV_BEGIN_TARGET(DWCONV_TARGET_AVX512_BF16)
+#define DWCONV_ISA avx512_bf16
+#define DWCONV_ISA_ID Isa::kAvx512Bf16
+#define DWCONV_VECTOR_BYTES 64
+#define DWCONV_BFLOAT16_PAIRS
+#include "isa_table.h"
+DWCONV_END_TARGET
+#endif

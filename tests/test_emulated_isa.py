@@ -1,0 +1,47 @@
+"""The AVX-512, AVX512-BF16 and AMX kernels on any x86-64 CPU: compiled without their instructions, on NaN scratch, and tested."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dwconv_ext
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "emulated"
+# Unoptimised: the compiler takes minutes to schedule 64-byte vectors onto narrower registers, and the tests are small.
+FLAGS = "-O0 -w -DDWCONV_EMULATE_AVX512 -DDWCONV_POISON_SCRATCH -DDWCONV_FEW_KERNELS"
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or "avx2" not in dwconv_ext._C.supported_isas(), reason="the emulation is compiled for AVX2"
+)
+
+
+@pytest.fixture(scope="module")
+def library():
+    build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(BUILD), "--build-lib", str(BUILD / "lib")]
+    environment = {**os.environ, "DWCONV_EXT_CUDA": "0", "DWCONV_EXT_CXXFLAGS": FLAGS}
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return BUILD / "lib"
+
+
+def pytest_in(library: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"pythonpath={library} tests", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "DWCONV_EXT_ISA"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_row_and_block(library):
+    emulated = "avx512 or amx or bfloat16 or random"
+    out = pytest_in(library, "tests/test_kernels.py", "tests/test_separable.py", "-k", emulated, "-rA")
+    passed = re.findall(r"PASSED .*test_row\[(\w+)-", out)
+    assert {"avx512", "avx512_bf16", "amx"} <= set(passed), sorted(set(passed))
