@@ -92,9 +92,10 @@ struct BackwardInputArgs {
   int64_t rows_per_tile = 1;  // of each phase
 };
 
-using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
-using BackwardInputKernel = void (*)(const BackwardInputArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
-using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
+struct Tiles;  // what a worker is to do (cpu/tiles.h)
+using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, Tiles);
+using BackwardInputKernel = void (*)(const BackwardInputArgs&, void* scratch, Tiles);
+using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, Tiles);
 
 // How a fused block's kernel wants the pointwise weights: panels [ceil(out_channels / panel)][depth][panel] of `dtype`,
 // zero-padded, with depth the channels up to a multiple of `depth_multiple`. bfloat16 panels hold channels k and k + 1 of an
@@ -118,7 +119,7 @@ struct SeparableArgs {
   int64_t rows_per_tile = 1;  // of the batch * out_h output rows
   int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
 };
-using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, int64_t tile_begin, int64_t tile_end);
+using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);
 
 // Bytes of scratch a worker of a depthwise kernel needs.
 using ScratchSize = int64_t (*)(const DepthwiseProblem&, int64_t rows_per_tile);

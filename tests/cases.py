@@ -85,3 +85,9 @@ CASES = [
     Case("multiplier_4_photograph", 1, 3, (40, 50), (7, 7), multiplier=4),
     Case("empty_batch", 0, 16, (7, 7)),
 ]
+
+# What only the CPU treats apart: in channels_last their pixels' lines fall into a few sets of the L1 cache.
+CACHE_CASES = [
+    Case("pixels_in_one_cache_set", 1, 2048, (7, 7)),
+    Case("pixels_in_few_cache_sets_stride2", 1, 1024, (11, 8), (5, 5), (2, 2)),
+]

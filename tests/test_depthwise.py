@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, DTYPES, LAYOUTS
+from cases import CACHE_CASES, CASES, DTYPES, LAYOUTS
 from properties import given, st
 from reference import Convolution, check_depthwise, is_channels_last
 
@@ -14,20 +14,20 @@ import dwconv_ext
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *CACHE_CASES], ids=str)
 def test_cases(case, layout, dtype):
     check_depthwise(*case.tensors(dtype, layout), case.conv)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *CACHE_CASES], ids=str)
 def test_every_instruction_set(case, layout, isa):
     for dtype in DTYPES:
         check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *CACHE_CASES], ids=str)
 def test_same_bits_for_any_number_of_threads(case, layout, threads):
     def run():
         x, w, b = (t.requires_grad_() for t in case.tensors(torch.float32, layout))

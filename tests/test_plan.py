@@ -87,7 +87,7 @@ def test_tiles_cover_the_output_and_workers_have_some(shape, layout, op, threads
 def test_small_batches_with_large_weights_split_the_output_channels():
     one = plan(op="separable_conv2d", layout="channels_last", batch=1, channels=1024, size=(7, 7), out_channels=1024)
     many = plan(op="separable_conv2d", layout="channels_last", batch=64, channels=1024, size=(7, 7), out_channels=1024)
-    assert "1/2 of the output channels" in one["reason"] and one["workers"] == 2
+    assert "1/8 of the output channels" in one["reason"] and one["workers"] == 2  # four tiles a worker
     assert "1/1 of the output channels" in many["reason"] and many["workers"] == 2
 
 

@@ -89,8 +89,8 @@ void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t
   plan.tiles = p.batch * row_tiles;
   plan.workers = std::min(plan.workers, plan.tiles);
   plan.scratch_bytes = std::min((plan.rows_per_tile - 1) * p.stride_h + reach, p.in_h) * row_bytes;
-  run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
+  run_tiles(plan, [&](void* scratch, Tiles tiles) {
+    for (int64_t tile; next_tile(tiles, &tile);) {
       const int64_t n = tile / row_tiles, y = tile % row_tiles * plan.rows_per_tile;
       DepthwiseArgs piece = args;
       DepthwiseProblem& q = piece.problem;
@@ -107,7 +107,7 @@ void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t
       piece.input = scratch;
       piece.output = offset(static_cast<char*>(args.output), n * p.out_stride_n + y * p.out_stride_h, p.dtype);
       piece.rows_per_tile = q.out_h;
-      plan.row->depthwise(piece, nullptr, 0, 1);
+      plan.row->depthwise(piece, nullptr, one_tile());
     }
   });
 }
@@ -158,7 +158,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
     if (repeats > 1) {
       run_repeated(plan, args, x, repeats);
     } else {
-      run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
+      run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
     }
   }
   return output;
@@ -241,7 +241,7 @@ void run_phase_alone(const ConvolutionShape& s, const DepthwiseProblem& whole, c
   args.weight = packed;
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
-  run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->depthwise(args, scratch, begin, end); });
+  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
 }
 
 void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight,
@@ -274,7 +274,7 @@ void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const
   }
   args.phases = list.data();
   args.phase_count = static_cast<int64_t>(list.size());
-  run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->backward_input(args, scratch, begin, end); });
+  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_input(args, scratch, tiles); });
 }
 
 void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& input,
@@ -298,7 +298,7 @@ void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, cons
   args.partial_bias = grad_bias ? workspace(Workspace::kPartialBias, sums) : nullptr;
   for (int64_t m = 0; m < multiplier; ++m) {
     args.grad_output = offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0), dtype);
-    run_tiles(plan, [&](void* scratch, int64_t begin, int64_t end) { plan.row->backward_weight(args, scratch, begin, end); });
+    run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_weight(args, scratch, tiles); });
     if (grad_weight) {
       reduce_parts(dtype, args.partial, plan.parts, s.channels, taps,
                    static_cast<char*>(grad_weight->mutable_data_ptr()) + m * taps * unit, multiplier * taps);

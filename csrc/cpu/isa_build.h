@@ -26,8 +26,7 @@
 // Between these two, functions are compiled for `features`, a string.
 #define DWCONV_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define DWCONV_BEGIN_TARGET(features) \
-  DWCONV_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define DWCONV_BEGIN_TARGET(features) DWCONV_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define DWCONV_END_TARGET _Pragma("clang attribute pop")
 #else
 #define DWCONV_BEGIN_TARGET(features) DWCONV_PRAGMA(GCC target(features))

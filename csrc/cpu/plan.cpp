@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kMinElementsAWorker = 1 << 14;  // below it a second thread costs more than it brings (a few us)
 constexpr int64_t kRowTile = 4;                   // rows an NCHW register tile has; tiles are multiples of it
 constexpr int64_t kTilesAWorker = 8;              // enough to even out the tail
+constexpr int64_t kSplitsAWorker = 4;             // the same of a fused block
 constexpr int64_t kMaxParts = 32;
 constexpr int64_t kPartBytes = 4 << 20;
 
@@ -248,8 +249,13 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   const int64_t sharers = ceil_div(machine.threads, plan.splits);
   const int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(total_rows, 1), most), sharers) * sharers;
   whole.rows_per_tile = std::max<int64_t>(ceil_div(total_rows, pieces), 1);
+  // Several tiles a worker, so that there is something to take from a slow one: ranges of outputs of the same rows, whose
+  // depthwise result a worker keeps from tile to tile.
+  const int64_t row_tiles = ceil_div(total_rows, whole.rows_per_tile);
+  const int64_t shared = machine.threads > 1 ? ceil_div(kSplitsAWorker * machine.threads, std::max<int64_t>(row_tiles, 1)) : 1;
+  plan.splits = std::clamp(shared, plan.splits, panels);
   whole.columns = plan.splits;
-  whole.tiles = ceil_div(total_rows, whole.rows_per_tile) * plan.splits;
+  whole.tiles = row_tiles * plan.splits;
 
   const int64_t out_pixels = total_rows * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);

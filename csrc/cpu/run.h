@@ -1,4 +1,4 @@
-// From a plan to threads: the workers take contiguous, fixed shares of the tiles, each with its own scratch.
+// From a plan to threads: the workers share the tiles (tiles.h), each with its own scratch.
 #pragma once
 
 #include <stdio.h>
@@ -8,11 +8,13 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <mutex>
 #include <set>
 
 #include "../checks.h"
 #include "plan.h"
+#include "tiles.h"
 #include "workspace.h"
 
 namespace dwconv {
@@ -32,17 +34,26 @@ inline Tensor fresh_output(const Tensor& like, const Ints& size, Layout layout) 
   return output;
 }
 
-template <class Body>  // body(scratch, tile_begin, tile_end)
+template <class Body>  // body(scratch, tiles)
 void run_tiles(const Plan& plan, Body body) {
   if (plan.tiles == 0) return;
+  constexpr int64_t kClaims = 16;  // of a worker; each is one atomic addition
+  const int64_t workers = plan.workers;
   const int64_t pitch = (plan.scratch_bytes + 127) / 128 * 128;
-  char* const base = static_cast<char*>(workspace(Workspace::kScratch, pitch * plan.workers));
+  char* const base = static_cast<char*>(workspace(Workspace::kScratch, pitch * workers));
 #if defined(DWCONV_POISON_SCRATCH)  // for tests: what a kernel reads before it wrote it is NaN
-  memset(base, 0xff, pitch * plan.workers);
+  memset(base, 0xff, pitch * workers);
 #endif
-  torch::stable::parallel_for(0, plan.workers, 1, [&](int64_t begin, int64_t end) {
+  TileShare* const shares = static_cast<TileShare*>(workspace(Workspace::kShares, workers * sizeof(TileShare)));
+  for (int64_t i = 0; i < workers; ++i) shares[i] = {plan.tiles * i / workers, plan.tiles * (i + 1) / workers};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      body(base + worker * pitch, plan.tiles * worker / plan.workers, plan.tiles * (worker + 1) / plan.workers);
+      Tiles tiles;
+      tiles.shares = shares;
+      tiles.count = workers;
+      tiles.own = worker;
+      tiles.grain = std::max<int64_t>(plan.tiles / (workers * kClaims), 1);
+      body(base + worker * pitch, tiles);
     }
   });
 }

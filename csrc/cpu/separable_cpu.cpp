@@ -110,7 +110,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   args.output = output.mutable_data_ptr();
   args.rows_per_tile = plan.whole.rows_per_tile;
   args.splits = plan.splits;
-  run_tiles(plan.whole, [&](void* scratch, int64_t begin, int64_t end) { plan.whole.row->separable(args, scratch, begin, end); });
+  run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
   return output;
 }
 

@@ -20,6 +20,7 @@ enum class Workspace {
   kPartial,
   kPartialBias,
   kScratch,
+  kShares,
   kCount
 };
 

@@ -46,9 +46,9 @@ DWCONV_INLINE void run_phase(const DepthwiseArgs& piece) {
   const DepthwiseProblem& p = piece.problem;
   if (p.out_h <= 0 || p.out_w <= 0) return;
   const bool square = p.kernel_h == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1;
-  if (square && p.kernel_h == 3) return depthwise_forward_nhwc<T, O, 3, 1>(piece, nullptr, 0, 1);
-  if (square && p.kernel_h == 5) return depthwise_forward_nhwc<T, O, 5, 1>(piece, nullptr, 0, 1);
-  depthwise_forward_nhwc<T, O, 0, 0>(piece, nullptr, 0, 1);
+  if (square && p.kernel_h == 3) return depthwise_forward_nhwc<T, O, 3, 1>(piece, nullptr, one_tile());
+  if (square && p.kernel_h == 5) return depthwise_forward_nhwc<T, O, 5, 1>(piece, nullptr, one_tile());
+  depthwise_forward_nhwc<T, O, 0, 0>(piece, nullptr, one_tile());
 }
 
 DWCONV_INLINE int64_t phase_row_tiles(const BackwardInputArgs& args) {
@@ -58,10 +58,10 @@ DWCONV_INLINE int64_t phase_row_tiles(const BackwardInputArgs& args) {
 }
 
 template <class T>
-void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, int64_t tile_begin, int64_t tile_end) {
+void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles tiles) {
   const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = phase_row_tiles(args);
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t n = tile / row_tiles, row = tile % row_tiles * args.rows_per_tile;
     T* const image = static_cast<T*>(args.output) + n * p.out_stride_n + row * p.stride_h * p.out_stride_h;
     for (int64_t i = 0; i < args.phase_count; ++i) {
@@ -99,8 +99,7 @@ static inline int64_t most_phase_input_rows(const DepthwiseProblem& p, int64_t r
 }
 
 template <class T>
-void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, void* scratch, int64_t tile_begin,
-                                              int64_t tile_end) {
+void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
   const DepthwiseProblem& p = args.problem;
@@ -113,7 +112,7 @@ void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, voi
   q.channels = kVec;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec, q.in_stride_m = staged_plane;
   q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t first = tile / row_tiles * kVec, row = tile % row_tiles * args.rows_per_tile;
     const int64_t y = row * p.stride_h;
     const int64_t rows = args.rows_per_tile * p.stride_h < p.out_h - y ? args.rows_per_tile * p.stride_h : p.out_h - y;

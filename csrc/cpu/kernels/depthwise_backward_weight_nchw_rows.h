@@ -76,7 +76,7 @@ DWCONV_INLINE A nchw_sum(const DepthwiseProblem& p, const T* grad, int64_t rows)
 }
 
 template <class T, int kKernel, int kStride>
-void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
   const DepthwiseProblem& p = args.problem;
@@ -86,7 +86,7 @@ void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* s
   int64_t* const tap_offsets = reinterpret_cast<int64_t*>(staged + (s.size + 1) / 2 * 2);
   A* const sums = reinterpret_cast<A*>(tap_offsets + taps);
   fill_tap_offsets(p, s, tap_offsets);
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t part = tile / p.channels;
     const int64_t c = tile % p.channels;
     A bias_sum = A(0);

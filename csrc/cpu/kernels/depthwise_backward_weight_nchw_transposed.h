@@ -11,8 +11,7 @@
 namespace dwconv::DWCONV_ISA {
 
 template <class T, int kKernel, int kStride>
-void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, void* scratch, int64_t tile_begin,
-                                               int64_t tile_end) {
+void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
   const DepthwiseProblem& p = args.problem;
@@ -23,7 +22,7 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
   DepthwiseProblem q = p;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec;
   q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t part = tile / groups;
     const int64_t c = tile % groups * kVec;
     const int lanes = lanes_left(p.channels - c, kVec);

@@ -21,8 +21,9 @@ namespace dwconv::DWCONV_ISA {
 
 inline constexpr int64_t kMaxSum = 64;  // outputs in one running f32 sum
 
-// acc[q][s] += sum_t grad[t] * in_q[(t * kStride + s) * step] over one tile of columns.
-template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumns, bool kEdge>
+// acc[q][s] += sum_t grad[t] * in_q[(t * kStride + s) * step] over one tile of columns; the first kLeft and the last kRight
+// columns of the input are in the padding.
+template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumns, bool kEdge, int kLeft = 0, int kRight = 0>
 DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, const T* in, int64_t row_step, uint32_t valid_rows,
                                 int64_t step, uint32_t valid, int lanes, Vec<A> (&acc)[kFilterRows][kTaps]) {
   Vec<A> g[kColumns];
@@ -36,7 +37,7 @@ DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, c
     const T* const row = in + q * row_step;
     Vec<A> sum[kTaps] = {};  // of this tile's row: a short chain, for accuracy
     DWCONV_UNROLL
-    for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
+    for (int i = kLeft; i < (kColumns - 1) * kStride + kTaps - kRight; ++i) {
       const T* at = row + i * step;
       if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
       const Vec<A> x = load_some<!kEdge>(at, lanes);
@@ -60,41 +61,60 @@ struct GradBlock {
   int lanes;
 };
 
+// A tile of output columns [x, x + kColumns) of row y, and the filter taps it meets.
+template <class T>
+struct GradTile {
+  const T* grad;  // at column 0
+  const T* in;    // the input row of the first filter row, at column 0
+  int64_t x, first_s;
+  uint32_t valid_rows;
+};
+
+template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumns, bool kWhole>
+DWCONV_INLINE void add_tile(const DepthwiseProblem& p, const GradTile<T>& tile, int lanes, Vec<A> (&acc)[kFilterRows][kTaps]) {
+  constexpr int kCount = (kColumns - 1) * kStride + kTaps;
+  constexpr uint32_t kAll = (1u << kCount) - 1u, kFirst = 1u, kLast = 1u << (kCount - 1);
+  // kStride > 1 means a known stride and dilation 1; otherwise taps step by the stride, one or (dilation == stride) several.
+  const int64_t tile_step = kStride > 1 ? kStride : p.stride_w;
+  const int64_t tap_step = kStride > 1 ? 1 : p.stride_w;
+  const int64_t first = tile.x * tile_step - p.pad_w + tile.first_s * p.dilation_w;
+  const int columns = lanes_left(p.out_w - tile.x, kColumns);
+  const uint32_t valid = valid_columns(first, tap_step, p.in_w, kCount);
+  if (valid == 0) return;
+  const T* const in = tile.in + first * p.in_stride_w;
+  const T* const grad = tile.grad + tile.x * p.out_stride_w;
+  const int64_t row_step = p.dilation_h * p.in_stride_h, step = tap_step * p.in_stride_w;
+  const auto add = [&]<bool kEdge, int kLeft, int kRight>() {
+    add_products<T, A, kTaps, kStride, kFilterRows, kColumns, kEdge, kLeft, kRight>(grad, p.out_stride_w, columns, in, row_step,
+                                                                                    tile.valid_rows, step, valid, lanes, acc);
+  };
+  const bool full = kWhole && columns == kColumns;
+  if (full && valid == kAll) return add.template operator()<false, 0, 0>();
+  if constexpr (kWhole && kTaps == 3) {
+    if (full && valid == (kAll & ~kFirst)) return add.template operator()<false, 1, 0>();
+    if (full && valid == (kAll & ~kLast)) return add.template operator()<false, 0, 1>();
+    if (full && valid == (kAll & ~kFirst & ~kLast)) return add.template operator()<false, 1, 1>();
+  }
+  add.template operator()<true, 0, 0>();
+}
+
 // partial[(r * kernel_w + s) * pitch] += the block's share of taps (first_r + q, first_s + s).
 template <class T, class A, int kTaps, int kStride, int kFilterRows, bool kWhole>
 DWCONV_INLINE void block_taps(const DepthwiseProblem& p, const GradBlock<T>& b, int64_t first_r, int64_t first_s, int64_t pitch,
                               A* partial) {
-  constexpr int kColumns = kNarrowColumns;
-  constexpr int kCount = (kColumns - 1) * kStride + kTaps;
-  // kStride > 1 means a known stride and dilation 1; otherwise taps step by the stride, one or (dilation == stride) several.
-  const int64_t tile_step = kStride > 1 ? kStride : p.stride_w;
-  const int64_t tap_step = kStride > 1 ? 1 : p.stride_w;
+  constexpr int kNarrow = kNarrowTile<kTaps>, kWide = kTaps == 3 ? kWideColumns : kNarrow;
+  const int64_t wide = wide_columns(p.out_w, kWide, kNarrow);
   Vec<A> acc[kFilterRows][kTaps] = {};
   for (int64_t y = b.y; y < b.y + b.rows; ++y) {
     const int64_t origin_h = y * p.stride_h - p.pad_h + first_r * p.dilation_h;
-    uint32_t valid_rows = 0;
+    GradTile<T> tile = {b.grad + y * p.out_stride_h, b.image + origin_h * p.in_stride_h, 0, first_s, 0};
     for (int q = 0; q < kFilterRows; ++q) {
-      valid_rows |= uint32_t(static_cast<uint64_t>(origin_h + q * p.dilation_h) < static_cast<uint64_t>(p.in_h)) << q;
+      tile.valid_rows |= uint32_t(static_cast<uint64_t>(origin_h + q * p.dilation_h) < static_cast<uint64_t>(p.in_h)) << q;
     }
-    if (valid_rows == 0) continue;
-    const T* const row = b.image + origin_h * p.in_stride_h;
-    const T* const grad = b.grad + y * p.out_stride_h;
-    for (int64_t x = 0; x < p.out_w; x += kColumns) {
-      const int64_t first = x * tile_step - p.pad_w + first_s * p.dilation_w;
-      const int columns = lanes_left(p.out_w - x, kColumns);
-      const T* const in = row + first * p.in_stride_w;
-      const bool inside = columns == kColumns && first >= 0 && first + (kCount - 1) * tap_step < p.in_w;
-      if (kWhole && inside) {
-        add_products<T, A, kTaps, kStride, kFilterRows, kColumns, false>(grad + x * p.out_stride_w, p.out_stride_w, columns, in,
-                                                                         p.dilation_h * p.in_stride_h, valid_rows,
-                                                                         tap_step * p.in_stride_w, 0, b.lanes, acc);
-      } else {
-        const uint32_t valid = valid_columns(first, tap_step, p.in_w, kCount);
-        if (valid == 0) continue;
-        add_products<T, A, kTaps, kStride, kFilterRows, kColumns, true>(grad + x * p.out_stride_w, p.out_stride_w, columns, in,
-                                                                        p.dilation_h * p.in_stride_h, valid_rows,
-                                                                        tap_step * p.in_stride_w, valid, b.lanes, acc);
-      }
+    if (tile.valid_rows == 0) continue;
+    for (; tile.x < wide; tile.x += kWide) add_tile<T, A, kTaps, kStride, kFilterRows, kWide, kWhole>(p, tile, b.lanes, acc);
+    for (; tile.x < p.out_w; tile.x += kNarrow) {
+      add_tile<T, A, kTaps, kStride, kFilterRows, kNarrow, kWhole>(p, tile, b.lanes, acc);
     }
   }
   A* const to = partial + (first_r * p.kernel_w + first_s) * pitch;
@@ -143,12 +163,14 @@ void block_bias(const DepthwiseProblem& p, const GradBlock<T>& b, A* partial) {
   store_some<kWhole>(partial, load_some<kWhole>(partial, b.lanes) + (sum[0] + sum[1]), b.lanes);
 }
 
+DWCONV_INLINE int64_t block_rows(const DepthwiseProblem& p) { return p.out_w < kMaxSum ? kMaxSum / p.out_w : 1; }
+
 // Output rows [y, y + rows) of one image, all channels, into partial[tap * pitch + c] and partial_bias[c].
 template <class T, int kKernel, int kStride, class A>
 void accumulate_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, int64_t pitch, A* partial,
                      A* partial_bias) {
   constexpr int kVec = kLanes<A>;
-  const int64_t block = p.out_w < kMaxSum ? kMaxSum / p.out_w : 1;
+  const int64_t block = block_rows(p);
   for (int64_t end = y + rows; y < end; y += block) {
     for (int64_t c = 0; c < p.channels; c += kVec) {
       const int lanes = lanes_left(p.channels - c, kVec);
@@ -169,14 +191,44 @@ DWCONV_INLINE void clear(A* values, int64_t count) {
   if (values != nullptr) memset(values, 0, count * sizeof(A));
 }
 
+// A block's taps return to the input rows of a filter for each row of outputs.
+template <class T>
+DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
+  return lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w);
+}
+
+// The same from staged lines of input and grad_output, kLine channels and a block of rows at a time.
+template <class T, int kKernel, int kStride, class A>
+void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
+                            A* partial_bias, T* staged) {
+  DepthwiseProblem q = p;
+  q.in_stride_w = q.out_stride_w = kLine<T>;
+  q.in_stride_h = p.in_w * kLine<T>, q.out_stride_h = p.out_w * kLine<T>;
+  T* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
+  for (const int64_t end = y + rows; y < end; y += block_rows(p)) {
+    const int64_t count = y + block_rows(p) < end ? block_rows(p) : end - y;
+    const Range in_rows = input_rows(p, y, count);
+    q.in_h = in_rows.end - in_rows.begin;
+    q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
+    for (int64_t c = 0; c < p.channels; c += kLine<T>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kLine<T>));
+      stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
+      stage_lines<T>(grad + y * p.out_stride_h + c, count, p.out_w, p.out_stride_h, p.out_stride_w, q.channels, staged_grad);
+      accumulate_rows<T, kKernel, kStride>(q, staged, staged_grad, 0, count, p.channels, partial ? partial + c : nullptr,
+                                           partial_bias ? partial_bias + c : nullptr);
+    }
+  }
+}
+
 // kKernel == 0: any filter, stride and dilation.
 template <class T, int kKernel, int kStride>
-void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void*, int64_t tile_begin, int64_t tile_end) {
+void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
   const int64_t total_rows = p.batch * p.out_h;
   const int64_t taps = p.kernel_h * p.kernel_w;
-  for (int64_t part = tile_begin; part < tile_end; ++part) {
+  const bool staged = scratch != nullptr && stages_weight<T>(p);
+  for (int64_t part; next_tile(tiles, &part);) {
     A* const partial = args.partial ? static_cast<A*>(args.partial) + part * taps * p.channels : nullptr;
     A* const bias = args.partial_bias ? static_cast<A*>(args.partial_bias) + part * p.channels : nullptr;
     clear(partial, taps * p.channels);
@@ -185,17 +237,21 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void*, int64
     for (int64_t row = total_rows * part / args.parts; row < end;) {
       const int64_t n = row / p.out_h, y = row % p.out_h;
       const int64_t rows = end - row < p.out_h - y ? end - row : p.out_h - y;
-      accumulate_rows<T, kKernel, kStride>(p, static_cast<const T*>(args.input) + n * p.in_stride_n,
-                                           static_cast<const T*>(args.grad_output) + n * p.out_stride_n, y, rows, p.channels,
-                                           partial, bias);
+      const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
+      const T* const grad = static_cast<const T*>(args.grad_output) + n * p.out_stride_n;
+      if (staged) {
+        accumulate_staged_rows<T, kKernel, kStride>(p, image, grad, y, rows, partial, bias, static_cast<T*>(scratch));
+      } else {
+        accumulate_rows<T, kKernel, kStride>(p, image, grad, y, rows, p.channels, partial, bias);
+      }
       row += rows;
     }
   }
 }
 
 template <class T>
-int64_t depthwise_backward_weight_nhwc_scratch(const DepthwiseProblem&, int64_t) {
-  return 0;
+int64_t depthwise_backward_weight_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
+  return stages_weight<T>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * 64 : 0;
 }
 
 }  // namespace dwconv::DWCONV_ISA

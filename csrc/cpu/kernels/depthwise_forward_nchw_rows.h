@@ -106,7 +106,7 @@ DWCONV_INLINE void rows_tile(const DepthwiseProblem& p, const Staging& s, const 
 
 // kKernel == 0: any filter, stride and dilation.
 template <class T, class O, int kKernel, int kStride>
-void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
   static_assert(kStride <= 1, "the staging makes every other stride a stride of 1");
@@ -118,7 +118,7 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, int64
   fill_tap_offsets(p, s, tap_offsets);
   const int64_t weights_a_channel = p.depth * p.kernel_h * p.kernel_w;
 
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t plane = tile / row_tiles;
     const int64_t n = plane / p.channels;
     const int64_t c = plane % p.channels;

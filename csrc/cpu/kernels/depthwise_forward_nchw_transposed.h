@@ -16,24 +16,8 @@
 
 namespace dwconv::DWCONV_ISA {
 
-// Input rows that output rows [y, y + rows) read, clipped to the image.
-DWCONV_INLINE Range input_rows(const DepthwiseProblem& p, int64_t y, int64_t rows) {
-  int64_t begin = y * p.stride_h - p.pad_h;
-  int64_t end = begin + (rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
-  if (begin < 0) begin = 0;
-  if (end > p.in_h) end = p.in_h;
-  if (begin > end) begin = end = 0;
-  return {begin, end};
-}
-
-// The most input rows `rows` output rows can need.
-static inline int64_t most_input_rows(const DepthwiseProblem& p, int64_t rows) {
-  const int64_t reach = (rows - 1) * p.stride_h + (p.kernel_h > 0 ? p.kernel_h - 1 : 0) * p.dilation_h + 1;
-  return reach < p.in_h ? reach : p.in_h;
-}
-
 template <class T, class O, int kKernel, int kStride>
-void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
   const DepthwiseProblem& p = args.problem;
@@ -50,7 +34,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
   q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
   inner.input = staged;
   inner.output = result;
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t first = tile / row_tiles * kVec;
     const int64_t y = tile % row_tiles * args.rows_per_tile;
     const int64_t rows = y + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y;
@@ -73,7 +57,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
     inner.rows_per_tile = rows;
     inner.weight = static_cast<const A*>(args.weight) + first % p.channels;
     inner.bias = args.bias ? static_cast<const A*>(args.bias) + first % p.channels : nullptr;
-    depthwise_forward_nhwc<A, A, kKernel, kStride>(inner, nullptr, 0, 1);
+    depthwise_forward_nhwc<A, A, kKernel, kStride>(inner, nullptr, one_tile());
     lanes_to_planes<O, A>(result, lanes, rows, p.out_w, p.out_stride_h, p.out_stride_w, to);
   }
 }

@@ -19,8 +19,10 @@
 #pragma once
 
 #include "../../problem.h"
+#include "../tiles.h"
 #include "activate.h"
 #include "simd.h"
+#include "stage_lines.h"
 
 namespace dwconv::DWCONV_ISA {
 
@@ -29,13 +31,12 @@ inline constexpr int kNarrowColumns = 7, kWideColumns = 8;  // 16 sums + 14 taps
 #else
 inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps + 1 input of 16 registers at 3x3
 #endif
+// A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
+template <int kKernel>
+inline constexpr int kNarrowTile = kKernel == 3 ? kWideColumns - 1 : kNarrowColumns;
 inline constexpr int kTileRows = 2;
 
 alignas(64) static const char kZeros[64] = {};  // what a sample in the padding reads
-
-struct Range {
-  int64_t begin, end;
-};
 
 // The filter rows (or columns) whose sample origin + index * dilation lies in [0, size).
 DWCONV_INLINE Range filter_range(int64_t origin, int64_t dilation, int64_t taps, int64_t size) {
@@ -61,8 +62,10 @@ DWCONV_INLINE uint32_t valid_columns(int64_t first, int64_t step, int64_t in_w, 
 }
 
 // One input row's share of output rows [kFirst, kLast): acc[j][t] += sum_s tap[j][s] * in[(t * kStride + s) * step].
-// `filter` is the filter row that meets row kFirst; the next output row meets the one kStride above.
-template <class T, class A, int kTaps, int kStride, int kFirst, int kLast, bool kEdge, int kRows, int kColumns>
+// `filter` is the filter row that meets row kFirst; the next output row meets the one kStride above. The first kLeft and the
+// last kRight columns are in the padding.
+template <class T, class A, int kTaps, int kStride, int kFirst, int kLast, bool kEdge, int kLeft = 0, int kRight = 0, int kRows,
+          int kColumns>
 DWCONV_INLINE void add_input_row(const T* in, int64_t step, uint32_t valid, const A* filter, int64_t pitch, int lanes,
                                  Vec<A> (&acc)[kRows][kColumns]) {
   Vec<A> taps[kLast - kFirst][kTaps];
@@ -72,7 +75,7 @@ DWCONV_INLINE void add_input_row(const T* in, int64_t step, uint32_t valid, cons
     for (int s = 0; s < kTaps; ++s) taps[j][s] = load(filter + (s - j * kStride * kTaps) * pitch);
   }
   DWCONV_UNROLL
-  for (int i = 0; i < (kColumns - 1) * kStride + kTaps; ++i) {
+  for (int i = kLeft; i < (kColumns - 1) * kStride + kTaps - kRight; ++i) {
     const T* at = in + i * step;
     if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
     const Vec<A> x = load_some<!kEdge>(at, lanes);
@@ -154,6 +157,70 @@ void square_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTi
   }
 }
 
+// Input rows kRow, kRow + 1, ... of a tile of two output rows; those outside the image are not in `rows`.
+template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, int kRow, int kColumns>
+DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, uint32_t rows, const A* filter, int64_t pitch,
+                                  Vec<A> (&acc)[kTileRows][kColumns]) {
+  if constexpr (kRow < kKernel + kStride) {
+    if ((rows >> kRow) & 1) {
+      constexpr int kFirst = kRow < kKernel ? 0 : 1, kLast = kRow < kStride ? 1 : 2;
+      const A* const taps = filter + (kRow - kFirst * kStride) * kKernel * pitch;
+      add_input_row<T, A, kKernel, kStride, kFirst, kLast, false, kLeft, kRight>(in + kRow * row_step, step, 0, taps, pitch,
+                                                                                 kLanes<A>, acc);
+    }
+    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, kRow + 1>(in, row_step, step, rows, filter, pitch, acc);
+  }
+}
+
+// square_tile's work for two rows of whole vectors with nothing left to decide in the loop over channels: a third of its
+// instructions at 3x3.
+template <class T, class O, int kKernel, int kStride, int kColumns, int kLeft, int kRight>
+void unrolled_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c_end) {
+  using A = typename AccumulateType<T>::type;
+  const DepthwiseProblem& p = args.problem;
+  const int64_t pitch = args.weight_pitch, step = p.in_stride_w, row_step = p.in_stride_h;
+  const int64_t out_step = p.out_stride_w, out_row_step = p.out_stride_h;
+  const int64_t origin_h = tile.y * kStride - p.pad_h;
+  const T* const in = image + origin_h * row_step + (tile.x * kStride - p.pad_w) * step;
+  out += tile.y * out_row_step + tile.x * out_step;
+  const A* const filter = static_cast<const A*>(args.weight);
+  const Activation activation = p.activation;
+  uint32_t rows = 0;
+  for (int i = 0; i < kKernel + kStride; ++i) {
+    rows |= uint32_t(static_cast<uint64_t>(origin_h + i) < static_cast<uint64_t>(p.in_h)) << i;
+  }
+  for (int64_t c = 0; c < c_end; c += kLanes<A>) {
+    Vec<A> acc[kTileRows][kColumns];
+    start_tile<A>(args, c, acc);
+    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, 0>(in + c, row_step, step, rows, filter + c, pitch, acc);
+    activate_all<A>(acc, activation);
+    DWCONV_UNROLL
+    for (int j = 0; j < kTileRows; ++j) {
+      DWCONV_UNROLL
+      for (int t = 0; t < kColumns; ++t) store(out + c + j * out_row_step + t * out_step, acc[j][t]);
+    }
+  }
+}
+
+// Whether unrolled_tile did the tile: two rows, and at most the first and the last column in the padding.
+template <class T, class O, int kKernel, int kStride, int kColumns>
+DWCONV_INLINE bool try_unrolled(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c_end) {
+  constexpr uint32_t kAll = (1u << ((kColumns - 1) * kStride + kKernel)) - 1u, kFirst = 1u, kLast = (kAll >> 1) + 1u;
+  if (tile.rows != kTileRows || tile.columns != kColumns || args.problem.depth != 1) return false;
+  if (tile.valid == kAll) {
+    unrolled_tile<T, O, kKernel, kStride, kColumns, 0, 0>(args, image, out, tile, c_end);
+  } else if (tile.valid == (kAll & ~kFirst)) {
+    unrolled_tile<T, O, kKernel, kStride, kColumns, 1, 0>(args, image, out, tile, c_end);
+  } else if (tile.valid == (kAll & ~kLast)) {
+    unrolled_tile<T, O, kKernel, kStride, kColumns, 0, 1>(args, image, out, tile, c_end);
+  } else if (tile.valid == (kAll & ~kFirst & ~kLast)) {
+    unrolled_tile<T, O, kKernel, kStride, kColumns, 1, 1>(args, image, out, tile, c_end);
+  } else {
+    return false;
+  }
+  return true;
+}
+
 // kTaps taps of one filter row, from tap s on.
 template <class T, class A, int kTaps, bool kEdge, int kColumns>
 DWCONV_INLINE void add_chunk(const DepthwiseProblem& p, const T* row, int64_t origin_w, int64_t s, const A* filter, int64_t pitch,
@@ -219,37 +286,97 @@ DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out
   NhwcTile tile = {y, x, rows, lanes_left(p.out_w - x, kColumns), 0};
   if (kKernel) tile.valid = valid_columns(first, 1, p.in_w, (kColumns - 1) * kStride + kKernel);
   int64_t c = 0;
-  if (tile.columns == kColumns && first >= 0 && last < p.in_w) {
-    c = p.channels - p.channels % kLanes<A>;
-    any_tile<T, O, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, c);
+  const int64_t whole = p.channels - p.channels % kLanes<A>;
+  if constexpr (kKernel == 3) {
+    if (try_unrolled<T, O, kKernel, kStride, kColumns>(args, image, out, tile, whole)) c = whole;
+  }
+  if (c < whole && tile.columns == kColumns && first >= 0 && last < p.in_w) {
+    any_tile<T, O, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, whole);
+    c = whole;
   }
   if (c < p.channels) any_tile<T, O, kKernel, kStride, kColumns, true>(args, image, out, tile, c, p.channels);
 }
 
-// kKernel == 0: any filter, stride and dilation.
+// How many columns go to tiles of `wide` columns, that tiles of `narrow` may take the rest; where no two numbers of tiles make
+// `columns`, the last tile is in part.
+static inline int64_t wide_columns(int64_t columns, int64_t wide, int64_t narrow) {
+  for (int64_t rest = 0; rest < wide * narrow && rest <= columns; rest += narrow) {
+    if ((columns - rest) % wide == 0) return columns - rest;
+  }
+  return columns / wide * wide;
+}
+
+// Output rows [y_begin, y_end) of one image.
 template <class T, class O, int kKernel, int kStride>
-void depthwise_forward_nhwc(const DepthwiseArgs& args, void*, int64_t tile_begin, int64_t tile_end) {
+void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end) {
+  constexpr int kRows = kKernel ? kTileRows : 1;
+  constexpr int kNarrow = kNarrowTile<kKernel>;
+  const int64_t out_w = args.problem.out_w;
+  const int64_t wide = wide_columns(out_w, kWideColumns, kNarrow);
+  for (int64_t y = y_begin; y < y_end; y += kRows) {
+    if (y_end - y < kRows && y > y_begin) y = y_end - kRows;  // a pair again rather than a single row
+    const int rows = lanes_left(y_end - y, kRows);
+    int64_t x = 0;
+    for (; x < wide; x += kWideColumns) column_tile<T, O, kKernel, kStride, kWideColumns>(args, image, out, y, rows, x);
+    for (; x < out_w; x += kNarrow) column_tile<T, O, kKernel, kStride, kNarrow>(args, image, out, y, rows, x);
+  }
+}
+
+// A register tile reads a line's vectors one after the other.
+template <class T>
+DWCONV_INLINE bool stages_forward(const DepthwiseProblem& p) {
+  const int64_t rows = (kTileRows - 1) * p.stride_h + p.kernel_h, columns = (kWideColumns - 1) * p.stride_w + p.kernel_w;
+  return p.depth == 1 && lines_collide<T>(p.channels, rows * columns);
+}
+
+// Output rows a staged piece: 24 KB of lines, but no fewer than the filter has.
+template <class T>
+DWCONV_INLINE int64_t staged_forward_rows(const DepthwiseProblem& p) {
+  constexpr int64_t kBytes = 24 << 10;
+  const int64_t rows = (kBytes / (64 * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
+  return rows > p.kernel_h ? rows / kTileRows * kTileRows : p.kernel_h + 1;
+}
+
+// The same from staged lines, kLine channels at a time.
+template <class T, class O, int kKernel, int kStride>
+void staged_forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end, T* staged) {
+  using A = typename AccumulateType<T>::type;
+  const DepthwiseProblem& p = args.problem;
+  DepthwiseArgs piece = args;
+  DepthwiseProblem& q = piece.problem;
+  q.in_stride_w = kLine<T>, q.in_stride_h = p.in_w * kLine<T>;
+  const int64_t most = staged_forward_rows<T>(p);
+  for (int64_t y = y_begin; y < y_end; y += most) {
+    const int64_t rows = y_end - y < most ? y_end - y : most;
+    const Range in_rows = input_rows(p, y, rows);
+    q.in_h = in_rows.end - in_rows.begin;
+    q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
+    for (int64_t c = 0; c < p.channels; c += kLine<T>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kLine<T>));
+      stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
+      piece.weight = static_cast<const A*>(args.weight) + c;
+      piece.bias = args.bias ? static_cast<const A*>(args.bias) + c : nullptr;
+      forward_rows<T, O, kKernel, kStride>(piece, staged, out + y * p.out_stride_h + c, 0, rows);
+    }
+  }
+}
+
+// kKernel == 0: any filter, stride and dilation. scratch: where it is null, nothing is staged.
+template <class T, class O, int kKernel, int kStride>
+void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
-  constexpr int kRows = kKernel ? kTileRows : 1;
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  const bool staged = kKernel > 0 && scratch != nullptr && stages_forward<T>(p);
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t n = tile / row_tiles;
     const int64_t y_begin = (tile % row_tiles) * args.rows_per_tile;
     const int64_t y_end = y_begin + args.rows_per_tile < p.out_h ? y_begin + args.rows_per_tile : p.out_h;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
     O* const out = static_cast<O*>(args.output) + n * p.out_stride_n;
-    for (int64_t y = y_begin; y < y_end; y += kRows) {
-      const int rows = lanes_left(y_end - y, kRows);
-      for (int64_t x = 0; x < p.out_w;) {
-        const int64_t left = p.out_w - x;
-        if (kWideColumns > kNarrowColumns && left >= kWideColumns && left % kNarrowColumns != 0) {
-          column_tile<T, O, kKernel, kStride, kWideColumns>(args, image, out, y, rows, x);
-          x += kWideColumns;
-        } else {
-          column_tile<T, O, kKernel, kStride, kNarrowColumns>(args, image, out, y, rows, x);
-          x += kNarrowColumns;
-        }
-      }
+    if (staged) {
+      staged_forward_rows<T, O, kKernel, kStride>(args, image, out, y_begin, y_end, static_cast<T*>(scratch));
+    } else {
+      forward_rows<T, O, kKernel, kStride>(args, image, out, y_begin, y_end);
     }
   }
 }
@@ -257,8 +384,9 @@ void depthwise_forward_nhwc(const DepthwiseArgs& args, void*, int64_t tile_begin
 inline constexpr Layout depthwise_forward_nhwc_weight_order = Layout::kNHWC;
 
 template <class T>
-int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem&, int64_t) {
-  return 0;
+int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
+  if (!stages_forward<T>(p)) return 0;
+  return most_input_rows(p, staged_forward_rows<T>(p)) * p.in_w * 64;
 }
 
 }  // namespace dwconv::DWCONV_ISA

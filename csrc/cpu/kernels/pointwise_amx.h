@@ -1,5 +1,5 @@
-// The pointwise product of bfloat16 on AMX's tile registers (Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 1,
-// chapter 18): TDPBF16PS adds to 16 x 16 float32 sums the products of 16 pixels x 32 channels by 32 channels x 16 outputs.
+// The pointwise product of bfloat16 on AMX's tile registers (Intel 64 and IA-32 Architectures Software Developer's Manual, vol.
+// 1, chapter 18): TDPBF16PS adds to 16 x 16 float32 sums the products of 16 pixels x 32 channels by 32 channels x 16 outputs.
 //
 //   tiles   | 6: outputs 0-15 | 7: outputs 16-31 |      a step of 32 channels: 4 loads of 1 KB, 4 products of 16 cycles
 //   4: rows | 0               | 1                |

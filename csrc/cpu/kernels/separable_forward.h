@@ -76,7 +76,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
       p.pad_h = whole.pad_h - y * whole.stride_h;
       stage.input = image;
       stage.output = middle + pixel * pitch;
-      args.depthwise_kernel(stage, nullptr, 0, 1);
+      args.depthwise_kernel(stage, nullptr, one_tile());
     } else {
       constexpr int kVec = kLanes<A>;
       const Range in_rows = input_rows(whole, y, count);
@@ -94,7 +94,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
         stage.weight = static_cast<const A*>(args.depthwise.weight) + c;
         stage.bias = args.depthwise.bias ? static_cast<const A*>(args.depthwise.bias) + c : nullptr;
         stage.output = middle + pixel * pitch + c;
-        args.depthwise_kernel(stage, nullptr, 0, 1);
+        args.depthwise_kernel(stage, nullptr, one_tile());
       }
     }
   });
@@ -124,7 +124,7 @@ void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int
 }
 
 template <class T, bool kNhwc>
-void separable_tiles(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
+void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   using P = typename ProductOf<T>::type;
   using A = typename P::A;
   using M = typename P::Middle;
@@ -141,7 +141,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, int64_t tile_begi
   if (depth != p.channels) memset(middle, 0, middle_size * sizeof(M));  // the channels that no stage writes
   const P pointwise(tile_pixels);
   int64_t staged_row = -1;
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+  for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t row = tile / args.splits * args.rows_per_tile;
     const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
     const int64_t split = tile % args.splits;
@@ -168,13 +168,13 @@ void separable_tiles(const SeparableArgs& args, void* scratch, int64_t tile_begi
 }
 
 template <class T>
-void separable_forward_nhwc(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
-  separable_tiles<T, true>(args, scratch, tile_begin, tile_end);
+void separable_forward_nhwc(const SeparableArgs& args, void* scratch, Tiles tiles) {
+  separable_tiles<T, true>(args, scratch, tiles);
 }
 
 template <class T>
-void separable_forward_nchw(const SeparableArgs& args, void* scratch, int64_t tile_begin, int64_t tile_end) {
-  separable_tiles<T, false>(args, scratch, tile_begin, tile_end);
+void separable_forward_nchw(const SeparableArgs& args, void* scratch, Tiles tiles) {
+  separable_tiles<T, false>(args, scratch, tiles);
 }
 
 // Bytes of scratch a worker needs.

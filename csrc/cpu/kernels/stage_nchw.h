@@ -9,6 +9,7 @@
 #pragma once
 
 #include "../../problem.h"
+#include "../tiles.h"
 #include "simd.h"
 
 namespace dwconv::DWCONV_ISA {
