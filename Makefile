@@ -36,13 +36,15 @@ fuzz: environment-test build
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m "not slow" -k random
 
 # Python itself is not built so: the sanitizer's runtime is loaded before it (libstdc++ too: the runtime looks for its functions
-# at its start). Fewer filter sizes than usual, since each takes the compiler ten times as long; and without Python's -fwrapv,
-# which would hide overflows and takes the compiler longer still.
+# at its start). The 64-byte instruction sets are emulated, so that all of them run anywhere and every access is seen, and not
+# optimised, which the compiler takes minutes for; fewer filter sizes than usual; and without Python's -fwrapv, which would hide
+# overflows.
 SANITIZERS := -fsanitize=address,undefined
 SANITIZED := build/sanitized/lib
+EMULATED := -DDWCONV_EMULATE_AVX512 -DDWCONV_POISON_SCRATCH -DDWCONV_FEW_KERNELS
 sanitize: environment-test
 	DWCONV_EXT_CUDA=0 LDFLAGS="$(SANITIZERS)" \
-	  DWCONV_EXT_CXXFLAGS="-O1 -w -fno-wrapv $(SANITIZERS) -fno-sanitize-recover=all -DDWCONV_FEW_KERNELS" \
+	  DWCONV_EXT_CXXFLAGS="-O0 -w -fno-wrapv $(SANITIZERS) -fno-sanitize-recover=all $(EMULATED)" \
 	  $(PY) setup.py -q build --build-base build/sanitized --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \

@@ -13,10 +13,10 @@ struct alignas(64) TileShare {  // tiles [next, end) are nobody's yet
 
 struct Tiles {
   TileShare* shares = nullptr;
-  int64_t count = 0;  // shares
-  int64_t own = 0;    // the one to begin with
-  int64_t grain = 1;  // tiles to take at once
-  int64_t asked = 0;  // shares that were found empty
+  int64_t count = 0;         // shares
+  int64_t own = 0;           // the one to begin with
+  int64_t grain = 1;         // tiles to take at once
+  int64_t asked = 0;         // shares that were found empty
   int64_t at = 0, stop = 0;  // taken and not done
 };
 

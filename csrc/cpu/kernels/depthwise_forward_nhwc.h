@@ -13,89 +13,15 @@
 // takes one output row at a time and the taps of a filter row in chunks (chunks slide over the columns just the same).
 // Order: row pairs, column tiles, channel vectors, so that all input streams are read forward, C elements at a time.
 // Tiles: `rows_per_tile` output rows of one image. Traffic: input and output once where kernel_h input rows fit in L1/L2.
-// Samples in the padding read as zero from a zero vector; only tiles that touch the edge pay for the choice (kEdge).
+// Samples in the padding read as zero from a zero vector; only tiles that touch the edge pay for the choice (kEdge), and at 3x3
+// most of these do not either (depthwise_row_pair.h). Pixels whose lines collide in L1 are staged (stage_lines.h).
 // The plan guarantees: weights and bias packed in the accumulation type, channels padded to a pitch that leaves a whole
 // vector readable at every channel (weight_pitch).
 #pragma once
 
-#include "../../problem.h"
-#include "../tiles.h"
-#include "activate.h"
-#include "simd.h"
-#include "stage_lines.h"
+#include "depthwise_row_pair.h"
 
 namespace dwconv::DWCONV_ISA {
-
-#if DWCONV_VECTOR_BYTES == 64
-inline constexpr int kNarrowColumns = 7, kWideColumns = 8;  // 16 sums + 14 taps + 1 input of 32 registers at 7x7
-#else
-inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps + 1 input of 16 registers at 3x3
-#endif
-// A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
-template <int kKernel>
-inline constexpr int kNarrowTile = kKernel == 3 ? kWideColumns - 1 : kNarrowColumns;
-inline constexpr int kTileRows = 2;
-
-alignas(64) static const char kZeros[64] = {};  // what a sample in the padding reads
-
-// The filter rows (or columns) whose sample origin + index * dilation lies in [0, size).
-DWCONV_INLINE Range filter_range(int64_t origin, int64_t dilation, int64_t taps, int64_t size) {
-  int64_t begin = origin >= 0 ? 0 : (-origin + dilation - 1) / dilation;
-  int64_t end = size <= origin ? 0 : (size - origin + dilation - 1) / dilation;
-  if (end > taps) end = taps;
-  if (begin > end) begin = end;
-  return {begin, end};
-}
-
-// Bit i set where column first + i * step lies in [0, in_w), i < count <= 31.
-DWCONV_INLINE uint32_t valid_columns(int64_t first, int64_t step, int64_t in_w, int count) {
-  if (step == 1) {
-    const int64_t end = in_w - first < count ? in_w - first : count;
-    const int64_t begin = first < 0 ? -first : 0;
-    return begin < end ? ((1u << end) - 1u) & ~((1u << begin) - 1u) : 0u;
-  }
-  uint32_t mask = 0;
-  for (int i = 0; i < count; ++i, first += step) {
-    mask |= uint32_t(static_cast<uint64_t>(first) < static_cast<uint64_t>(in_w)) << i;
-  }
-  return mask;
-}
-
-// One input row's share of output rows [kFirst, kLast): acc[j][t] += sum_s tap[j][s] * in[(t * kStride + s) * step].
-// `filter` is the filter row that meets row kFirst; the next output row meets the one kStride above. The first kLeft and the
-// last kRight columns are in the padding.
-template <class T, class A, int kTaps, int kStride, int kFirst, int kLast, bool kEdge, int kLeft = 0, int kRight = 0, int kRows,
-          int kColumns>
-DWCONV_INLINE void add_input_row(const T* in, int64_t step, uint32_t valid, const A* filter, int64_t pitch, int lanes,
-                                 Vec<A> (&acc)[kRows][kColumns]) {
-  Vec<A> taps[kLast - kFirst][kTaps];
-  DWCONV_UNROLL
-  for (int j = 0; j < kLast - kFirst; ++j) {
-    DWCONV_UNROLL
-    for (int s = 0; s < kTaps; ++s) taps[j][s] = load(filter + (s - j * kStride * kTaps) * pitch);
-  }
-  DWCONV_UNROLL
-  for (int i = kLeft; i < (kColumns - 1) * kStride + kTaps - kRight; ++i) {
-    const T* at = in + i * step;
-    if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
-    const Vec<A> x = load_some<!kEdge>(at, lanes);
-    DWCONV_UNROLL
-    for (int j = kFirst; j < kLast; ++j) {
-      DWCONV_UNROLL
-      for (int t = 0; t < kColumns; ++t) {
-        const int s = i - t * kStride;
-        if (s >= 0 && s < kTaps) acc[j][t] += x * taps[j - kFirst][s];
-      }
-    }
-  }
-}
-
-// Where a register tile lies: its first output row and column, its extent, and its input columns inside the image.
-struct NhwcTile {
-  int64_t y, x;
-  int rows, columns;
-  uint32_t valid;
-};
 
 template <class O, class A, bool kEdge, int kRows, int kColumns>
 DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, O* out, int lanes,
@@ -155,70 +81,6 @@ void square_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTi
     }
     store_tile<O, A, kEdge>(p, tile, out + c, lanes, acc);
   }
-}
-
-// Input rows kRow, kRow + 1, ... of a tile of two output rows; those outside the image are not in `rows`.
-template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, int kRow, int kColumns>
-DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, uint32_t rows, const A* filter, int64_t pitch,
-                                  Vec<A> (&acc)[kTileRows][kColumns]) {
-  if constexpr (kRow < kKernel + kStride) {
-    if ((rows >> kRow) & 1) {
-      constexpr int kFirst = kRow < kKernel ? 0 : 1, kLast = kRow < kStride ? 1 : 2;
-      const A* const taps = filter + (kRow - kFirst * kStride) * kKernel * pitch;
-      add_input_row<T, A, kKernel, kStride, kFirst, kLast, false, kLeft, kRight>(in + kRow * row_step, step, 0, taps, pitch,
-                                                                                 kLanes<A>, acc);
-    }
-    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, kRow + 1>(in, row_step, step, rows, filter, pitch, acc);
-  }
-}
-
-// square_tile's work for two rows of whole vectors with nothing left to decide in the loop over channels: a third of its
-// instructions at 3x3.
-template <class T, class O, int kKernel, int kStride, int kColumns, int kLeft, int kRight>
-void unrolled_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c_end) {
-  using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
-  const int64_t pitch = args.weight_pitch, step = p.in_stride_w, row_step = p.in_stride_h;
-  const int64_t out_step = p.out_stride_w, out_row_step = p.out_stride_h;
-  const int64_t origin_h = tile.y * kStride - p.pad_h;
-  const T* const in = image + origin_h * row_step + (tile.x * kStride - p.pad_w) * step;
-  out += tile.y * out_row_step + tile.x * out_step;
-  const A* const filter = static_cast<const A*>(args.weight);
-  const Activation activation = p.activation;
-  uint32_t rows = 0;
-  for (int i = 0; i < kKernel + kStride; ++i) {
-    rows |= uint32_t(static_cast<uint64_t>(origin_h + i) < static_cast<uint64_t>(p.in_h)) << i;
-  }
-  for (int64_t c = 0; c < c_end; c += kLanes<A>) {
-    Vec<A> acc[kTileRows][kColumns];
-    start_tile<A>(args, c, acc);
-    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, 0>(in + c, row_step, step, rows, filter + c, pitch, acc);
-    activate_all<A>(acc, activation);
-    DWCONV_UNROLL
-    for (int j = 0; j < kTileRows; ++j) {
-      DWCONV_UNROLL
-      for (int t = 0; t < kColumns; ++t) store(out + c + j * out_row_step + t * out_step, acc[j][t]);
-    }
-  }
-}
-
-// Whether unrolled_tile did the tile: two rows, and at most the first and the last column in the padding.
-template <class T, class O, int kKernel, int kStride, int kColumns>
-DWCONV_INLINE bool try_unrolled(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c_end) {
-  constexpr uint32_t kAll = (1u << ((kColumns - 1) * kStride + kKernel)) - 1u, kFirst = 1u, kLast = (kAll >> 1) + 1u;
-  if (tile.rows != kTileRows || tile.columns != kColumns || args.problem.depth != 1) return false;
-  if (tile.valid == kAll) {
-    unrolled_tile<T, O, kKernel, kStride, kColumns, 0, 0>(args, image, out, tile, c_end);
-  } else if (tile.valid == (kAll & ~kFirst)) {
-    unrolled_tile<T, O, kKernel, kStride, kColumns, 1, 0>(args, image, out, tile, c_end);
-  } else if (tile.valid == (kAll & ~kLast)) {
-    unrolled_tile<T, O, kKernel, kStride, kColumns, 0, 1>(args, image, out, tile, c_end);
-  } else if (tile.valid == (kAll & ~kFirst & ~kLast)) {
-    unrolled_tile<T, O, kKernel, kStride, kColumns, 1, 1>(args, image, out, tile, c_end);
-  } else {
-    return false;
-  }
-  return true;
 }
 
 // kTaps taps of one filter row, from tap s on.
@@ -288,22 +150,13 @@ DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out
   int64_t c = 0;
   const int64_t whole = p.channels - p.channels % kLanes<A>;
   if constexpr (kKernel == 3) {
-    if (try_unrolled<T, O, kKernel, kStride, kColumns>(args, image, out, tile, whole)) c = whole;
+    if (try_row_pair<T, O, kKernel, kStride, kColumns>(args, image, out, tile, whole)) c = whole;
   }
   if (c < whole && tile.columns == kColumns && first >= 0 && last < p.in_w) {
     any_tile<T, O, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, whole);
     c = whole;
   }
   if (c < p.channels) any_tile<T, O, kKernel, kStride, kColumns, true>(args, image, out, tile, c, p.channels);
-}
-
-// How many columns go to tiles of `wide` columns, that tiles of `narrow` may take the rest; where no two numbers of tiles make
-// `columns`, the last tile is in part.
-static inline int64_t wide_columns(int64_t columns, int64_t wide, int64_t narrow) {
-  for (int64_t rest = 0; rest < wide * narrow && rest <= columns; rest += narrow) {
-    if ((columns - rest) % wide == 0) return columns - rest;
-  }
-  return columns / wide * wide;
 }
 
 // Output rows [y_begin, y_end) of one image.
@@ -316,6 +169,9 @@ void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_b
   for (int64_t y = y_begin; y < y_end; y += kRows) {
     if (y_end - y < kRows && y > y_begin) y = y_end - kRows;  // a pair again rather than a single row
     const int rows = lanes_left(y_end - y, kRows);
+    if constexpr (kKernel == 3) {
+      if (rows == kRows && try_few_channels<T, O, kKernel, kStride>(args, image, out, y, wide)) continue;
+    }
     int64_t x = 0;
     for (; x < wide; x += kWideColumns) column_tile<T, O, kKernel, kStride, kWideColumns>(args, image, out, y, rows, x);
     for (; x < out_w; x += kNarrow) column_tile<T, O, kKernel, kStride, kNarrow>(args, image, out, y, rows, x);

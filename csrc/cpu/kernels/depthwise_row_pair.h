@@ -1,0 +1,229 @@
+// Depthwise correlation, channels last: the register tile, and a pair of output rows of a 3x3 filter with nothing left to decide
+// inside its tiles (depthwise_forward_nhwc.h takes everything else, and says what a tile is).
+#pragma once
+
+#include "../../problem.h"
+#include "../tiles.h"
+#include "activate.h"
+#include "simd.h"
+#include "stage_lines.h"
+
+namespace dwconv::DWCONV_ISA {
+
+#if DWCONV_VECTOR_BYTES == 64
+inline constexpr int kNarrowColumns = 7, kWideColumns = 8;  // 16 sums + 14 taps + 1 input of 32 registers at 7x7
+#else
+inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps + 1 input of 16 registers at 3x3
+#endif
+// A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
+template <int kKernel>
+inline constexpr int kNarrowTile = kKernel == 3 ? kWideColumns - 1 : kNarrowColumns;
+inline constexpr int kTileRows = 2;
+
+alignas(64) static const char kZeros[64] = {};  // what a sample in the padding reads
+
+// The filter rows (or columns) whose sample origin + index * dilation lies in [0, size).
+DWCONV_INLINE Range filter_range(int64_t origin, int64_t dilation, int64_t taps, int64_t size) {
+  int64_t begin = origin >= 0 ? 0 : (-origin + dilation - 1) / dilation;
+  int64_t end = size <= origin ? 0 : (size - origin + dilation - 1) / dilation;
+  if (end > taps) end = taps;
+  if (begin > end) begin = end;
+  return {begin, end};
+}
+
+// Bit i set where column first + i * step lies in [0, in_w), i < count <= 31.
+DWCONV_INLINE uint32_t valid_columns(int64_t first, int64_t step, int64_t in_w, int count) {
+  if (step == 1) {
+    const int64_t end = in_w - first < count ? in_w - first : count;
+    const int64_t begin = first < 0 ? -first : 0;
+    return begin < end ? ((1u << end) - 1u) & ~((1u << begin) - 1u) : 0u;
+  }
+  uint32_t mask = 0;
+  for (int i = 0; i < count; ++i, first += step) {
+    mask |= uint32_t(static_cast<uint64_t>(first) < static_cast<uint64_t>(in_w)) << i;
+  }
+  return mask;
+}
+
+// One input row's share of output rows [kFirst, kLast): acc[j][t] += sum_s tap[j][s] * in[(t * kStride + s) * step].
+// `filter` is the filter row that meets row kFirst; the next output row meets the one kStride above. The first kLeft and the
+// last kRight columns are in the padding.
+template <class T, class A, int kTaps, int kStride, int kFirst, int kLast, bool kEdge, int kLeft = 0, int kRight = 0, int kRows,
+          int kColumns>
+DWCONV_INLINE void add_input_row(const T* in, int64_t step, uint32_t valid, const A* filter, int64_t pitch, int lanes,
+                                 Vec<A> (&acc)[kRows][kColumns]) {
+  Vec<A> taps[kLast - kFirst][kTaps];
+  DWCONV_UNROLL
+  for (int j = 0; j < kLast - kFirst; ++j) {
+    DWCONV_UNROLL
+    for (int s = 0; s < kTaps; ++s) taps[j][s] = load(filter + (s - j * kStride * kTaps) * pitch);
+  }
+  DWCONV_UNROLL
+  for (int i = kLeft; i < (kColumns - 1) * kStride + kTaps - kRight; ++i) {
+    const T* at = in + i * step;
+    if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
+    const Vec<A> x = load_some<!kEdge>(at, lanes);
+    DWCONV_UNROLL
+    for (int j = kFirst; j < kLast; ++j) {
+      DWCONV_UNROLL
+      for (int t = 0; t < kColumns; ++t) {
+        const int s = i - t * kStride;
+        if (s >= 0 && s < kTaps) acc[j][t] += x * taps[j - kFirst][s];
+      }
+    }
+  }
+}
+
+// Where a register tile lies: its first output row and column, its extent, and its input columns inside the image.
+struct NhwcTile {
+  int64_t y, x;
+  int rows, columns;
+  uint32_t valid;
+};
+
+// How many columns go to tiles of `wide` columns, that tiles of `narrow` may take the rest; where no two numbers of tiles make
+// `columns`, the last tile is in part.
+static inline int64_t wide_columns(int64_t columns, int64_t wide, int64_t narrow) {
+  for (int64_t rest = 0; rest < wide * narrow && rest <= columns; rest += narrow) {
+    if ((columns - rest) % wide == 0) return columns - rest;
+  }
+  return columns / wide * wide;
+}
+
+// Input rows kRow, kRow + 1, ... of a tile of two output rows; those outside the image are not in `rows`.
+template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, int kRow, int kColumns>
+DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, uint32_t rows, const A* filter, int64_t pitch,
+                                  Vec<A> (&acc)[kTileRows][kColumns]) {
+  if constexpr (kRow < kKernel + kStride) {
+    if ((rows >> kRow) & 1) {
+      constexpr int kFirst = kRow < kKernel ? 0 : 1, kLast = kRow < kStride ? 1 : 2;
+      const A* const taps = filter + (kRow - kFirst * kStride) * kKernel * pitch;
+      add_input_row<T, A, kKernel, kStride, kFirst, kLast, false, kLeft, kRight>(in + kRow * row_step, step, 0, taps, pitch,
+                                                                                 kLanes<A>, acc);
+    }
+    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, kRow + 1>(in, row_step, step, rows, filter, pitch, acc);
+  }
+}
+
+// What a pair of output rows has in common for all of its tiles and channels.
+template <class T, class O, int kKernel, int kStride>
+struct RowPair {
+  using A = typename AccumulateType<T>::type;
+
+  // y: the first of the two rows.
+  RowPair(const DepthwiseArgs& args, const T* image, O* output, int64_t y)
+      : step(args.problem.in_stride_w),
+        row_step(args.problem.in_stride_h),
+        out_step(args.problem.out_stride_w),
+        out_row_step(args.problem.out_stride_h),
+        pitch(args.weight_pitch),
+        filter(static_cast<const A*>(args.weight)),
+        bias(static_cast<const A*>(args.bias)),
+        activation(args.problem.activation) {
+    const DepthwiseProblem& p = args.problem;
+    const int64_t origin_h = y * kStride - p.pad_h;
+    in = image + origin_h * row_step - p.pad_w * step;
+    out = output + y * out_row_step;
+    for (int i = 0; i < kKernel + kStride; ++i) {
+      rows |= uint32_t(static_cast<uint64_t>(origin_h + i) < static_cast<uint64_t>(p.in_h)) << i;
+    }
+  }
+
+  // A tile at column x for one vector of channels: nothing is left to decide, a third of square_tile's instructions at 3x3.
+  template <int kColumns, int kLeft, int kRight>
+  DWCONV_INLINE void tile(int64_t x, int64_t c) const {
+    Vec<A> acc[kTileRows][kColumns];
+    const Vec<A> start = bias ? load(bias + c) : Vec<A>{};
+    DWCONV_UNROLL
+    for (int j = 0; j < kTileRows; ++j) {
+      DWCONV_UNROLL
+      for (int t = 0; t < kColumns; ++t) acc[j][t] = start;
+    }
+    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, 0>(in + x * kStride * step + c, row_step, step, rows, filter + c, pitch,
+                                                             acc);
+    activate_all<A>(acc, activation);
+    O* const to = out + x * out_step + c;
+    DWCONV_UNROLL
+    for (int j = 0; j < kTileRows; ++j) {
+      DWCONV_UNROLL
+      for (int t = 0; t < kColumns; ++t) store(to + j * out_row_step + t * out_step, acc[j][t]);
+    }
+  }
+
+  template <int kColumns, int kLeft, int kRight>
+  void all_channels(int64_t x, int64_t c_end) const {
+    for (int64_t c = 0; c < c_end; c += kLanes<A>) tile<kColumns, kLeft, kRight>(x, c);
+  }
+
+  // All tiles of one vector of channels: `wide` columns in wide tiles, the others in narrow ones; the first and the last column
+  // read are in the padding where kLeft and kRight say so.
+  template <bool kLeft, bool kRight>
+  void all_columns(int64_t wide, int64_t out_w, int64_t c) const {
+    constexpr int kNarrow = kNarrowTile<kKernel>;
+    const auto edges = [&]<int kColumns>(int64_t x) {
+      if (x + kColumns == out_w && kRight) {
+        x == 0 && kLeft ? tile<kColumns, 1, 1>(0, c) : tile<kColumns, 0, 1>(x, c);
+      } else {
+        x == 0 && kLeft ? tile<kColumns, 1, 0>(0, c) : tile<kColumns, 0, 0>(x, c);
+      }
+    };
+    int64_t x = 0;
+    for (; x < wide; x += kWideColumns) edges.template operator()<kWideColumns>(x);
+    for (; x < out_w; x += kNarrow) edges.template operator()<kNarrow>(x);
+  }
+
+  int64_t step, row_step, out_step, out_row_step, pitch;
+  const A* filter;
+  const A* bias;
+  Activation activation;
+  const T* in;  // of the tile at column 0, the padding included
+  O* out;
+  uint32_t rows = 0;  // of the input rows a tile reads, those inside the image
+};
+
+// Whether RowPair did the tile: two rows, and at most the first and the last column in the padding.
+template <class T, class O, int kKernel, int kStride, int kColumns>
+DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c_end) {
+  constexpr uint32_t kAll = (1u << ((kColumns - 1) * kStride + kKernel)) - 1u, kFirst = 1u, kLast = (kAll >> 1) + 1u;
+  if (tile.rows != kTileRows || tile.columns != kColumns || args.problem.depth != 1) return false;
+  const RowPair<T, O, kKernel, kStride> pair(args, image, out, tile.y);
+  if (tile.valid == kAll) {
+    pair.template all_channels<kColumns, 0, 0>(tile.x, c_end);
+  } else if (tile.valid == (kAll & ~kFirst)) {
+    pair.template all_channels<kColumns, 1, 0>(tile.x, c_end);
+  } else if (tile.valid == (kAll & ~kLast)) {
+    pair.template all_channels<kColumns, 0, 1>(tile.x, c_end);
+  } else if (tile.valid == (kAll & ~kFirst & ~kLast)) {
+    pair.template all_channels<kColumns, 1, 1>(tile.x, c_end);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// The same for all columns of a pair of rows, a vector of channels at a time: for the few channels of staged images, where
+// a tile is soon done.
+template <class T, class O, int kKernel, int kStride>
+bool try_few_channels(const DepthwiseArgs& args, const T* image, O* out, int64_t y, int64_t wide) {
+  using A = typename AccumulateType<T>::type;
+  constexpr int64_t kFew = 2;
+  const DepthwiseProblem& p = args.problem;
+  const int64_t past = (p.out_w - 1) * kStride - p.pad_w + kKernel - p.in_w;  // columns read past the last
+  if (p.channels > kFew * kLanes<A> || p.channels % kLanes<A> != 0 || p.depth != 1 || p.pad_w < 0 || p.pad_w > 1 || past > 1 ||
+      (p.out_w - wide) % kNarrowTile<kKernel> != 0) {
+    return false;
+  }
+  const RowPair<T, O, kKernel, kStride> pair(args, image, out, y);
+  for (int64_t c = 0; c < p.channels; c += kLanes<A>) {
+    if (p.pad_w == 1) {
+      past == 1 ? pair.template all_columns<true, true>(wide, p.out_w, c)
+                : pair.template all_columns<true, false>(wide, p.out_w, c);
+    } else {
+      past == 1 ? pair.template all_columns<false, true>(wide, p.out_w, c)
+                : pair.template all_columns<false, false>(wide, p.out_w, c);
+    }
+  }
+  return true;
+}
+
+}  // namespace dwconv::DWCONV_ISA
