@@ -102,7 +102,7 @@ DWCONV_INLINE void add_tile(const DepthwiseProblem& p, const GradTile<T>& tile, 
 template <class T, class A, int kTaps, int kStride, int kFilterRows, bool kWhole>
 DWCONV_INLINE void block_taps(const DepthwiseProblem& p, const GradBlock<T>& b, int64_t first_r, int64_t first_s, int64_t pitch,
                               A* partial) {
-  constexpr int kNarrow = kNarrowTile<kTaps>, kWide = kTaps == 3 ? kWideColumns : kNarrow;
+  constexpr int kWide = kTaps == 3 ? kWideColumns : kNarrowColumns, kNarrow = kTaps == 3 ? kWideColumns - 1 : kNarrowColumns;
   const int64_t wide = wide_columns(p.out_w, kWide, kNarrow);
   Vec<A> acc[kFilterRows][kTaps] = {};
   for (int64_t y = b.y; y < b.y + b.rows; ++y) {

@@ -13,8 +13,8 @@
 // takes one output row at a time and the taps of a filter row in chunks (chunks slide over the columns just the same).
 // Order: row pairs, column tiles, channel vectors, so that all input streams are read forward, C elements at a time.
 // Tiles: `rows_per_tile` output rows of one image. Traffic: input and output once where kernel_h input rows fit in L1/L2.
-// Samples in the padding read as zero from a zero vector; only tiles that touch the edge pay for the choice (kEdge), and at 3x3
-// most of these do not either (depthwise_row_pair.h). Pixels whose lines collide in L1 are staged (stage_lines.h).
+// Samples in the padding read as zero from a zero vector; only tiles that touch the edge pay for the choice (kEdge), and most
+// of these do not either (depthwise_row_pair.h). Pixels whose lines collide in L1 are staged (stage_lines.h).
 // The plan guarantees: weights and bias packed in the accumulation type, channels padded to a pitch that leaves a whole
 // vector readable at every channel (weight_pitch).
 #pragma once
@@ -149,7 +149,7 @@ DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out
   if (kKernel) tile.valid = valid_columns(first, 1, p.in_w, (kColumns - 1) * kStride + kKernel);
   int64_t c = 0;
   const int64_t whole = p.channels - p.channels % kLanes<A>;
-  if constexpr (kKernel == 3) {
+  if constexpr (kPaired<kKernel, kStride>) {
     if (try_row_pair<T, O, kKernel, kStride, kColumns>(args, image, out, tile, whole)) c = whole;
   }
   if (c < whole && tile.columns == kColumns && first >= 0 && last < p.in_w) {
@@ -163,13 +163,13 @@ DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out
 template <class T, class O, int kKernel, int kStride>
 void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end) {
   constexpr int kRows = kKernel ? kTileRows : 1;
-  constexpr int kNarrow = kNarrowTile<kKernel>;
+  constexpr int kNarrow = kNarrowTile<kKernel, kStride>;
   const int64_t out_w = args.problem.out_w;
   const int64_t wide = wide_columns(out_w, kWideColumns, kNarrow);
   for (int64_t y = y_begin; y < y_end; y += kRows) {
     if (y_end - y < kRows && y > y_begin) y = y_end - kRows;  // a pair again rather than a single row
     const int rows = lanes_left(y_end - y, kRows);
-    if constexpr (kKernel == 3) {
+    if constexpr (kPaired<kKernel, kStride>) {
       if (rows == kRows && try_few_channels<T, O, kKernel, kStride>(args, image, out, y, wide)) continue;
     }
     int64_t x = 0;

@@ -1,5 +1,5 @@
-// Depthwise correlation, channels last: the register tile, and a pair of output rows of a 3x3 filter with nothing left to decide
-// inside its tiles (depthwise_forward_nhwc.h takes everything else, and says what a tile is).
+// Depthwise correlation, channels last: the register tile, and a pair of output rows with next to nothing left to decide inside
+// its tiles (depthwise_forward_nhwc.h takes everything else, and says what a tile is).
 #pragma once
 
 #include "../../problem.h"
@@ -16,8 +16,11 @@ inline constexpr int kNarrowColumns = 7, kWideColumns = 8;  // 16 sums + 14 taps
 inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps + 1 input of 16 registers at 3x3
 #endif
 // A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
-template <int kKernel>
-inline constexpr int kNarrowTile = kKernel == 3 ? kWideColumns - 1 : kNarrowColumns;
+// Squares that RowPair takes: at most kKernel / 2 columns on either side in the padding, which at stride 1 are all or none.
+template <int kKernel, int kStride>
+inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1);
+template <int kKernel, int kStride>
+inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
 inline constexpr int kTileRows = 2;
 
 alignas(64) static const char kZeros[64] = {};  // what a sample in the padding reads
@@ -90,18 +93,38 @@ static inline int64_t wide_columns(int64_t columns, int64_t wide, int64_t narrow
   return columns / wide * wide;
 }
 
-// Input rows kRow, kRow + 1, ... of a tile of two output rows; those outside the image are not in `rows`.
-template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, int kRow, int kColumns>
+// Input row kRow of a tile of two output rows.
+template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, bool kFirst, bool kLast, int kColumns>
+DWCONV_INLINE void add_row(int64_t row, const T* in, int64_t row_step, int64_t step, const A* filter, int64_t pitch,
+                           Vec<A> (&acc)[kTileRows][kColumns]) {
+  constexpr int kBegin = kFirst ? 0 : 1, kEnd = kLast ? 2 : 1;
+  const A* const taps = filter + (row - kBegin * kStride) * kKernel * pitch;
+  add_input_row<T, A, kKernel, kStride, kBegin, kEnd, false, kLeft, kRight>(in + row * row_step, step, 0, taps, pitch, kLanes<A>,
+                                                                            acc);
+}
+
+// All input rows that a tile of two output rows reads and the image has (`rows`). Unrolled at 3x3; elsewhere the FMAs are the
+// larger part.
+template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, int kColumns>
 DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, uint32_t rows, const A* filter, int64_t pitch,
                                   Vec<A> (&acc)[kTileRows][kColumns]) {
-  if constexpr (kRow < kKernel + kStride) {
-    if ((rows >> kRow) & 1) {
-      constexpr int kFirst = kRow < kKernel ? 0 : 1, kLast = kRow < kStride ? 1 : 2;
-      const A* const taps = filter + (kRow - kFirst * kStride) * kKernel * pitch;
-      add_input_row<T, A, kKernel, kStride, kFirst, kLast, false, kLeft, kRight>(in + kRow * row_step, step, 0, taps, pitch,
-                                                                                 kLanes<A>, acc);
+  const auto add = [&]<bool kFirst, bool kLast>(int64_t row) {
+    if ((rows >> row) & 1) {
+      add_row<T, A, kKernel, kStride, kLeft, kRight, kFirst, kLast>(row, in, row_step, step, filter, pitch, acc);
     }
-    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, kRow + 1>(in, row_step, step, rows, filter, pitch, acc);
+  };
+  if constexpr (kKernel == 3) {
+    add.template operator()<true, false>(0);
+    if constexpr (kStride == 2) add.template operator()<true, false>(1);
+    if constexpr (kStride == 1) add.template operator()<true, true>(1);
+    add.template operator()<true, true>(2);
+    add.template operator()<false, true>(3);
+    if constexpr (kStride == 2) add.template operator()<false, true>(4);
+  } else {
+    int64_t row = 0;
+    for (; row < kStride; ++row) add.template operator()<true, false>(row);
+    for (; row < kKernel; ++row) add.template operator()<true, true>(row);
+    for (; row < kKernel + kStride; ++row) add.template operator()<false, true>(row);
   }
 }
 
@@ -109,6 +132,7 @@ DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, u
 template <class T, class O, int kKernel, int kStride>
 struct RowPair {
   using A = typename AccumulateType<T>::type;
+  static constexpr int kPad = kKernel / 2;
 
   // y: the first of the two rows.
   RowPair(const DepthwiseArgs& args, const T* image, O* output, int64_t y)
@@ -139,8 +163,8 @@ struct RowPair {
       DWCONV_UNROLL
       for (int t = 0; t < kColumns; ++t) acc[j][t] = start;
     }
-    add_input_rows<T, A, kKernel, kStride, kLeft, kRight, 0>(in + x * kStride * step + c, row_step, step, rows, filter + c, pitch,
-                                                             acc);
+    add_input_rows<T, A, kKernel, kStride, kLeft, kRight>(in + x * kStride * step + c, row_step, step, rows, filter + c, pitch,
+                                                          acc);
     activate_all<A>(acc, activation);
     O* const to = out + x * out_step + c;
     DWCONV_UNROLL
@@ -155,16 +179,15 @@ struct RowPair {
     for (int64_t c = 0; c < c_end; c += kLanes<A>) tile<kColumns, kLeft, kRight>(x, c);
   }
 
-  // All tiles of one vector of channels: `wide` columns in wide tiles, the others in narrow ones; the first and the last column
-  // read are in the padding where kLeft and kRight say so.
-  template <bool kLeft, bool kRight>
-  void all_columns(int64_t wide, int64_t out_w, int64_t c) const {
-    constexpr int kNarrow = kNarrowTile<kKernel>;
+  // All tiles of one vector of channels: `wide` columns in wide tiles, the others in narrow ones; left, right: the first tile's
+  // first and the last tile's last kPad columns are in the padding.
+  void all_columns(int64_t wide, int64_t out_w, bool left, bool right, int64_t c) const {
+    constexpr int kNarrow = kNarrowTile<kKernel, kStride>;
     const auto edges = [&]<int kColumns>(int64_t x) {
-      if (x + kColumns == out_w && kRight) {
-        x == 0 && kLeft ? tile<kColumns, 1, 1>(0, c) : tile<kColumns, 0, 1>(x, c);
+      if (x + kColumns == out_w && right) {
+        x == 0 && left ? tile<kColumns, kPad, kPad>(0, c) : tile<kColumns, 0, kPad>(x, c);
       } else {
-        x == 0 && kLeft ? tile<kColumns, 1, 0>(0, c) : tile<kColumns, 0, 0>(x, c);
+        x == 0 && left ? tile<kColumns, kPad, 0>(0, c) : tile<kColumns, 0, 0>(x, c);
       }
     };
     int64_t x = 0;
@@ -181,20 +204,21 @@ struct RowPair {
   uint32_t rows = 0;  // of the input rows a tile reads, those inside the image
 };
 
-// Whether RowPair did the tile: two rows, and at most the first and the last column in the padding.
+// Whether RowPair did the tile: two rows, and all or none of kPad columns on either side in the padding.
 template <class T, class O, int kKernel, int kStride, int kColumns>
 DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c_end) {
-  constexpr uint32_t kAll = (1u << ((kColumns - 1) * kStride + kKernel)) - 1u, kFirst = 1u, kLast = (kAll >> 1) + 1u;
+  constexpr int kPad = kKernel / 2, kCount = (kColumns - 1) * kStride + kKernel;
+  constexpr uint32_t kAll = (1u << kCount) - 1u, kLeft = (1u << kPad) - 1u, kRight = kLeft << (kCount - kPad);
   if (tile.rows != kTileRows || tile.columns != kColumns || args.problem.depth != 1) return false;
   const RowPair<T, O, kKernel, kStride> pair(args, image, out, tile.y);
   if (tile.valid == kAll) {
     pair.template all_channels<kColumns, 0, 0>(tile.x, c_end);
-  } else if (tile.valid == (kAll & ~kFirst)) {
-    pair.template all_channels<kColumns, 1, 0>(tile.x, c_end);
-  } else if (tile.valid == (kAll & ~kLast)) {
-    pair.template all_channels<kColumns, 0, 1>(tile.x, c_end);
-  } else if (tile.valid == (kAll & ~kFirst & ~kLast)) {
-    pair.template all_channels<kColumns, 1, 1>(tile.x, c_end);
+  } else if (tile.valid == (kAll & ~kLeft)) {
+    pair.template all_channels<kColumns, kPad, 0>(tile.x, c_end);
+  } else if (tile.valid == (kAll & ~kRight)) {
+    pair.template all_channels<kColumns, 0, kPad>(tile.x, c_end);
+  } else if (tile.valid == (kAll & ~kLeft & ~kRight)) {
+    pair.template all_channels<kColumns, kPad, kPad>(tile.x, c_end);
   } else {
     return false;
   }
@@ -206,23 +230,15 @@ DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, O* ou
 template <class T, class O, int kKernel, int kStride>
 bool try_few_channels(const DepthwiseArgs& args, const T* image, O* out, int64_t y, int64_t wide) {
   using A = typename AccumulateType<T>::type;
-  constexpr int64_t kFew = 2;
+  constexpr int64_t kFew = 2, kPad = kKernel / 2;
   const DepthwiseProblem& p = args.problem;
   const int64_t past = (p.out_w - 1) * kStride - p.pad_w + kKernel - p.in_w;  // columns read past the last
-  if (p.channels > kFew * kLanes<A> || p.channels % kLanes<A> != 0 || p.depth != 1 || p.pad_w < 0 || p.pad_w > 1 || past > 1 ||
-      (p.out_w - wide) % kNarrowTile<kKernel> != 0) {
+  if (p.channels > kFew * kLanes<A> || p.channels % kLanes<A> != 0 || p.depth != 1 || (p.pad_w != 0 && p.pad_w != kPad) ||
+      (past > 0 && past != kPad) || (p.out_w - wide) % kNarrowTile<kKernel, kStride> != 0) {
     return false;
   }
   const RowPair<T, O, kKernel, kStride> pair(args, image, out, y);
-  for (int64_t c = 0; c < p.channels; c += kLanes<A>) {
-    if (p.pad_w == 1) {
-      past == 1 ? pair.template all_columns<true, true>(wide, p.out_w, c)
-                : pair.template all_columns<true, false>(wide, p.out_w, c);
-    } else {
-      past == 1 ? pair.template all_columns<false, true>(wide, p.out_w, c)
-                : pair.template all_columns<false, false>(wide, p.out_w, c);
-    }
-  }
+  for (int64_t c = 0; c < p.channels; c += kLanes<A>) pair.all_columns(wide, p.out_w, p.pad_w > 0, past > 0, c);
   return true;
 }
 
