@@ -40,8 +40,9 @@ def pytest_in(library: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_every_row_and_block(library):
-    emulated = "avx512 or amx or bfloat16 or random"
-    out = pytest_in(library, "tests/test_kernels.py", "tests/test_separable.py", "-k", emulated, "-rA")
+def test_every_row_case_and_block(library):
+    emulated = "avx512 or amx or random"
+    files = ("tests/test_kernels.py", "tests/test_depthwise.py", "tests/test_separable.py")
+    out = pytest_in(library, *files, "-k", emulated, "-rA")
     passed = re.findall(r"PASSED .*test_row\[(\w+)-", out)
     assert {"avx512", "avx512_bf16", "amx"} <= set(passed), sorted(set(passed))

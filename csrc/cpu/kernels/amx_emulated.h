@@ -16,7 +16,7 @@ struct EmulatedTiles {
 };
 inline thread_local EmulatedTiles emulated_tiles;
 
-inline EmulatedTiles tiles_in_use() {
+inline EmulatedTiles& tiles_in_use() {
   if (!emulated_tiles.configured) __builtin_trap();  // #UD on the processor
   return emulated_tiles;
 }
@@ -41,14 +41,14 @@ inline void _tile_release() { emulated_tiles.configured = false; }
 inline void _tile_zero(int t) { memset(tiles_in_use().data[t], 0, sizeof emulated_tiles.data[t]); }
 
 inline void _tile_loadd(int t, const void* from, int64_t stride) {
-  EmulatedTiles tiles = tiles_in_use();
+  EmulatedTiles& tiles = tiles_in_use();
   memset(tiles.data[t], 0, sizeof tiles.data[t]);
   for (int i = 0; i < tiles.rows[t]; ++i)
     memcpy(tiles.data[t][i], static_cast<const char*>(from) + i * stride, tiles.row_bytes[t]);
 }
 
 inline void _tile_stored(int t, void* to, int64_t stride) {
-  const EmulatedTiles tiles = tiles_in_use();
+  const EmulatedTiles& tiles = tiles_in_use();
   for (int i = 0; i < tiles.rows[t]; ++i) memcpy(static_cast<char*>(to) + i * stride, tiles.data[t][i], tiles.row_bytes[t]);
 }
 
@@ -57,7 +57,7 @@ inline float flush(float value) { return __builtin_fabsf(value) < 0x1p-126f ? va
 inline float flushed(BFloat16 value) { return flush(to_accumulate(value)); }
 
 inline void _tile_dpbf16ps(int c, int a, int b) {
-  EmulatedTiles tiles = tiles_in_use();
+  EmulatedTiles& tiles = tiles_in_use();
   if (tiles.rows[c] != tiles.rows[a] || tiles.row_bytes[c] != tiles.row_bytes[b] || tiles.row_bytes[a] != 4 * tiles.rows[b])
     __builtin_trap();
   for (int m = 0; m < tiles.rows[c]; ++m) {

@@ -44,8 +44,8 @@ class TileProduct {
       config.rows[t] = static_cast<uint8_t>(t < 6 ? rows_ : kDepthMultiple / 2);
       config.row_bytes[t] = 64;
     }
-    asm volatile("" ::"r"(&config)
-                 : "memory");  // GCC takes _tile_loadconfig to read eight bytes only, and drops the other stores
+    // GCC takes _tile_loadconfig to read eight bytes only, and would drop the other stores.
+    asm volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
   ~TileProduct() { _tile_release(); }
