@@ -54,7 +54,7 @@ demo: environment-examples build
 	PYTHONPATH=. $(PY) examples/demo.py
 
 bench: environment-bench build
-	for what in depthwise separable; do \
+	for what in depthwise separable network; do \
 	  $(PY) -m benchmarks $$what --json docs/results/$$what.json --markdown docs/results/$$what.md --plot docs/results/$$what.png || exit 1; \
 	done
 

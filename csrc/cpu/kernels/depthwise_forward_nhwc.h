@@ -163,9 +163,11 @@ DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out
 template <class T, class O, int kKernel, int kStride>
 void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end) {
   constexpr int kRows = kKernel ? kTileRows : 1;
-  constexpr int kNarrow = kNarrowTile<kKernel, kStride>;
+  constexpr int kWide = kWideTile<kKernel>, kNarrow = kNarrowTile<kKernel, kStride>;
   const int64_t out_w = args.problem.out_w;
-  const int64_t wide = wide_columns(out_w, kWideColumns, kNarrow);
+  // Where a tile of eight is wider than the others, most of them have to be inside the image.
+  const bool few = kWide > kWideColumns && (out_w < 2 * kWide || args.problem.stride_w > 1);
+  const int64_t wide = few ? 0 : wide_columns(out_w, kWide, kNarrow);
   for (int64_t y = y_begin; y < y_end; y += kRows) {
     if (y_end - y < kRows && y > y_begin) y = y_end - kRows;  // a pair again rather than a single row
     const int rows = lanes_left(y_end - y, kRows);
@@ -173,7 +175,7 @@ void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_b
       if (rows == kRows && try_few_channels<T, O, kKernel, kStride>(args, image, out, y, wide)) continue;
     }
     int64_t x = 0;
-    for (; x < wide; x += kWideColumns) column_tile<T, O, kKernel, kStride, kWideColumns>(args, image, out, y, rows, x);
+    for (; x < wide; x += kWide) column_tile<T, O, kKernel, kStride, kWide>(args, image, out, y, rows, x);
     for (; x < out_w; x += kNarrow) column_tile<T, O, kKernel, kStride, kNarrow>(args, image, out, y, rows, x);
   }
 }

@@ -21,6 +21,9 @@ template <int kKernel, int kStride>
 inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1);
 template <int kKernel, int kStride>
 inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
+// Any other filter goes by single rows: eight sums are the least that keep two FMAs of four cycles each busy.
+template <int kKernel>
+inline constexpr int kWideTile = kKernel == 0 ? 8 : kWideColumns;
 inline constexpr int kTileRows = 2;
 
 alignas(64) static const char kZeros[64] = {};  // what a sample in the padding reads
