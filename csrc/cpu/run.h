@@ -42,7 +42,7 @@ void run_tiles(const Plan& plan, Body body) {
   const int64_t pitch = (plan.scratch_bytes + 127) / 128 * 128;
   char* const base = static_cast<char*>(workspace(Workspace::kScratch, pitch * workers));
 #if defined(DWCONV_POISON_SCRATCH)  // for tests: what a kernel reads before it wrote it is NaN
-  memset(base, 0xff, pitch * workers);
+  if (pitch > 0) memset(base, 0xff, pitch * workers);
 #endif
   TileShare* const shares = static_cast<TileShare*>(workspace(Workspace::kShares, workers * sizeof(TileShare)));
   for (int64_t i = 0; i < workers; ++i) shares[i] = {plan.tiles * i / workers, plan.tiles * (i + 1) / workers};
