@@ -228,7 +228,8 @@ def separable_race(layer: Layer, options: Options) -> Iterator[Race]:
     inputs = layer.batch * layer.channels * layer.size[0] * layer.size[1]
     moved = inputs + pixels * layer.out_channels + layer.channels * layer.out_channels
     flops = 2 * pixels * layer.channels * (layer.kernel[0] * layer.kernel[1] + layer.out_channels)
-    plain = copy.deepcopy(_unfused(block, layer))  # before the block's own copy of the BatchNorms changes its dtype
+    # A copy: the block's BatchNorms will change their dtype with it.
+    plain = copy.deepcopy(_unfused(block, layer)).eval().requires_grad_(False)
     nodes = _block_nodes(block, layer.stride, layer.padding)
     yield _inference_race(layer, options, block, plain, (moved, flops), nodes)
 

@@ -6,7 +6,7 @@
 //   5: rows | 2               | 3                |
 //
 // A's tiles are read where the depthwise stage wrote them, [pixel][channel]; B's from the panel, whose rows are pairs of
-// channels (PointwiseFormat). Channels past the last are zero in both. kDepthBlock channels of the panel, 32 KB, stay in
+// channels (PointwiseFormat). Channels past the last are zero in both. kBlock channels of the panel, 32 KB, stay in
 // L1 for all pixels; between the blocks the sums rest in scratch, where the epilogue finds them too.
 // A tile has as many rows as divide the pixels most evenly: 49 pixels are 4 x 13, not 3 x 16 and one.
 // Denormals count as zero, as AMX has it.
