@@ -159,13 +159,18 @@ void force_row(const std::string& name, int32_t filter, int32_t stride) {
   forced = name.empty() ? ForcedRow{} : ForcedRow{forced_name.c_str(), filter, stride};
 }
 
+static int64_t near_bytes = -1;
+void set_near_bytes(int64_t bytes) { near_bytes = bytes; }
+
 Machine machine(int64_t threads) {
   int64_t l1 = 0, l2 = 0;
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);
   l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-  return {l1 > 0 ? l1 : 32 << 10, l2 > 0 ? l2 : 512 << 10, threads, forced};
+  Machine here = {l1 > 0 ? l1 : 32 << 10, l2 > 0 ? l2 : 512 << 10, threads, forced};
+  if (near_bytes >= 0) here.near_bytes = near_bytes;
+  return here;
 }
 
 }  // namespace dwconv

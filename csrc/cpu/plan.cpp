@@ -87,6 +87,22 @@ int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_ro
 
 bool is_transposed(const KernelRow& row) { return std::string(row.name).find("_transposed") != std::string::npos; }
 
+int64_t input_bytes(const DepthwiseProblem& p) {
+  return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
+}
+
+// Whether a channels_last input is gone through in order first (far_rows.h). A forward pass does little with an element and
+// gains only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close together as it is.
+bool far_forward(const DepthwiseProblem& p, const Machine& machine) {
+  constexpr int64_t kManyBytes = 256;
+  return p.layout == Layout::kNHWC && input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
+}
+
+// The passes that do more lose less by it, and gain from a far cache's latency too.
+bool far_other(const DepthwiseProblem& p, const Machine& machine) {
+  return p.layout == Layout::kNHWC && input_bytes(p) >= machine.near_bytes / 4;
+}
+
 int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
   return std::max<int64_t>(1, std::min({machine.threads, tiles, elements / kMinElementsAWorker}));
 }
@@ -100,6 +116,8 @@ std::string describe(const KernelRow& row) {
                                                         : "columns are lanes";
   return filter + ", " + stride + "; " + lanes;
 }
+
+const char* in_order(const Plan& plan) { return plan.far_input ? "; rows are read in order first" : ""; }
 
 const char* product_name(const KernelRow& row) {
   return row.isa == Isa::kAmx                      ? "product on AMX tiles"
@@ -148,7 +166,8 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
-  plan.reason = describe(*plan.row);
+  plan.far_input = plan.far_output = far_forward(p, machine);
+  plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
 }
 
@@ -181,7 +200,8 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
   plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
   plan.flops = 2 * planes * p.in_h * p.in_w * taps;
-  plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1";
+  plan.far_input = plan.far_output = far_other(p, machine);
+  plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
   return plan;
 }
 
@@ -208,7 +228,9 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order";
+  plan.far_input = far_other(p, machine);
+  plan.reason =
+      describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" + in_order(plan);
   return plan;
 }
 
@@ -263,8 +285,11 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
+  whole.far_input = far_other(problem, machine);
   whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
-                 " of the output channels a tile; " + product_name(*whole.row) + "; depthwise stage: " + plan.depthwise.reason;
+                 " of the output channels a tile; " + product_name(*whole.row) +
+                 "; depthwise stage: " + describe(*plan.depthwise.row) +
+                 (whole.far_input ? "; the next tile's input is asked for early" : "");
   return plan;
 }
 

@@ -5,8 +5,8 @@
 #include "../../problem.h"
 #include "../tiles.h"
 #include "activate.h"
+#include "far_rows.h"
 #include "simd.h"
-#include "stage_lines.h"
 
 namespace dwconv::DWCONV_ISA {
 
@@ -17,8 +17,9 @@ inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps +
 #endif
 // A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
 // Squares that RowPair takes: at most kKernel / 2 columns on either side in the padding, which at stride 1 are all or none.
+// Without AVX the larger ones are left out: they would take longer to compile than all else.
 template <int kKernel, int kStride>
-inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1);
+inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1 && DWCONV_VECTOR_BYTES > 16);
 template <int kKernel, int kStride>
 inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
 // Any other filter goes by single rows: eight sums are the least that keep two FMAs of four cycles each busy.
@@ -96,25 +97,17 @@ static inline int64_t wide_columns(int64_t columns, int64_t wide, int64_t narrow
   return columns / wide * wide;
 }
 
-// Input row kRow of a tile of two output rows.
-template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, bool kFirst, bool kLast, int kColumns>
-DWCONV_INLINE void add_row(int64_t row, const T* in, int64_t row_step, int64_t step, const A* filter, int64_t pitch,
-                           Vec<A> (&acc)[kTileRows][kColumns]) {
-  constexpr int kBegin = kFirst ? 0 : 1, kEnd = kLast ? 2 : 1;
-  const A* const taps = filter + (row - kBegin * kStride) * kKernel * pitch;
-  add_input_row<T, A, kKernel, kStride, kBegin, kEnd, false, kLeft, kRight>(in + row * row_step, step, 0, taps, pitch, kLanes<A>,
-                                                                            acc);
-}
-
 // All input rows that a tile of two output rows reads and the image has (`rows`). Unrolled at 3x3; elsewhere the FMAs are the
 // larger part.
 template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, int kColumns>
 DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, uint32_t rows, const A* filter, int64_t pitch,
                                   Vec<A> (&acc)[kTileRows][kColumns]) {
   const auto add = [&]<bool kFirst, bool kLast>(int64_t row) {
-    if ((rows >> row) & 1) {
-      add_row<T, A, kKernel, kStride, kLeft, kRight, kFirst, kLast>(row, in, row_step, step, filter, pitch, acc);
-    }
+    if (!((rows >> row) & 1)) return;
+    constexpr int kBegin = kFirst ? 0 : 1, kEnd = kLast ? 2 : 1;
+    const A* const taps = filter + (row - kBegin * kStride) * kKernel * pitch;
+    add_input_row<T, A, kKernel, kStride, kBegin, kEnd, false, kLeft, kRight>(in + row * row_step, step, 0, taps, pitch,
+                                                                              kLanes<A>, acc);
   };
   if constexpr (kKernel == 3) {
     add.template operator()<true, false>(0);

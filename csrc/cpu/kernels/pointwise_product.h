@@ -12,6 +12,7 @@
 #pragma once
 
 #include "activate.h"
+#include "next_input.h"
 #include "simd.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -115,6 +116,15 @@ DWCONV_INLINE GemmTarget<O> from_row(const GemmTarget<O>& to, int64_t row, int r
   return {to.out + row * to.pitch, to.residual ? to.residual + row * to.pitch : nullptr, to.pitch, rows, to.columns};
 }
 
+// Asks for the lines that will be written.
+template <class O>
+DWCONV_INLINE void expect(const GemmTarget<O>& to) {
+  constexpr int kLine = 64 / sizeof(O);
+  for (int i = 0; i < to.rows; ++i) {
+    for (int j = 0; j < to.columns; j += kLine) __builtin_prefetch(to.out + i * to.pitch + j, 1, 3);
+  }
+}
+
 // Complete sums to the target. bias: kPanel values.
 template <class O, class A, int kRows>
 DWCONV_INLINE void finish_tile(const Activation& activation, Vec<A> (&acc)[kRows][kGemmColumns], const A* bias,
@@ -188,10 +198,11 @@ struct RegisterProduct {
 
   explicit RegisterProduct(int64_t /*pixels*/) {}
 
-  // All pixels of a tile by one panel. sums: [padded pixels][kPanel], which the target may be.
+  // All pixels of a tile by one panel; meanwhile asks for the next tile's input. sums: [padded pixels][kPanel], which the target
+  // may be.
   template <class O>
   void multiply(const Activation& activation, const Middle* middle, int64_t pitch, int64_t pixels, int64_t channels,
-                const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to) const {
+                const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to, NextInput& next) const {
     constexpr int kHalf = kGemmRows / 2, kChannels = Element<E>::kChannels;
     const E* const a = reinterpret_cast<const E*>(middle);
     const E* const b = reinterpret_cast<const E*>(panel);
@@ -203,6 +214,10 @@ struct RegisterProduct {
       for (int64_t i = 0; i < pixels;) {
         const int64_t left = pixels - i;
         const GemmTarget<O> here = from_row(to, i, lanes_left(left, kGemmRows));
+        if (next.far()) {
+          next.ask(here.rows * depth * kChannels);
+          if (block.last) expect(here);
+        }
         if (left > kHalf) {
           gemm_rows<O, E, A, kGemmRows>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here);
           i += kGemmRows;

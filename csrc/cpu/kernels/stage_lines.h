@@ -27,6 +27,15 @@ DWCONV_INLINE Range input_rows(const DepthwiseProblem& p, int64_t y, int64_t row
   return {begin, end};
 }
 
+// Makes q's image the input rows that output rows [y, y + rows) of p read; which rows of p's image they are.
+DWCONV_INLINE Range crop_input(const DepthwiseProblem& p, int64_t y, int64_t rows, DepthwiseProblem* q) {
+  const Range in_rows = input_rows(p, y, rows);
+  q->in_h = in_rows.end - in_rows.begin;
+  q->out_h = rows;
+  q->pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
+  return in_rows;
+}
+
 // The most input rows `rows` output rows can need.
 static inline int64_t most_input_rows(const DepthwiseProblem& p, int64_t rows) {
   const int64_t reach = (rows - 1) * p.stride_h + (p.kernel_h > 0 ? p.kernel_h - 1 : 0) * p.dilation_h + 1;
