@@ -195,18 +195,18 @@ DWCONV_INLINE bool stages_forward(const DepthwiseProblem& p) {
 template <class T>
 DWCONV_INLINE int64_t staged_forward_rows(const DepthwiseProblem& p) {
   constexpr int64_t kBytes = 24 << 10;
-  const int64_t rows = (kBytes / (64 * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
+  const int64_t rows = (kBytes / (kStagedBytes * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
   return rows > p.kernel_h ? rows / kTileRows * kTileRows : p.kernel_h + 1;
 }
 
-// The same from staged lines, kLine channels at a time.
+// The same from staged lines, kStaged channels at a time.
 template <class T, class O, int kKernel, int kStride>
 void staged_forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end, T* staged) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
   DepthwiseArgs piece = args;
   DepthwiseProblem& q = piece.problem;
-  q.in_stride_w = kLine<T>, q.in_stride_h = p.in_w * kLine<T>;
+  q.in_stride_w = kStaged<T>, q.in_stride_h = p.in_w * kStaged<T>;
   q.far_input = q.far_output = false;
   FarRows<T> far_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   const int64_t most = staged_forward_rows<T>(p);
@@ -215,8 +215,8 @@ void staged_forward_rows(const DepthwiseArgs& args, const T* image, O* out, int6
     const Range in_rows = crop_input(p, y, rows, &q);
     far_rows.read(in_rows);
     expect_rows(p.far_output, out, p.out_stride_h, {y, y + rows});
-    for (int64_t c = 0; c < p.channels; c += kLine<T>) {
-      q.channels = lanes_left(p.channels - c, static_cast<int>(kLine<T>));
+    for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
       stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
       piece.weight = static_cast<const A*>(args.weight) + c;
       piece.bias = args.bias ? static_cast<const A*>(args.bias) + c : nullptr;
@@ -250,7 +250,7 @@ inline constexpr Layout depthwise_forward_nhwc_weight_order = Layout::kNHWC;
 template <class T>
 int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
   if (!stages_forward<T>(p)) return 0;
-  return most_input_rows(p, staged_forward_rows<T>(p)) * p.in_w * 64;
+  return most_input_rows(p, staged_forward_rows<T>(p)) * p.in_w * kStagedBytes;
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -175,15 +175,15 @@ struct RowPair {
     for (int64_t c = 0; c < c_end; c += kLanes<A>) tile<kColumns, kLeft, kRight>(x, c);
   }
 
-  // All tiles of one vector of channels: `wide` columns in wide tiles, the others in narrow ones; left, right: the first tile's
-  // first and the last tile's last kPad columns are in the padding.
-  void all_columns(int64_t wide, int64_t out_w, bool left, bool right, int64_t c) const {
+  // All tiles: `wide` columns in wide tiles, the others in narrow ones; left, right: the first tile's first and the last tile's
+  // last kPad columns are in the padding.
+  void all_columns(int64_t wide, int64_t out_w, bool left, bool right, int64_t c_end) const {
     constexpr int kNarrow = kNarrowTile<kKernel, kStride>;
     const auto edges = [&]<int kColumns>(int64_t x) {
       if (x + kColumns == out_w && right) {
-        x == 0 && left ? tile<kColumns, kPad, kPad>(0, c) : tile<kColumns, 0, kPad>(x, c);
+        x == 0 && left ? all_channels<kColumns, kPad, kPad>(0, c_end) : all_channels<kColumns, 0, kPad>(x, c_end);
       } else {
-        x == 0 && left ? tile<kColumns, kPad, 0>(0, c) : tile<kColumns, 0, 0>(x, c);
+        x == 0 && left ? all_channels<kColumns, kPad, 0>(0, c_end) : all_channels<kColumns, 0, 0>(x, c_end);
       }
     };
     int64_t x = 0;
@@ -221,20 +221,19 @@ DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, O* ou
   return true;
 }
 
-// The same for all columns of a pair of rows, a vector of channels at a time: for the few channels of staged images, where
-// a tile is soon done.
+// The same for all columns of a pair of rows: for the few channels of staged images, where a tile is soon done.
 template <class T, class O, int kKernel, int kStride>
 bool try_few_channels(const DepthwiseArgs& args, const T* image, O* out, int64_t y, int64_t wide) {
   using A = typename AccumulateType<T>::type;
-  constexpr int64_t kFew = 2, kPad = kKernel / 2;
+  constexpr int64_t kPad = kKernel / 2;
   const DepthwiseProblem& p = args.problem;
   const int64_t past = (p.out_w - 1) * kStride - p.pad_w + kKernel - p.in_w;  // columns read past the last
-  if (p.channels > kFew * kLanes<A> || p.channels % kLanes<A> != 0 || p.depth != 1 || (p.pad_w != 0 && p.pad_w != kPad) ||
+  if (p.channels > kStaged<T> || p.channels % kLanes<A> != 0 || p.depth != 1 || (p.pad_w != 0 && p.pad_w != kPad) ||
       (past > 0 && past != kPad) || (p.out_w - wide) % kNarrowTile<kKernel, kStride> != 0) {
     return false;
   }
   const RowPair<T, O, kKernel, kStride> pair(args, image, out, y);
-  for (int64_t c = 0; c < p.channels; c += kLanes<A>) pair.all_columns(wide, p.out_w, p.pad_w > 0, past > 0, c);
+  pair.all_columns(wide, p.out_w, p.pad_w > 0, past > 0, p.channels);
   return true;
 }
 
