@@ -110,7 +110,7 @@ def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far):
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
 def test_a_block_asks_for_the_next_tile_where_the_input_is_large(batch, far):
     p = plan(op="separable_conv2d", layout="channels_last", batch=batch, channels=128)
-    assert ("asked for early" in p["reason"]) == far
+    assert ("input is asked for early" in p["reason"]) == far
 
 
 def test_tiny_problems_stay_on_one_thread():

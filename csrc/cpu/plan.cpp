@@ -285,11 +285,13 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
-  whole.far_input = far_other(problem, machine);
+  whole.far_input = whole.far_output = far_other(problem, machine);
+  plan.far_weights = weight_bytes > machine.l2_bytes / 2;
   whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                  " of the output channels a tile; " + product_name(*whole.row) +
                  "; depthwise stage: " + describe(*plan.depthwise.row) +
-                 (whole.far_input ? "; the next tile's input is asked for early" : "");
+                 (whole.far_input ? "; the next tile's input is asked for early" : "") +
+                 (plan.far_weights ? "; the next weights are asked for early" : "");
   return plan;
 }
 

@@ -30,9 +30,10 @@ Plan plan_backward_input(const DepthwiseProblem& problem, const IsaKernels& isa,
 Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {
-  Plan depthwise;      // of the first stage
-  Plan whole;          // its row has the format of the pointwise weights
-  int64_t splits = 1;  // ranges of output channels
+  Plan depthwise;            // of the first stage
+  Plan whole;                // its row has the format of the pointwise weights
+  int64_t splits = 1;        // ranges of output channels
+  bool far_weights = false;  // SeparableArgs'
 };
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine);
