@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string_view>
 
 namespace dwconv {
 
@@ -32,28 +33,25 @@ bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
   return transposed < rows;
 }
 
-bool fits(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, std::string* why_not) {
-  if (std::string(row.op) != op || std::string(row.pass) != pass || row.dtype != p.dtype || row.out_dtype != p.out_dtype ||
-      row.layout != p.layout) {
-    return false;
-  }
+// A plan is made at every call and looks at many rows: numbers first, no strings.
+bool is_for(const KernelRow& row, std::string_view op, std::string_view pass, const DepthwiseProblem& p) {
+  return row.dtype == p.dtype && row.out_dtype == p.out_dtype && row.layout == p.layout && row.op == op && row.pass == pass;
+}
+
+bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
   const bool filter =
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
-  if (filter && stride) return true;
-  *why_not +=
-      std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
-  return false;
+  return filter && stride;
 }
 
-const KernelRow* choose(const IsaKernels& isa, const Machine& machine, const char* op, const char* pass,
-                        const DepthwiseProblem& p, const char* family = "") {
-  std::string nearest;
+const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,
+                        const DepthwiseProblem& p, std::string_view family = "") {
   const auto first_row = [&](auto wanted) -> const KernelRow* {
     for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
       for (int32_t i = 0; i < set->table.count; ++i) {
         const KernelRow& row = set->table.rows[i];
-        if (wanted(row) && fits(row, op, pass, p, &nearest)) return &row;
+        if (is_for(row, op, pass, p) && wanted(row)) return &row;
       }
     }
     return nullptr;
@@ -62,14 +60,24 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, const cha
   const KernelRow* found = nullptr;
   if (forced.name != nullptr) {
     found = first_row([&](const KernelRow& row) {
-      return forced.name == std::string(row.name) && forced.filter == row.filter && forced.stride == row.stride;
+      return row.name == std::string_view(forced.name) && forced.filter == row.filter && forced.stride == row.stride &&
+             takes_filter(row, p);
     });
   }
-  if (found == nullptr)
-    found = first_row([&](const KernelRow& row) { return std::string(row.name).find(family) != std::string::npos; });
+  if (found == nullptr) {
+    found = first_row([&](const KernelRow& row) {
+      return takes_filter(row, p) && std::string_view(row.name).find(family) != std::string_view::npos;
+    });
+  }
   if (found != nullptr) return found;
-  throw std::runtime_error(std::string(op) + ": no " + pass + " kernel for " + dtype_name(p.dtype) + " " + layout_name(p.layout) +
-                           "; nearest:" + (nearest.empty() ? " none" : nearest));
+  std::string nearest;
+  first_row([&](const KernelRow& row) {
+    nearest +=
+        std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
+    return false;
+  });
+  throw std::runtime_error(std::string(op) + ": no " + std::string(pass) + " kernel for " + dtype_name(p.dtype) + " " +
+                           layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
 
 int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(p.dtype); }
@@ -85,7 +93,7 @@ int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_ro
   return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
 }
 
-bool is_transposed(const KernelRow& row) { return std::string(row.name).find("_transposed") != std::string::npos; }
+bool is_transposed(const KernelRow& row) { return std::string_view(row.name).find("_transposed") != std::string_view::npos; }
 
 int64_t input_bytes(const DepthwiseProblem& p) {
   return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
