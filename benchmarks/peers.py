@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy
 import torch
@@ -72,10 +74,20 @@ def onnx_runtime(x: Tensor, model: bytes, threads: int) -> Callable[[], numpy.nd
     return lambda: session.run(None, feed)[0]
 
 
+@cache
+def openvino_core() -> Any:
+    """One for the process. The CPU plugin gives the thread an alternate signal stack when it is loaded and restores the one before
+    when it is unloaded: of two plugins whose lives overlap, the second restores a stack that the first has unmapped, and the
+    next signal with a handler (a DataLoader's child that ends) is a segmentation fault."""
+    import openvino as ov
+
+    return ov.Core()
+
+
 def openvino(x: Tensor, model: bytes, threads: int, dtype: torch.dtype) -> Callable[[], numpy.ndarray]:
     import openvino as ov
 
-    core = ov.Core()
+    core = openvino_core()
     precision = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16}[dtype]
     settings = {
         "INFERENCE_NUM_THREADS": threads,
