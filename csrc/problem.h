@@ -45,6 +45,7 @@ struct DepthwiseProblem {
   int64_t in_stride_n = 0, in_stride_c = 0, in_stride_h = 0, in_stride_w = 0, in_stride_m = 0;
   int64_t out_stride_n = 0, out_stride_c = 0, out_stride_h = 0, out_stride_w = 0;
   Activation activation;
+  bool far_input = false, far_output = false;  // not in a cache near by (cpu/kernels/far_rows.h); channels_last only
 };
 
 // Weights arrive packed in the accumulation type (float, or double for float64), in the order the kernel's row names:
@@ -117,6 +118,7 @@ struct SeparableArgs {
   void* output = nullptr;           // contiguous in its layout
   Activation activation;
   int64_t rows_per_tile = 1;  // of the batch * out_h output rows
+  bool far_weights = false;   // more than a cache near by holds
   int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);

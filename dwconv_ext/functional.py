@@ -15,6 +15,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that h
 
 
 def _pair(name: str, value: IntOrPair) -> tuple[int, int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # a module's: no time lost
+        return value
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value, value
     if isinstance(value, (tuple, list, torch.Size)) and all(
@@ -103,7 +105,7 @@ def depthwise_conv2d(
     batched, unbatched = _batched("depthwise_conv2d", input)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     batched, padding = _resolve_padding(batched, weight, padding, stride, dilation)
-    output = ops.depthwise_conv2d(batched, weight, bias, stride, padding, dilation)
+    output = ops.depthwise_conv2d.default(batched, weight, bias, stride, padding, dilation)
     return output.squeeze(0) if unbatched else output
 
 
@@ -156,22 +158,19 @@ def separable_conv2d(
     Raises:
         RuntimeError: as in :func:`depthwise_conv2d`; an unknown activation; a residual of another shape.
     """
-    for name, value, optional in (
-        ("input", input, False),
-        ("dw_weight", dw_weight, False),
-        ("dw_bias", dw_bias, True),
-        ("pw_weight", pw_weight, False),
-        ("pw_bias", pw_bias, True),
-        ("residual", residual, True),
-        ("pw_packed", pw_packed, True),
-    ):
-        _tensor(name, value, optional)
+    _tensor("input", input)
+    _tensor("dw_weight", dw_weight)
+    _tensor("dw_bias", dw_bias, optional=True)
+    _tensor("pw_weight", pw_weight)
+    _tensor("pw_bias", pw_bias, optional=True)
+    _tensor("residual", residual, optional=True)
+    _tensor("pw_packed", pw_packed, optional=True)
     batched, unbatched = _batched("separable_conv2d", input)
     if unbatched and residual is not None:
         residual = residual.unsqueeze(0)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     batched, padding = _resolve_padding(batched, dw_weight, padding, stride, dilation)
-    output = ops.separable_conv2d(
+    output = ops.separable_conv2d.default(
         batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,
         pw_packed, _allow_tf32(input),
     )  # fmt: skip

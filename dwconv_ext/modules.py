@@ -93,16 +93,19 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
-def _may_cache(sources: list[Tensor]) -> bool:
-    """Whether what is folded from these tensors may be kept: plain tensors with version counters, no gradient wanted.
+_PLAIN = {Tensor, nn.Parameter}
 
-    With one wanted, folding is part of the graph, so that gradients in eval mode reach the parts.
-    """
-    if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
-        return False
-    if torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in sources)
+
+def _in_graph(sources: list[Tensor]) -> bool:
+    """Whether folding these tensors is part of what is traced or differentiated, so that gradients in eval mode reach them."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+
+
+def _may_keep(sources: list[Tensor]) -> bool:
+    """Whether a change of any of these tensors would be noticed: plain tensors with version counters."""
+    return set(map(type, sources)) <= _PLAIN and not any(map(Tensor.is_inference, sources))
 
 
 class FusedDSConv(nn.Module):
@@ -214,7 +217,7 @@ class FusedDSConv(nn.Module):
         """dw_weight, dw_bias, pw_weight, pw_bias and, where they are kept for the next call too, pw_packed."""
         parts = self._parts()
         sources = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
-        if torch.compiler.is_compiling() or not _may_cache(sources):
+        if _in_graph(sources) or not _may_keep(sources):
             return (*self._fold_all(), None)
         # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
         # address can't be taken for another.

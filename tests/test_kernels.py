@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from cases import LAYOUTS, Case
+from cases import CACHE_CASES, CASES, LAYOUTS, Case
 from reference import Convolution, check_depthwise, check_separable
 
 import dwconv_ext
@@ -78,3 +80,33 @@ def test_stale_forcing_does_not_break_a_problem_it_does_not_fit(layout):
         check_depthwise(*Case("plain", 1, 16, (9, 9)).tensors(torch.float32, layout), Convolution(padding=(1, 1)), peer=False)
     finally:
         _C.force_row("")
+
+
+def everything(case, dtype):
+    """Output and gradients of the depthwise convolution, and a block, in channels_last."""
+    x, w, b = case.tensors(dtype, "channels_last")
+    y = torch.ops.dwconv_ext.depthwise_conv2d(x, w, b, *case.conv.args())
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y).contiguous(memory_format=torch.channels_last)
+    results = [y, *torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *case.conv.args(), [True, True, True])]
+    if case.multiplier == 1:
+        pw = torch.randn(37, case.channels, 1, 1, generator=torch.Generator().manual_seed(2)).to(dtype)
+        results.append(torch.ops.dwconv_ext.separable_conv2d(x, w, b, pw, None, *case.conv.args(), "relu", "relu"))
+    return results
+
+
+@pytest.mark.parametrize("isa", _C.supported_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES + CACHE_CASES, ids=str)
+def test_where_the_input_lies_changes_no_bit(case, dtype, isa):
+    case = replace(case, channels=case.channels + 128)  # pixels so large that their rows are gone through in order
+    before = _C.selected_isa()
+    _C.select_isa(isa)
+    try:
+        _C.set_near_bytes(1 << 40)
+        near = everything(case, dtype)
+        _C.set_near_bytes(0)
+        far = everything(case, dtype)
+    finally:
+        _C.set_near_bytes(-1)
+        _C.select_isa(before)
+    assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))

@@ -91,6 +91,28 @@ def test_small_batches_with_large_weights_split_the_output_channels():
     assert "1/1 of the output channels" in many["reason"] and many["workers"] == 2
 
 
+@pytest.mark.parametrize(
+    "changes, far",
+    [
+        ({"batch": 8, "channels": 128}, True),  # 12.8 MB
+        ({"batch": 2, "channels": 128}, False),  # 3.2 MB
+        ({"batch": 32, "channels": 32}, False),  # pixels of 128 bytes
+        ({"batch": 8, "channels": 128, "layout": "NCHW"}, False),
+        ({"batch": 2, "channels": 128, "pass_": "backward_weight"}, True),
+        ({"batch": 8, "channels": 128, "pass_": "backward_input", "stride": (2, 2)}, True),  # 3.2 MB of grad_output
+        ({"batch": 1, "channels": 64, "pass_": "backward_weight"}, False),
+    ],
+)
+def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far):
+    assert ("read in order first" in plan(**{"layout": "channels_last", **changes})["reason"]) == far
+
+
+@pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
+def test_a_block_asks_for_the_next_tile_where_the_input_is_large(batch, far):
+    p = plan(op="separable_conv2d", layout="channels_last", batch=batch, channels=128)
+    assert ("input is asked for early" in p["reason"]) == far
+
+
 def test_tiny_problems_stay_on_one_thread():
     assert plan(batch=1, channels=16, size=(7, 7), threads=8)["workers"] == 1
 

@@ -159,13 +159,26 @@ void force_row(const std::string& name, int32_t filter, int32_t stride) {
   forced = name.empty() ? ForcedRow{} : ForcedRow{forced_name.c_str(), filter, stride};
 }
 
-Machine machine(int64_t threads) {
-  int64_t l1 = 0, l2 = 0;
+static int64_t near_bytes = -1;
+void set_near_bytes(int64_t bytes) { near_bytes = bytes; }
+
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
-  l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-  l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+// Asked for once: some C libraries execute cpuid for it, which a virtual machine traps.
+static int64_t cache_size(int name, int64_t otherwise) {
+  const int64_t size = sysconf(name);
+  return size > 0 ? size : otherwise;
+}
 #endif
-  return {l1 > 0 ? l1 : 32 << 10, l2 > 0 ? l2 : 512 << 10, threads, forced};
+
+Machine machine(int64_t threads) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const int64_t l1 = cache_size(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), l2 = cache_size(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
+#else
+  constexpr int64_t l1 = 32 << 10, l2 = 512 << 10;
+#endif
+  Machine here = {l1, l2, threads, forced};
+  if (near_bytes >= 0) here.near_bytes = near_bytes;
+  return here;
 }
 
 }  // namespace dwconv

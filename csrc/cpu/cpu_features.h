@@ -26,6 +26,7 @@ struct Machine {
   int64_t l2_bytes;
   int64_t threads;
   ForcedRow forced = {};
+  int64_t near_bytes = 8 << 20;  // an input of as many is not expected in a cache near by
 };
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last
@@ -33,6 +34,7 @@ const char* isa_name(Isa isa);
 std::vector<std::string> cpu_flags();  // the instruction sets the kernels could use, as the CPU reports them
 Machine machine(int64_t threads);
 void force_row(const std::string& name, int32_t filter, int32_t stride);  // an empty name ends it
+void set_near_bytes(int64_t bytes);  // in the place of Machine's, until called with -1; for tests and measurements
 
 // The chosen set: the best supported one, or what DWCONV_EXT_ISA names; throws std::runtime_error on a bad name.
 const IsaKernels& selected_isa();

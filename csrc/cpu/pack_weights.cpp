@@ -1,5 +1,7 @@
 #include "pack_weights.h"
 
+#include <algorithm>
+
 #include "scalar_types.h"
 
 namespace dwconv {
@@ -105,11 +107,16 @@ void reduce_parts(DType dtype, const void* partial, int64_t parts, int64_t chann
     using A = typename AccumulateType<T>::type;
     const A* const from = static_cast<const A*>(partial);
     T* const out = static_cast<T*>(to);
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        A sum = A(0);
-        for (int64_t part = 0; part < parts; ++part) sum += from[(part * taps + tap) * channels + c];
-        from_accumulate(sum, out + c * to_stride_c + tap);
+    constexpr int64_t kChunk = 64;  // channels at a time, for whole cache lines and vectors
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t c = 0; c < channels; c += kChunk) {
+        const int64_t count = std::min(kChunk, channels - c);
+        A sum[kChunk] = {};
+        for (int64_t part = 0; part < parts; ++part) {
+          const A* const row = from + (part * taps + tap) * channels + c;
+          for (int64_t i = 0; i < count; ++i) sum[i] += row[i];
+        }
+        for (int64_t i = 0; i < count; ++i) from_accumulate(sum[i], out + (c + i) * to_stride_c + tap);
       }
     }
   });

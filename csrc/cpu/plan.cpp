@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string_view>
 
 namespace dwconv {
 
@@ -32,28 +33,25 @@ bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
   return transposed < rows;
 }
 
-bool fits(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, std::string* why_not) {
-  if (std::string(row.op) != op || std::string(row.pass) != pass || row.dtype != p.dtype || row.out_dtype != p.out_dtype ||
-      row.layout != p.layout) {
-    return false;
-  }
+// A plan is made at every call and looks at many rows: numbers first, no strings.
+bool is_for(const KernelRow& row, std::string_view op, std::string_view pass, const DepthwiseProblem& p) {
+  return row.dtype == p.dtype && row.out_dtype == p.out_dtype && row.layout == p.layout && row.op == op && row.pass == pass;
+}
+
+bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
   const bool filter =
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
-  if (filter && stride) return true;
-  *why_not +=
-      std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
-  return false;
+  return filter && stride;
 }
 
-const KernelRow* choose(const IsaKernels& isa, const Machine& machine, const char* op, const char* pass,
-                        const DepthwiseProblem& p, const char* family = "") {
-  std::string nearest;
+const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,
+                        const DepthwiseProblem& p, std::string_view family = "") {
   const auto first_row = [&](auto wanted) -> const KernelRow* {
     for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
       for (int32_t i = 0; i < set->table.count; ++i) {
         const KernelRow& row = set->table.rows[i];
-        if (wanted(row) && fits(row, op, pass, p, &nearest)) return &row;
+        if (is_for(row, op, pass, p) && wanted(row)) return &row;
       }
     }
     return nullptr;
@@ -62,14 +60,24 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, const cha
   const KernelRow* found = nullptr;
   if (forced.name != nullptr) {
     found = first_row([&](const KernelRow& row) {
-      return forced.name == std::string(row.name) && forced.filter == row.filter && forced.stride == row.stride;
+      return row.name == std::string_view(forced.name) && forced.filter == row.filter && forced.stride == row.stride &&
+             takes_filter(row, p);
     });
   }
-  if (found == nullptr)
-    found = first_row([&](const KernelRow& row) { return std::string(row.name).find(family) != std::string::npos; });
+  if (found == nullptr) {
+    found = first_row([&](const KernelRow& row) {
+      return takes_filter(row, p) && std::string_view(row.name).find(family) != std::string_view::npos;
+    });
+  }
   if (found != nullptr) return found;
-  throw std::runtime_error(std::string(op) + ": no " + pass + " kernel for " + dtype_name(p.dtype) + " " + layout_name(p.layout) +
-                           "; nearest:" + (nearest.empty() ? " none" : nearest));
+  std::string nearest;
+  first_row([&](const KernelRow& row) {
+    nearest +=
+        std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
+    return false;
+  });
+  throw std::runtime_error(std::string(op) + ": no " + std::string(pass) + " kernel for " + dtype_name(p.dtype) + " " +
+                           layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
 
 int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(p.dtype); }
@@ -85,7 +93,23 @@ int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_ro
   return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
 }
 
-bool is_transposed(const KernelRow& row) { return std::string(row.name).find("_transposed") != std::string::npos; }
+bool is_transposed(const KernelRow& row) { return std::string_view(row.name).find("_transposed") != std::string_view::npos; }
+
+int64_t input_bytes(const DepthwiseProblem& p) {
+  return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
+}
+
+// Whether a channels_last input is gone through in order first (far_rows.h). A forward pass does little with an element and
+// gains only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close together as it is.
+bool far_forward(const DepthwiseProblem& p, const Machine& machine) {
+  constexpr int64_t kManyBytes = 256;
+  return p.layout == Layout::kNHWC && input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
+}
+
+// The passes that do more lose less by it, and gain from a far cache's latency too.
+bool far_other(const DepthwiseProblem& p, const Machine& machine) {
+  return p.layout == Layout::kNHWC && input_bytes(p) >= machine.near_bytes / 4;
+}
 
 int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
   return std::max<int64_t>(1, std::min({machine.threads, tiles, elements / kMinElementsAWorker}));
@@ -100,6 +124,8 @@ std::string describe(const KernelRow& row) {
                                                         : "columns are lanes";
   return filter + ", " + stride + "; " + lanes;
 }
+
+const char* in_order(const Plan& plan) { return plan.far_input ? "; rows are read in order first" : ""; }
 
 const char* product_name(const KernelRow& row) {
   return row.isa == Isa::kAmx                      ? "product on AMX tiles"
@@ -148,7 +174,8 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
-  plan.reason = describe(*plan.row);
+  plan.far_input = plan.far_output = far_forward(p, machine);
+  plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
 }
 
@@ -181,7 +208,8 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
   plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
   plan.flops = 2 * planes * p.in_h * p.in_w * taps;
-  plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1";
+  plan.far_input = plan.far_output = far_other(p, machine);
+  plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
   return plan;
 }
 
@@ -208,7 +236,9 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order";
+  plan.far_input = far_other(p, machine);
+  plan.reason =
+      describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" + in_order(plan);
   return plan;
 }
 
@@ -263,8 +293,13 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
+  whole.far_input = whole.far_output = far_other(problem, machine);
+  plan.far_weights = weight_bytes > machine.l2_bytes / 2;
   whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
-                 " of the output channels a tile; " + product_name(*whole.row) + "; depthwise stage: " + plan.depthwise.reason;
+                 " of the output channels a tile; " + product_name(*whole.row) +
+                 "; depthwise stage: " + describe(*plan.depthwise.row) +
+                 (whole.far_input ? "; the next tile's input is asked for early" : "") +
+                 (plan.far_weights ? "; the next weights are asked for early" : "");
   return plan;
 }
 

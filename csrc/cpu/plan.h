@@ -15,8 +15,9 @@ struct Plan {
   int64_t tiles = 0;         // independent pieces of work: columns times tiles of rows
   int64_t parts = 1;         // weight gradient: partial sums, a function of the problem alone
   int64_t workers = 1;
-  int64_t scratch_bytes = 0;  // a worker
-  int64_t bytes = 0;          // compulsory memory traffic: every operand once
+  int64_t scratch_bytes = 0;                   // a worker
+  bool far_input = false, far_output = false;  // DepthwiseProblem's
+  int64_t bytes = 0;                           // compulsory memory traffic: every operand once
   int64_t flops = 0;
   std::string reason;
 };
@@ -29,9 +30,10 @@ Plan plan_backward_input(const DepthwiseProblem& problem, const IsaKernels& isa,
 Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {
-  Plan depthwise;      // of the first stage
-  Plan whole;          // its row has the format of the pointwise weights
-  int64_t splits = 1;  // ranges of output channels
+  Plan depthwise;            // of the first stage
+  Plan whole;                // its row has the format of the pointwise weights
+  int64_t splits = 1;        // ranges of output channels
+  bool far_weights = false;  // SeparableArgs'
 };
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine);

@@ -58,6 +58,8 @@ void run_tiles(const Plan& plan, Body body) {
   });
 }
 
+inline void tell_far(const Plan& plan, DepthwiseProblem* p) { p->far_input = plan.far_input, p->far_output = plan.far_output; }
+
 inline Machine this_machine() { return machine(torch::stable::get_num_threads()); }
 
 // DWCONV_EXT_LOG_PLAN=1: each plan once per shape.

@@ -57,23 +57,6 @@ DWCONV_INLINE int64_t phase_row_tiles(const BackwardInputArgs& args) {
   return (p.out_h + tile - 1) / tile;
 }
 
-template <class T>
-void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles tiles) {
-  const DepthwiseProblem& p = args.problem;
-  const int64_t row_tiles = phase_row_tiles(args);
-  for (int64_t tile; next_tile(tiles, &tile);) {
-    const int64_t n = tile / row_tiles, row = tile % row_tiles * args.rows_per_tile;
-    T* const image = static_cast<T*>(args.output) + n * p.out_stride_n + row * p.stride_h * p.out_stride_h;
-    for (int64_t i = 0; i < args.phase_count; ++i) {
-      const InputPhase& phase = args.phases[i];
-      DepthwiseArgs piece = phase_rows(args, p, phase, row);
-      piece.input = static_cast<const T*>(args.input) + n * p.in_stride_n;
-      piece.output = image + phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w;
-      run_phase<T, T>(piece);
-    }
-  }
-}
-
 // Rows of grad_output that any phase reads for its rows [row, row + rows_per_tile).
 DWCONV_INLINE Range phases_input_rows(const BackwardInputArgs& args, int64_t row) {
   const DepthwiseProblem& p = args.problem;
@@ -90,6 +73,29 @@ DWCONV_INLINE Range phases_input_rows(const BackwardInputArgs& args, int64_t row
   if (all.end > p.in_h) all.end = p.in_h;
   if (all.begin > all.end) all.begin = all.end = 0;
   return all;
+}
+
+template <class T>
+void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles tiles) {
+  const DepthwiseProblem& p = args.problem;
+  DepthwiseProblem near = p;
+  near.far_input = near.far_output = false;
+  const int64_t row_tiles = phase_row_tiles(args);
+  for (int64_t tile; next_tile(tiles, &tile);) {
+    const int64_t n = tile / row_tiles, row = tile % row_tiles * args.rows_per_tile;
+    const T* const grad = static_cast<const T*>(args.input) + n * p.in_stride_n;
+    T* const image = static_cast<T*>(args.output) + n * p.out_stride_n + row * p.stride_h * p.out_stride_h;
+    FarRows<T>(p.far_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(phases_input_rows(args, row));
+    const int64_t left = p.out_h - row * p.stride_h, rows = args.rows_per_tile * p.stride_h;
+    expect_rows(p.far_output, image, p.out_stride_h, {0, rows < left ? rows : left});
+    for (int64_t i = 0; i < args.phase_count; ++i) {
+      const InputPhase& phase = args.phases[i];
+      DepthwiseArgs piece = phase_rows(args, near, phase, row);
+      piece.input = grad;
+      piece.output = image + phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w;
+      run_phase<T, T>(piece);
+    }
+  }
 }
 
 // A bound on their number: the phases' filters span the forward filter's reach, in steps of the stride.

@@ -34,18 +34,15 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
     for (int64_t n = p.batch * part / args.parts; n < p.batch * (part + 1) / args.parts; ++n) {
       for (int64_t y = 0; y < p.out_h; y += args.rows_per_tile) {
         const int64_t rows = y + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y;
-        const Range in_rows = input_rows(p, y, rows);
+        const Range in_rows = crop_input(p, y, rows, &q);
         const T *input[kVec], *grad[kVec];
         for (int l = 0; l < lanes; ++l) {
           input[l] =
               static_cast<const T*>(args.input) + n * p.in_stride_n + (c + l) * p.in_stride_c + in_rows.begin * p.in_stride_h;
           grad[l] = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + (c + l) * p.out_stride_c + y * p.out_stride_h;
         }
-        if (partial != nullptr)
-          planes_to_lanes<T, A>(input, 0, lanes, in_rows.end - in_rows.begin, p.in_w, p.in_stride_h, staged);
+        if (partial != nullptr) planes_to_lanes<T, A>(input, 0, lanes, q.in_h, p.in_w, p.in_stride_h, staged);
         planes_to_lanes<T, A>(grad, 0, lanes, rows, p.out_w, p.out_stride_h, staged_grad);
-        q.in_h = in_rows.end - in_rows.begin;
-        q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
         accumulate_rows<A, kKernel, kStride>(q, staged, staged_grad, 0, rows, p.channels, partial, bias);
       }
     }

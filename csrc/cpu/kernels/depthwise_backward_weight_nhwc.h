@@ -171,10 +171,15 @@ void accumulate_rows(const DepthwiseProblem& p, const T* image, const T* grad, i
                      A* partial_bias) {
   constexpr int kVec = kLanes<A>;
   const int64_t block = block_rows(p);
+  FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   for (int64_t end = y + rows; y < end; y += block) {
+    const int64_t count = y + block < end ? block : end - y;
+    far_input.read(input_rows(p, y, count));
+    far_grad.read({y, y + count});
     for (int64_t c = 0; c < p.channels; c += kVec) {
       const int lanes = lanes_left(p.channels - c, kVec);
-      const GradBlock<T> b = {image + c, grad + c, y, y + block < end ? block : end - y, lanes};
+      const GradBlock<T> b = {image + c, grad + c, y, count, lanes};
       if (lanes == kVec) {
         if (partial != nullptr) block_weight<T, A, kKernel, kStride, true>(p, b, pitch, partial + c);
         if (partial_bias != nullptr) block_bias<T, A, true>(p, b, partial_bias + c);
@@ -197,21 +202,24 @@ DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
   return lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w);
 }
 
-// The same from staged lines of input and grad_output, kLine channels and a block of rows at a time.
+// The same from staged lines of input and grad_output, kStaged channels and a block of rows at a time.
 template <class T, int kKernel, int kStride, class A>
 void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
                             A* partial_bias, T* staged) {
   DepthwiseProblem q = p;
-  q.in_stride_w = q.out_stride_w = kLine<T>;
-  q.in_stride_h = p.in_w * kLine<T>, q.out_stride_h = p.out_w * kLine<T>;
+  q.in_stride_w = q.out_stride_w = kStaged<T>;
+  q.in_stride_h = p.in_w * kStaged<T>, q.out_stride_h = p.out_w * kStaged<T>;
+  q.far_input = false;
+  FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   T* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
   for (const int64_t end = y + rows; y < end; y += block_rows(p)) {
     const int64_t count = y + block_rows(p) < end ? block_rows(p) : end - y;
-    const Range in_rows = input_rows(p, y, count);
-    q.in_h = in_rows.end - in_rows.begin;
-    q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
-    for (int64_t c = 0; c < p.channels; c += kLine<T>) {
-      q.channels = lanes_left(p.channels - c, static_cast<int>(kLine<T>));
+    const Range in_rows = crop_input(p, y, count, &q);
+    far_input.read(in_rows);
+    far_grad.read({y, y + count});
+    for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
       stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
       stage_lines<T>(grad + y * p.out_stride_h + c, count, p.out_w, p.out_stride_h, p.out_stride_w, q.channels, staged_grad);
       accumulate_rows<T, kKernel, kStride>(q, staged, staged_grad, 0, count, p.channels, partial ? partial + c : nullptr,
@@ -251,7 +259,7 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
 
 template <class T>
 int64_t depthwise_backward_weight_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
-  return stages_weight<T>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * 64 : 0;
+  return stages_weight<T>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * kStagedBytes : 0;
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -39,7 +39,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
     const int64_t y = tile % row_tiles * args.rows_per_tile;
     const int64_t rows = y + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y;
     const int lanes = lanes_left(planes - first, kVec);
-    const Range in_rows = input_rows(p, y, rows);
+    const Range in_rows = crop_input(p, y, rows, &q);
     const T* from[kVec];
     O* to[kVec];
     for (int l = 0; l < lanes; ++l) {
@@ -48,12 +48,8 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
       to[l] = static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
     }
     for (int64_t m = 0; m < p.depth; ++m) {
-      planes_to_lanes<T, A>(from, m * p.in_stride_m, lanes, in_rows.end - in_rows.begin, p.in_w, p.in_stride_h,
-                            staged + m * staged_plane);
+      planes_to_lanes<T, A>(from, m * p.in_stride_m, lanes, q.in_h, p.in_w, p.in_stride_h, staged + m * staged_plane);
     }
-    q.in_h = in_rows.end - in_rows.begin;
-    q.out_h = rows;
-    q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
     inner.rows_per_tile = rows;
     inner.weight = static_cast<const A*>(args.weight) + first % p.channels;
     inner.bias = args.bias ? static_cast<const A*>(args.bias) + first % p.channels : nullptr;

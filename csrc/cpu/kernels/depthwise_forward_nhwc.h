@@ -164,13 +164,17 @@ template <class T, class O, int kKernel, int kStride>
 void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end) {
   constexpr int kRows = kKernel ? kTileRows : 1;
   constexpr int kWide = kWideTile<kKernel>, kNarrow = kNarrowTile<kKernel, kStride>;
-  const int64_t out_w = args.problem.out_w;
+  const DepthwiseProblem& p = args.problem;
+  const int64_t out_w = p.out_w;
   // Where a tile of eight is wider than the others, most of them have to be inside the image.
-  const bool few = kWide > kWideColumns && (out_w < 2 * kWide || args.problem.stride_w > 1);
+  const bool few = kWide > kWideColumns && (out_w < 2 * kWide || p.stride_w > 1);
   const int64_t wide = few ? 0 : wide_columns(out_w, kWide, kNarrow);
+  FarRows<T> far_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   for (int64_t y = y_begin; y < y_end; y += kRows) {
     if (y_end - y < kRows && y > y_begin) y = y_end - kRows;  // a pair again rather than a single row
     const int rows = lanes_left(y_end - y, kRows);
+    far_rows.read(input_rows(p, y, rows));
+    expect_rows(p.far_output, out, p.out_stride_h, {y, y + rows});
     if constexpr (kPaired<kKernel, kStride>) {
       if (rows == kRows && try_few_channels<T, O, kKernel, kStride>(args, image, out, y, wide)) continue;
     }
@@ -191,26 +195,28 @@ DWCONV_INLINE bool stages_forward(const DepthwiseProblem& p) {
 template <class T>
 DWCONV_INLINE int64_t staged_forward_rows(const DepthwiseProblem& p) {
   constexpr int64_t kBytes = 24 << 10;
-  const int64_t rows = (kBytes / (64 * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
+  const int64_t rows = (kBytes / (kStagedBytes * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
   return rows > p.kernel_h ? rows / kTileRows * kTileRows : p.kernel_h + 1;
 }
 
-// The same from staged lines, kLine channels at a time.
+// The same from staged lines, kStaged channels at a time.
 template <class T, class O, int kKernel, int kStride>
 void staged_forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end, T* staged) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
   DepthwiseArgs piece = args;
   DepthwiseProblem& q = piece.problem;
-  q.in_stride_w = kLine<T>, q.in_stride_h = p.in_w * kLine<T>;
+  q.in_stride_w = kStaged<T>, q.in_stride_h = p.in_w * kStaged<T>;
+  q.far_input = q.far_output = false;
+  FarRows<T> far_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   const int64_t most = staged_forward_rows<T>(p);
   for (int64_t y = y_begin; y < y_end; y += most) {
     const int64_t rows = y_end - y < most ? y_end - y : most;
-    const Range in_rows = input_rows(p, y, rows);
-    q.in_h = in_rows.end - in_rows.begin;
-    q.pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
-    for (int64_t c = 0; c < p.channels; c += kLine<T>) {
-      q.channels = lanes_left(p.channels - c, static_cast<int>(kLine<T>));
+    const Range in_rows = crop_input(p, y, rows, &q);
+    far_rows.read(in_rows);
+    expect_rows(p.far_output, out, p.out_stride_h, {y, y + rows});
+    for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
       stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
       piece.weight = static_cast<const A*>(args.weight) + c;
       piece.bias = args.bias ? static_cast<const A*>(args.bias) + c : nullptr;
@@ -244,7 +250,7 @@ inline constexpr Layout depthwise_forward_nhwc_weight_order = Layout::kNHWC;
 template <class T>
 int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
   if (!stages_forward<T>(p)) return 0;
-  return most_input_rows(p, staged_forward_rows<T>(p)) * p.in_w * 64;
+  return most_input_rows(p, staged_forward_rows<T>(p)) * p.in_w * kStagedBytes;
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -5,8 +5,8 @@
 #include "../../problem.h"
 #include "../tiles.h"
 #include "activate.h"
+#include "far_rows.h"
 #include "simd.h"
-#include "stage_lines.h"
 
 namespace dwconv::DWCONV_ISA {
 
@@ -17,8 +17,9 @@ inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps +
 #endif
 // A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
 // Squares that RowPair takes: at most kKernel / 2 columns on either side in the padding, which at stride 1 are all or none.
+// Without AVX the larger ones are left out: they would take longer to compile than all else.
 template <int kKernel, int kStride>
-inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1);
+inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1 && DWCONV_VECTOR_BYTES > 16);
 template <int kKernel, int kStride>
 inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
 // Any other filter goes by single rows: eight sums are the least that keep two FMAs of four cycles each busy.
@@ -96,25 +97,17 @@ static inline int64_t wide_columns(int64_t columns, int64_t wide, int64_t narrow
   return columns / wide * wide;
 }
 
-// Input row kRow of a tile of two output rows.
-template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, bool kFirst, bool kLast, int kColumns>
-DWCONV_INLINE void add_row(int64_t row, const T* in, int64_t row_step, int64_t step, const A* filter, int64_t pitch,
-                           Vec<A> (&acc)[kTileRows][kColumns]) {
-  constexpr int kBegin = kFirst ? 0 : 1, kEnd = kLast ? 2 : 1;
-  const A* const taps = filter + (row - kBegin * kStride) * kKernel * pitch;
-  add_input_row<T, A, kKernel, kStride, kBegin, kEnd, false, kLeft, kRight>(in + row * row_step, step, 0, taps, pitch, kLanes<A>,
-                                                                            acc);
-}
-
 // All input rows that a tile of two output rows reads and the image has (`rows`). Unrolled at 3x3; elsewhere the FMAs are the
 // larger part.
 template <class T, class A, int kKernel, int kStride, int kLeft, int kRight, int kColumns>
 DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, uint32_t rows, const A* filter, int64_t pitch,
                                   Vec<A> (&acc)[kTileRows][kColumns]) {
   const auto add = [&]<bool kFirst, bool kLast>(int64_t row) {
-    if ((rows >> row) & 1) {
-      add_row<T, A, kKernel, kStride, kLeft, kRight, kFirst, kLast>(row, in, row_step, step, filter, pitch, acc);
-    }
+    if (!((rows >> row) & 1)) return;
+    constexpr int kBegin = kFirst ? 0 : 1, kEnd = kLast ? 2 : 1;
+    const A* const taps = filter + (row - kBegin * kStride) * kKernel * pitch;
+    add_input_row<T, A, kKernel, kStride, kBegin, kEnd, false, kLeft, kRight>(in + row * row_step, step, 0, taps, pitch,
+                                                                              kLanes<A>, acc);
   };
   if constexpr (kKernel == 3) {
     add.template operator()<true, false>(0);
@@ -182,15 +175,15 @@ struct RowPair {
     for (int64_t c = 0; c < c_end; c += kLanes<A>) tile<kColumns, kLeft, kRight>(x, c);
   }
 
-  // All tiles of one vector of channels: `wide` columns in wide tiles, the others in narrow ones; left, right: the first tile's
-  // first and the last tile's last kPad columns are in the padding.
-  void all_columns(int64_t wide, int64_t out_w, bool left, bool right, int64_t c) const {
+  // All tiles: `wide` columns in wide tiles, the others in narrow ones; left, right: the first tile's first and the last tile's
+  // last kPad columns are in the padding.
+  void all_columns(int64_t wide, int64_t out_w, bool left, bool right, int64_t c_end) const {
     constexpr int kNarrow = kNarrowTile<kKernel, kStride>;
     const auto edges = [&]<int kColumns>(int64_t x) {
       if (x + kColumns == out_w && right) {
-        x == 0 && left ? tile<kColumns, kPad, kPad>(0, c) : tile<kColumns, 0, kPad>(x, c);
+        x == 0 && left ? all_channels<kColumns, kPad, kPad>(0, c_end) : all_channels<kColumns, 0, kPad>(x, c_end);
       } else {
-        x == 0 && left ? tile<kColumns, kPad, 0>(0, c) : tile<kColumns, 0, 0>(x, c);
+        x == 0 && left ? all_channels<kColumns, kPad, 0>(0, c_end) : all_channels<kColumns, 0, 0>(x, c_end);
       }
     };
     int64_t x = 0;
@@ -228,20 +221,19 @@ DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, O* ou
   return true;
 }
 
-// The same for all columns of a pair of rows, a vector of channels at a time: for the few channels of staged images, where
-// a tile is soon done.
+// The same for all columns of a pair of rows: for the few channels of staged images, where a tile is soon done.
 template <class T, class O, int kKernel, int kStride>
 bool try_few_channels(const DepthwiseArgs& args, const T* image, O* out, int64_t y, int64_t wide) {
   using A = typename AccumulateType<T>::type;
-  constexpr int64_t kFew = 2, kPad = kKernel / 2;
+  constexpr int64_t kPad = kKernel / 2;
   const DepthwiseProblem& p = args.problem;
   const int64_t past = (p.out_w - 1) * kStride - p.pad_w + kKernel - p.in_w;  // columns read past the last
-  if (p.channels > kFew * kLanes<A> || p.channels % kLanes<A> != 0 || p.depth != 1 || (p.pad_w != 0 && p.pad_w != kPad) ||
+  if (p.channels > kStaged<T> || p.channels % kLanes<A> != 0 || p.depth != 1 || (p.pad_w != 0 && p.pad_w != kPad) ||
       (past > 0 && past != kPad) || (p.out_w - wide) % kNarrowTile<kKernel, kStride> != 0) {
     return false;
   }
   const RowPair<T, O, kKernel, kStride> pair(args, image, out, y);
-  for (int64_t c = 0; c < p.channels; c += kLanes<A>) pair.all_columns(wide, p.out_w, p.pad_w > 0, past > 0, c);
+  pair.all_columns(wide, p.out_w, p.pad_w > 0, past > 0, p.channels);
   return true;
 }
 

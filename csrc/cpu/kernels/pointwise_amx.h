@@ -55,7 +55,7 @@ class TileProduct {
   // As RegisterProduct::multiply; channels between `channels` and the next multiple of kDepthMultiple are zero in the middle.
   template <class O>
   void multiply(const Activation& activation, const BFloat16* middle, int64_t pitch, int64_t pixels, int64_t channels,
-                const BFloat16* panel, float* sums, const float* bias, const GemmTarget<O>& to) const {
+                const BFloat16* panel, float* sums, const float* bias, const GemmTarget<O>& to, Early& early) const {
     const int64_t depth = (channels + kDepthMultiple - 1) / kDepthMultiple * kDepthMultiple;
     for (int64_t k = 0; k < depth; k += kBlock) {
       const int64_t count = depth - k < kBlock ? depth - k : kBlock;
@@ -63,12 +63,16 @@ class TileProduct {
         const BFloat16* const a = middle + i * pitch + k;
         float* const here = sums + i * kPanel<float>;
         const int64_t left = pixels - i;
+        const GemmTarget<O> target = from_row(to, i, lanes_left(left, 2 * rows_));
+        early.input.ask(target.rows * count);
+        early.weights.ask(target.rows * count);
+        if (early.output && k + count == depth) expect(target);
         if (left > rows_) {
           add_block<true>(k == 0, count, a, pitch, panel + k * kPanel<float>, here);
         } else {
           add_block<false>(k == 0, count, a, pitch, panel + k * kPanel<float>, here);
         }
-        if (k + count == depth) finish<O>(activation, here, bias, from_row(to, i, lanes_left(left, 2 * rows_)));
+        if (k + count == depth) finish<O>(activation, here, bias, target);
       }
     }
   }

@@ -67,21 +67,21 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
   DepthwiseArgs stage = args.depthwise;
   DepthwiseProblem& p = stage.problem;
   p.batch = 1;
+  p.far_input = p.far_output = false;  // separable_tiles asks for them
   p.out_stride_w = pitch;
   p.out_stride_h = whole.out_w * pitch;
   for_each_image(whole, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
     const T* const image = static_cast<const T*>(args.depthwise.input) + n * whole.in_stride_n;
-    stage.rows_per_tile = p.out_h = count;
+    stage.rows_per_tile = count;
     if constexpr (kNhwc) {
+      p.out_h = count;
       p.pad_h = whole.pad_h - y * whole.stride_h;
       stage.input = image;
       stage.output = middle + pixel * pitch;
       args.depthwise_kernel(stage, nullptr, one_tile());
     } else {
       constexpr int kVec = kLanes<A>;
-      const Range in_rows = input_rows(whole, y, count);
-      p.in_h = in_rows.end - in_rows.begin;
-      p.pad_h = whole.pad_h - y * whole.stride_h + in_rows.begin;
+      const Range in_rows = crop_input(whole, y, count, &p);
       p.in_stride_w = kVec;
       p.in_stride_h = whole.in_w * kVec;
       stage.input = staged;
@@ -147,13 +147,25 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
     const int64_t split = tile % args.splits;
     if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
     staged_row = row;
-    for (int64_t panel = panels * split / args.splits; panel < panels * (split + 1) / args.splits; ++panel) {
+    const int64_t first_panel = panels * split / args.splits, end_panel = panels * (split + 1) / args.splits;
+    const int64_t work = rows * p.out_w * p.channels;  // of a panel
+    Early early;
+    early.output = p.far_output;
+    if (p.far_input && split + 1 == args.splits && row + rows < total_rows) {
+      const int64_t left = total_rows - row - rows;
+      early.input = next_input(p, static_cast<const T*>(args.depthwise.input), row + rows, rows < left ? rows : left,
+                               (end_panel - first_panel) * work);
+    }
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       const int64_t j = panel * kPanel<A>;
       const int columns = lanes_left(args.out_channels - j, kPanel<A>);
       const M* const weight = static_cast<const M*>(args.pw_weight) + j * depth;
       const A* const bias = static_cast<const A*>(args.pw_bias) + j;
+      if (args.far_weights && panel + 1 < panels) {
+        early.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
+      }
       const auto multiply = [&](const auto& to) {
-        pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to);
+        pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to, early);
       };
       if constexpr (kNhwc) {
         const int64_t first = row * p.out_w * args.out_channels + j;

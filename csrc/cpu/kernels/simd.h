@@ -25,6 +25,7 @@
 
 #define DWCONV_INLINE inline __attribute__((always_inline))
 #define DWCONV_UNROLL _Pragma("GCC unroll 64")
+#define DWCONV_UNROLL_4 _Pragma("GCC unroll 4")
 
 namespace dwconv::DWCONV_ISA {
 

@@ -1,11 +1,11 @@
 // Channels last, where pixels are a power of two of bytes apart: they share a few sets of the L1 cache, and a tile's pixels push
 // one another out before their second vector is read (1024 channels of float32: one set for all). There the rows that a tile
-// reads are first copied, a cache line of channels at a time, to
+// reads are first copied, kStagedBytes of channels at a time, to
 //
-//   staged [row][column][kLine]
+//   staged [row][column][kStaged]
 //
-// and read from that. The copy costs a load and a store a vector; in cycles a vector of outputs on one AVX2 core, 3x3: the weight
-// gradient of 14x14x512 29 before and 18 after, of 7x7x1024 37 and 22, the forward pass of the latter 25 and 18.
+// and read from that. Single cache lines would each be waited for, since the prefetchers find nothing in them to follow. A tile
+// is done with its channels before the next, so that it writes whole lines: the outputs' share the few sets too.
 #pragma once
 
 #include "../../problem.h"
@@ -27,14 +27,24 @@ DWCONV_INLINE Range input_rows(const DepthwiseProblem& p, int64_t y, int64_t row
   return {begin, end};
 }
 
+// Makes q's image the input rows that output rows [y, y + rows) of p read; which rows of p's image they are.
+DWCONV_INLINE Range crop_input(const DepthwiseProblem& p, int64_t y, int64_t rows, DepthwiseProblem* q) {
+  const Range in_rows = input_rows(p, y, rows);
+  q->in_h = in_rows.end - in_rows.begin;
+  q->out_h = rows;
+  q->pad_h = p.pad_h - y * p.stride_h + in_rows.begin;
+  return in_rows;
+}
+
 // The most input rows `rows` output rows can need.
 static inline int64_t most_input_rows(const DepthwiseProblem& p, int64_t rows) {
   const int64_t reach = (rows - 1) * p.stride_h + (p.kernel_h > 0 ? p.kernel_h - 1 : 0) * p.dilation_h + 1;
   return reach < p.in_h ? reach : p.in_h;
 }
 
+inline constexpr int64_t kStagedBytes = 256;
 template <class T>
-inline constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+inline constexpr int64_t kStaged = kStagedBytes / static_cast<int64_t>(sizeof(T));
 
 // Whether `lines` cache lines, one a pixel of `channels` contiguous channels, are more than twice what their sets hold. Up to
 // that, L2 serves what L1 has lost in time; staging made 56x56x64 half as fast again.
@@ -48,15 +58,15 @@ DWCONV_INLINE bool lines_collide(int64_t channels, int64_t lines) {
   return lines > 2 * kWays * (together < kSets ? kSets / together : 1);
 }
 
-// `count` channels of rows x columns pixels to [row][column][kLine].
+// `count` channels of rows x columns pixels to [row][column][kStaged].
 template <class T>
 DWCONV_INLINE void stage_lines(const T* from, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
                                int64_t count, T* to) {
   for (int64_t y = 0; y < rows; ++y, from += row_stride) {
     const T* pixel = from;
-    for (int64_t x = 0; x < columns; ++x, pixel += column_stride, to += kLine<T>) {
-      if (count == kLine<T>) {
-        __builtin_memcpy(to, pixel, 64);
+    for (int64_t x = 0; x < columns; ++x, pixel += column_stride, to += kStaged<T>) {
+      if (count == kStaged<T>) {
+        __builtin_memcpy(to, pixel, kStagedBytes);
       } else {
         __builtin_memcpy(to, pixel, count * sizeof(T));
       }

@@ -1,0 +1,51 @@
+// Channels last, rows that come from memory or a far cache: gone through in the order of their addresses before the register
+// tiles get to them.
+//
+// A tile takes a vector of channels of a few columns of several rows, then the next vector: short pieces in many places, which
+// the processor's prefetchers do not follow, so that every line is waited for. One read a line, in order, is followed, and the
+// tiles then find the rows in L2. Software prefetches in the tiles, the next tile's or the next rows', gained a third as much
+// (docs/decisions.md).
+#pragma once
+
+#include "simd.h"
+#include "stage_lines.h"
+
+namespace dwconv::DWCONV_ISA {
+
+inline constexpr int64_t kCacheLine = 64;
+
+template <class T>
+class FarRows {
+ public:
+  // An image of `width` pixels a row; where it isn't far, nothing is done.
+  FarRows(bool far, const T* image, int64_t row_stride, int64_t pixel_stride, int64_t width)
+      : image_(image), row_stride_(row_stride), row_size_(width * pixel_stride), far_(far) {}
+
+  // Those of the rows that were not read before; callers go down the image.
+  DWCONV_INLINE void read(Range rows) {
+    if (!far_) return;
+    const int64_t begin = rows.begin > done_ ? rows.begin : done_;
+    if (begin >= rows.end) return;
+    const volatile char* at = reinterpret_cast<const volatile char*>(image_ + begin * row_stride_);
+    const volatile char* const end = reinterpret_cast<const volatile char*>(image_ + (rows.end - 1) * row_stride_ + row_size_);
+    for (; at < end; at += kCacheLine) (void)*at;
+    done_ = rows.end;
+  }
+
+ private:
+  const T* image_;
+  int64_t row_stride_, row_size_, done_ = 0;
+  bool far_;
+};
+
+// Asks for lines that will be written.
+template <class T>
+DWCONV_INLINE void expect_rows(bool far, T* image, int64_t row_stride, Range rows) {
+  if (!far) return;
+  const char* const end = reinterpret_cast<const char*>(image + rows.end * row_stride);
+  for (const char* at = reinterpret_cast<const char*>(image + rows.begin * row_stride); at < end; at += kCacheLine) {
+    __builtin_prefetch(at, 1, 2);
+  }
+}
+
+}  // namespace dwconv::DWCONV_ISA
