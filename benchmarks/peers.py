@@ -76,9 +76,11 @@ def onnx_runtime(x: Tensor, model: bytes, threads: int) -> Callable[[], numpy.nd
 
 @cache
 def openvino_core() -> Any:
-    """One for the process. The CPU plugin gives the thread an alternate signal stack when it is loaded and restores the one before
-    when it is unloaded: of two plugins whose lives overlap, the second restores a stack that the first has unmapped, and the
-    next signal with a handler (a DataLoader's child that ends) is a segmentation fault."""
+    """One for the process: the CPU plugin sets a signal stack when it is loaded and the one before when it is unloaded.
+
+    Of two plugins whose lives overlap, the second brings back a stack that the first has unmapped, and the next signal with a
+    handler (a DataLoader's child that ends) is a segmentation fault.
+    """
     import openvino as ov
 
     return ov.Core()

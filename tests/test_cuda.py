@@ -174,7 +174,8 @@ def test_random_problems(problem):
 
 
 def label(row):
-    return f"{row['name']}-{row['pass']}-{row['dtype']}-{row['layout']}-f{row['filter']}-s{row['stride']}"
+    name = f"{row['name']}-{row['pass']}-{row['dtype']}-{row['layout']}-f{row['filter']}-s{row['stride']}"
+    return f"{name}-{row['aligned']}" if row["aligned"] else name
 
 
 def test_the_table_names_each_kernel_once():
@@ -189,7 +190,7 @@ def test_every_kernel_runs(index, emulated):
     dtype, layout = getattr(torch, row["dtype"]), "nchw" if row["layout"] == "NCHW" else "channels_last"
     kernel = (row["filter"],) * 2 if row["filter"] else (2, 11)
     stride = (row["stride"],) * 2 if row["stride"] else (2, 1)
-    case = Case("forced", 2, 40, (19, 37), kernel, stride)
+    case = Case("forced", 2, 40, (19, 48 if row["aligned"] else 37), kernel, stride)
     emulated.force_row(index)
     emulated.set_card(TURING if row["arch"][1] < 80 else {"processors": 4})
     emulated.launches()

@@ -100,15 +100,13 @@ int64_t input_bytes(const DepthwiseProblem& p) {
 }
 
 // Whether a channels_last input is gone through in order first (far_rows.h). A forward pass does little with an element and
-// gains only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close together as it is.
-bool far_forward(const DepthwiseProblem& p, const Machine& machine) {
+// gains only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close together as it is. The
+// passes that do more lose less by it, and gain from a far cache's latency too.
+bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kManyBytes = 256;
-  return p.layout == Layout::kNHWC && input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
-}
-
-// The passes that do more lose less by it, and gain from a far cache's latency too.
-bool far_other(const DepthwiseProblem& p, const Machine& machine) {
-  return p.layout == Layout::kNHWC && input_bytes(p) >= machine.near_bytes / 4;
+  if (p.layout != Layout::kNHWC) return false;
+  if (!forward) return input_bytes(p) >= machine.near_bytes / 4;
+  return input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
 }
 
 int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
@@ -174,7 +172,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
-  plan.far_input = plan.far_output = far_forward(p, machine);
+  plan.far_input = plan.far_output = is_far(p, machine, true);
   plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
 }
@@ -208,7 +206,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
   plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
   plan.flops = 2 * planes * p.in_h * p.in_w * taps;
-  plan.far_input = plan.far_output = far_other(p, machine);
+  plan.far_input = plan.far_output = is_far(p, machine, false);
   plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
   return plan;
 }
@@ -236,7 +234,7 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.far_input = far_other(p, machine);
+  plan.far_input = is_far(p, machine, false);
   plan.reason =
       describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" + in_order(plan);
   return plan;
@@ -293,7 +291,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
-  whole.far_input = whole.far_output = far_other(problem, machine);
+  whole.far_input = whole.far_output = is_far(problem, machine, false);
   plan.far_weights = weight_bytes > machine.l2_bytes / 2;
   whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                  " of the output channels a tile; " + product_name(*whole.row) +

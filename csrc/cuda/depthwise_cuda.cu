@@ -49,7 +49,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   Request request;
   request.multiplier = s.multiplier;
-  request.aligned = layout == Layout::kNHWC && aligned_channels(x) && aligned_channels(output) && aligned_start(w);
+  request.aligned = aligned_start(w) ? aligned_runs(layout, x, output) : 0;
   set_problem(request.problem, s, check_dtype(kForward, "input", input), layout);
   set_input(request.problem, x);
   set_output(request.problem, output);
@@ -69,7 +69,7 @@ void backward_input(const Device& device, const ConvolutionShape& s, DType dtype
                     const Tensor& weight, const Tensor& grad_input) {
   Request request;
   request.multiplier = s.multiplier;
-  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(grad_input) && aligned_start(weight);
+  request.aligned = aligned_start(weight) ? aligned_runs(layout, grad, grad_input) : 0;
   DepthwiseProblem& p = request.problem;
   set_problem(p, s, dtype, layout);
   std::swap(p.in_h, p.out_h);
@@ -101,7 +101,7 @@ void backward_weight(const Device& device, const ConvolutionShape& s, DType dtyp
                      const Tensor& input, const Tensor* grad_weight, const Tensor* grad_bias) {
   Request request;
   request.multiplier = s.multiplier;
-  request.aligned = layout == Layout::kNHWC && aligned_channels(grad) && aligned_channels(input);
+  request.aligned = aligned_runs(layout, grad, input);
   set_problem(request.problem, s, dtype, layout);
   set_input(request.problem, input);
   set_output(request.problem, grad);

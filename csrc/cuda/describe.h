@@ -110,7 +110,8 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
   request.multiplier = multiplier;
   request.allow_tf32 = allow_tf32;
   const int64_t values = 16 / element_size(p.dtype);
-  request.aligned = nhwc && channels % values == 0;
+  const int64_t unit = element_size(p.dtype);
+  request.aligned = nhwc ? whole_runs({channels * unit}) : whole_runs({p.in_w * unit, p.out_w * unit});
   if (pass == "backward_input") {
     std::swap(p.in_h, p.out_h);
     std::swap(p.in_w, p.out_w);
@@ -126,8 +127,8 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
   const Machine machine = machine_from(card);
   py::dict d;
   if (op == "separable_conv2d") {
-    const SeparableAlignment alignment = {request.aligned, channels % values == 0, nhwc && out_channels % values == 0,
-                                          channels % values == 0};
+    const SeparableAlignment alignment = {nhwc && channels % values == 0, channels % values == 0,
+                                          nhwc && out_channels % values == 0, channels % values == 0, nhwc ? 0 : request.aligned};
     const SeparablePlan plan = plan_separable(request, out_channels, alignment, machine);
     add_plan(d, plan.block);
     d["fused"] = plan.fused;

@@ -12,8 +12,8 @@ struct KernelRow {
   DType dtype;
   Layout layout;
   int32_t filter, stride;
-  int32_t tensor;  // cores: 0 none, 1 a warp's mma.sync, 2 a warpgroup's wgmma
-  bool aligned;    // only for channels_last tensors whose runs of 16 bytes of channels lie on multiples of 16 bytes
+  int32_t tensor;   // cores: 0 none, 1 a warp's mma.sync, 2 a warpgroup's wgmma
+  int32_t aligned;  // only for tensors whose runs of so many bytes, of channels or of columns, lie on multiples of it; 0: for all
   int32_t first_arch, last_arch;
   const void* kernel;  // what the launcher starts: on a card the __global__ function, in the emulator a function of the arguments
 };
@@ -36,5 +36,5 @@ KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 #define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
 #endif
 #define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, aligned, first_arch, last_arch, Args, ...) \
-  {#name,  #op,    #pass,        DType::dtype, Layout::layout, filter,                                                      \
-   stride, tensor, aligned != 0, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},
+  {#name,  #op,    #pass,   DType::dtype, Layout::layout, filter,                                                           \
+   stride, tensor, aligned, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},

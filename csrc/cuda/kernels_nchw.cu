@@ -3,6 +3,7 @@
 #include "kernels/depthwise_backward_weight_any.cuh"
 #include "kernels/depthwise_backward_weight_large.cuh"
 #include "kernels/depthwise_large.cuh"
+#include "kernels/depthwise_rows_nchw.cuh"
 
 namespace dwconv::cuda {
 

@@ -122,6 +122,21 @@ inline bool aligned_channels(const Tensor& t) {
   return t.size(1) == 1 || t.stride(1) == 1;
 }
 
+// The runs of bytes of which a NCHW tensor's rows are made, and on multiples of which they lie.
+inline int32_t aligned_rows(const Tensor& t) {
+  if (t.size(3) > 1 && t.stride(3) != 1) return 0;
+  int64_t steps = t.size(3);
+  for (int64_t d : {0, 1, 2}) steps |= t.size(d) > 1 ? t.stride(d) : 0;
+  return whole_runs({steps * static_cast<int64_t>(t.element_size()),
+                     static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16)});
+}
+
+// Request::aligned.
+inline int32_t aligned_runs(Layout layout, const Tensor& a, const Tensor& b) {
+  if (layout == Layout::kNCHW) return std::min(aligned_rows(a), aligned_rows(b));
+  return aligned_channels(a) && aligned_channels(b) ? 16 : 0;
+}
+
 // Plans cost tens of microseconds to make: each is kept by the bytes of what it depends on.
 template <class Kept, class Make>
 const Kept& kept(const std::string& key, Make make) {

@@ -66,6 +66,7 @@ const char* misfit(const KernelRow& row, const char* op, const char* pass, const
   }
   const bool any = row.filter == 0 && row.stride == 0;
   if (!any && multiplier > 1) return "a channel multiplier";
+  if (row.aligned > 0 && row.layout == Layout::kNCHW && 2 * p.pad_w + 1 != p.kernel_w) return "another padding";
   if (!any && p.layout == Layout::kNHWC && (p.in_stride_w >= kMost || p.out_stride_w >= kMost)) return "too wide a pixel";
   return nullptr;
 }

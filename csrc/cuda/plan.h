@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -39,7 +40,9 @@ struct Plan {
 struct Request {
   DepthwiseProblem problem;
   int64_t multiplier = 1;
-  bool aligned = false;  // channels_last: 16-byte runs of channels of input and output lie on multiples of 16 bytes
+  // Bytes of the runs, up to 16, of which the channels (channels_last) or the rows (NCHW) of input and output are made, and on
+  // multiples of which they lie: a power of two.
+  int32_t aligned = 0;
   bool allow_tf32 = false;
 };
 
@@ -67,6 +70,7 @@ struct SeparablePlan {
 };
 struct SeparableAlignment {
   bool input = false, middle = false, output = false, weight = false;
+  int32_t rows = 0;  // NCHW: as Request::aligned, of the input and of the depthwise kernel's output
 };
 SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
                              const Machine& machine);
@@ -109,6 +113,13 @@ int64_t accumulate_size(DType dtype);
 
 // The kernel of a pass that has one for each dtype.
 const KernelRow* row_of(const char* pass, DType dtype);
+
+// The longest run, up to 16 bytes, of which all these lengths are made: a power of two.
+inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
+  int64_t all = 16;
+  for (int64_t each : bytes) all |= each;
+  return static_cast<int32_t>(all & -all);
+}
 
 // Why a row cannot take a problem, or null.
 const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,

@@ -34,13 +34,17 @@ Shape shape_of(const KernelRow& row) {
   Shape s;
   s.weight = weight;
   s.transposed = strcmp(row.pass, "backward_input") == 0;
-  s.rows = row.aligned;
+  s.rows = row.aligned > 0;
   s.large = row.filter == 0;
   if (weight) s.setup = 800;  // and the sums over the threads
   s.filters = nhwc && !weight && !s.large && !s.rows;
   if (s.large) {
     s.patch_h = nhwc || weight ? 1 : 4, s.patch_w = kRunTaps, s.channels = nhwc ? 2 : 1;
     s.blocks = kLargeBlocks, s.instructions = 6;
+  } else if (s.rows && !nhwc) {
+    s.patch_h = 1, s.patch_w = static_cast<int>(row.aligned / element_size(row.dtype));
+    s.threads = kPlaneRowThreads, s.blocks = plane_row_blocks(row.filter);
+    s.instructions = 4 + 16.0 / s.patch_w;
   } else if (s.rows) {
     s.patch_h = 1, s.patch_w = 4;
     s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
@@ -101,7 +105,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const int64_t first_h = s.transposed ? p.pad_h % p.stride_h : 0, first_w = s.transposed ? p.pad_w % p.stride_w : 0;
   t.tiles_h = static_cast<int32_t>(ceil_div(p.out_h + first_h, t.tile_h));
   t.tiles_w = static_cast<int32_t>(ceil_div(p.out_w + first_w, t.tile_w));
-  t.aligned = nhwc && request.aligned;
+  t.aligned = nhwc && request.aligned == kChunk;
   c.in_rows = span(s, t.tile_h, p.kernel_h, p.stride_h), c.in_columns = span(s, t.tile_w, p.kernel_w, p.stride_w);
   const bool runs = s.large && s.weight;  // threads own runs of taps, not patches
   if (runs) c.in_columns = t.tile_w + round_up(p.kernel_w, kRunTaps) - 1;
@@ -109,7 +113,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const int64_t planes = p.batch * p.channels;
   int64_t lanes, tile_bytes, out_bytes;
   if (s.rows) {
-    t.slabs = ceil_div(p.channels, t.slab);
+    t.slabs = ceil_div(nhwc ? p.channels : planes, t.slab);
     lanes = t.slab / s.channels;
     tile_bytes = out_bytes = 0;
     if (lanes * t.tile_w / s.patch_w > s.threads) return false;
@@ -225,7 +229,7 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
   const int64_t unit = element_size(p.dtype);
   const int64_t offset_h = s.transposed ? p.pad_h % p.stride_h : 0, offset_w = s.transposed ? p.pad_w % p.stride_w : 0;
   std::vector<int64_t> slabs;
-  if (s.rows) {
+  if (s.rows && nhwc) {
     for (int64_t lanes = 4; lanes <= kThreads && (lanes == 4 || lanes * s.channels < 2 * p.channels); lanes *= 2) {
       slabs.push_back(lanes * s.channels);
     }
@@ -237,9 +241,9 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
   } else {
     const int64_t planes = s.weight ? p.channels : p.batch * p.channels;
     for (int64_t count = 1; count <= 128 && count < 2 * planes; count *= 2) slabs.push_back(std::min(count, planes));
-    for (int64_t patches_a_plane : {ceil_div(p.out_h + offset_h, s.patch_h) * ceil_div(p.out_w + offset_w, s.patch_w)}) {
-      if (patches_a_plane <= kThreads) slabs.push_back(std::min(kThreads / patches_a_plane, planes));
-    }
+    const int64_t patches_a_plane =
+        (s.rows ? 1 : ceil_div(p.out_h + offset_h, s.patch_h)) * ceil_div(p.out_w + offset_w, s.patch_w);
+    if (patches_a_plane <= s.threads) slabs.push_back(std::min(s.threads / patches_a_plane, planes));
   }
   Ranking<Candidate> ranking;
   for (int64_t tile_h : sides(p.out_h + offset_h, s.patch_h, nhwc ? 128 : 256)) {
@@ -277,7 +281,7 @@ const KernelRow* choose(const char* pass, const Request& request, const Machine&
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
   for (const KernelRow* row : order) {
     if (misfit(*row, "depthwise_conv2d", pass, request.problem, request.multiplier, machine) != nullptr) continue;
-    if (row->aligned && !request.aligned) continue;
+    if (row->aligned > request.aligned) continue;
     if (row->filter == 0 && row->stride == 0) {
       if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
       return row;
@@ -309,7 +313,7 @@ Plan plan_depthwise(const char* pass, const Request& request, const Machine& mac
   args->multiplier = request.multiplier;
   if (row->filter == 0 && row->stride == 0) {
     const int64_t channels = p.channels * (forward ? request.multiplier : 1);
-    const bool vectors = p.layout == Layout::kNHWC && request.aligned && request.multiplier == 1;
+    const bool vectors = p.layout == Layout::kNHWC && request.aligned == kChunk && request.multiplier == 1;
     const int64_t work = p.batch * channels * p.out_h * p.out_w / (vectors ? kChunk / element_size(p.dtype) : 1);
     args->tiling = {};
     args->tiling.aligned = vectors;
@@ -329,7 +333,7 @@ Plan plan_depthwise(const char* pass, const Request& request, const Machine& mac
     const int64_t values = kChunk / element_size(p.dtype);
     if (p.layout == Layout::kNHWC) {
       args->in_chunks = Divisor(chunks_of(best.tiling, values));
-    } else {
+    } else if (best.in_pitch > 0) {
       args->in_chunks = Divisor(ceil_div(best.in_pitch, values));
       args->out_chunks = Divisor(best.out_pitch / values);
       args->channels = Divisor(std::min(p.channels, kMostDivided));

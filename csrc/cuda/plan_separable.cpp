@@ -250,7 +250,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   // Unfused: the depthwise kernel's output is contiguous in the input's layout; the pointwise stage reads channels_last.
   Request first = request, second = request;
   DepthwiseProblem& q = second.problem;
-  first.aligned = alignment.input && alignment.middle;
+  first.aligned = p.layout == Layout::kNCHW ? alignment.rows : alignment.input && alignment.middle ? 16 : 0;
   q.in_h = p.out_h, q.in_w = p.out_w;
   q.kernel_h = q.kernel_w = q.stride_h = q.stride_w = q.dilation_h = q.dilation_w = 1;
   q.pad_h = q.pad_w = 0;

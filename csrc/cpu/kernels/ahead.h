@@ -18,16 +18,16 @@ class Ahead {
   Ahead(const void* begin, const void* end, int64_t work)
       : at_(static_cast<const char*>(begin)),
         end_(static_cast<const char*>(end)),
-        lines_a_unit_(((end_ - at_) / kLineBytes + 1) * kOne / work + 1) {}
+        lines_a_unit_(((end_ - at_) / kCacheLine + 1) * kOne / work + 1) {}
 
   // `work` more is about to be done.
   DWCONV_INLINE void ask(int64_t work) {
     owed_ += lines_a_unit_ * work;
-    for (; owed_ >= kOne && at_ < end_; owed_ -= kOne, at_ += kLineBytes) __builtin_prefetch(at_, 0, 2);
+    for (; owed_ >= kOne && at_ < end_; owed_ -= kOne, at_ += kCacheLine) __builtin_prefetch(at_, 0, 2);
   }
 
  private:
-  static constexpr int64_t kLineBytes = 64, kOne = int64_t{1} << 32;  // a line in fixed point
+  static constexpr int64_t kOne = int64_t{1} << 32;  // a line in fixed point
   const char* at_ = nullptr;
   const char* end_ = nullptr;
   int64_t lines_a_unit_ = 0, owed_ = 0;

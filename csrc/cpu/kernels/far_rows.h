@@ -12,8 +12,6 @@
 
 namespace dwconv::DWCONV_ISA {
 
-inline constexpr int64_t kCacheLine = 64;
-
 template <class T>
 class FarRows {
  public:
@@ -38,14 +36,10 @@ class FarRows {
   bool far_;
 };
 
-// Asks for lines that will be written.
+// Rows that will be written.
 template <class T>
 DWCONV_INLINE void expect_rows(bool far, T* image, int64_t row_stride, Range rows) {
-  if (!far) return;
-  const char* const end = reinterpret_cast<const char*>(image + rows.end * row_stride);
-  for (const char* at = reinterpret_cast<const char*>(image + rows.begin * row_stride); at < end; at += kCacheLine) {
-    __builtin_prefetch(at, 1, 2);
-  }
+  if (far) expect(image + rows.begin * row_stride, image + rows.end * row_stride);
 }
 
 }  // namespace dwconv::DWCONV_ISA

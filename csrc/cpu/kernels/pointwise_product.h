@@ -121,10 +121,7 @@ DWCONV_INLINE GemmTarget<O> from_row(const GemmTarget<O>& to, int64_t row, int r
 // Asks for the lines that will be written.
 template <class O>
 DWCONV_INLINE void expect(const GemmTarget<O>& to) {
-  constexpr int kLine = 64 / sizeof(O);
-  for (int i = 0; i < to.rows; ++i) {
-    for (int j = 0; j < to.columns; j += kLine) __builtin_prefetch(to.out + i * to.pitch + j, 1, 3);
-  }
+  for (int i = 0; i < to.rows; ++i) expect(to.out + i * to.pitch, to.out + i * to.pitch + to.columns);
 }
 
 // Complete sums to the target. bias: kPanel values.

@@ -44,7 +44,7 @@ DWCONV_INLINE int64_t padded_channels(int64_t channels) {
 // cache sets where the channels are a power of two.
 template <class P>
 DWCONV_INLINE int64_t middle_pitch(int64_t channels) {
-  constexpr int64_t kVec = kLanes<typename P::A>, kLine = 64 / sizeof(typename P::Middle);
+  constexpr int64_t kVec = kLanes<typename P::A>, kLine = kCacheLine / sizeof(typename P::Middle);
   const int64_t padded = padded_channels<P>(channels);
   return (padded + kVec - 1) / kVec * kVec + kLine;
 }

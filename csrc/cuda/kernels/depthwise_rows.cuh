@@ -1,15 +1,11 @@
 // Depthwise forward in channels_last for square filters of 3 and 5 without shared memory: for tensors whose 16-byte runs of
 // channels are aligned (the formula: taps.cuh).
 //
-// A thread owns one or two channels of a strip of 4 output columns and walks down the rows of its tile. It reads each row of
-// its input once, straight to registers, and adds it to all the output rows that it reaches; those in progress rotate:
+// A thread owns one or two channels of a strip of 4 output columns and walks down the rows of its tile (row_walk.cuh).
 //
-//     lanes ->  channels of the slab         in row j --+--> out row i      tap j - i * S
-//     slots ->  strips of the tile                      +--> out row i - 1  tap j - (i - 1) * S, complete when its last row is in
+//     lanes ->  channels of the slab         slots ->  strips of the tile
 //
-// While a row is multiplied, the next ones are on their way. Neighbouring strips read S + K - 2 columns twice, from L1; a tile's
-// first rows are read twice, from L2. There is no barrier and no shared memory, so that registers alone decide how many blocks
-// run together, which is what hides the latency of memory.
+// Neighbouring strips read S + K - 2 columns twice, from L1; a tile's first rows are read twice, from L2.
 //
 // The plan guarantees: alignment of input, output and weight; tile_w a multiple of 4; slab lanes * strips == block_size().
 // Traffic: input (1 + halo rows), output once, the filters of the slab once a block.
@@ -17,6 +13,7 @@
 
 #include "activate.cuh"
 #include "depthwise_nhwc.cuh"
+#include "row_walk.cuh"
 
 namespace dwconv::cuda {
 
@@ -26,15 +23,6 @@ template <class T, int K, int S>
 constexpr int kAhead = K == 3 && (S == 1 || sizeof(T) == 2) ? (K - 1) / S + 1
                        : K == 3 || S == 1                   ? 1
                                                             : 0;
-
-// Bit q: column x0 + q lies in 0 .. width.
-template <int kCount>
-DWCONV_DEVICE unsigned columns_inside(int x0, int width) {
-  unsigned mask = 0;
-#pragma unroll
-  for (int q = 0; q < kCount; ++q) mask |= static_cast<unsigned>(x0 + q) < static_cast<unsigned>(width) ? 1u << q : 0u;
-  return mask;
-}
 
 // kCount pixels of a row, zeros where the mask has no bit.
 template <int kCount, int V, class T>
@@ -82,7 +70,6 @@ DWCONV_KERNEL(row_threads(sizeof(T), Taps::kKernel, Taps::kStride), row_blocks(s
 depthwise_rows_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, V = row_channels(K), kSpan = Taps::span(kStripColumns);
-  constexpr int kDelay = (K - 1) / S, kOpen = kDelay + 1;  // a row is complete kDelay rows after it was begun
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
   int block = block_index();
@@ -103,80 +90,32 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
   const unsigned inside = columns_inside<kSpan>(in_x0, static_cast<int>(p.in_w));
   const unsigned exists = columns_inside<kStripColumns>(x0, out_w);
   const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
-  constexpr int kRing = kAhead<T, K, S> > 0 ? kAhead<T, K, S> : 1;  // 1 or kOpen
-  Packed<T, V> next[kRing][S][kSpan];
-  // Step i reads the input rows i * S .. i * S + S - 1 of the tile.
-  const auto fetch = [&](int i, Packed<T, V>(&to)[S][kSpan]) {
+  struct Row {
+    Packed<T, V> pixel[kSpan];
+  };
+  const auto fetch = [&](int j, Row& row) {
+    const int y = in_y0 + j;
+    const bool wanted = j < in_rows && y >= 0 && y < in_h;
+    fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, row.pixel);
+  };
+  const auto prepare = [&](A(&filter)[K][K][V], A(&bias)[V]) {
+    fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
 #pragma unroll
-    for (int s = 0; s < S; ++s) {
-      const int j = i * S + s, y = in_y0 + j;
-      const bool wanted = j < in_rows && y >= 0 && y < in_h;
-      fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, to[s]);
+    for (int v = 0; v < V; ++v) {
+      bias[v] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + channel + v) : A(0);
     }
   };
-#pragma unroll
-  for (int i = 0; i < kAhead<T, K, S>; ++i) fetch(i, next[i]);
-  A filter[K][K][V], bias[V], acc[kOpen][kStripColumns][V];
-  fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    bias[v] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + channel + v) : A(0);
-#pragma unroll
-    for (int i = 0; i < kOpen * kStripColumns; ++i) acc[i / kStripColumns][i % kStripColumns][v] = bias[v];
-  }
   T* out = static_cast<T*>(args.output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;
-  const int steps = rows + kDelay;
-  for (int base = 0; base < steps; base += kOpen) {
+  const auto finish = [&](A(&row)[kStripColumns][V]) {
+    activate_short(p.activation, row);
 #pragma unroll
-    for (int u = 0; u < kOpen; ++u) {
-      const int i = base + u;
-      if (i >= steps) break;
-      if (kAhead<T, K, S> == 0) fetch(i, next[0]);
-      Packed<T, V> copy[S][kSpan];
-      if (kAhead<T, K, S> == 1) {
-#pragma unroll
-        for (int k = 0; k < S * kSpan; ++k) copy[k / kSpan][k % kSpan] = next[0][k / kSpan][k % kSpan];
-        if (i + 1 < steps) fetch(i + 1, next[0]);
-      }
-      // A copy of a row of several would be made from one loop to the next, where it would wait for all that are on their way.
-      const Packed<T, V>(&now)[S][kSpan] = kAhead<T, K, S> == 1 ? copy : next[u % kRing];
-#pragma unroll
-      for (int s = 0; s < S; ++s) {
-#pragma unroll
-        for (int q = 0; q < kSpan; ++q) {  // one pixel at a time: a row of them would not fit the registers beside the sums
-          A value[V];
-          widen(now[s][q], value);
-#pragma unroll
-          for (int d = 0; d <= kDelay; ++d) {  // output row i - d; those that do not exist are never stored
-            const int r = S * d + s, open = (u - d + kOpen) % kOpen;
-            if (r >= K) continue;
-#pragma unroll
-            for (int x = 0; x < kStripColumns; ++x) {
-              const int k = q - x * S;
-              if (k < 0 || k >= K) continue;
-#pragma unroll
-              for (int v = 0; v < V; ++v) acc[open][x][v] += filter[r][k][v] * value[v];
-            }
-          }
-        }
-      }
-      if (kAhead<T, K, S> > 1 && i + kAhead<T, K, S> < steps) fetch(i + kAhead<T, K, S>, next[u % kRing]);
-      const int done = (u + 1) % kOpen;  // row i - kDelay, and the next to be begun
-      if (i >= kDelay) {
-        activate_short(p.activation, acc[done]);
-#pragma unroll
-        for (int x = 0; x < kStripColumns; ++x) {
-          if (exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(acc[done][x]));
-        }
-        out += p.out_stride_h;
-      }
-#pragma unroll
-      for (int x = 0; x < kStripColumns; ++x) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) acc[done][x][v] = bias[v];
-      }
+    for (int x = 0; x < kStripColumns; ++x) {
+      if (exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(row[x]));
     }
-  }
+    out += p.out_stride_h;
+  };
+  walk_rows<Taps, kStripColumns, V, kAhead<T, K, S>, Row, A>(
+      rows, fetch, prepare, [](const Row& row, int q, A(&value)[V]) { widen(row.pixel[q], value); }, finish);
 }
 
 }  // namespace dwconv::cuda

@@ -1,0 +1,100 @@
+// The walk down the rows of a strip of outputs, straight from global memory to registers (the formula: taps.cuh).
+//
+// A thread reads each row of its input once and adds it to all the output rows that it reaches; those in progress rotate:
+//
+//     row j --+--> out row i      tap j - i * S
+//             +--> out row i - 1  tap j - (i - 1) * S, complete when its last row is in
+//
+// While a row is multiplied, the next ones are on their way. There is no barrier and no shared memory, so that registers alone
+// decide how many blocks run together, which is what hides the latency of memory.
+#pragma once
+
+#include "taps.cuh"
+
+namespace dwconv::cuda {
+
+// Bit q: column x0 + q lies in 0 .. width.
+template <int kCount>
+DWCONV_DEVICE unsigned columns_inside(int x0, int width) {
+  unsigned mask = 0;
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) mask |= static_cast<unsigned>(x0 + q) < static_cast<unsigned>(width) ? 1u << q : 0u;
+  return mask;
+}
+
+// `rows` rows of kColumns outputs of V channels. Row holds the kSpan samples of one input row; kAhead steps of S rows are on
+// their way beside the one that is multiplied, as many as the registers hold: 0, 1 or as many as there are output rows in
+// progress.
+//   fetch(j, row)              begins to read input row j, counted from the first that the strip reads
+//   prepare(filter, bias)      once, behind the first reads
+//   widen(row, q, value)       sample q of a row in the type of the sums
+//   finish(acc)                the next complete output row
+template <class Taps, int kColumns, int V, int kAhead, class Row, class A, class Fetch, class Prepare, class Widen, class Finish>
+DWCONV_DEVICE void walk_rows(int rows, const Fetch& fetch, const Prepare& prepare, const Widen& widen, const Finish& finish) {
+  constexpr int K = Taps::kKernel, S = Taps::kStride, kSpan = Taps::span(kColumns);
+  constexpr int kDelay = (K - 1) / S, kOpen = kDelay + 1;  // a row is complete kDelay rows after it was begun
+  constexpr int kRing = kAhead > 0 ? kAhead : 1;
+  static_assert(kAhead <= 1 || kAhead == kOpen);
+  Row next[kRing][S];
+  // Step i reads the input rows i * S .. i * S + S - 1.
+  const auto fetch_step = [&](int i, Row(&to)[S]) {
+#pragma unroll
+    for (int s = 0; s < S; ++s) fetch(i * S + s, to[s]);
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) fetch_step(i, next[i]);
+  A filter[K][K][V], bias[V], acc[kOpen][kColumns][V];
+  prepare(filter, bias);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+#pragma unroll
+    for (int i = 0; i < kOpen * kColumns; ++i) acc[i / kColumns][i % kColumns][v] = bias[v];
+  }
+  const int steps = rows + kDelay;
+  for (int base = 0; base < steps; base += kOpen) {
+#pragma unroll
+    for (int u = 0; u < kOpen; ++u) {
+      const int i = base + u;
+      if (i >= steps) break;
+      if (kAhead == 0) fetch_step(i, next[0]);
+      Row copy[S];
+      if (kAhead == 1) {
+#pragma unroll
+        for (int s = 0; s < S; ++s) copy[s] = next[0][s];
+        if (i + 1 < steps) fetch_step(i + 1, next[0]);
+      }
+      // A copy of a row of several would be made from one loop to the next, where it would wait for all that are on their way.
+      const Row(&now)[S] = kAhead == 1 ? copy : next[u % kRing];
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+#pragma unroll
+        for (int q = 0; q < kSpan; ++q) {  // one sample at a time: a row of them would not fit the registers beside the sums
+          A value[V];
+          widen(now[s], q, value);
+#pragma unroll
+          for (int d = 0; d <= kDelay; ++d) {  // output row i - d; those that do not exist are never stored
+            const int r = S * d + s, open = (u - d + kOpen) % kOpen;
+            if (r >= K) continue;
+#pragma unroll
+            for (int x = 0; x < kColumns; ++x) {
+              const int k = q - x * S;
+              if (k < 0 || k >= K) continue;
+#pragma unroll
+              for (int v = 0; v < V; ++v) acc[open][x][v] += filter[r][k][v] * value[v];
+            }
+          }
+        }
+      }
+      if (kAhead > 1 && i + kAhead < steps) fetch_step(i + kAhead, next[u % kRing]);
+      const int done = (u + 1) % kOpen;  // row i - kDelay, and the next to be begun
+      if (i >= kDelay) finish(acc[done]);
+#pragma unroll
+      for (int x = 0; x < kColumns; ++x) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) acc[done][x][v] = bias[v];
+      }
+    }
+  }
+}
+
+}  // namespace dwconv::cuda
