@@ -25,7 +25,8 @@ constexpr int row_blocks(int64_t unit, int kernel, int stride) { return row_thre
 constexpr int weight_row_channels(int kernel, int stride) { return kernel == 3 && stride == 1 ? 2 : 1; }
 constexpr int weight_row_threads(int kernel, int stride) { return kernel + 2 * stride < 8 ? 256 : 128; }
 constexpr int weight_row_blocks(int kernel, int stride) { return kernel + 2 * stride < 8 || kernel + stride > 8 ? 2 : 3; }
-constexpr int kPlaneRowThreads = 128;  // depthwise_rows_nchw.cuh
+constexpr int kPlaneRowThreads = 128,
+              kPlaneWeightRowBlocks = 4;  // depthwise_rows_nchw.cuh, depthwise_backward_weight_rows_nchw.cuh
 constexpr int plane_row_blocks(int kernel) { return kernel == 3 ? 5 : 4; }
 constexpr int nhwc_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
 constexpr int nchw_blocks(int kernel) { return kernel == 3 ? 3 : 2; }

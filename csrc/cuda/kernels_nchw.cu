@@ -2,8 +2,8 @@
 #include "kernels/depthwise_any.cuh"
 #include "kernels/depthwise_backward_weight_any.cuh"
 #include "kernels/depthwise_backward_weight_large.cuh"
+#include "kernels/depthwise_backward_weight_rows_nchw.cuh"
 #include "kernels/depthwise_large.cuh"
-#include "kernels/depthwise_rows_nchw.cuh"
 
 namespace dwconv::cuda {
 

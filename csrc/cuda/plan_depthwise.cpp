@@ -43,8 +43,8 @@ Shape shape_of(const KernelRow& row) {
     s.blocks = kLargeBlocks, s.instructions = 6;
   } else if (s.rows && !nhwc) {
     s.patch_h = 1, s.patch_w = static_cast<int>(row.aligned / element_size(row.dtype));
-    s.threads = kPlaneRowThreads, s.blocks = plane_row_blocks(row.filter);
-    s.instructions = 4 + 16.0 / s.patch_w;
+    s.threads = kPlaneRowThreads, s.blocks = weight ? kPlaneWeightRowBlocks : plane_row_blocks(row.filter);
+    s.instructions = (weight ? 7 : 4) + 16.0 / s.patch_w;
   } else if (s.rows) {
     s.patch_h = 1, s.patch_w = 4;
     s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
@@ -113,7 +113,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const int64_t planes = p.batch * p.channels;
   int64_t lanes, tile_bytes, out_bytes;
   if (s.rows) {
-    t.slabs = ceil_div(nhwc ? p.channels : planes, t.slab);
+    t.slabs = ceil_div(nhwc || s.weight ? p.channels : planes, t.slab);
     lanes = t.slab / s.channels;
     tile_bytes = out_bytes = 0;
     if (lanes * t.tile_w / s.patch_w > s.threads) return false;
@@ -195,7 +195,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const double begun = s.rows ? static_cast<double>((p.kernel_h - 1) / p.stride_h) : 0;  // rows read before the first is complete
   const double computed = static_cast<double>(t.tiles_h) * (t.tile_h + begun) * static_cast<double>(t.tiles_w) * t.tile_w *
                           static_cast<double>(planes);
-  const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / static_cast<double>(p.channels) : 1.0;
+  const double warps = static_cast<double>(round_up(c.launch.threads, 32)) / c.launch.threads;
+  const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / static_cast<double>(p.channels) : s.rows ? warps : 1.0;
   const double phases = s.transposed ? static_cast<double>(p.stride_h * p.stride_w) : 1;
   const double once = static_cast<double>(planes) * static_cast<double>(p.in_h * p.in_w + p.out_h * p.out_w) * unit;
   BlockCost cost;
@@ -375,7 +376,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
     const int64_t values = kChunk / element_size(p.dtype);
     if (p.layout == Layout::kNHWC) {
       args->in_chunks = args->out_chunks = Divisor(chunks_of(best.tiling, values));
-    } else {
+    } else if (best.in_pitch > 0) {
       args->in_chunks = Divisor(best.in_pitch / values), args->out_chunks = Divisor(best.out_pitch / values);
     }
     plan.launch = best.launch;

@@ -45,7 +45,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   alignment.middle = s.channels * x.element_size() % 16 == 0;
   alignment.output = nhwc && aligned_channels(output) && aligned_channels(added);
   alignment.weight = aligned_matrix(pw);
-  alignment.rows = nhwc ? 0 : std::min(aligned_rows(x), whole_runs({s.out_w * x.element_size()}));
+  alignment.rows = nhwc ? 0 : std::min(aligned_rows(x), whole_runs({s.out_w * element_size(request.problem.dtype)}));
   const Machine& machine = device.machine();
   const std::string key = Key()
                               .add('s', out_channels, allow_tf32, is_short(request.problem.activation.kind), alignment.input,

@@ -18,12 +18,40 @@
 
 namespace dwconv::cuda {
 
+// The samples of one input row under a strip of kColumns outputs.
+template <class T, class Taps, int kColumns>
+struct PlaneRow {
+  static constexpr int kLeft = Taps::kKernel / 2, kRun = Taps::kStride * kColumns;
+  static constexpr int kRight = Taps::span(kColumns) - kLeft - kRun;
+  Packed<T, 1> left[kLeft];
+  Packed<T, kColumns> run[Taps::kStride];
+  Packed<T, 1> right[kRight > 0 ? kRight : 1];
+
+  // From the row's column above the strip's first output; bit q of the mask: sample q is inside, all of a run or none.
+  DWCONV_DEVICE void fetch(const T* from, unsigned mask) {
+#pragma unroll
+    for (int s = 0; s < Taps::kStride; ++s) {
+      run[s] = load_packed<kColumns>(from + s * kColumns, mask >> (kLeft + s * kColumns) & 1);
+    }
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i) left[i] = load_packed<1>(from + i - kLeft, mask >> i & 1);
+#pragma unroll
+    for (int i = 0; i < kRight; ++i) right[i] = load_packed<1>(from + kRun + i, mask >> (kLeft + kRun + i) & 1);
+  }
+  DWCONV_DEVICE accumulate_t<T> sample(int q) const {
+    const int at = q - kLeft;
+    if (at < 0) return to_accumulate(unpacked(left[q]).value[0]);
+    if (at < kRun) return to_accumulate(unpacked(run[at / kColumns]).value[at % kColumns]);
+    return to_accumulate(unpacked(right[at - kRun]).value[0]);
+  }
+};
+
 template <class T, class Taps, int kBytes>
 DWCONV_KERNEL(kPlaneRowThreads, plane_row_blocks(Taps::kKernel))
 depthwise_rows_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, kColumns = kBytes / static_cast<int>(sizeof(T));
-  constexpr int kSpan = Taps::span(kColumns), kLeft = K / 2, kRight = kSpan - kLeft - S * kColumns;
+  using Row = PlaneRow<T, Taps, kColumns>;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
   // Tiles of the same planes are neighbours here: the rows that both read are still in L2.
@@ -40,41 +68,18 @@ depthwise_rows_nchw(DepthwiseTileArgs args) {
   const int64_t n = divided(plane, p.channels), c = plane - n * p.channels;
   const int rows = least(t.tile_h, static_cast<int>(p.out_h) - y0), in_rows = (rows - 1) * S + K;
   const int in_y0 = y0 * S - static_cast<int>(p.pad_h);
-  const unsigned inside = columns_inside<kSpan>(x0 * S - kLeft, in_w);  // all columns of a run, or none
+  const unsigned inside = columns_inside<Taps::span(kColumns)>(x0 * S - Row::kLeft, in_w);
   const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + x0 * S;
-  struct Row {
-    Packed<T, 1> left[kLeft];
-    Packed<T, kColumns> run[S];
-    Packed<T, 1> right[kRight > 0 ? kRight : 1];
-  };
   const auto fetch = [&](int j, Row& row) {
     const int y = in_y0 + j;
     const bool wanted = j < in_rows && y >= 0 && y < in_h;
-    const T* const from = in + (wanted ? y * p.in_stride_h : 0);
-    const unsigned mask = wanted ? inside : 0;
-#pragma unroll
-    for (int s = 0; s < S; ++s) row.run[s] = load_packed<kColumns>(from + s * kColumns, mask >> (kLeft + s * kColumns) & 1);
-#pragma unroll
-    for (int i = 0; i < kLeft; ++i) row.left[i] = load_packed<1>(from + i - kLeft, mask >> i & 1);
-#pragma unroll
-    for (int i = 0; i < kRight; ++i) {
-      row.right[i] = load_packed<1>(from + S * kColumns + i, mask >> (kLeft + S * kColumns + i) & 1);
-    }
+    row.fetch(in + (wanted ? y * p.in_stride_h : 0), wanted ? inside : 0);
   };
   const auto prepare = [&](A(&filter)[K][K][1], A(&bias)[1]) {
     load_filter(static_cast<const T*>(args.weight) + c * (K * K), args.flipped, filter);
     bias[0] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);
   };
-  const auto widen = [](const Row& row, int i, A(&value)[1]) {
-    const int at = i - kLeft;
-    if (at < 0) {
-      value[0] = to_accumulate(unpacked(row.left[i]).value[0]);
-    } else if (at < S * kColumns) {
-      value[0] = to_accumulate(unpacked(row.run[at / kColumns]).value[at % kColumns]);
-    } else {
-      value[0] = to_accumulate(unpacked(row.right[at - S * kColumns]).value[0]);
-    }
-  };
+  const auto widen = [](const Row& row, int i, A(&value)[1]) { value[0] = row.sample(i); };
   T* out = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h + x0;
   const auto finish = [&](A(&row)[kColumns][1]) {
     activate_short(p.activation, row);
