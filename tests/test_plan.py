@@ -91,6 +91,13 @@ def test_small_batches_with_large_weights_split_the_output_channels():
     assert "1/1 of the output channels" in many["reason"] and many["workers"] == 2
 
 
+@pytest.fixture
+def small_l2():
+    _C.set_near_bytes(8 << 20)
+    yield
+    _C.set_near_bytes(-1)
+
+
 @pytest.mark.parametrize(
     "changes, far",
     [
@@ -103,14 +110,20 @@ def test_small_batches_with_large_weights_split_the_output_channels():
         ({"batch": 1, "channels": 64, "pass_": "backward_weight"}, False),
     ],
 )
-def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far):
+def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far, small_l2):
     assert ("read in order first" in plan(**{"layout": "channels_last", **changes})["reason"]) == far
 
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
-def test_a_block_asks_for_the_next_tile_where_the_input_is_large(batch, far):
+def test_a_block_asks_for_the_next_tile_where_the_input_is_large(batch, far, small_l2):
     p = plan(op="separable_conv2d", layout="channels_last", batch=batch, channels=128)
     assert ("input is asked for early" in p["reason"]) == far
+
+
+def test_a_large_l2_is_left_to_the_processors_prefetchers():
+    small = _C.cache_bytes()[1] < 1 << 20
+    for change in ({"batch": 64, "channels": 128}, {"batch": 64, "pass_": "backward_weight"}):
+        assert ("read in order first" in plan(layout="channels_last", **change)["reason"]) == small
 
 
 def test_tiny_problems_stay_on_one_thread():

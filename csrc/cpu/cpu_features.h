@@ -26,13 +26,21 @@ struct Machine {
   int64_t l2_bytes;
   int64_t threads;
   ForcedRow forced = {};
-  int64_t near_bytes = 8 << 20;  // an input of as many is not expected in a cache near by
+  int64_t near_bytes = 8 << 20;  // an input of as many is not expected in a cache near by; see nearby_bytes
 };
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last
 const char* isa_name(Isa isa);
 std::vector<std::string> cpu_flags();  // the instruction sets the kernels could use, as the CPU reports them
 Machine machine(int64_t threads);
+
+// Machine::near_bytes for an L2 of this size. Reading rows ahead of the register tiles pays where L2 is small (0.5 MB: up to 1.8x);
+// with 2 MB the processor's own prefetchers do better and it costs up to 1.5x (docs/decisions.md).
+constexpr int64_t nearby_bytes(int64_t l2_bytes) {
+  constexpr int64_t kLargeL2 = 1 << 20, kNever = int64_t{1} << 60;
+  return l2_bytes < kLargeL2 ? 8 << 20 : kNever;
+}
+
 void force_row(const std::string& name, int32_t filter, int32_t stride);  // an empty name ends it
 void set_near_bytes(int64_t bytes);  // in the place of Machine's, until called with -1; for tests and measurements
 
