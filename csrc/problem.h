@@ -46,6 +46,7 @@ struct DepthwiseProblem {
   int64_t out_stride_n = 0, out_stride_c = 0, out_stride_h = 0, out_stride_w = 0;
   Activation activation;
   bool far_input = false, far_output = false;  // not in a cache near by (cpu/kernels/far_rows.h); channels_last only
+  bool next_output = false;  // a tile asks for the output lines of the next one (cpu/kernels/depthwise_row_pair.h)
 };
 
 // Weights arrive packed in the accumulation type (float, or double for float64), in the order the kernel's row names:

@@ -34,10 +34,11 @@ const char* isa_name(Isa isa);
 std::vector<std::string> cpu_flags();  // the instruction sets the kernels could use, as the CPU reports them
 Machine machine(int64_t threads);
 
-// Machine::near_bytes for an L2 of this size. Reading rows ahead of the register tiles pays where L2 is small (0.5 MB: up to 1.8x);
-// with 2 MB the processor's own prefetchers do better and it costs up to 1.5x (docs/decisions.md).
+// Machine::near_bytes for an L2 of this size. Reading rows ahead of the register tiles pays where L2 is small (0.5 MB: up
+// to 1.8x); with 2 MB the processor's own prefetchers do better and it costs up to 1.5x (docs/decisions.md).
+constexpr int64_t kLargeL2 = 1 << 20;
 constexpr int64_t nearby_bytes(int64_t l2_bytes) {
-  constexpr int64_t kLargeL2 = 1 << 20, kNever = int64_t{1} << 60;
+  constexpr int64_t kNever = int64_t{1} << 60;
   return l2_bytes < kLargeL2 ? 8 << 20 : kNever;
 }
 

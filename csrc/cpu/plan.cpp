@@ -109,6 +109,13 @@ bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
   return input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
 }
 
+// Whether tiles ask for the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
+// the output comes from beyond L2, a store would wait for its line.
+bool expects_output(const DepthwiseProblem& p, const Machine& machine) {
+  const int64_t bytes = element_size(p.out_dtype) * p.batch * p.channels * p.out_h * p.out_w;
+  return p.layout == Layout::kNHWC && machine.l2_bytes >= kLargeL2 && bytes > machine.l2_bytes;
+}
+
 int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
   return std::max<int64_t>(1, std::min({machine.threads, tiles, elements / kMinElementsAWorker}));
 }
@@ -173,6 +180,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
   plan.far_input = plan.far_output = is_far(p, machine, true);
+  plan.next_output = expects_output(p, machine);
   plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
 }
@@ -207,6 +215,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
   plan.flops = 2 * planes * p.in_h * p.in_w * taps;
   plan.far_input = plan.far_output = is_far(p, machine, false);
+  plan.next_output = expects_output(p, machine);
   plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
   return plan;
 }

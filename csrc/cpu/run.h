@@ -58,7 +58,9 @@ void run_tiles(const Plan& plan, Body body) {
   });
 }
 
-inline void tell_far(const Plan& plan, DepthwiseProblem* p) { p->far_input = plan.far_input, p->far_output = plan.far_output; }
+inline void tell_far(const Plan& plan, DepthwiseProblem* p) {
+  p->far_input = plan.far_input, p->far_output = plan.far_output, p->next_output = plan.next_output;
+}
 
 inline Machine this_machine() { return machine(torch::stable::get_num_threads()); }
 

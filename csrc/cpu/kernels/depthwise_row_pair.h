@@ -139,7 +139,8 @@ struct RowPair {
         pitch(args.weight_pitch),
         filter(static_cast<const A*>(args.weight)),
         bias(static_cast<const A*>(args.bias)),
-        activation(args.problem.activation) {
+        activation(args.problem.activation),
+        expects(args.problem.next_output) {
     const DepthwiseProblem& p = args.problem;
     const int64_t origin_h = y * kStride - p.pad_h;
     in = image + origin_h * row_step - p.pad_w * step;
@@ -163,6 +164,13 @@ struct RowPair {
                                                           acc);
     activate_all<A>(acc, activation);
     O* const to = out + x * out_step + c;
+    if (expects) {
+      DWCONV_UNROLL
+      for (int j = 0; j < kTileRows; ++j) {
+        DWCONV_UNROLL
+        for (int t = 0; t < kColumns; ++t) __builtin_prefetch(to + j * out_row_step + (kColumns + t) * out_step, 1);
+      }
+    }
     DWCONV_UNROLL
     for (int j = 0; j < kTileRows; ++j) {
       DWCONV_UNROLL
@@ -195,7 +203,8 @@ struct RowPair {
   const A* filter;
   const A* bias;
   Activation activation;
-  const T* in;  // of the tile at column 0, the padding included
+  bool expects;  // the next tile's output
+  const T* in;   // of the tile at column 0, the padding included
   O* out;
   uint32_t rows = 0;  // of the input rows a tile reads, those inside the image
 };

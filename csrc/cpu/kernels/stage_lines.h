@@ -47,12 +47,13 @@ template <class T>
 inline constexpr int64_t kStaged = kStagedBytes / static_cast<int64_t>(sizeof(T));
 
 // Whether `lines` cache lines, one a pixel of `channels` contiguous channels, are more than twice what their sets hold. Up to
-// that, L2 serves what L1 has lost in time; staging made 56x56x64 half as fast again.
+// that, L2 serves what L1 has lost in time; staging made 56x56x64 half as fast again. Pixels no longer than the staged ones would
+// lie as they did.
 template <class T>
 DWCONV_INLINE bool lines_collide(int64_t channels, int64_t lines) {
   constexpr int64_t kSets = 64, kWays = 8;  // of 32 KB; 48 KB have 12 ways
   const int64_t bytes = channels * static_cast<int64_t>(sizeof(T));
-  if (bytes % 64 != 0) return false;
+  if (bytes % 64 != 0 || bytes <= kStagedBytes) return false;
   int64_t together = bytes / 64;  // every so many sets is used: the largest power of two in it, at most kSets
   together &= -together;
   return lines > 2 * kWays * (together < kSets ? kSets / together : 1);
