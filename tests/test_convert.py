@@ -1,4 +1,4 @@
-"""convert and unfuse: the same outputs, gradients, keys and behaviour, on models as people write them."""
+"""convert and unfuse: the same outputs, gradients, keys and behaviour, on blocks as people write them."""
 
 from __future__ import annotations
 
@@ -9,165 +9,17 @@ import sys
 from collections import OrderedDict
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from cases import LAYOUTS
 from torch import nn
 
 import dwconv_ext
 from dwconv_ext import DepthwiseConv2d, FusedDSConv, convert, unfuse
-from dwconv_ext.swap import is_depthwise
-
-# One of each family that has depthwise convolutions; test_every_torchvision_family (slow) looks whether one is missing.
-TORCHVISION = {
-    "mobilenet_v2": 64,
-    "mobilenet_v3_small": 64,
-    "mnasnet0_5": 64,
-    "shufflenet_v2_x0_5": 64,
-    "efficientnet_b0": 64,
-    "efficientnet_v2_s": 64,
-    "convnext_tiny": 64,
-    "maxvit_t": 224,
-    "lraspp_mobilenet_v3_large": 64,
-    "deeplabv3_mobilenet_v3_large": 64,
-}
-TIMM = [
-    "mobilenetv1_100", "mobilenetv2_050", "tf_mobilenetv3_small_minimal_100", "mobilenetv4_conv_small", "efficientnet_lite0",
-    "tf_efficientnet_lite0", "mnasnet_small", "fbnetc_100", "lcnet_050", "mixnet_s", "rexnet_100", "ghostnet_050",
-    "convnext_atto", "inception_next_atto", "edgenext_xx_small", "repvit_m0_9", "mobileone_s0", "efficientvit_b0", "xception41",
-]  # fmt: skip
-
-
-BFLOAT16 = ("mobilenet_v2", "mobilenet_v3_small", "mobilenetv1_100", "repvit_m0_9", "mobilenetv4_conv_small")
-
-
-def torchvision_model(name):
-    if name.startswith(("lraspp", "deeplab")):
-        return torchvision.models.get_model(name, weights=None, weights_backbone=None)
-    return torchvision.models.get_model(name, weights=None)
-
-
-def build(name):
-    """A model with weights and running statistics that make every layer matter, and an input."""
-    torch.manual_seed(0)
-    if name in TORCHVISION:
-        model, size = torchvision_model(name), TORCHVISION[name]
-    else:
-        model = timm.create_model(name, pretrained=False)
-        size = 64
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-        for kind in ("gamma", "layer_scale"):  # ConvNeXt's 1e-6 would hide the depthwise branch
-            if isinstance(getattr(module, kind, None), nn.Parameter):
-                nn.init.constant_(getattr(module, kind), 0.5)
-    return model.eval(), torch.randn(2, 3, size, size)
-
-
-def tensor(output):
-    return output["out"] if isinstance(output, dict) else output
-
-
-def close(ours, plain, limit):
-    """Within limit of the largest output; each op's every element is judged in test_depthwise.py and test_separable.py."""
-    ours, plain = tensor(ours).float(), tensor(plain).float()
-    assert (ours - plain).abs().max() <= limit * plain.abs().max()
-
-
-def check_model(name):
-    model, x = build(name)
-    keys = list(model.state_dict())
-    parameters = list(model.parameters())
-    converted = convert(model)
-    assert list(converted.state_dict()) == keys
-    assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
-    depthwise = [m for m in model.modules() if is_depthwise(m)]
-    entries = converted.conversion_report.entries
-    assert depthwise and len(entries) == len(depthwise)
-    assert not any(e.became == "left alone" for e in entries), converted.conversion_report
-    with torch.no_grad():
-        exact = model(x)
-        for layout in LAYOUTS.values():
-            close(converted(x.contiguous(memory_format=layout)), exact, 1e-4)
-        if name in BFLOAT16:
-            narrow, plain = copy.deepcopy(converted).bfloat16(), copy.deepcopy(model).bfloat16()
-            error = (tensor(plain(x.bfloat16())).float() - tensor(exact)).abs().max() / tensor(exact).abs().max()
-            close(narrow(x.bfloat16()), exact, 2 * error + 2**-8)
-    plain = unfuse(converted)
-    assert [(n, type(m)) for n, m in plain.named_modules()] == [(n, type(m)) for n, m in model.named_modules()]
-    return model, converted, x
-
-
-def check_training_step(model, converted, x):
-    """Gradients of every parameter, in training mode, against float64 and the plain model."""
-
-    def gradients(model, x):
-        model = copy.deepcopy(model).train()
-        for module in model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropPath"):
-                module.eval()
-        tensor(model(x)).square().sum().backward()
-        return [p.grad for p in model.parameters() if p.grad is not None]
-
-    exact = gradients(copy.deepcopy(model).double(), x.double())
-    for a, b, c in zip(gradients(converted, x), gradients(model, x), exact, strict=True):
-        scale = c.abs().max()
-        assert (a - c).abs().max() <= 10 * (b - c).abs().max() + 1e-5 * scale
-
-
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision(name):
-    check_model(name)
-
-
-@pytest.mark.parametrize("name", TIMM)
-def test_timm(name):
-    check_model(name)
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v2", "mnasnet0_5", "convnext_atto", "mixnet_s"])
-def test_gradients_in_training(name):
-    model, converted, x = check_model(name)
-    check_training_step(model, converted, x)
-
-
-@pytest.mark.slow
-def test_every_torchvision_family():
-    def family(name):
-        return torchvision.models.get_model_builder(name).__module__
-
-    with torch.device("meta"):
-        have = set()
-        for name in torchvision.models.list_models():
-            options = {"weights": None}
-            if family(name).split(".")[2] in ("segmentation", "detection"):
-                options["weights_backbone"] = None
-            if name.startswith("quantized"):
-                continue
-            if any(is_depthwise(m) for m in torchvision.models.get_model(name, **options).modules()):
-                have.add(family(name))
-    have = {f for f in have if ".detection." not in f}  # detectors: their backbones are here
-    assert have == {family(name) for name in TORCHVISION}
 
 
 def count(model, kind):
     return sum(isinstance(m, kind) for m in model.modules())
-
-
-def test_what_is_fused_in_well_known_models():
-    assert convert(torchvision_model("mobilenet_v2")).conversion_report.count("FusedDSConv") == 17
-    assert convert(timm.create_model("mobilenetv1_100")).conversion_report.count("FusedDSConv") == 13
-    report = convert(torchvision_model("convnext_tiny")).conversion_report
-    assert report.count("DepthwiseConv2d") == 18
-    assert all("not BatchNorm" in e.why for e in report.entries)
-    report = convert(torchvision_model("efficientnet_b0")).conversion_report
-    assert all("is used 2 times: AdaptiveAvgPool2d, mul" in e.why for e in report.entries)
-
-
-# --- blocks ------------------------------------------------------------------------------------------------------------
 
 
 def randomised(model):
@@ -302,7 +154,7 @@ def test_other_arguments_run_the_original():
 
 def test_the_shortcut_is_part_of_the_kernel():
     calls = []
-    converted = convert(torchvision_model("mobilenet_v2")).eval()
+    converted = convert(torchvision.models.mobilenet_v2()).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         converted(x)  # folds the weights
@@ -382,7 +234,7 @@ def test_converting_twice_changes_nothing():
 
 
 def test_copy_pickle_save_and_load():
-    converted = convert(torchvision_model("mobilenet_v2")).eval()
+    converted = convert(torchvision.models.mobilenet_v2()).eval()
     x = torch.randn(1, 3, 64, 64)
     y = converted(x)
     file = io.BytesIO()
