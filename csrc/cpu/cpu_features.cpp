@@ -176,9 +176,7 @@ Machine machine(int64_t threads) {
 #else
   constexpr int64_t l1 = 32 << 10, l2 = 512 << 10;
 #endif
-  Machine here = {l1, l2, threads, forced};
-  here.near_bytes = near_bytes >= 0 ? near_bytes : nearby_bytes(l2);
-  return here;
+  return {l1, l2, threads, forced, near_bytes >= 0 ? near_bytes : nearby_bytes(l2)};
 }
 
 }  // namespace dwconv

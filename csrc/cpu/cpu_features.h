@@ -26,7 +26,7 @@ struct Machine {
   int64_t l2_bytes;
   int64_t threads;
   ForcedRow forced = {};
-  int64_t near_bytes = 8 << 20;  // an input of as many is not expected in a cache near by; see nearby_bytes
+  int64_t near_bytes;  // an input of as many is not expected in a cache near by (nearby_bytes)
 };
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last
