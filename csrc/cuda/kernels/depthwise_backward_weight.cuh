@@ -39,6 +39,16 @@ DWCONV_DEVICE void correlate_row(int j, const A (&row)[Taps::span(kColumns)][V],
   }
 }
 
+// A tile of grad_output: its image, and its first row and column.
+struct GradTile {
+  int64_t n;
+  int y0, x0;
+};
+DWCONV_DEVICE GradTile grad_tile(int64_t tile, const Tiling& t) {
+  const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
+  return {n, static_cast<int>(line - n * t.tiles_h) * t.tile_h, static_cast<int>(tile - line * t.tiles_w) * t.tile_w};
+}
+
 // Adds value[k] of the `slots` threads that share a `who` pairwise; slot 0 holds the sum. Every thread of the block calls it.
 // scratch: kCount * slots * width values.
 template <int kCount, class A>
@@ -114,8 +124,7 @@ depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
   A acc[K][K][V] = {}, bias[V] = {};
   const int64_t end = divided(args.tiles * (part + 1), args.parts);
   for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
-    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
-    const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w, y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
+    const auto [n, y0, x0] = grad_tile(tile, t);
     synchronize();
     stage_pixels(in, static_cast<const T*>(args.input) + n * p.in_stride_n + c0, Taps::span(t.tile_h),
                  y0 * Taps::kStride - static_cast<int>(p.pad_h), x0 * Taps::kStride - static_cast<int>(p.pad_w), args.in_columns,
@@ -172,8 +181,7 @@ depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
   A acc[K][K][1] = {}, bias[1] = {};
   const int64_t end = divided(args.tiles * (part + 1), args.parts);
   for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
-    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
-    const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w, y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
+    const auto [n, y0, x0] = grad_tile(tile, t);
     const int in_y0 = y0 * Taps::kStride - static_cast<int>(p.pad_h), in_x0 = x0 * Taps::kStride - static_cast<int>(p.pad_w);
     const int in_top = most(in_y0, 0), in_left = args.in_whole ? 0 : most(in_x0, 0);
     const int in_bottom = least(in_y0 + Taps::span(t.tile_h), in_h), in_right = least(in_x0 + Taps::span(t.tile_w), in_w);

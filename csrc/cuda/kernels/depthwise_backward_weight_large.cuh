@@ -52,8 +52,7 @@ depthwise_backward_weight_large(BackwardWeightTileArgs args) {
   A acc[kRunTaps][V] = {}, bias[V] = {};
   const int64_t end = divided(args.tiles * (part + 1), args.parts);
   for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
-    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
-    const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w, y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
+    const auto [n, y0, x0] = grad_tile(tile, t);
     const int in_y0 = y0 - static_cast<int>(p.pad_h), in_x0 = x0 - static_cast<int>(p.pad_w);
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n + c0 * p.in_stride_c;
     const T* const grads = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + c0 * p.out_stride_c;

@@ -38,9 +38,8 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
   A acc[K][K][V] = {}, bias[V] = {};
   const int64_t end = divided(args.tiles * (part + 1), args.parts);
   for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
-    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
-    const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w + strip * kStripColumns;
-    const int y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
+    const auto [n, y0, first_x] = grad_tile(tile, t);
+    const int x0 = first_x + strip * kStripColumns;
     if (!active || x0 >= out_w) continue;
     const int rows = least(t.tile_h, out_h - y0), in_rows = (rows - 1) * S + K, steps = rows + kDelay;
     const int in_y0 = y0 * S - static_cast<int>(p.pad_h), in_x0 = x0 * S - static_cast<int>(p.pad_w);

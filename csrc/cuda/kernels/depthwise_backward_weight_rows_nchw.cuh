@@ -20,7 +20,7 @@ DWCONV_KERNEL(kPlaneRowThreads, kPlaneWeightRowBlocks)
 depthwise_backward_weight_rows_nchw(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, kColumns = kBytes / static_cast<int>(sizeof(T));
-  constexpr int kSpan = Taps::span(kColumns), kDelay = (K - 1) / S, kOpen = kDelay + 1, kAheadSteps = K == 3 ? kOpen : 1;
+  constexpr int kSpan = Taps::span(kColumns), kDelay = (K - 1) / S, kOpen = kDelay + 1;
   using Row = PlaneRow<T, Taps, kColumns>;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
@@ -34,9 +34,8 @@ depthwise_backward_weight_rows_nchw(BackwardWeightTileArgs args) {
   A acc[K][K][1] = {}, bias[1] = {};
   const int64_t end = divided(args.tiles * (part + 1), args.parts);
   for (int64_t tile = divided(args.tiles * part, args.parts); tile < end; ++tile) {
-    const int64_t line = divided(tile, t.tiles_w), n = divided(line, t.tiles_h);
-    const int x0 = static_cast<int>(tile - line * t.tiles_w) * t.tile_w + strip * kColumns;
-    const int y0 = static_cast<int>(line - n * t.tiles_h) * t.tile_h;
+    const auto [n, y0, first_x] = grad_tile(tile, t);
+    const int x0 = first_x + strip * kColumns;
     if (!active || x0 >= out_w) continue;
     const int rows = least(t.tile_h, out_h - y0), in_rows = (rows - 1) * S + K, steps = rows + kDelay;
     const int in_y0 = y0 * S - static_cast<int>(p.pad_h);
@@ -48,7 +47,7 @@ depthwise_backward_weight_rows_nchw(BackwardWeightTileArgs args) {
       Row row[S];
       Packed<T, kColumns> grad;
     };
-    Step next[kAheadSteps];
+    Step next[Row::kAhead];
     // Step i begins row i of grad_output and reads the input rows i * S .. i * S + S - 1 of the tile.
     const auto fetch = [&](int i, Step& to) {
 #pragma unroll
@@ -60,7 +59,7 @@ depthwise_backward_weight_rows_nchw(BackwardWeightTileArgs args) {
       to.grad = load_packed<kColumns>(out + (i < rows ? i * p.out_stride_h : 0), i < rows);
     };
 #pragma unroll
-    for (int i = 0; i < kAheadSteps; ++i) fetch(i, next[i]);
+    for (int i = 0; i < Row::kAhead; ++i) fetch(i, next[i]);
     A grad[kOpen][kColumns];
     for (int base = 0; base < steps; base += kOpen) {
 #pragma unroll
@@ -68,11 +67,11 @@ depthwise_backward_weight_rows_nchw(BackwardWeightTileArgs args) {
         const int i = base + u;
         if (i >= steps) break;
         Step copy;
-        if (kAheadSteps == 1) {
+        if (Row::kAhead == 1) {
           copy = next[0];
           if (i + 1 < steps) fetch(i + 1, next[0]);
         }
-        const Step& now = kAheadSteps == 1 ? copy : next[u % kAheadSteps];
+        const Step& now = Row::kAhead == 1 ? copy : next[u % Row::kAhead];
         const Vector<T, kColumns> begun = unpacked(now.grad);
 #pragma unroll
         for (int x = 0; x < kColumns; ++x) {
@@ -97,7 +96,7 @@ depthwise_backward_weight_rows_nchw(BackwardWeightTileArgs args) {
             }
           }
         }
-        if (kAheadSteps > 1 && i + kAheadSteps < steps) fetch(i + kAheadSteps, next[u % kAheadSteps]);
+        if (Row::kAhead > 1 && i + Row::kAhead < steps) fetch(i + Row::kAhead, next[u % Row::kAhead]);
       }
     }
   }

@@ -23,6 +23,7 @@ template <class T, class Taps, int kColumns>
 struct PlaneRow {
   static constexpr int kLeft = Taps::kKernel / 2, kRun = Taps::kStride * kColumns;
   static constexpr int kRight = Taps::span(kColumns) - kLeft - kRun;
+  static constexpr int kAhead = Taps::kKernel == 3 ? (Taps::kKernel - 1) / Taps::kStride + 1 : 1;  // steps, as in walk_rows
   Packed<T, 1> left[kLeft];
   Packed<T, kColumns> run[Taps::kStride];
   Packed<T, 1> right[kRight > 0 ? kRight : 1];
@@ -89,7 +90,7 @@ depthwise_rows_nchw(DepthwiseTileArgs args) {
     store_packed(out, pack<T, kColumns>(flat));
     out += p.out_stride_h;
   };
-  walk_rows<Taps, kColumns, 1, K == 3 ? (K - 1) / S + 1 : 1, Row, A>(rows, fetch, prepare, widen, finish);
+  walk_rows<Taps, kColumns, 1, Row::kAhead, Row, A>(rows, fetch, prepare, widen, finish);
 }
 
 }  // namespace dwconv::cuda
