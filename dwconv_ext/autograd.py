@@ -148,25 +148,25 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
 # --- the fused block -------------------------------------------------------------------------------------------------
 
 
-def activation_function(x: Tensor, kind: str, slope: float) -> Tensor:
-    """The activation `kind` of the ops' schemas, by torch."""
+def activation_function(x: Tensor, kind: str, slope: float, inplace: bool = False) -> Tensor:
+    """The activation `kind` of the ops' schemas, by torch; in x's memory where torch can and inplace allows it."""
     match kind:
         case "identity":
             return x
         case "relu":
-            return F.relu(x)
+            return F.relu(x, inplace)
         case "relu6":
-            return F.relu6(x)
+            return F.relu6(x, inplace)
         case "silu":
-            return F.silu(x)
+            return F.silu(x, inplace)
         case "hardswish":
-            return F.hardswish(x)
+            return F.hardswish(x, inplace)
         case "gelu":
             return F.gelu(x)
         case "gelu_tanh":
             return F.gelu(x, approximate="tanh")
         case "leaky_relu":
-            return F.leaky_relu(x, slope)
+            return F.leaky_relu(x, slope, inplace)
     raise ValueError(f"activation: unknown name {kind!r}")
 
 

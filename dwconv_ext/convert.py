@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .chain import FusedChain, resolve
+from .chain import Chain, FoldedConv, FusedChain, resolve
 from .match import Closed, Found, Open, find
 from .measure import chain_speedup, depthwise_speedup, inputs_of
 from .modules import DepthwiseConv2d, FusedDSConv
@@ -17,7 +17,7 @@ from .swap import Swapped, class_for, is_depthwise, restore, why_not
 from .trace import FusedForward, trace
 
 SLOWER = 0.97  # a layer below this share of torch's speed is left alone
-FUSED = "fused"  # a FusedChain is the child of this name of its depthwise convolution
+FUSED = "fused"  # a chain is the child of this name of its first convolution
 
 
 # --- the report --------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ class Entry:
     name: str  # its path in the model
     layer: str  # its class, channels, filter and stride
     became: str  # "FusedDSConv", "DepthwiseConv2d" or "left alone"
-    why: str  # of a FusedDSConv what it fuses; else why it is no more than it is
+    why: str  # what it was fused with; else why it is no more than it is
 
 
 @dataclass
@@ -99,8 +99,11 @@ class _Converter:
                 entry = Entry(name, layers[conv], became, slower[conv])
             elif FUSED in conv._modules and conv._modules[FUSED].enabled:
                 chain = conv._modules[FUSED]
-                parts = [names[resolve(chain.owner, path)] for path in chain.paths[1:] if path is not None]
-                entry = Entry(name, layers[conv], "FusedDSConv", f"with {', '.join(parts)}")
+                parts = ", ".join(names[resolve(chain.owner, path)] for path in chain.paths[1:] if path is not None)
+                if isinstance(chain, FusedChain):
+                    entry = Entry(name, layers[conv], "FusedDSConv", f"with {parts}")
+                else:
+                    entry = Entry(name, layers[conv], "DepthwiseConv2d", f"with {parts}; {chain.why}")
             else:
                 entry = Entry(name, layers[conv], "DepthwiseConv2d", self.why.get(conv, "fused, it was found to be slower"))
             self.report.entries.append(entry)
@@ -117,7 +120,7 @@ class _Converter:
                 if ratio >= SLOWER:
                     continue
                 chain.enabled = False
-                slower[conv] = f"fused, the block has {ratio:.2f}x torch's speed at {shape}"
+                slower[conv] = f"fused, it has {ratio:.2f}x torch's speed at {shape}"
             ratio = depthwise_speedup(conv, x)
             if ratio < SLOWER:
                 restore(conv)
@@ -156,16 +159,18 @@ class _Converter:
                 still.append(conv)
             except Closed as reason:
                 self.why[conv] = str(reason)
-        # A block that a module below can fuse as well is fused there, unless there is more of it here.
+        # A block that a module below can fuse as well is fused there, unless there is more of it here. One whose result leaves
+        # this module may become more complete in one above, and what else is found here waits with it.
         better = [f for f in found if f.conv not in self.pending or f.extras > self.extras_below(f.conv)]
         here = _Pending(module, graph, inlined, found)
-        if better and all(f.leaves for f in found):
+        if better and any(f.leaves for f in found) and all(f.leaves or isinstance(f.chain, FoldedConv) for f in found):
             self.pending.update({f.conv: here for f in found})
         elif better:
             for f in found:
                 self.pending.pop(f.conv, None)
             self.install(here)
-        self.settle([conv for conv in waiting if conv not in still and not any(f.conv is conv and f.leaves for f in found)])
+        up = {*still, *(f.conv for f in found if f.leaves or self.pending.get(f.conv) is here)}
+        self.settle([conv for conv in waiting if conv not in up])
         return [*still, *(f.conv for f in found if f.conv in self.pending)]
 
     def extras_below(self, conv: nn.Module) -> tuple[bool, bool]:
@@ -181,17 +186,38 @@ class _Converter:
                 self.install(below)
 
     def install(self, here: _Pending) -> None:
+        """The chains in the owner's forward; BatchNorms that follow its other convolutions are folded into those as well."""
         graph = here.graph
-        for f in (f for f in here.found if FUSED not in f.conv._modules):
-            f.conv.add_module(FUSED, f.chain)
-            with graph.inserting_before(f.nodes[-1]):
-                inputs = f.nodes[0].args[:1] if f.added is None else (f.nodes[0].args[0], f.added)
-                fused = graph.call_module(f"{f.nodes[0].target}.{FUSED}", inputs)
-            f.nodes[-1].replace_all_uses_with(fused)
-            for node in reversed(f.nodes):
-                graph.erase_node(node)
+        for f in here.found:
+            self.replace(graph, f)
+        convs = [n for n in graph.nodes if n.op == "call_module" and type(here.owner.get_submodule(n.target)) is nn.Conv2d]
+        calls = Counter(here.owner.get_submodule(node.target) for node in convs)
+        for node in convs:
+            conv = here.owner.get_submodule(node.target)
+            if calls[conv] > 1 or is_depthwise(conv) or why_not(conv):
+                continue
+            try:
+                self.replace(graph, find(here.owner, node))
+            except (Open, Closed):
+                continue
         graph.lint()
         here.owner.forward = FusedForward(here.owner, graph, here.inlined)
+
+    @staticmethod
+    def replace(graph: fx.Graph, found: Found) -> None:
+        """One node in the place of the chain's."""
+        if FUSED in found.conv._modules:
+            return
+        found.conv.add_module(FUSED, found.chain)
+        nodes = found.nodes
+        inputs = [nodes[0].args[0]]
+        if found.shortcut:
+            inputs += [node for node in nodes[-1].args if node is not nodes[-2]]
+        with graph.inserting_before(nodes[-1]):
+            fused = graph.call_module(f"{nodes[0].target}.{FUSED}", tuple(inputs))
+        nodes[-1].replace_all_uses_with(fused)
+        for node in reversed(nodes):
+            graph.erase_node(node)
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
@@ -276,7 +302,7 @@ def _unfuse(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     new = done[module] = _sequential(module) if type(module) is FusedDSConv else module
     if isinstance(new.__dict__.get("forward"), FusedForward):
         del new.forward
-    if isinstance(new._modules.get(FUSED), FusedChain):
+    if isinstance(new._modules.get(FUSED), Chain):
         del new._modules[FUSED]
     restore(new)
     for name, child in new._modules.items():

@@ -1,4 +1,4 @@
-"""A depthwise-separable block found in a traced graph, from its depthwise convolution on."""
+"""What a traced graph has after a convolution: a depthwise-separable block, or at least its BatchNorm and activation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .chain import FusedChain
+from .chain import Chain, FoldedConv, FusedChain
 from .modules import DepthwiseConv2d, activation_of
 
 
@@ -24,6 +24,8 @@ class Closed(Exception):
 _FUNCTIONS = {
     F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish",
 }  # fmt: skip
+
+_NONE = ("identity", 0.01)
 
 
 class _Walk:
@@ -61,8 +63,8 @@ class _Walk:
         module = self.module(node)
         return getattr(node.target, "__name__", str(node.target)) if module is None else type(module).__name__
 
-    def batch_norm(self) -> tuple[int, tuple[str, float] | None]:
-        """The BatchNorm's step, and the activation that it has built in (timm's BatchNormAct2d)."""
+    def batch_norm(self) -> tuple[int, tuple[str, float]]:
+        """The BatchNorm's step, and the activation that it has built in (timm's BatchNormAct2d) or that follows."""
         node = self.peek()
         bn = self.module(node)
         if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
@@ -76,7 +78,8 @@ class _Walk:
             act = self.known(bn.act)
             if act is None:
                 raise Closed(f"{type(bn.act).__name__} has no fused form")
-        return self.take(node), act
+        step = self.take(node)
+        return step, self.activation() if act in (None, _NONE) else act
 
     @staticmethod
     def known(module: nn.Module | None) -> tuple[str, float] | None:
@@ -93,7 +96,7 @@ class _Walk:
         try:
             node = self.peek()
         except (Open, Closed):
-            return "identity", 0.01
+            return _NONE
         act = self.known(self.module(node))
         if act is not None:
             self.take(node)
@@ -102,7 +105,7 @@ class _Walk:
             name = _FUNCTIONS[node.target]
             self.take(node, f":{name}")
             return name, 0.01
-        return "identity", 0.01
+        return _NONE
 
     def pointwise(self) -> int:
         node = self.peek()
@@ -113,53 +116,60 @@ class _Walk:
             raise Closed("the convolution that follows is not pointwise")
         return self.take(node)
 
-    def shortcut(self) -> tuple[fx.Node, fx.Node] | None:
-        """The addition that follows and what it adds: an inverted residual's shortcut."""
+    def shortcut(self) -> fx.Node | None:
+        """The addition that follows, of another tensor: an inverted residual's shortcut."""
         try:
             node = self.peek()
         except (Open, Closed):
             return None
         if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add):
             return None
-        if len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
-            return None
-        first, second = node.args
-        return node, second if first is self.node else first
+        two_tensors = len(set(node.args)) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args)
+        return node if two_tensors else None
 
 
 @dataclass
 class Found:
-    """A block found in a module's graph."""
+    """A chain found in a module's graph."""
 
     conv: nn.Module
-    chain: FusedChain
+    chain: Chain
     nodes: list[fx.Node]  # in order
-    added: fx.Node | None  # the shortcut added to it
-    leaves: bool  # its result leaves the module: the shortcut or the last activation may follow further up
+    shortcut: bool = False  # the last node adds another tensor
+    leaves: bool = False  # its result leaves the module: the shortcut or the last activation may follow further up
 
     @property
     def extras(self) -> tuple[bool, bool]:
-        return self.added is not None, self.chain.activation != "identity"
+        return self.shortcut, self.chain.activation != "identity"
 
 
 def find(owner: nn.Module, node: fx.Node) -> Found:
-    """The block that starts at this depthwise convolution's node."""
+    """The block that starts at this depthwise convolution's node; where something keeps it apart, no more than its BatchNorm.
+
+    For any other nn.Conv2d the BatchNorm that follows.
+    """
     walk = _Walk(owner, node)
     conv = walk.module(node)
+    if type(conv) not in (nn.Conv2d, DepthwiseConv2d):
+        raise Closed(f"{type(conv).__name__} is a subclass of nn.Conv2d")
+    bn, act = walk.batch_norm()
+    steps, nodes = tuple(walk.steps), list(walk.nodes)
+    try:
+        return _block(walk, conv, bn, act)
+    except Closed as reason:
+        return Found(conv, FoldedConv(owner, steps, (0, bn), *act, str(reason)), nodes)
+
+
+def _block(walk: _Walk, conv: nn.Module, bn1: int, act1: tuple[str, float]) -> Found:
+    """The rest of a block, from the depthwise convolution's activation on."""
     if type(conv) is not DepthwiseConv2d or conv.out_channels != conv.in_channels or conv.padding_mode != "zeros":
-        raise Closed("a channel multiplier, a padding mode or a subclass keeps it apart")
-    bn1, act1 = walk.batch_norm()
-    if act1 in (None, ("identity", 0.01)):
-        act1 = walk.activation()
+        raise Closed("a channel multiplier or a padding mode keeps it apart")
     pointwise = walk.pointwise()
     bn2, act2 = walk.batch_norm()
-    if act2 in (None, ("identity", 0.01)):
-        act2 = walk.activation()
     shortcut = walk.shortcut()
     steps = tuple(walk.steps)
-    added = None
     if shortcut is not None:
-        walk.take(shortcut[0])
-        added = shortcut[1]
-    leaves = added is None and any(user.op == "output" for user in walk.node.users)
-    return Found(conv, FusedChain(owner, steps, (0, bn1, pointwise, bn2), *act1, *act2), walk.nodes, added, leaves)
+        walk.take(shortcut)
+    leaves = shortcut is None and any(user.op == "output" for user in walk.node.users)
+    chain = FusedChain(walk.owner, steps, (0, bn1, pointwise, bn2), *act1, *act2)
+    return Found(conv, chain, walk.nodes, shortcut is not None, leaves)

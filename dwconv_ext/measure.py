@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .chain import FusedChain
+from .chain import Chain
 from .trace import evaluating
 
 ROUNDS = 5
@@ -54,8 +54,8 @@ def depthwise_speedup(conv: nn.Conv2d, x: Tensor) -> float:
         return speedup(lambda: conv._conv_forward(x, conv.weight, conv.bias), theirs)
 
 
-def chain_speedup(chain: FusedChain, x: Tensor) -> float:
-    """A fused block over its parts one by one, the depthwise convolution by torch."""
+def chain_speedup(chain: Chain, x: Tensor) -> float:
+    """A chain over its parts one by one, the depthwise convolution by torch."""
     conv = chain._parts()[0]
     kind = type(conv)
     with evaluating(chain.owner), torch.no_grad():

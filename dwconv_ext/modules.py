@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _C
 from .autograd import activation_function
+from .folding import Folding
 from .functional import IntOrPair, _pair, depthwise_conv2d, separable_conv2d
 
 
@@ -75,40 +74,7 @@ def activation_of(name: str, activation: str | nn.Module) -> tuple[str, float]:
     raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)} or an instance of {modules}, but got {activation!r}")
 
 
-def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that equals bn(conv(x)) in eval mode, computed in at least float32."""
-    dtype = conv.weight.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    scale = torch.rsqrt(bn.running_var.to(wide) + bn.eps)
-    if bn.weight is not None:
-        scale = scale * bn.weight.to(wide)
-    shift = -bn.running_mean.to(wide) if conv.bias is None else conv.bias.to(wide) - bn.running_mean.to(wide)
-    bias = shift * scale
-    if bn.bias is not None:
-        bias = bias + bn.bias.to(wide)
-    return (conv.weight.to(wide) * scale.reshape(-1, 1, 1, 1)).to(dtype), bias.to(dtype)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-
-
-_PLAIN = {Tensor, nn.Parameter}
-
-
-def _in_graph(sources: list[Tensor]) -> bool:
-    """Whether folding these tensors is part of what is traced or differentiated, so that gradients in eval mode reach them."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-
-
-def _may_keep(sources: list[Tensor]) -> bool:
-    """Whether a change of any of these tensors would be noticed: plain tensors with version counters."""
-    return set(map(type, sources)) <= _PLAIN and not any(map(Tensor.is_inference, sources))
-
-
-class FusedDSConv(nn.Module):
+class FusedDSConv(Folding):
     """Depthwise-separable block: depthwise - BatchNorm - activation - pointwise - BatchNorm - activation.
 
     In eval mode the block is one kernel (:func:`separable_conv2d`) with both BatchNorms folded into the convolutions; the
@@ -177,57 +143,18 @@ class FusedDSConv(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels, eps, momentum, **factory)
         self.clear_cache()
 
-    def clear_cache(self) -> None:
-        """Forgets the folded weights; the next forward in eval mode folds anew."""
-        self._folded: tuple[Tensor | None, ...] | None = None
-        self._folded_key: list = []
-        self._folded_from: list[Tensor] = []
-
-    def train(self, mode: bool = True) -> FusedDSConv:
-        self.clear_cache()
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> FusedDSConv:
-        self.clear_cache()
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_folded": None, "_folded_key": [], "_folded_from": []}
-
-    def _can_fuse(self) -> bool:
-        depthwise, bn1, pointwise, bn2 = self._parts()
-        return (
-            not (bn1.training or bn2.training)
-            and not any(bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None for bn in (bn1, bn2))
-            and depthwise.padding_mode == "zeros"
-            and not any(has_hooks(part) for part in (depthwise, bn1, pointwise, bn2))
-        )
-
     # A call of a small block is some tens of microseconds: what runs in each looks its modules up directly, not through
     # nn.Module.__getattr__.
     def _parts(self) -> tuple[nn.Module, ...]:
         modules = self._modules
         return modules["depthwise"], modules["bn1"], modules["pointwise"], modules["bn2"]
 
-    def _fold_all(self) -> tuple[Tensor, ...]:
-        depthwise, bn1, pointwise, bn2 = self._parts()
-        return (*_fold(depthwise, bn1), *_fold(pointwise, bn2))
+    def _can_fold(self) -> bool:
+        return self._parts()[0].padding_mode == "zeros" and super()._can_fold()
 
-    def _folded_weights(self) -> tuple[Tensor | None, ...]:
-        """dw_weight, dw_bias, pw_weight, pw_bias and, where they are kept for the next call too, pw_packed."""
-        parts = self._parts()
-        sources = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
-        if _in_graph(sources) or not _may_keep(sources):
-            return (*self._fold_all(), None)
-        # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
-        # address can't be taken for another.
-        key = [parts[1].eps, parts[3].eps, _C.selected_isa(), *(t._version for t in sources), *(t.data_ptr() for t in sources)]
-        if self._folded is None or self._folded_key != key or not all(map(operator.is_, self._folded_from, sources)):
-            with torch.no_grad():
-                folded = self._fold_all()
-                packed = torch.ops.dwconv_ext.separable_conv2d_pack(folded[2]) if folded[2].device.type == "cpu" else None
-            self._folded, self._folded_key, self._folded_from = (*folded, packed), key, sources
-        return self._folded
+    def _pack(self, folded: tuple[Tensor, ...]) -> Tensor | None:
+        pw_weight = folded[2]
+        return torch.ops.dwconv_ext.separable_conv2d_pack(pw_weight) if pw_weight.device.type == "cpu" else None
 
     def _fused(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The block as one kernel, residual added to its output."""
@@ -239,7 +166,7 @@ class FusedDSConv(nn.Module):
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._can_fuse():
+        if self._can_fold():
             return self._fused(input)
         x = self.bn1(self.depthwise(input))
         x = activation_function(x, self.dw_activation, self.dw_slope)

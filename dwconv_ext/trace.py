@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .chain import resolve
-from .modules import FusedDSConv, has_hooks
+from .chain import Chain, resolve
+from .folding import Folding, has_hooks
 
 
 def is_atom(module: nn.Module) -> bool:
-    if isinstance(module, (FusedDSConv, torch.jit.ScriptModule)) or isinstance(module.__dict__.get("forward"), FusedForward):
+    if isinstance(module, (Folding, torch.jit.ScriptModule)) or isinstance(module.__dict__.get("forward"), FusedForward):
         return True
     if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
         return True
@@ -91,6 +91,8 @@ class FusedForward:
         self.owner = owner
         self.inlined = [tuple(name.split(".")) if name else () for name in inlined]
         self.types = [type(resolve(owner, path)) for path in self.inlined]
+        calls = [node.target for node in graph.nodes if node.op == "call_module"]
+        self.chains = [tuple(name.split(".")) for name in calls if isinstance(owner.get_submodule(name), Chain)]
         self.source, self.globals = code.src, code.globals
         self.function = self._compile()
 
@@ -105,7 +107,8 @@ class FusedForward:
             module = resolve(owner, path)
             if module.training or type(module) is not kind or (path and has_hooks(module)):
                 return False
-        return True
+        # A chain is gone where the convolution that holds it was replaced.
+        return all(path[-1] in resolve(owner, path[:-1])._modules for path in self.chains)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and self.applies():
