@@ -35,9 +35,13 @@ class Entry:
 
 @dataclass
 class ConversionReport:
-    """One entry for each depthwise convolution of the model; prints as a table."""
+    """One entry for each depthwise convolution of the model; prints as a table.
+
+    folded: how many of the model's other convolutions have the BatchNorm after them folded in, in eval mode.
+    """
 
     entries: list[Entry] = field(default_factory=list)
+    folded: int = 0
 
     def count(self, became: str) -> int:
         return sum(entry.became == became for entry in self.entries)
@@ -46,6 +50,8 @@ class ConversionReport:
         counts = Counter(entry.became for entry in self.entries)
         total = f"{len(self.entries)} depthwise convolution{'s' if len(self.entries) != 1 else ''}"
         head = total + (": " + ", ".join(f"{n} {what}" for what, n in counts.most_common()) if counts else "")
+        if self.folded:
+            head += f"; BatchNorm folded into {self.folded} other{'s' if self.folded != 1 else ''}"
         rows = [(e.name or "(the model)", e.layer, e.became, e.why) for e in self.entries]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         lines = ("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
@@ -80,7 +86,7 @@ class _Converter:
         already = {m for m in found if FUSED in m._modules}
         names = {m: name for name, m in self.model.named_modules()}
         layers = {m: f"{type(m).__name__}: {_describe(m)}" for m in found}
-        left = {m: why for m in found if (why := "" if type(m) is DepthwiseConv2d else why_not(m))}
+        left = {m: why for m in found if (why := why_not(m))}
         open_ = [m for m in found if m not in left and m not in already]
         for conv in open_:
             if not isinstance(conv, (DepthwiseConv2d, Swapped)):
@@ -91,6 +97,8 @@ class _Converter:
         for conv in waiting:
             self.why.setdefault(conv, "nothing in the model shows what follows it")
         slower = {} if example_input is None else self.leave_slower(example_input)
+        if found:
+            self.report.folded = self.fold_others()
         for conv, name in found.items():
             if conv in left:
                 entry = Entry(name, layers[conv], "left alone", left[conv])
@@ -107,6 +115,14 @@ class _Converter:
             else:
                 entry = Entry(name, layers[conv], "DepthwiseConv2d", self.why.get(conv, "fused, it was found to be slower"))
             self.report.entries.append(entry)
+
+    def fold_others(self) -> int:
+        """Folds BatchNorms where no depthwise convolution gave a reason to look so far; how many convolutions have one now."""
+        fused = {part for m in self.model.modules() if isinstance(m, FusedChain) for part in m._parts()}
+        others = [m for m in self.model.modules() if type(m) is nn.Conv2d and m not in fused and not is_depthwise(m)]
+        self.candidates = {m for m in others if FUSED not in m._modules and not why_not(m)}
+        self.visit(self.model)
+        return sum(FUSED in m._modules for m in others)
 
     def leave_slower(self, example_input: Any) -> dict[nn.Module, str]:
         """Undoes what the example input shows to be slower than torch: why, for each."""
@@ -136,6 +152,10 @@ class _Converter:
         waiting = [conv for child in dict.fromkeys(module.children()) for conv in self.visit(child)]
         if not waiting or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             return waiting
+        if isinstance(module.__dict__.get("forward"), FusedForward):
+            for conv in waiting:
+                self.why.setdefault(conv, f"{type(module).__name__} was converted without it")
+            return []
         try:
             graph, inlined = trace(module)
         except Exception as error:

@@ -58,6 +58,8 @@ def _is_timm_same(kind: type) -> bool:
 def why_not(conv: nn.Conv2d) -> str:
     """Why this depthwise convolution must stay what it is; empty where it need not."""
     kind = type(conv)
+    if kind is DepthwiseConv2d or isinstance(conv, Swapped):
+        return ""
     if conv.weight.dtype not in DTYPES:
         return f"the kernels have no {str(conv.weight.dtype).removeprefix('torch.')}"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):

@@ -444,6 +444,7 @@ def test_timm_same_padding(size, kernel, stride, dilation):
     assert converted.conversion_report.count("DepthwiseConv2d") == 1 and isinstance(converted[0], Conv2dSame)
     x = torch.randn(2, 6, *size)
     torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    assert str(convert(converted).conversion_report) == str(converted.conversion_report).replace("Conv2dSame:", "DepthwiseConv2dSame:")
     restored = pickle.loads(pickle.dumps(converted))
     assert type(restored[0]) is type(converted[0])
     assert torch.equal(restored(x), converted(x))
@@ -526,6 +527,20 @@ def test_errors(function):
 def test_verbose(capsys):
     convert(sequential(), verbose=True)
     assert "1 depthwise convolution: 1 FusedDSConv" in capsys.readouterr().out
+
+
+def test_batch_norms_away_from_depthwise_convolutions_are_folded_once():
+    """Stems and heads too, but for what a fused block or a rewritten forward holds; nothing where there is no depthwise one."""
+    converted = convert(torchvision.models.mobilenet_v2())
+    again = convert(converted)
+    assert converted.conversion_report.folded == again.conversion_report.folded == 18
+    assert "BatchNorm folded into 18 others" in str(again.conversion_report)
+    calls = []
+    with torch.no_grad(), _Recorded(calls):
+        converted.eval()(torch.randn(1, 3, 64, 64))
+    assert not any("batch_norm" in call for call in calls)
+    plain = convert(torchvision.models.resnet18())
+    assert plain.conversion_report.folded == 0 and not any("fused" in m._modules for m in plain.modules())
 
 
 def test_exported_names():
