@@ -45,7 +45,7 @@ struct DepthwiseProblem {
   int64_t in_stride_n = 0, in_stride_c = 0, in_stride_h = 0, in_stride_w = 0, in_stride_m = 0;
   int64_t out_stride_n = 0, out_stride_c = 0, out_stride_h = 0, out_stride_w = 0;
   Activation activation;
-  bool far_input = false, far_output = false;  // not in a cache near by (cpu/kernels/far_rows.h); channels_last only
+  bool far_input = false, far_output = false;  // not in a cache near by (cpu/kernels/far_rows.h)
   bool next_output = false;  // a tile asks for the output lines of the next one (cpu/kernels/depthwise_row_pair.h)
 };
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import dwconv_ext
 from benchmarks import __main__ as program
 from benchmarks import suites, sweep
 from benchmarks.layers import depthwise_layers, separable_layers

@@ -444,7 +444,9 @@ def test_timm_same_padding(size, kernel, stride, dilation):
     assert converted.conversion_report.count("DepthwiseConv2d") == 1 and isinstance(converted[0], Conv2dSame)
     x = torch.randn(2, 6, *size)
     torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
-    assert str(convert(converted).conversion_report) == str(converted.conversion_report).replace("Conv2dSame:", "DepthwiseConv2dSame:")
+    assert str(convert(converted).conversion_report) == str(converted.conversion_report).replace(
+        "Conv2dSame:", "DepthwiseConv2dSame:"
+    )
     restored = pickle.loads(pickle.dumps(converted))
     assert type(restored[0]) is type(converted[0])
     assert torch.equal(restored(x), converted(x))

@@ -82,12 +82,32 @@ def test_stale_forcing_does_not_break_a_problem_it_does_not_fit(layout):
         _C.force_row("")
 
 
+@pytest.mark.parametrize("isa", _C.supported_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel, stride, padding", [(3, 1, 1), (5, 1, 2), (7, 1, 0), (3, 1, 3), (3, 2, 1), (4, 2, 3), (3, 3, 1)])
+def test_columns_as_lanes(isa, dtype, kernel, stride, padding):
+    """Every width up to three vectors of 16, with rows that end in part of a vector, less than one, or none of the image."""
+    before = _C.selected_isa()
+    _C.select_isa(isa)
+    square = kernel in (3, 5, 7) and stride == 1
+    _C.force_row("depthwise_forward_nchw_rows", kernel if square else 0, stride if square else 0)
+    try:
+        for width in range(max(1, kernel - 2 * padding), 50):
+            height = max(1 + 7 * width % 19, kernel - 2 * padding)
+            case = Case("", 2, 3, (height, width), (kernel,) * 2, (stride,) * 2, (padding,) * 2)
+            check_depthwise(*case.tensors(dtype, "nchw"), case.conv, peer=False)
+    finally:
+        _C.force_row("")
+        _C.select_isa(before)
+
+
 def everything(case, dtype):
-    """Output and gradients of the depthwise convolution, and a block, in channels_last."""
+    """Output and gradients of the depthwise convolution, and a block, in channels_last; and the output in NCHW."""
     x, w, b = case.tensors(dtype, "channels_last")
     y = torch.ops.dwconv_ext.depthwise_conv2d(x, w, b, *case.conv.args())
+    planes = torch.ops.dwconv_ext.depthwise_conv2d(x.contiguous(), w, b, *case.conv.args())
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y).contiguous(memory_format=torch.channels_last)
-    results = [y, *torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *case.conv.args(), [True, True, True])]
+    results = [y, planes, *torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *case.conv.args(), [True, True, True])]
     if case.multiplier == 1:
         pw = torch.randn(37, case.channels, 1, 1, generator=torch.Generator().manual_seed(2)).to(dtype)
         results.append(torch.ops.dwconv_ext.separable_conv2d(x, w, b, pw, None, *case.conv.args(), "relu", "relu"))

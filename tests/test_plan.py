@@ -53,9 +53,26 @@ def test_everything_else_has_the_general_kernel(odd, layout):
     assert plan(layout=layout, **odd)["filter"] == 0
 
 
-def test_planes_are_lanes_unless_too_few():
-    assert plan(channels=64)["name"] == "depthwise_forward_nchw_transposed"
-    assert plan(batch=1, channels=3, size=(64, 224))["name"] == "depthwise_forward_nchw_rows"
+@pytest.mark.parametrize(
+    "changes, family",
+    [
+        ({"size": (7, 7), "channels": 1024}, "transposed"),  # rows narrower than a vector
+        ({"size": (9, 9)}, "transposed"),  # or than two
+        ({"size": (56, 56)}, "rows"),
+        ({"size": (112, 112), "kernel": (5, 5)}, "rows"),
+        ({"size": (56, 56), "kernel": (1, 11)}, "rows"),
+        ({"size": (56, 56), "dilation": (2, 2)}, "rows"),
+        ({"size": (56, 56), "stride": (2, 2)}, "transposed"),
+        ({"size": (56, 56), "kernel": (31, 31)}, "transposed"),
+        ({"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 2)}, "rows"),  # too few planes to fill a vector
+    ],
+)
+def test_columns_are_lanes_where_rows_are_wide(changes, family):
+    assert plan(**changes)["name"] == f"depthwise_forward_nchw_{family}"
+
+
+def test_planes_are_lanes_of_a_weight_gradient_unless_too_few():
+    assert plan(pass_="backward_weight", channels=64)["name"] == "depthwise_backward_weight_nchw_transposed"
     assert plan(pass_="backward_weight", batch=64, channels=1)["name"] == "depthwise_backward_weight_nchw_rows"
 
 
@@ -112,6 +129,11 @@ def small_l2():
 )
 def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far, small_l2):
     assert ("read in order first" in plan(**{"layout": "channels_last", **changes})["reason"]) == far
+
+
+@pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
+def test_nchw_rows_are_asked_for_early_where_the_input_is_large(batch, far, small_l2):
+    assert ("next rows are asked for early" in plan(batch=batch, channels=64)["reason"]) == far
 
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])

@@ -18,18 +18,28 @@ constexpr int64_t kPartBytes = 4 << 20;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Which of NCHW's two families: channels as lanes (transposed) or output columns as lanes (rows). Costs of an output element
-// in units of one tap of a full vector, fitted to both families' times at 7 to 112 columns, filters 3 to 7, stride 1 and 2
-// (AVX-512): idle lanes are paid for like busy ones, so rows win only where there are too few planes to fill a vector.
-bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
-  constexpr double kTranspose = 7, kStage = 25, kRowStart = 700, kStrided = 150;
+// in units of one tap of a full vector, fitted to both families' times at 7 to 112 columns, filters 1x1 to 31x31, stride 1 and 2
+// (AVX2). Idle lanes are paid for like busy ones; a strided row is staged in phases, more than two of them element by element;
+// with 16 registers an unrolled channels-last tile loads its taps anew for every few columns.
+struct RowsCost {
+  double stage, stage_halves, stage_elements, row_start;
+};
+constexpr RowsCost kForwardRows = {6, 50, 150, 120}, kBackwardWeightRows = {25, 150, 150, 700};
+
+bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes, const RowsCost& cost) {
+  constexpr double kTranspose = 7, kReloads = 1.25, kNotUnrolled = 1.1;
   const auto idle = [&](int64_t n) {
     return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
   };
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
   const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
-  const double transposed = (taps + kTranspose * (1 + inputs)) * idle(planes);
-  const double staging = p.stride_w == 1 ? kStage : kStrided;  // a strided row is staged element by element
-  const double rows = (taps + staging + kRowStart / std::max<int64_t>(p.out_w, 1)) * idle(p.out_w);
+  const bool unrolled = p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 && p.dilation_h * p.dilation_w == 1;
+  const bool reloads = unrolled && lanes * accumulate_size(p.dtype) < 64;
+  const double transposed = (taps * (reloads ? kReloads : 1) + kTranspose * (1 + inputs)) * idle(planes);
+  const bool halves = p.stride_h == 2 && p.stride_w == 2;
+  const double staging = inputs == 1 ? cost.stage : halves ? cost.stage_halves : cost.stage_elements;
+  const double a_row = cost.row_start / std::max<int64_t>(p.out_w, 1);
+  const double rows = (taps * (unrolled ? 1 : kNotUnrolled) + staging + a_row) * idle(p.out_w);
   return transposed < rows;
 }
 
@@ -130,7 +140,10 @@ std::string describe(const KernelRow& row) {
   return filter + ", " + stride + "; " + lanes;
 }
 
-const char* in_order(const Plan& plan) { return plan.far_input ? "; rows are read in order first" : ""; }
+const char* in_order(const Plan& plan) {
+  if (!plan.far_input) return "";
+  return plan.row->layout == Layout::kNHWC ? "; rows are read in order first" : "; the next rows are asked for early";
+}
 
 const char* product_name(const KernelRow& row) {
   return row.isa == Isa::kAmx                      ? "product on AMX tiles"
@@ -138,8 +151,8 @@ const char* product_name(const KernelRow& row) {
                                                    : "product by multiply-adds";
 }
 
-const char* nchw_family(const DepthwiseProblem& p, int64_t planes, int64_t lanes) {
-  return p.layout == Layout::kNHWC ? "" : transposed_pays(p, planes, lanes) ? "_transposed" : "_rows";
+const char* nchw_family(const DepthwiseProblem& p, int64_t planes, int64_t lanes, const RowsCost& cost) {
+  return p.layout == Layout::kNHWC ? "" : transposed_pays(p, planes, lanes, cost) ? "_transposed" : "_rows";
 }
 
 }  // namespace
@@ -157,7 +170,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   const int64_t lanes = lanes_of(p, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, nchw_family(p, planes, lanes));
+  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, nchw_family(p, planes, lanes, kForwardRows));
   const int64_t elements = planes * p.out_h * p.out_w;
   if (p.layout == Layout::kNHWC) {
     plan.columns = p.batch;
@@ -170,6 +183,8 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
     plan.columns = planes;
     const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;
     plan.rows_per_tile = staged_rows(p, std::max<int64_t>(padded_w, 1) * unit, 0, machine.l1_bytes / 2);
+    plan.far_input = plan.far_output =
+        input_bytes(p) >= machine.near_bytes / 4;  // the next rows are asked for: a prefetch a line
   }
   plan.weight_pitch = plan.row->weight_order == Layout::kNHWC ? ceil_div(p.channels + lanes - 1, lanes) * lanes : p.channels;
   plan.tiles = ceil_div(p.out_h, plan.rows_per_tile) * plan.columns;
@@ -179,7 +194,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
-  plan.far_input = plan.far_output = is_far(p, machine, true);
+  if (p.layout == Layout::kNHWC) plan.far_input = plan.far_output = is_far(p, machine, true);
   plan.next_output = expects_output(p, machine);
   plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
@@ -190,7 +205,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t lanes = lanes_of(p, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  const std::string family = nchw_family(p, planes, lanes);
+  const std::string family = nchw_family(p, planes, lanes, kForwardRows);
   const bool forced =
       machine.forced.name != nullptr && std::string(machine.forced.name).find("backward_input") != std::string::npos;
   if (family == "_rows" && !forced) return plan;
@@ -224,7 +239,8 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   Plan plan;
   const int64_t lanes = lanes_of(p, isa);
   const int64_t unit = accumulate_size(p.dtype);
-  plan.row = choose(isa, machine, "depthwise_conv2d", "backward_weight", p, nchw_family(p, p.channels, lanes));
+  plan.row =
+      choose(isa, machine, "depthwise_conv2d", "backward_weight", p, nchw_family(p, p.channels, lanes, kBackwardWeightRows));
   const int64_t taps = p.kernel_h * p.kernel_w;
   const int64_t elements = p.batch * p.channels * p.out_h * p.out_w;
   // The parts must depend neither on the threads nor on the caches: the order of the sums does.

@@ -99,7 +99,7 @@ void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* s
         const T* const grad_tile = grad + y * p.out_stride_h;
         if (args.partial_bias != nullptr) bias_sum += nchw_sum<T, A>(p, grad_tile, rows);
         if (args.partial == nullptr) continue;
-        stage_rows(p, s, input, y, rows, staged);
+        stage_rows(p, s, input, y, 0, padded_rows(p, rows), staged);
         in_pieces(taps, [&](auto piece, int64_t first) {
           nchw_tile_taps<T, A, decltype(piece)::size>(p, s, tap_offsets, staged, grad_tile, rows, first, sums);
         });

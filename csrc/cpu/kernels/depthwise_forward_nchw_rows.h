@@ -7,37 +7,57 @@
 //   out[y, x] = act(bias + sum_taps w[tap] * staged[tap_offset + y * pitch + x])
 //
 // The register tile is kRowTile rows by one or two vectors. With a square filter at stride 1 a loaded vector serves every
-// output row it reaches: (kRowTile + kKernel - 1) loads a vector column for kRowTile * kKernel FMAs.
-// Traffic: input and output once, plus kernel_h - 1 halo rows per tile, plus one pass through L1/L2 for the staging.
+// output row it reaches: (kRowTile + kKernel - 1) loads a vector column for kRowTile * kKernel FMAs. Where rows or columns are
+// left over, the last tile lies over the one before and computes some outputs again, whole:
+//
+//   28 columns, 8 lanes   | 0..7 | 8..15 |   | 12..19 | 20..27 |
+// Traffic: input and output once, plus kernel_h - 1 halo rows per tile, plus one pass through L1/L2 for the staging. Where they
+// come from afar, the next rows of both, which lie right behind, are asked for while a row of register tiles is computed.
 #pragma once
 
 #include "activate.h"
+#include "far_rows.h"
 #include "stage_nchw.h"
 
 namespace dwconv::DWCONV_ISA {
 
 inline constexpr int kRowTile = 4;
 
-// acc[j][t] += the correlation at `base` + j * pitch + t vectors, over all planes and taps.
+// What all register tiles have in common; a copy of its own, which no store can be taken to change.
+struct RowsFrame {
+  int64_t pitch, plane;  // elements of a staged row, of a staged plane
+  int64_t depth, taps;
+  int64_t out_w, out_row, out_step;
+  const int64_t* tap_offsets;
+  Activation activation;
+};
+
+// A tile: some rows of one output plane.
+template <class O, class A>
+struct RowsTile {
+  const A* staged;
+  const A* weight;
+  A bias;
+  O* out;
+  int64_t rows;
+};
+
+// acc[j][t] += the correlation at `base` + j * pitch + t * next, over all planes and taps.
 template <class A, int kKernel, int kRows, int kColumns>
-DWCONV_INLINE void correlate(const DepthwiseProblem& p, const Staging& s, const int64_t* tap_offsets, const A* base,
-                             const A* weight, Vec<A> (&acc)[kRows][kColumns]) {
-  constexpr int kVec = kLanes<A>;
-  for (int64_t m = 0; m < p.depth; ++m) {
-    const A* const plane = base + m * s.size;
-    const A* const w = weight + m * p.kernel_h * p.kernel_w;
+DWCONV_INLINE void correlate(const RowsFrame& f, const A* base, int64_t next, const A* weight, Vec<A> (&acc)[kRows][kColumns]) {
+  for (int64_t m = 0; m < f.depth; ++m, base += f.plane, weight += f.taps) {
     if constexpr (kKernel > 0) {
       DWCONV_UNROLL
       for (int column = 0; column < kKernel; ++column) {
-        const A* const in = plane + column;
         Vec<A> taps[kKernel];
         DWCONV_UNROLL
-        for (int r = 0; r < kKernel; ++r) taps[r] = broadcast(w[r * kKernel + column]);
+        for (int r = 0; r < kKernel; ++r) taps[r] = broadcast(weight[r * kKernel + column]);
+        const A* in = base + column;
         DWCONV_UNROLL
-        for (int i = 0; i < kRows + kKernel - 1; ++i) {
+        for (int i = 0; i < kRows + kKernel - 1; ++i, in += f.pitch) {
           Vec<A> x[kColumns];
           DWCONV_UNROLL
-          for (int t = 0; t < kColumns; ++t) x[t] = load(in + i * s.pitch + t * kVec);
+          for (int t = 0; t < kColumns; ++t) x[t] = load(in + t * next);
           DWCONV_UNROLL
           for (int j = 0; j < kRows; ++j) {
             const int r = i - j;
@@ -48,58 +68,77 @@ DWCONV_INLINE void correlate(const DepthwiseProblem& p, const Staging& s, const 
         }
       }
     } else {
-      for (int64_t r = 0; r < p.kernel_h; ++r) {
-        for (int64_t column = 0; column < p.kernel_w; ++column) {
-          const A* const in = plane + tap_offsets[r * p.kernel_w + column];
-          const Vec<A> tap = broadcast(w[r * p.kernel_w + column]);
+      for (int64_t i = 0; i < f.taps; ++i) {
+        const A* in = base + f.tap_offsets[i];
+        const Vec<A> tap = broadcast(weight[i]);
+        DWCONV_UNROLL
+        for (int j = 0; j < kRows; ++j, in += f.pitch) {
           DWCONV_UNROLL
-          for (int j = 0; j < kRows; ++j) {
-            DWCONV_UNROLL
-            for (int t = 0; t < kColumns; ++t) acc[j][t] += load(in + j * s.pitch + t * kVec) * tap;
-          }
+          for (int t = 0; t < kColumns; ++t) acc[j][t] += load(in + t * next) * tap;
         }
       }
     }
   }
 }
 
+// Up to `columns` values, `step` apart; `room`: elements from `out` on that are this tile's and not complete yet.
 template <class O, class A>
-DWCONV_INLINE void store_columns(O* out, int64_t step, Vec<A> v, int64_t columns) {
+DWCONV_INLINE void store_columns(O* out, int64_t step, Vec<A> v, int64_t columns, int64_t room) {
   constexpr int kVec = kLanes<A>;
-  if (step == 1) {
-    if (columns >= kVec) {
-      store(out, v);
-    } else {
-      store_lanes(out, v, static_cast<int>(columns));
-    }
-    return;
+  if (step != 1) {  // a phase of a strided input gradient
+    A values[kVec];
+    store(values, v);
+    for (int i = 0; i < lanes_left(columns, kVec); ++i) from_accumulate(values[i], out + i * step);
+  } else if (room >= kVec) {  // what lies past a narrow row is the next one, which is stored after it
+    store(out, v);
+  } else {
+    store_lanes(out, v, lanes_left(columns, kVec));
   }
-  A values[kVec];  // a phase of a strided input gradient
-  store(values, v);
-  const int count = lanes_left(columns, kVec);
-  for (int i = 0; i < count; ++i) from_accumulate(values[i], out + i * step);
 }
 
-template <class O, class A, int kKernel, int kColumns>
-DWCONV_INLINE void rows_tile(const DepthwiseProblem& p, const Staging& s, const int64_t* tap_offsets, const A* base,
-                             const A* weight, A bias, O* out, int rows, int64_t columns) {
+// kRowTile rows from row y on, kColumns vectors of columns from column x on, each `next` columns after the one before.
+// kWhole: output rows are dense and at least a vector wide.
+template <class O, class A, int kKernel, int kColumns, bool kWhole>
+DWCONV_INLINE void rows_tile(const RowsFrame& f, const RowsTile<O, A>& tile, int64_t y, int64_t x, int64_t next) {
   Vec<A> acc[kRowTile][kColumns];
   DWCONV_UNROLL
   for (int j = 0; j < kRowTile; ++j) {
     DWCONV_UNROLL
-    for (int t = 0; t < kColumns; ++t) acc[j][t] = broadcast(bias);
+    for (int t = 0; t < kColumns; ++t) acc[j][t] = broadcast(tile.bias);
   }
-  correlate<A, kKernel>(p, s, tap_offsets, base, weight, acc);
-  activate_all<A>(acc, p.activation);
+  correlate<A, kKernel>(f, tile.staged + y * f.pitch + x, next, tile.weight, acc);
+  activate_all<A>(acc, f.activation);
+  O* out = tile.out + y * f.out_row + x * f.out_step;
   DWCONV_UNROLL
-  for (int j = 0; j < kRowTile; ++j) {
-    if (j >= rows) break;
+  for (int j = 0; j < kRowTile; ++j, out += f.out_row) {
+    if (y + j >= tile.rows) break;
     DWCONV_UNROLL
     for (int t = 0; t < kColumns; ++t) {
-      const int64_t left = columns - t * kLanes<A>;
-      if (left > 0) {
-        store_columns<O, A>(out + j * p.out_stride_h + t * kLanes<A> * p.out_stride_w, p.out_stride_w, acc[j][t], left);
+      if constexpr (kWhole) {
+        store(out + t * next, acc[j][t]);
+      } else {
+        const int64_t columns = f.out_w - x - t * next;
+        const int64_t below = f.out_row == f.out_w ? (tile.rows - 1 - y - j) * f.out_w : 0;
+        store_columns<O, A>(out + t * next * f.out_step, f.out_step, acc[j][t], columns, columns + below);
       }
+    }
+  }
+}
+
+// need(rows): called before the staged rows that output rows [0, rows) of the tile need are read.
+template <class O, class A, int kKernel, bool kWhole, class Need>
+DWCONV_INLINE void rows_of_plane(const RowsFrame& f, const RowsTile<O, A>& tile, Need need) {
+  constexpr int kVec = kLanes<A>;
+  for (int64_t y = 0; y < tile.rows; y += kRowTile) {
+    if (y > 0 && tile.rows - y < kRowTile) y = tile.rows - kRowTile;
+    need(y + kRowTile < tile.rows ? y + kRowTile : tile.rows);
+    int64_t x = 0;
+    for (; f.out_w - x >= 2 * kVec; x += 2 * kVec) rows_tile<O, A, kKernel, 2, kWhole>(f, tile, y, x, kVec);
+    const int64_t left = f.out_w - x;
+    if (left > kVec) {
+      rows_tile<O, A, kKernel, 2, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - 2 * kVec, x == 0 ? left - kVec : kVec);
+    } else if (left > 0) {
+      rows_tile<O, A, kKernel, 1, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - kVec, 0);
     }
   }
 }
@@ -108,16 +147,18 @@ DWCONV_INLINE void rows_tile(const DepthwiseProblem& p, const Staging& s, const 
 template <class T, class O, int kKernel, int kStride>
 void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
-  constexpr int kVec = kLanes<A>;
   static_assert(kStride <= 1, "the staging makes every other stride a stride of 1");
   const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
-  const Staging s = staging_of(p, args.rows_per_tile, kRowTile, kVec);
+  const Staging s = staging_of(p, args.rows_per_tile, kRowTile, kLanes<A>);
   A* const staged = static_cast<A*>(scratch);
   int64_t* const tap_offsets = reinterpret_cast<int64_t*>(staged + (p.depth * s.size + 1) / 2 * 2);
   fill_tap_offsets(p, s, tap_offsets);
-  const int64_t weights_a_channel = p.depth * p.kernel_h * p.kernel_w;
-
+  const RowsFrame frame = {s.pitch,        s.size,      p.depth,     p.kernel_h * p.kernel_w, p.out_w, p.out_stride_h,
+                           p.out_stride_w, tap_offsets, p.activation};
+  const T* const input_end = static_cast<const T*>(args.input) + p.batch * p.in_stride_n;
+  O* const output_end = static_cast<O*>(args.output) + p.batch * p.out_stride_n;
+  const bool whole = p.out_stride_w == 1 && p.out_w >= kLanes<A>;
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t plane = tile / row_tiles;
     const int64_t n = plane / p.channels;
@@ -125,26 +166,32 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
     const int64_t y0 = (tile % row_tiles) * args.rows_per_tile;
     const int64_t rows = y0 + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y0;
     const T* const input = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c;
-    for (int64_t m = 0; m < p.depth; ++m) {
-      stage_rows(p, s, input + m * p.in_stride_m, y0, rows, staged + m * s.size);
-    }
-    const A* const weight = static_cast<const A*>(args.weight) + c * weights_a_channel;
-    const A bias = args.bias ? static_cast<const A*>(args.bias)[c] : A(0);
-    O* const out = static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h;
-    for (int64_t y = 0; y < rows; y += kRowTile) {
-      const int rows_here = lanes_left(rows - y, kRowTile);
-      for (int64_t x = 0; x < p.out_w;) {
-        const A* const base = staged + y * s.pitch + x;
-        O* const to = out + y * p.out_stride_h + x * p.out_stride_w;
-        const int64_t left = p.out_w - x;
-        if (left > kVec) {
-          rows_tile<O, A, kKernel, 2>(p, s, tap_offsets, base, weight, bias, to, rows_here, left < 2 * kVec ? left : 2 * kVec);
-          x += 2 * kVec;
-        } else {
-          rows_tile<O, A, kKernel, 1>(p, s, tap_offsets, base, weight, bias, to, rows_here, left);
-          x += kVec;
+    const RowsTile<O, A> here = {
+        staged,
+        static_cast<const A*>(args.weight) + c * frame.depth * frame.taps,
+        args.bias ? static_cast<const A*>(args.bias)[c] : A(0),
+        static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h,
+        rows,
+    };
+    const int64_t first = y0 * p.stride_h - p.pad_h;  // input row
+    int64_t ready = 0;  // padded rows; they are staged as they are needed, and read while they are in L1
+    const auto need = [&](int64_t out_rows) {
+      const int64_t end = padded_rows(p, out_rows);
+      if (end <= ready) return;
+      for (int64_t m = 0; m < p.depth; ++m) {
+        const T* const from = input + m * p.in_stride_m;
+        if (p.far_input) {
+          ask(from + (first + end) * p.in_stride_h, kRowTile * p.stride_h * p.in_stride_h, input_end);
         }
+        stage_rows(p, s, from, y0, ready, end, staged + m * s.size);
       }
+      if (p.far_output) expect(here.out + out_rows * p.out_stride_h, kRowTile * p.out_stride_h, output_end);
+      ready = end;
+    };
+    if (whole) {
+      rows_of_plane<O, A, kKernel, true>(frame, here, need);
+    } else {
+      rows_of_plane<O, A, kKernel, false>(frame, here, need);
     }
   }
 }

@@ -36,6 +36,17 @@ class FarRows {
   bool far_;
 };
 
+// Asks for `count` elements that will be read, and for as many that will be written, as far as there are any before `limit`.
+template <class T>
+DWCONV_INLINE void ask(const T* begin, int64_t count, const T* limit) {
+  const T* const end = limit - begin < count ? limit : begin + count;
+  for (const T* at = begin; at < end; at += kCacheLine / sizeof(T)) __builtin_prefetch(at);
+}
+template <class T>
+DWCONV_INLINE void expect(T* begin, int64_t count, T* limit) {
+  expect(begin, limit - begin < count ? limit : begin + count);
+}
+
 // Rows that will be written.
 template <class T>
 DWCONV_INLINE void expect_rows(bool far, T* image, int64_t row_stride, Range rows) {

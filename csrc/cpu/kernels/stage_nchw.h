@@ -14,24 +14,44 @@
 
 namespace dwconv::DWCONV_ISA {
 
+// Columns [begin, end) of a phase lie in the image, the first of them at input column `first`.
+struct PhaseColumns {
+  int64_t begin, end, first;
+};
+static inline PhaseColumns phase_columns(const DepthwiseProblem& p, int64_t pitch, int64_t phase) {
+  const int64_t origin = phase - p.pad_w;  // the input column of the phase's first
+  int64_t begin = origin >= 0 ? 0 : (-origin + p.stride_w - 1) / p.stride_w;
+  int64_t end = p.in_w > origin ? (p.in_w - origin + p.stride_w - 1) / p.stride_w : 0;
+  if (end > pitch) end = pitch;
+  if (begin > end) begin = end;
+  return {begin, end, origin + begin * p.stride_w};
+}
+
 struct Staging {
   int64_t pitch;       // elements a row
   int64_t rows;        // rows a phase
   int64_t phase_size;  // elements a phase pair, slack for whole-vector reads included
   int64_t size;        // elements of one staged plane
+  PhaseColumns columns[2];
 };
+
+// How many padded rows the first `out_rows` output rows of a tile need.
+static inline int64_t padded_rows(const DepthwiseProblem& p, int64_t out_rows) {
+  return (out_rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
+}
 
 // `slack_rows` rows past the last may be read (never used) by kernels that compute several rows at a time.
 static inline Staging staging_of(const DepthwiseProblem& p, int64_t out_rows, int64_t slack_rows, int64_t vec) {
   Staging s;
   const int64_t padded_w = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
-  const int64_t padded_h = (out_rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
+  const int64_t padded_h = padded_rows(p, out_rows);
   s.pitch = padded_w > 0 ? (padded_w + p.stride_w - 1) / p.stride_w : 1;
   s.rows = padded_h > 0 ? (padded_h + p.stride_h - 1) / p.stride_h : 1;
   if (s.pitch < p.out_w) s.pitch = p.out_w;
   if (s.rows < out_rows) s.rows = out_rows;
   s.phase_size = (s.rows + slack_rows) * s.pitch + 2 * vec;  // a register tile may read two vectors past the end
   s.size = s.phase_size * p.stride_h * p.stride_w;
+  for (int phase = 0; phase < 2 && phase < p.stride_w; ++phase) s.columns[phase] = phase_columns(p, s.pitch, phase);
   return s;
 }
 
@@ -47,41 +67,85 @@ static inline void fill_tap_offsets(const DepthwiseProblem& p, const Staging& s,
   }
 }
 
+// One vector is all that padding takes, as a rule, and the compiler makes a call of memset of the loop.
+template <class A>
+DWCONV_INLINE void zero_row(A* to, int64_t count) {
+  if (count > 0) store(to, Vec<A>{});
+  for (int64_t i = kLanes<A>; i < count; i += kLanes<A>) store(to + i, Vec<A>{});
+}
+
+// Whole vectors, the last of which begins where it ends with the row; one that is wider than the row has zeros behind it.
 template <class T, class A>
 DWCONV_INLINE void copy_row(A* to, const T* from, int64_t count) {
   constexpr int kVec = kLanes<A>;
+  if (count < kVec) {
+    if (count > 0) store(to, load_lanes(from, static_cast<int>(count)));
+    return;
+  }
   int64_t i = 0;
   for (; i + kVec <= count; i += kVec) store(to + i, load(from + i));
-  if (i < count) store_lanes(to + i, load_lanes(from + i, static_cast<int>(count - i)), static_cast<int>(count - i));
+  if (i < count) store(to + count - kVec, load(from + count - kVec));
 }
 
-// Stages the rows that output rows [y0, y0 + out_rows) need.
+// to[i] = from[2 * i], i < count.
 template <class T, class A>
-inline void stage_rows(const DepthwiseProblem& p, const Staging& s, const T* plane, int64_t y0, int64_t out_rows, A* to) {
-  const int64_t padded_h = (out_rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
-  const int64_t first = y0 * p.stride_h - p.pad_h;
-  for (int64_t j = 0; j < padded_h; ++j) {
-    A* const row = to + (j % p.stride_h) * p.stride_w * s.phase_size + (j / p.stride_h) * s.pitch;
-    const int64_t y = first + j;
-    const bool inside = y >= 0 && y < p.in_h;
-    const T* const from = plane + (inside ? y : 0) * p.in_stride_h;
-    for (int64_t phase = 0; phase < p.stride_w; ++phase) {
-      A* const out = row + phase * s.phase_size;
-      // Column i of this phase is input column i * stride_w + phase - pad_w.
-      const int64_t origin = phase - p.pad_w;
-      int64_t begin = origin >= 0 ? 0 : (-origin + p.stride_w - 1) / p.stride_w;
-      int64_t end = p.in_w > origin ? (p.in_w - origin + p.stride_w - 1) / p.stride_w : 0;
-      if (end > s.pitch) end = s.pitch;
-      if (!inside || begin > end) begin = end = s.pitch;
-      for (int64_t i = 0; i < begin; ++i) out[i] = A(0);
-      if (p.stride_w == 1) {
-        copy_row(out + begin, from + begin + origin, end - begin);
-      } else {
-        const T* const source = from + origin;
-        for (int64_t i = begin; i < end; ++i) out[i] = to_accumulate(source[i * p.stride_w]);
+DWCONV_INLINE void copy_every_second(A* to, const T* from, int64_t count) {
+  constexpr int kVec = kLanes<A>;
+  typename VecOf<A>::mask
+      even;  // of from's first kVec elements, and of those from kVec - 1 on the odd ones: none is read past the last
+  DWCONV_UNROLL
+  for (int l = 0; l < kVec; ++l) even[l] = 2 * l < kVec ? 2 * l : 2 * l + 1;
+  const auto vector = [&](int64_t i) {
+    store(to + i, __builtin_shuffle(load(from + 2 * i), load(from + 2 * i + kVec - 1), even));
+  };
+  int64_t i = 0;
+  for (; i + kVec <= count; i += kVec) vector(i);
+  if (i == count) return;
+  if (count > kVec) return vector(count - kVec);
+  for (; i < count; ++i) to[i] = to_accumulate(from[2 * i]);
+}
+
+// kStride: both strides where they are 1 or 2, and neither a division nor single elements are needed; else 0.
+template <int kStride, class T, class A>
+void stage_some_rows(const DepthwiseProblem& p, const Staging& s, const T* plane, int64_t y0, int64_t begin, int64_t end, A* to) {
+  const int64_t stride_h = kStride ? kStride : p.stride_h, stride_w = kStride ? kStride : p.stride_w;
+  const int64_t in_h = p.in_h, in_row = p.in_stride_h, pitch = s.pitch, phase_size = s.phase_size;
+  int64_t phase_h = begin % stride_h, index = begin / stride_h, y = y0 * stride_h - p.pad_h + begin;
+  for (int64_t j = begin; j < end; ++j, ++y) {
+    A* row = to + phase_h * stride_w * phase_size + index * pitch;
+    if (++phase_h == stride_h) phase_h = 0, ++index;
+    for (int64_t phase = 0; phase < stride_w; ++phase, row += phase_size) {
+      if (y < 0 || y >= in_h) {
+        zero_row(row, pitch);
+        continue;
       }
-      for (int64_t i = end; i < s.pitch; ++i) out[i] = A(0);
+      const PhaseColumns columns = kStride ? s.columns[phase] : phase_columns(p, pitch, phase);
+      const T* const from = plane + y * in_row + columns.first;
+      const int64_t count = columns.end - columns.begin;
+      zero_row(row, columns.begin);
+      if constexpr (kStride == 1) {
+        copy_row(row + columns.begin, from, count);
+      } else if constexpr (kStride == 2) {
+        copy_every_second(row + columns.begin, from, count);
+      } else {
+        for (int64_t i = 0; i < count; ++i) row[columns.begin + i] = to_accumulate(from[i * stride_w]);
+      }
+      zero_row(row + columns.end, pitch - columns.end);
     }
+  }
+}
+
+// Stages padded rows [begin, end) of the tile that begins at output row y0; those before `begin` are there. Vectors may reach
+// past a row's end, into the next one, which is written after it, or into the slack.
+template <class T, class A>
+DWCONV_INLINE void stage_rows(const DepthwiseProblem& p, const Staging& s, const T* plane, int64_t y0, int64_t begin, int64_t end,
+                              A* to) {
+  if (p.stride_h == 1 && p.stride_w == 1) {
+    stage_some_rows<1>(p, s, plane, y0, begin, end, to);
+  } else if (p.stride_h == 2 && p.stride_w == 2) {
+    stage_some_rows<2>(p, s, plane, y0, begin, end, to);
+  } else {
+    stage_some_rows<0>(p, s, plane, y0, begin, end, to);
   }
 }
 
