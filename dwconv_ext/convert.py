@@ -253,6 +253,7 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     :class:`DepthwiseConv2d`. Each chain depthwise - BatchNorm - activation - pointwise - BatchNorm [- activation] [+ shortcut]
     runs, in eval mode, as one :class:`FusedDSConv`, which appears as the child ``fused`` of its depthwise convolution. Chains
     are found by ``torch.fx``, in the smallest module that holds the whole of one, whatever modules they are written with.
+    Where the model has a depthwise convolution, every other convolution of it has the BatchNorm after it folded in, in eval mode.
 
     The module tree, the state_dict's keys, parameters, buffers, hooks and the train/eval behaviour stay: modules change
     class or gain a ``forward``, and none is moved. Where hooks sit within a chain, in training mode, or where parts were

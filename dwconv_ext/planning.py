@@ -89,7 +89,7 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
 
     Example:
         >>> print(plan(nn.Conv2d(32, 32, 3, padding=1, groups=32), (8, 32, 112, 112))[0].kernel)
-        depthwise_forward_nchw_transposed
+        depthwise_forward_nchw_rows
     """
     if not isinstance(input, Tensor):
         input = torch.empty(tuple(input), device="meta")

@@ -85,12 +85,13 @@ def test_stale_forcing_does_not_break_a_problem_it_does_not_fit(layout):
 @pytest.mark.parametrize("isa", _C.supported_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kernel, stride, padding", [(3, 1, 1), (5, 1, 2), (7, 1, 0), (3, 1, 3), (3, 2, 1), (4, 2, 3), (3, 3, 1)])
-def test_columns_as_lanes(isa, dtype, kernel, stride, padding):
+@pytest.mark.parametrize("pass_", ["forward", "backward_weight"])
+def test_columns_as_lanes(pass_, isa, dtype, kernel, stride, padding):
     """Every width up to three vectors of 16, with rows that end in part of a vector, less than one, or none of the image."""
     before = _C.selected_isa()
     _C.select_isa(isa)
-    square = kernel in (3, 5, 7) and stride == 1
-    _C.force_row("depthwise_forward_nchw_rows", kernel if square else 0, stride if square else 0)
+    square = pass_ == "forward" and kernel in (3, 5, 7) and stride == 1
+    _C.force_row(f"depthwise_{pass_}_nchw_rows", kernel if square else 0, stride if square else 0)
     try:
         for width in range(max(1, kernel - 2 * padding), 50):
             height = max(1 + 7 * width % 19, kernel - 2 * padding)

@@ -39,7 +39,7 @@ def plan(**changes):
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("pass_", ["forward", "backward_weight"])
 def test_square_filters_have_kernels_of_their_own(size, stride, layout, pass_):
-    p = plan(pass_=pass_, layout=layout, kernel=(size, size), stride=(stride, stride))
+    p = plan(pass_=pass_, layout=layout, size=(9, 9), kernel=(size, size), stride=(stride, stride))
     assert (p["filter"], p["stride"]) == (size, stride)
 
 
@@ -71,9 +71,17 @@ def test_columns_are_lanes_where_rows_are_wide(changes, family):
     assert plan(**changes)["name"] == f"depthwise_forward_nchw_{family}"
 
 
-def test_planes_are_lanes_of_a_weight_gradient_unless_too_few():
-    assert plan(pass_="backward_weight", channels=64)["name"] == "depthwise_backward_weight_nchw_transposed"
-    assert plan(pass_="backward_weight", batch=64, channels=1)["name"] == "depthwise_backward_weight_nchw_rows"
+@pytest.mark.parametrize(
+    "changes, family",
+    [
+        ({"size": (9, 9)}, "transposed"),
+        ({"size": (112, 112)}, "rows"),
+        ({"size": (112, 112), "stride": (2, 2)}, "transposed"),
+        ({"batch": 64, "channels": 1}, "rows"),
+    ],
+)
+def test_columns_are_lanes_of_a_weight_gradient_where_rows_are_wide(changes, family):
+    assert plan(pass_="backward_weight", **changes)["name"] == f"depthwise_backward_weight_nchw_{family}"
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])

@@ -24,7 +24,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct RowsCost {
   double stage, stage_halves, stage_elements, row_start;
 };
-constexpr RowsCost kForwardRows = {6, 50, 150, 120}, kBackwardWeightRows = {25, 150, 150, 700};
+constexpr RowsCost kForwardRows = {6, 50, 150, 120}, kBackwardWeightRows = {8, 50, 150, 130};
 
 bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes, const RowsCost& cost) {
   constexpr double kTranspose = 7, kReloads = 1.25, kNotUnrolled = 1.1;
@@ -259,7 +259,8 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.far_input = is_far(p, machine, false);
+  plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false)
+                                             : !is_transposed(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
   plan.reason =
       describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" + in_order(plan);
   return plan;
