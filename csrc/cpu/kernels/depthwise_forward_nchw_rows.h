@@ -11,6 +11,7 @@
 // left over, the last tile lies over the one before and computes some outputs again, whole:
 //
 //   28 columns, 8 lanes   | 0..7 | 8..15 |   | 12..19 | 20..27 |
+//
 // Traffic: input and output once, plus kernel_h - 1 halo rows per tile, plus one pass through L1/L2 for the staging. Where they
 // come from afar, the next rows of both, which lie right behind, are asked for while a row of register tiles is computed.
 #pragma once

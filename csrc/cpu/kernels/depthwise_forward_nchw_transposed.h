@@ -4,7 +4,7 @@
 //   planes  [plane][y][x]  ->  scratch [y][x][lane]  ->  depthwise_forward_nhwc  ->  scratch  ->  [plane][y][x]
 //
 // A transposition of kVec x kVec costs kVec * log2(kVec) shuffles, half a cycle an element for both of them, whatever the
-// width, stride and filter; kernels whose lanes are columns lose more than that below about 32 columns and at stride 2.
+// width, stride and filter; with columns as lanes (depthwise_forward_nchw_rows.h) wide rows at stride 1 take less.
 // Consecutive planes are lanes, across images too (the weights are packed with their channels repeated periodically past
 // the end, so lane l of any group finds channel (first + l) % C).
 // Tiles: `rows_per_tile` output rows of one group of planes. Traffic: input and output once, plus halo rows per tile; the
