@@ -1,4 +1,4 @@
-"""Timing: contenders in short bursts in turn, in one process; medians over the rounds.
+"""Timing: contenders in short bursts in turn, in one process, in another order each round; medians over the rounds.
 
 Absolute times on a shared machine drift by tens of percent within minutes; ratios of contenders measured within the same
 seconds do not. A burst is long enough (BURST_S) that its first calls, with another contender's data in the caches and perhaps
@@ -8,6 +8,7 @@ its threads still spinning, do not count: they are run before the clock starts.
 from __future__ import annotations
 
 import ctypes
+import random
 import time
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -84,8 +85,11 @@ class Stopwatch:
             functions = {name: _graph(function, captured[name]) for name, function in functions.items()}
         calls = {name: self.calls_for(function) for name, function in functions.items()}
         times: dict[str, list[float]] = {name: [] for name in functions}
+        order, shuffled = list(functions), random.Random(0)
         for _ in range(rounds):
-            for name, function in functions.items():
+            shuffled.shuffle(order)  # what runs right behind a contender that leaves the caches worst is a tenth slower
+            for name in order:
+                function = functions[name]
                 if self.device == "cpu":
                     time.sleep(SETTLE_S)
                 self.burst(function, max(1, calls[name] // 4))
