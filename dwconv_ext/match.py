@@ -124,7 +124,7 @@ class _Walk:
             return None
         if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add):
             return None
-        two_tensors = len(set(node.args)) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args)
+        two_tensors = not node.kwargs and all(isinstance(a, fx.Node) for a in node.args) and len(set(node.args)) == 2
         return node if two_tensors else None
 
 
