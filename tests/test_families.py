@@ -95,20 +95,22 @@ def check_model(name):
 
 
 def check_training_step(model, converted, x):
-    """Gradients of every parameter, in training mode, against float64 and the plain model."""
+    """Gradients of every parameter, in training mode.
 
-    def gradients(model, x):
-        model = copy.deepcopy(model).train()
+    In float64: in float32 an activation within rounding of a ReLU's kink falls to the other side now and then, in the plain
+    model as well, and moves gradients by some percent.
+    """
+
+    def gradients(model):
+        model = copy.deepcopy(model).double().train()
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropPath"):
                 module.eval()
-        tensor(model(x)).square().sum().backward()
+        tensor(model(x.double())).square().sum().backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    exact = gradients(copy.deepcopy(model).double(), x.double())
-    for a, b, c in zip(gradients(converted, x), gradients(model, x), exact, strict=True):
-        scale = c.abs().max()
-        assert (a - c).abs().max() <= 10 * (b - c).abs().max() + 1e-5 * scale
+    for ours, plain in zip(gradients(converted), gradients(model), strict=True):
+        assert (ours - plain).abs().max() <= 1e-9 * plain.abs().max() + 1e-9
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
