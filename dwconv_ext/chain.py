@@ -49,17 +49,17 @@ class Chain(Folding):
         owner = self.owner
         return tuple(resolve(owner, path) for path in self._part_paths)
 
-    def _can_fold(self) -> bool:
-        owner = self.owner
+    def _undisturbed(self, parts: tuple[nn.Module, ...]) -> bool:
+        """No step in training, hooked or replaced by one of another class."""
         if not self.enabled:
             return False
         for path, kind in zip(self.paths, self._types, strict=True):
             if path is None:
                 continue
-            module = resolve(owner, path)
+            module = resolve(self.owner, path)
             if module.training or has_hooks(module) or (type(module) is not kind and type(module) is not nn.SyncBatchNorm):
                 return False
-        return super()._can_fold()
+        return True
 
     def unfused(self, input: Tensor) -> Tensor:
         """The steps one by one."""
@@ -67,14 +67,8 @@ class Chain(Folding):
             input = activation_function(input, step[1:], 0.01) if path is None else resolve(self.owner, path)(input)
         return input
 
-    def _fused(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self._can_fold():
-            return self._fused(input, residual)
-        output = self.unfused(input)
-        return output if residual is None else output + residual
+    def forward(self, input: Tensor) -> Tensor:
+        return self._fused(input) if self._can_fold() else self.unfused(input)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chain:
         """A copy in the copied owner. Where a part is copied without its owner, the chain stays with the original's."""
@@ -103,8 +97,11 @@ class FusedChain(Chain, FusedDSConv):
         super().__init__(owner, steps, parts, activation, slope)
         self.dw_activation, self.dw_slope = dw_activation, dw_slope
 
-    def _fused(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return FusedDSConv._fused(self, input, residual)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._can_fold():
+            return self._fused(input, residual)
+        output = self.unfused(input)
+        return output if residual is None else output + residual
 
 
 class FoldedConv(Chain):
@@ -119,8 +116,7 @@ class FoldedConv(Chain):
         super().__init__(owner, steps, parts, activation, slope)
         self.why = why
 
-    def _fused(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def _fused(self, input: Tensor) -> Tensor:
         weight, bias, _ = self._folded_weights()
         output = self._parts()[0]._conv_forward(input, weight, bias)
-        output = activation_function(output, self.activation, self.slope, inplace=not output.requires_grad)
-        return output if residual is None else output + residual
+        return activation_function(output, self.activation, self.slope, inplace=not output.requires_grad)

@@ -71,11 +71,18 @@ class Folding(nn.Module):
         return {**self.__dict__, "_folded": None}
 
     def _can_fold(self) -> bool:
-        """Whether every BatchNorm is a fixed scale and shift now, and no hook waits for what lies between the parts."""
+        """Whether every BatchNorm is a fixed scale and shift now, and nothing waits for what lies between the parts."""
         parts = self._parts()
-        return not any(
-            bn.training or bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None for bn in parts[1::2]
-        ) and not any(map(has_hooks, parts))
+        statistics = (bn._buffers[name] for bn in parts[1::2] for name in ("running_mean", "running_var"))
+        return self._undisturbed(parts) and self._takes(parts[0]) and not any(t is None for t in statistics)
+
+    def _undisturbed(self, parts: tuple[nn.Module, ...]) -> bool:
+        """No BatchNorm in training, no hooks."""
+        return not any(bn.training for bn in parts[1::2]) and not any(map(has_hooks, parts))
+
+    def _takes(self, conv: nn.Conv2d) -> bool:
+        """Whether the first convolution is one that the folded form computes."""
+        return True
 
     def _folded_weights(self) -> tuple[Tensor | None, ...]:
         """Weight and bias of each convolution and, where they are kept for the next call too, what _pack makes of them."""

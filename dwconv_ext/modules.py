@@ -149,8 +149,8 @@ class FusedDSConv(Folding):
         modules = self._modules
         return modules["depthwise"], modules["bn1"], modules["pointwise"], modules["bn2"]
 
-    def _can_fold(self) -> bool:
-        return self._parts()[0].padding_mode == "zeros" and super()._can_fold()
+    def _takes(self, conv: nn.Conv2d) -> bool:
+        return conv.padding_mode == "zeros"
 
     def _pack(self, folded: tuple[Tensor, ...]) -> Tensor | None:
         pw_weight = folded[2]
