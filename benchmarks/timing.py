@@ -18,6 +18,7 @@ from torch.utils.benchmark import Timer
 
 BURST_S = 0.02
 GRAPH_CALLS = 10
+LONG_S = 0.05  # a call as long needs no other before it
 SETTLE_S = 0.004  # other runtimes' worker threads spin for about so long after their last task
 
 
@@ -76,8 +77,8 @@ class Stopwatch:
         once = min(self.burst(function, 1) for _ in range(3))
         return max(1, min(1000, int(BURST_S / max(once, 1e-7))))
 
-    def race(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-        """The median seconds a call of each."""
+    def rounds(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+        """The seconds a call of each, round by round: a round's figures are of the same seconds."""
         captured = dict.fromkeys(functions, 1)
         if self.graphs:
             # The calls before also do what is chosen or compiled at the first call, which must not be captured.
@@ -92,9 +93,14 @@ class Stopwatch:
                 function = functions[name]
                 if self.device == "cpu":
                     time.sleep(SETTLE_S)
-                self.burst(function, max(1, calls[name] // 4))
-                times[name].append(self.burst(function, calls[name]))
-        return {name: median(values) / captured[name] for name, values in times.items()}
+                if calls[name] > 1 or not times[name] or times[name][-1] < LONG_S:
+                    self.burst(function, max(1, calls[name] // 4))
+                times[name].append(self.burst(function, calls[name]) / captured[name])
+        return times
+
+    def race(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+        """The median seconds a call of each."""
+        return {name: median(times) for name, times in self.rounds(functions, rounds).items()}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

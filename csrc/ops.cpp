@@ -25,4 +25,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
       "float dw_slope=0.01, float pw_slope=0.01, Tensor? pw_packed=None, bool allow_tf32=False) -> Tensor");
   // pw_weight in the order the CPU kernels read, for pw_packed: (ceil(O / panel), C or a little more, panel).
   m.def("separable_conv2d_pack(Tensor pw_weight) -> Tensor");
+  // act((input - mean) / sqrt(variance + eps) * weight + bias) by the batch's own mean and (biased) variance, which it returns;
+  // these two, weight and bias have the accumulation type: float64 where input has, else float32.
+  m.def(
+      "batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, float eps, str act, float slope=0.01) -> "
+      "(Tensor, Tensor, Tensor)");
+  // (grad_input, grad_weight, grad_bias)
+  m.def(
+      "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, "
+      "float eps, str act, float slope=0.01) -> (Tensor, Tensor, Tensor)");
 }

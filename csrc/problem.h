@@ -124,7 +124,31 @@ struct SeparableArgs {
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);
 
-// Bytes of scratch a worker of a depthwise kernel needs.
+// BatchNorm by the batch's statistics, and the activation after it. The problem is that of a 1x1 convolution: it gives shape, dtype,
+// layout and activation. The tensors are dense in the layout; what there is one of a channel is in the accumulation type.
+struct BatchNormArgs {
+  DepthwiseProblem problem;
+  double eps = 0;
+  const void* input = nullptr;
+  const void* grad_output = nullptr;
+  void* output = nullptr;        // backward: grad_input
+  const void* weight = nullptr;  // null: one
+  const void* bias = nullptr;    // null: zero
+  void* mean = nullptr;          // NCHW's forward pass writes them, backward reads them
+  void* variance = nullptr;      // of n, not n - 1
+  void* grad_weight = nullptr;
+  void* grad_bias = nullptr;
+  // channels_last goes over the tensor in two calls: sums [part][2][channels], the mean and the squares about it or those of
+  // GradSums; then, with constants [mean, scale, bias, slope, offset][constants_pitch], the output.
+  bool wants_sums = false;
+  int64_t parts = 1;
+  double* partial = nullptr;
+  const void* constants = nullptr;
+  int64_t constants_pitch = 0;
+};
+using BatchNormKernel = void (*)(const BatchNormArgs&, void* scratch, Tiles);
+
+// Bytes of scratch a worker of a kernel needs.
 using ScratchSize = int64_t (*)(const DepthwiseProblem&, int64_t rows_per_tile);
 
 // One row of the kernel table. `filter` is a square filter's side (at dilation 1); 0 in filter or stride stands for "any".
@@ -144,6 +168,7 @@ struct KernelRow {
   BackwardWeightKernel backward_weight;
   SeparableKernel separable;
   BackwardInputKernel backward_input;
+  BatchNormKernel batch_norm;
   PointwiseFormat pointwise;  // of a fused block's kernel
 };
 

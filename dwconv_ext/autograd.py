@@ -26,11 +26,33 @@ def below_autograd() -> torch._C._AutoDispatchBelowAutograd:
     return torch._C._AutoDispatchBelowAutograd()
 
 
+def single_level(function: type[torch.autograd.Function], forward: Any = None) -> type:
+    """The Function with the C++ apply alone; forward, where given, in the place of its own.
+
+    torch.autograd.Function.apply binds a Function's arguments by inspect.signature at every call, 40 us on a CPU, to find the
+    defaults of those left out: a Function made by this must take fewer arguments as well. Without functorch's transforms that and
+    a check for them are all it does besides.
+    """
+    methods = {m: staticmethod(getattr(function, m)) for m in ("setup_context", "backward", "jvp")}
+    methods["forward"] = staticmethod(forward or function.forward)
+    return type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
+
+
+def call(op: Any, *args: Any) -> Any:
+    """The op; where nothing above its kernel has anything to do, without the 60 us that the way through Python takes there."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return op(*args)
+    if torch.autograd.forward_ad._current_level >= 0:
+        return op(*args)
+    with below_autograd():
+        return op(*args)
+
+
 def _backward(grad: Tensor, x: Tensor, w: Tensor, conv: tuple, mask: tuple[bool, bool, bool]) -> list[Tensor | None]:
     """depthwise_conv2d_backward with None for what the mask leaves out."""
     if not any(mask):
         return [None, None, None]
-    grads = ops.depthwise_conv2d_backward(grad, x, w, *conv, list(mask))
+    grads = call(ops.depthwise_conv2d_backward.default, grad, x, w, *conv, list(mask))
     return [g if wanted else None for g, wanted in zip(grads, mask, strict=True)]
 
 
@@ -59,7 +81,7 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
         with below_autograd():
-            return ops.depthwise_conv2d(x, w, b, stride, padding, dilation)
+            return ops.depthwise_conv2d.default(x, w, b, stride, padding, dilation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -96,7 +118,7 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
     @staticmethod
     def forward(grad: Tensor, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, mask: Any) -> tuple:
         with below_autograd():
-            return ops.depthwise_conv2d_backward(grad, x, w, stride, padding, dilation, mask)
+            return ops.depthwise_conv2d_backward.default(grad, x, w, stride, padding, dilation, mask)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from .autograd import activation_function
+from .batch_norm import batch_norm_act, takes
 from .folding import Folding, has_hooks
 from .modules import FusedDSConv
 
@@ -20,6 +21,21 @@ def resolve(owner: nn.Module, path: tuple[str, ...]) -> nn.Module:
     return owner
 
 
+class Norm(NamedTuple):
+    """A BatchNorm of a chain and the activation after it.
+
+    step: the BatchNorm's place in the chain's steps.
+    steps: how many from there on are the two; one where the BatchNorm's class has the activation built in.
+    apart: something lies between that does nothing in eval mode.
+    """
+
+    step: int
+    activation: str
+    slope: float
+    steps: int
+    apart: bool = False
+
+
 class Chain(Folding):
     """Convolutions, their BatchNorms and activations, borrowed from ``owner``, with the BatchNorms folded in eval mode.
 
@@ -29,15 +45,17 @@ class Chain(Folding):
     Args:
         owner: the module in whose tree the parts are.
         steps: what the chain runs in order: paths of modules below owner ("conv.0.1"), and activations as ":relu".
-        parts: which of the steps are convolutions and their BatchNorms, in turn.
-        activation, slope: of the chain's output.
+        convs: which of the steps are convolutions.
+        norms: the BatchNorm after each; the last one's activation is of the chain's output.
     """
 
-    def __init__(self, owner: nn.Module, steps: Sequence[str], parts: Sequence[int], activation: str, slope: float) -> None:
+    def __init__(self, owner: nn.Module, steps: Sequence[str], convs: Sequence[int], norms: Sequence[Norm]) -> None:
         nn.Module.__init__(self)
         self.__dict__["owner"] = owner  # not a child: owner holds this
         self.steps = tuple(steps)
-        self.activation, self.slope = activation, slope
+        self.activation, self.slope = norms[-1].activation, norms[-1].slope
+        self.norms = {norm.step: norm for norm in norms}
+        parts = [part for conv, norm in zip(convs, norms, strict=True) for part in (conv, norm.step)]
         self.paths = tuple(None if step.startswith(":") else tuple(step.split(".")) for step in self.steps)
         self._part_paths = tuple(self.paths[i] for i in parts)
         self._types = tuple(None if path is None else type(resolve(owner, path)) for path in self.paths)
@@ -62,10 +80,25 @@ class Chain(Folding):
         return True
 
     def unfused(self, input: Tensor) -> Tensor:
-        """The steps one by one."""
-        for step, path in zip(self.steps, self.paths, strict=True):
-            input = activation_function(input, step[1:], 0.01) if path is None else resolve(self.owner, path)(input)
+        """The steps one by one, but for a BatchNorm in training mode and its activation."""
+        at = 0
+        while at < len(self.steps):
+            norm = self.norms.get(at)
+            if norm is not None and self._as_they_were(norm) and takes(bn := resolve(self.owner, self.paths[at]), input):
+                act = "identity" if norm.apart else norm.activation
+                input = batch_norm_act(bn, input, act, norm.slope)
+                at += norm.steps
+                continue
+            path = self.paths[at]
+            input = activation_function(input, self.steps[at][1:], 0.01) if path is None else resolve(self.owner, path)(input)
+            at += 1
         return input
+
+    def _as_they_were(self, norm: Norm) -> bool:
+        """Whether the two are neither hooked nor replaced."""
+        steps = range(norm.step, norm.step + norm.steps)
+        modules = [(resolve(self.owner, self.paths[i]), self._types[i]) for i in steps if self.paths[i] is not None]
+        return all(type(module) is kind and not has_hooks(module) for module, kind in modules)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._fused(input) if self._can_fold() else self.unfused(input)
@@ -85,17 +118,11 @@ class Chain(Folding):
 
 
 class FusedChain(Chain, FusedDSConv):
-    """The block depthwise - BatchNorm - activation - pointwise - BatchNorm - activation as one kernel.
+    """The block depthwise - BatchNorm - activation - pointwise - BatchNorm - activation as one kernel."""
 
-    dw_activation, dw_slope: as in :func:`separable_conv2d`.
-    """
-
-    def __init__(
-        self, owner: nn.Module, steps: Sequence[str], parts: Sequence[int], dw_activation: str, dw_slope: float,
-        activation: str, slope: float,
-    ) -> None:  # fmt: skip
-        super().__init__(owner, steps, parts, activation, slope)
-        self.dw_activation, self.dw_slope = dw_activation, dw_slope
+    def __init__(self, owner: nn.Module, steps: Sequence[str], convs: Sequence[int], norms: Sequence[Norm]) -> None:
+        super().__init__(owner, steps, convs, norms)
+        self.dw_activation, self.dw_slope = norms[0].activation, norms[0].slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if self._can_fold():
@@ -110,10 +137,8 @@ class FoldedConv(Chain):
     why: what keeps a depthwise convolution from being part of a FusedChain.
     """
 
-    def __init__(
-        self, owner: nn.Module, steps: Sequence[str], parts: Sequence[int], activation: str, slope: float, why: str
-    ) -> None:
-        super().__init__(owner, steps, parts, activation, slope)
+    def __init__(self, owner: nn.Module, steps: Sequence[str], norm: Norm, why: str) -> None:
+        super().__init__(owner, steps, [0], [norm])
         self.why = why
 
     def _fused(self, input: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import fx, nn
 
 from .chain import Chain, FoldedConv, FusedChain, resolve
-from .match import Closed, Found, Open, find
+from .match import Closed, Found, Open, find, locate
 from .measure import chain_speedup, depthwise_speedup, inputs_of
 from .modules import DepthwiseConv2d, FusedDSConv
+from .steady import Steadiness
 from .swap import Swapped, class_for, is_depthwise, restore, why_not
-from .trace import FusedForward, trace
+from .trace import FusedForward, Traced, trace
 
 SLOWER = 0.97  # a layer below this share of torch's speed is left alone
 FUSED = "fused"  # a chain is the child of this name of its first convolution
@@ -68,8 +69,8 @@ class _Pending:
     """Blocks that can be fused in a module, and may be more complete in one above it."""
 
     owner: nn.Module
-    graph: fx.Graph
-    inlined: list[str]
+    in_eval: Traced
+    in_training: Traced | None
     found: list[Found]
 
 
@@ -79,6 +80,7 @@ class _Converter:
         self.report = ConversionReport()
         self.why: dict[nn.Module, str] = {}
         self.pending: dict[nn.Module, _Pending] = {}
+        self.steadiness = Steadiness()
 
     def run(self, example_input: Any = None) -> None:
         ours = {m.depthwise for m in self.model.modules() if type(m) is FusedDSConv}
@@ -157,7 +159,7 @@ class _Converter:
                 self.why.setdefault(conv, f"{type(module).__name__} was converted without it")
             return []
         try:
-            graph, inlined = trace(module)
+            traced = trace(module)
         except Exception as error:
             reason = f"{type(module).__name__} can't be traced: {type(error).__name__}: {error}".splitlines()[0][:160]
             self.settle(waiting)
@@ -165,7 +167,7 @@ class _Converter:
                 self.why.setdefault(conv, reason)
             return [conv for conv in waiting if FUSED not in conv._modules]
         calls: dict[nn.Module, list[fx.Node]] = {conv: [] for conv in waiting}
-        for node in graph.nodes:
+        for node in traced.graph.nodes:
             if node.op == "call_module" and (target := module.get_submodule(node.target)) in calls:
                 calls[target].append(node)
         still: list[nn.Module] = []
@@ -182,7 +184,7 @@ class _Converter:
         # A block that a module below can fuse as well is fused there, unless there is more of it here. One whose result leaves
         # this module may become more complete in one above, and what else is found here waits with it.
         better = [f for f in found if f.conv not in self.pending or f.extras > self.extras_below(f.conv)]
-        here = _Pending(module, graph, inlined, found)
+        here = _Pending(module, traced, self.steadiness.trace(module) if better else None, found)
         if better and any(f.leaves for f in found) and all(f.leaves or isinstance(f.chain, FoldedConv) for f in found):
             self.pending.update({f.conv: here for f in found})
         elif better:
@@ -207,9 +209,8 @@ class _Converter:
 
     def install(self, here: _Pending) -> None:
         """The chains in the owner's forward; BatchNorms that follow its other convolutions are folded into those as well."""
-        graph = here.graph
-        for f in here.found:
-            self.replace(graph, f)
+        graph = here.in_eval.graph
+        chains = [f.chain for f in here.found if self.replace(graph, f)]
         convs = [n for n in graph.nodes if n.op == "call_module" and type(here.owner.get_submodule(n.target)) is nn.Conv2d]
         calls = Counter(here.owner.get_submodule(node.target) for node in convs)
         for node in convs:
@@ -217,27 +218,46 @@ class _Converter:
             if calls[conv] > 1 or is_depthwise(conv) or why_not(conv):
                 continue
             try:
-                self.replace(graph, find(here.owner, node))
+                f = find(here.owner, node)
             except (Open, Closed):
                 continue
+            if self.replace(graph, f):
+                chains.append(f.chain)
         graph.lint()
-        here.owner.forward = FusedForward(here.owner, graph, here.inlined)
+        here.owner.forward = FusedForward(here.owner, here.in_eval, self.with_chains(here.in_training, chains))
 
     @staticmethod
-    def replace(graph: fx.Graph, found: Found) -> None:
-        """One node in the place of the chain's."""
+    def with_chains(traced: Traced | None, chains: list[Chain]) -> Traced | None:
+        """The graph in training mode with those of the chains that are in it too; None where none is."""
+        if traced is None:
+            return None
+        places = [(chain, nodes) for chain in chains if (nodes := locate(traced.graph, chain))]
+        for chain, nodes in places:
+            _splice(traced.graph, nodes, f"{chain.steps[0]}.{FUSED}", [nodes[0].args[0]])
+        traced.graph.lint()
+        return traced if places else None
+
+    @staticmethod
+    def replace(graph: fx.Graph, found: Found) -> bool:
+        """One node in the place of the chain's, unless the convolution is in one already."""
         if FUSED in found.conv._modules:
-            return
+            return False
         found.conv.add_module(FUSED, found.chain)
         nodes = found.nodes
         inputs = [nodes[0].args[0]]
         if found.shortcut:
             inputs += [node for node in nodes[-1].args if node is not nodes[-2]]
-        with graph.inserting_before(nodes[-1]):
-            fused = graph.call_module(f"{nodes[0].target}.{FUSED}", tuple(inputs))
-        nodes[-1].replace_all_uses_with(fused)
-        for node in reversed(nodes):
-            graph.erase_node(node)
+        _splice(graph, nodes, f"{nodes[0].target}.{FUSED}", inputs)
+        return True
+
+
+def _splice(graph: fx.Graph, nodes: list[fx.Node], target: str, inputs: list[fx.Node]) -> None:
+    """A call of the module `target` in the place of the nodes."""
+    with graph.inserting_before(nodes[-1]):
+        fused = graph.call_module(target, tuple(inputs))
+    nodes[-1].replace_all_uses_with(fused)
+    for node in reversed(nodes):
+        graph.erase_node(node)
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
@@ -256,8 +276,9 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     Where the model has a depthwise convolution, every other convolution of it has the BatchNorm after it folded in, in eval mode.
 
     The module tree, the state_dict's keys, parameters, buffers, hooks and the train/eval behaviour stay: modules change
-    class or gain a ``forward``, and none is moved. Where hooks sit within a chain, in training mode, or where parts were
-    replaced since, the original modules run one by one.
+    class or gain a ``forward``, and none is moved. Where hooks sit within a chain, or where parts were replaced since, the
+    original modules run one by one. In training mode, on the CPU, a chain's convolutions run one by one, and each BatchNorm and
+    the activation after it as one op.
 
     Args:
         model: any module.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .chain import Chain, FoldedConv, FusedChain
+from .chain import Chain, FoldedConv, FusedChain, Norm
 from .modules import DepthwiseConv2d, activation_of
 
 
@@ -63,8 +63,8 @@ class _Walk:
         module = self.module(node)
         return getattr(node.target, "__name__", str(node.target)) if module is None else type(module).__name__
 
-    def batch_norm(self) -> tuple[int, tuple[str, float]]:
-        """The BatchNorm's step, and the activation that it has built in (timm's BatchNormAct2d) or that follows."""
+    def batch_norm(self) -> Norm:
+        """The BatchNorm, and the activation that it has built in (timm's BatchNormAct2d) or that follows."""
         node = self.peek()
         bn = self.module(node)
         if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
@@ -79,7 +79,11 @@ class _Walk:
             if act is None:
                 raise Closed(f"{type(bn.act).__name__} has no fused form")
         step = self.take(node)
-        return step, self.activation() if act in (None, _NONE) else act
+        if act not in (None, _NONE):
+            return Norm(step, *act, steps=1)
+        act = self.activation()
+        between = len(self.steps) - step - 2
+        return Norm(step, *act, steps=2 if between == 0 else 1, apart=between > 0)
 
     @staticmethod
     def known(module: nn.Module | None) -> tuple[str, float] | None:
@@ -152,24 +156,44 @@ def find(owner: nn.Module, node: fx.Node) -> Found:
     conv = walk.module(node)
     if type(conv) not in (nn.Conv2d, DepthwiseConv2d):
         raise Closed(f"{type(conv).__name__} is a subclass of nn.Conv2d")
-    bn, act = walk.batch_norm()
+    norm = walk.batch_norm()
     steps, nodes = tuple(walk.steps), list(walk.nodes)
     try:
-        return _block(walk, conv, bn, act)
+        return _block(walk, conv, norm)
     except Closed as reason:
-        return Found(conv, FoldedConv(owner, steps, (0, bn), *act, str(reason)), nodes)
+        return Found(conv, FoldedConv(owner, steps, norm, str(reason)), nodes)
 
 
-def _block(walk: _Walk, conv: nn.Module, bn1: int, act1: tuple[str, float]) -> Found:
+def _block(walk: _Walk, conv: nn.Module, norm1: Norm) -> Found:
     """The rest of a block, from the depthwise convolution's activation on."""
     if type(conv) is not DepthwiseConv2d or conv.out_channels != conv.in_channels or conv.padding_mode != "zeros":
         raise Closed("a channel multiplier or a padding mode keeps it apart")
     pointwise = walk.pointwise()
-    bn2, act2 = walk.batch_norm()
+    norm2 = walk.batch_norm()
     shortcut = walk.shortcut()
     steps = tuple(walk.steps)
     if shortcut is not None:
         walk.take(shortcut)
     leaves = shortcut is None and any(user.op == "output" for user in walk.node.users)
-    chain = FusedChain(walk.owner, steps, (0, bn1, pointwise, bn2), *act1, *act2)
+    chain = FusedChain(walk.owner, steps, (0, pointwise), (norm1, norm2))
     return Found(conv, chain, walk.nodes, shortcut is not None, leaves)
+
+
+def locate(graph: fx.Graph, chain: Chain) -> list[fx.Node] | None:
+    """The nodes of a chain, without its shortcut, in another graph of the same module; None where they are not one after another."""
+
+    def is_step(node: fx.Node, step: str) -> bool:
+        if step.startswith(":"):
+            return node.op == "call_function" and _FUNCTIONS.get(node.target) == step[1:]
+        return node.op == "call_module" and node.target == step
+
+    starts = [node for node in graph.nodes if is_step(node, chain.steps[0])]
+    if len(starts) != 1:
+        return None
+    nodes = starts
+    for step in chain.steps[1:]:
+        users = list(nodes[-1].users)
+        if len(users) != 1 or not is_step(users[0], step):
+            return None
+        nodes.append(users[0])
+    return nodes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .chain import Chain
-from .trace import evaluating
+from .trace import in_mode
 
 ROUNDS = 5
 BURST_S = 0.004
@@ -22,7 +22,7 @@ def inputs_of(model: nn.Module, layers: list[nn.Module], example_input: Any) -> 
     handles = [m.register_forward_pre_hook(lambda m, args: seen.setdefault(m, args[0].detach())) for m in layers]
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
-        with evaluating(model), torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             model(*arguments)
     finally:
         for handle in handles:
@@ -58,7 +58,7 @@ def chain_speedup(chain: Chain, x: Tensor) -> float:
     """A chain over its parts one by one, the depthwise convolution by torch."""
     conv = chain._parts()[0]
     kind = type(conv)
-    with evaluating(chain.owner), torch.no_grad():
+    with in_mode(chain.owner, training=False), torch.no_grad():
 
         def theirs() -> Tensor:
             conv.__class__ = nn.Conv2d

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autograd import activation_function
+from .batch_norm import norm_then_activation
 from .folding import Folding
 from .functional import IntOrPair, _pair, depthwise_conv2d, separable_conv2d
 
@@ -80,7 +80,8 @@ class FusedDSConv(Folding):
     In eval mode the block is one kernel (:func:`separable_conv2d`) with both BatchNorms folded into the convolutions; the
     folded weights are cached until a parameter or running statistic changes (in-place edits, ``load_state_dict``, ``.to()``,
     ``train()``; edits through ``.data`` are invisible to torch's version counters: call :meth:`clear_cache` after those). In
-    training mode it runs our depthwise kernels and torch's BatchNorm and pointwise convolution.
+    training mode it runs our depthwise kernels, torch's pointwise convolution and, on the CPU, BatchNorm and activation as one
+    op that keeps nothing between the two.
 
     The parts ``depthwise``, ``bn1``, ``pointwise`` and ``bn2`` are ordinary modules: a state_dict moves to and from
     ``nn.Sequential(OrderedDict(depthwise=..., bn1=..., act1=..., pointwise=..., bn2=..., act2=...))``. Where a part has hooks or
@@ -168,10 +169,8 @@ class FusedDSConv(Folding):
     def forward(self, input: Tensor) -> Tensor:
         if self._can_fold():
             return self._fused(input)
-        x = self.bn1(self.depthwise(input))
-        x = activation_function(x, self.dw_activation, self.dw_slope)
-        x = self.bn2(self.pointwise(x))
-        return activation_function(x, self.activation, self.slope)
+        x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
+        return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
 
     def extra_repr(self) -> str:
         slopes = f", slope={self.slope}" if self.activation == "leaky_relu" else ""

@@ -6,11 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch._prims_common import suggest_memory_format
 
 from . import _C
-from .autograd import DepthwiseConv2dBackwardFunction, DepthwiseConv2dFunction, SeparableConv2dFunction, below_autograd
+from .autograd import (
+    DepthwiseConv2dBackwardFunction,
+    DepthwiseConv2dFunction,
+    SeparableConv2dFunction,
+    below_autograd,
+    single_level,
+)
+from .batch_norm import BatchNormActFunction, differentiable_backward
 from .functional import DTYPES
 
 ops = torch.ops.dwconv_ext
@@ -71,10 +78,37 @@ def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=Non
     return _fake_convolution("separable_conv2d", x, "dw_weight", dw, pw.shape[0], (stride, padding, dilation), others)
 
 
+def _check_channels(op: str, x: Tensor, channels: dict[str, Tensor | None]) -> torch.dtype:
+    """csrc/cpu/batch_norm_cpu.cpp's checks; the accumulation type."""
+    torch._check(x.dim() == 4, lambda: f"{op}: input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
+    torch._check(x.dtype in DTYPES, lambda: f"{op}: input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    for name, t in channels.items():
+        if t is not None:
+            wanted = f"{op}: {name} must have {x.shape[1]} elements of {wide}"
+            torch._check(t.dim() == 1 and t.dtype == wide, lambda wanted=wanted: wanted)
+            torch._check(t.shape[0] == x.shape[1], lambda wanted=wanted: wanted)
+    return wide
+
+
+@torch.library.register_fake("dwconv_ext::batch_norm_act")
+def _(x, w, b, eps, act, slope=0.01):
+    wide = _check_channels("batch_norm_act", x, {"weight": w, "bias": b})
+    channels = x.new_empty((x.shape[1],), dtype=wide)
+    return x.new_empty(x.shape).contiguous(memory_format=suggest_memory_format(x)), channels, torch.empty_like(channels)
+
+
+@torch.library.register_fake("dwconv_ext::batch_norm_act_backward")
+def _(grad, x, w, b, mean, variance, eps, act, slope=0.01):
+    channels = {"weight": w, "bias": b, "mean": mean, "variance": variance}
+    wide = _check_channels("batch_norm_act_backward", x, channels)
+    grad_weight = x.new_empty((x.shape[1],), dtype=wide)
+    return x.new_empty(x.shape).contiguous(memory_format=suggest_memory_format(x)), grad_weight, torch.empty_like(grad_weight)
+
+
 def _register_autograd(name: str, function: type[torch.autograd.Function], tensors: int) -> None:
     """The Function at the op's Autograd key; where nothing needs a derivative, the op below without the Function's cost.
 
-    A Function's apply takes about 30 us on a CPU and keeps its output alive until the next garbage collection.
     `tensors`: how many of the leading arguments can be tensors.
     """
     op = getattr(ops, name).default
@@ -84,17 +118,17 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
         with torch.enable_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(True):  # of the levels below
             return function.forward(*args)
 
-    methods = {m: staticmethod(getattr(function, m)) for m in ("setup_context", "backward", "jvp")}
-    methods["forward"] = staticmethod(forward)
-    single_level = type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
+    eager, transformed = single_level(function), single_level(function, forward)
 
     def autograd(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
-                return single_level.apply(*args)
-        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
-        if needed or torch.autograd.forward_ad._current_level >= 0 or torch.compiler.is_compiling():
+                return transformed.apply(*args)
+        if torch.compiler.is_compiling():
             return function.apply(*args)
+        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
+        if needed or torch.autograd.forward_ad._current_level >= 0:
+            return eager.apply(*unwrap_dead_wrappers(args))
         with below_autograd():
             return op(*args)
 
@@ -112,6 +146,19 @@ def _(pw):
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
 _register_autograd("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction, 3)
 _register_autograd("separable_conv2d", SeparableConv2dFunction, 11)
+_register_autograd("batch_norm_act", BatchNormActFunction, 3)
+
+
+def _batch_norm_act_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel, or where a derivative of it is wanted torch's operations."""
+    tensors = [t for t in (grad, x, *rest[:2]) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return differentiable_backward(grad, x, *rest)
+    with below_autograd():
+        return ops.batch_norm_act_backward.default(grad, x, *rest)
+
+
+_library.impl("batch_norm_act_backward", _batch_norm_act_backward, "Autograd")
 
 
 def _slopes_without_packed(rest: tuple) -> tuple:

@@ -117,3 +117,58 @@ def check_separable(
         unit = 2 * 2.0**-11 if tf32 else UNIT[x.dtype]
         middle = stretch * (unit * F.conv2d(between.abs(), pw.double().abs()) + TINY[x.dtype] * pw.double().abs().sum())
     assert_close(y, exact, stretch * scale, terms + extra, peer=theirs, middle=middle)
+
+
+KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,), "hardswish": (-3.0, 3.0)}
+
+
+def batch_norm_and_grads(x: Tensor, w: Tensor | None, b: Tensor | None, act: str, grad: Tensor) -> list[Tensor | None]:
+    """[y, grad_x, grad_w, grad_b] of torch's BatchNorm by the batch's statistics and its activation."""
+    given = [None if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, w, b)]
+    y = ACTIVATIONS[act](F.batch_norm(given[0], None, None, *given[1:], True, 0.0, 1e-5))
+    y.backward(grad.to(y.dtype))
+    return [y.detach(), *(None if t is None else t.grad for t in given)]
+
+
+def check_batch_norm(x: Tensor, w: Tensor | None, b: Tensor | None, act: str, grad_output: Tensor | None = None) -> None:
+    """batch_norm_act and its backward against float64 and against torch's own error; eps is 1e-5, leaky_relu's slope 0.01."""
+    ops = torch.ops.dwconv_ext
+    double = [None if t is None else t.detach().double() for t in (x, w, b)]
+    dims, per_channel = (0, 2, 3), (1, -1, 1, 1)
+    mean, variance = double[0].mean(dims), double[0].var(dims, correction=0)
+    inv_std = (variance + 1e-5).rsqrt()
+    scale = inv_std if w is None else inv_std * double[1]
+    bias = torch.zeros_like(mean) if b is None else double[2]
+    apart = (double[0] - mean.reshape(per_channel)).abs()
+    z = (double[0] - mean.reshape(per_channel)) * scale.reshape(per_channel) + bias.reshape(per_channel)
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype) if grad_output is None else grad_output
+    for kink in KINKS.get(act, ()):  # which side of it an element falls on is a matter of rounding
+        grad = grad.masked_fill((z - kink).abs() < 1e-3, 0)
+    y, got_mean, got_variance = ops.batch_norm_act(x, w, b, 1e-5, act)
+    grads = ops.batch_norm_act_backward(grad, x, w, b, got_mean, got_variance, 1e-5, act)
+    exact = batch_norm_and_grads(*double, act, grad.double())
+    theirs = batch_norm_and_grads(x, w, b, act, grad)
+
+    def per(values: Tensor) -> Tensor:
+        return values.reshape(per_channel)
+
+    n = x.numel() // x.shape[1]
+    terms = min(n, 512) + 16  # the longest chain of additions, and what an exponential and a root add
+    spread = double[0].abs() + per(double[0].abs().mean(dims))
+    normalised = per(inv_std) * (spread + apart)
+    g = grad.double().abs() * SLOPE.get(act, 1.0) * (1 + z.abs() if act in SLOPE else 1)
+    sums = g.sum(dims), (g * normalised).sum(dims)
+    absolute = [
+        SLOPE.get(act, 1.0) * (per(scale.abs()) * (spread + apart) + per(bias.abs())),
+        per(scale.abs()) * (g + per(sums[0] / n) + normalised * per(sums[1] / n)),
+        sums[1],
+        sums[0],
+    ]
+    assert y.dtype == x.dtype and is_channels_last(y) == is_channels_last(x) or not x.is_contiguous()
+    for name, ours, want, s, their in zip(
+        ("output", "grad_input", "grad_weight", "grad_bias"), (y, *grads), exact, absolute, theirs, strict=True
+    ):
+        if want is not None:
+            assert_close(ours, want, s, terms, name=name, peer=their)
+    assert_close(got_mean, mean, double[0].abs().mean(dims), terms, name="mean")
+    assert_close(got_variance, variance, (spread**2).mean(dims), terms, name="variance")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import CACHE_CASES, CASES, LAYOUTS, Case
-from reference import Convolution, check_depthwise, check_separable
+from reference import Convolution, check_batch_norm, check_depthwise, check_separable
 
 import dwconv_ext
 
@@ -62,6 +62,11 @@ def test_row(forced):
             assert label(plan) == label(forced), "another kernel would run"
             check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
             return
+    if forced["op"] == "batch_norm_act":
+        x, channels = case.tensors(dtype, layout)[0], torch.randn(2, 35, dtype=torch.promote_types(dtype, torch.float32))
+        check_batch_norm(x, *channels, "relu")
+        check_batch_norm(x, *channels, "silu")
+        return
     # A fused block: its own row, or the row that writes its scratch.
     x, dw, db = case.tensors(dtype, layout)
     pw = (torch.randn(70, 35, 1, 1) / 6).to(dtype)

@@ -266,6 +266,23 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   return plan;
 }
 
+Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels& isa, const Machine& machine) {
+  constexpr int64_t kLeastPixels = 512;  // of a part
+  Plan plan;
+  plan.row = choose(isa, machine, "batch_norm_act", backward ? "backward" : "forward", p);
+  const int64_t pixels = p.batch * p.in_h * p.in_w, elements = pixels * p.channels;
+  // As in the weight gradient, the parts depend on the problem alone.
+  if (p.layout == Layout::kNHWC) plan.parts = std::clamp<int64_t>(pixels / kLeastPixels, 1, kMaxParts);
+  plan.tiles = p.layout == Layout::kNHWC ? plan.parts : p.channels;
+  plan.workers = workers_for(elements, plan.tiles, machine);
+  plan.scratch_bytes = plan.row->scratch(p, 1);
+  plan.bytes = element_size(p.dtype) * elements * (backward ? 3 : 2);
+  plan.flops = elements * (backward ? 10 : 6);  // but for the activation's own
+  plan.reason = p.layout == Layout::kNHWC ? "channels are lanes; sums of " + std::to_string(plan.parts) + " ranges of pixels first"
+                                          : "a channel a tile, its sums first; pixels are lanes";
+  return plan;
+}
+
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
   DepthwiseProblem any;
   any.dtype = any.out_dtype = dtype;

@@ -29,6 +29,10 @@ Plan plan_forward(const DepthwiseProblem& problem, const IsaKernels& isa, const 
 Plan plan_backward_input(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
 
+// BatchNorm and activation; problem as in BatchNormArgs. In NCHW a tile is a channel, in channels_last one of `parts` ranges of
+// pixels.
+Plan plan_batch_norm(const DepthwiseProblem& problem, bool backward, const IsaKernels& isa, const Machine& machine);
+
 struct SeparablePlan {
   Plan depthwise;            // of the first stage
   Plan whole;                // its row has the format of the pointwise weights

@@ -19,6 +19,7 @@ enum class Workspace {
   kPointwiseBias,
   kPartial,
   kPartialBias,
+  kChannelConstants,
   kScratch,
   kShares,
   kCount

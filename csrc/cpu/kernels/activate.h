@@ -6,12 +6,13 @@
 
 namespace dwconv::DWCONV_ISA {
 
-// e^x: x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial in r (Cephes expf's coefficients), times 2^n in two
-// halves so that neither leaves the exponent's range. Relative error below 2 ulp; 0 below -87.33, infinity above 88.72.
+// e^x: x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial in r (Cephes expf's coefficients), times 2^n. Relative error
+// below 2 ulp; infinity from 88.4 on, where n is 128, and no smaller than the smallest normal number.
 DWCONV_INLINE Vec<float> exp(Vec<float> x) {
-  Vec<float> clamped = x > 88.72f ? broadcast(88.72f) : x;
-  clamped = clamped < -87.33f ? broadcast(-87.33f) : clamped;
-  const Vec<float> n = clamped * 1.44269504f + 12582912.0f - 12582912.0f;  // round to nearest
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer, found in the low bits
+  const Vec<float> clamped = at_least(at_most(x, 89.0f), -87.33f);
+  const Vec<float> rounded = clamped * 1.44269504f + kRound;
+  const Vec<float> n = rounded - kRound;
   Vec<float> r = clamped - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   Vec<float> poly = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -19,14 +20,8 @@ DWCONV_INLINE Vec<float> exp(Vec<float> x) {
   poly = poly * r + 4.1665795894e-2f;
   poly = poly * r + 1.6666665459e-1f;
   poly = poly * r + 5.0000001201e-1f;
-  poly = poly * r * r + r + 1.0f;
-  typedef typename VecOf<float>::mask Int;
-  const Int whole = __builtin_convertvector(n, Int);
-  const Int half = whole >> 1;
-  Vec<float> result = poly * (Vec<float>)((half + 127) << 23) * (Vec<float>)((whole - half + 127) << 23);
-  result = x > 88.72f ? broadcast(__builtin_inff()) : result;
-  result = x < -87.33f ? broadcast(0.0f) : result;
-  return x != x ? x : result;
+  poly = poly * (r * r) + (r + 1.0f);
+  return poly * (Vec<float>)(((U32)rounded + 127u) << 23);
 }
 
 // erfc by the Chebyshev fit of Numerical Recipes (erfcc), relative error below 1.2e-7 for every x.
@@ -63,18 +58,13 @@ DWCONV_INLINE Vec<A> activate(Vec<A> x, const Activation& activation) {
     case ActivationKind::kIdentity:
       return x;
     case ActivationKind::kRelu:
-      return x < zero ? zero : x;
+      return at_least(x, A(0));
     case ActivationKind::kRelu6:
-      x = x < zero ? zero : x;
-      return x > A(6) ? broadcast(A(6)) : x;
+      return at_most(at_least(x, A(0)), A(6));
     case ActivationKind::kSilu:
       return x / (A(1) + exp(-x));
-    case ActivationKind::kHardswish: {
-      Vec<A> gate = x + A(3);
-      gate = gate < zero ? zero : gate;
-      gate = gate > A(6) ? broadcast(A(6)) : gate;
-      return x * gate / A(6);
-    }
+    case ActivationKind::kHardswish:
+      return x * at_most(at_least(x + A(3), A(0)), A(6)) / A(6);
     case ActivationKind::kGelu:
       return x * A(0.5) * erfc(x * A(-0.70710678118654752440));
     case ActivationKind::kGeluTanh: {
@@ -88,6 +78,55 @@ DWCONV_INLINE Vec<A> activate(Vec<A> x, const Activation& activation) {
   return x;
 }
 
+// 1 / (1 + e^-x) and one less it, neither by a difference that cancels.
+template <class A>
+struct Gate {
+  Vec<A> open, shut;
+};
+template <class A>
+DWCONV_INLINE Gate<A> sigmoid(Vec<A> x) {
+  const Vec<A> e = exp(at_most(-x, A(80)));
+  const Vec<A> open = A(1) / (A(1) + e);
+  return {open, e * open};
+}
+
+// grad times the activation's derivative at x; at a kink what torch.nn.functional's backward takes.
+template <class A>
+DWCONV_INLINE Vec<A> activate_backward(Vec<A> grad, Vec<A> x, const Activation& activation) {
+  const Vec<A> zero = {};
+  const Vec<A> one = broadcast(A(1));
+  switch (activation.kind) {
+    case ActivationKind::kIdentity:
+      return grad;
+    case ActivationKind::kRelu:
+      return x <= zero ? zero : grad;
+    case ActivationKind::kRelu6:
+      grad = x <= zero ? zero : grad;
+      return x >= A(6) ? zero : grad;
+    case ActivationKind::kSilu: {
+      const Gate<A> gate = sigmoid<A>(x);
+      return grad * gate.open * (x * gate.shut + A(1));
+    }
+    case ActivationKind::kHardswish: {
+      const Vec<A> slope = x * A(1.0 / 3) + A(0.5);
+      return grad * (x < A(-3) ? zero : x <= A(3) ? slope : one);
+    }
+    case ActivationKind::kGelu: {  // the normal distribution and x times its density
+      const Vec<A> density = A(0.39894228040143267794) * exp(x * x * A(-0.5));
+      return grad * (A(0.5) * erfc(x * A(-0.70710678118654752440)) + x * density);
+    }
+    case ActivationKind::kGeluTanh: {
+      const Vec<A> u = A(0.79788456080286535588) * (x + A(0.044715) * x * x * x);
+      const Gate<A> gate = sigmoid<A>(u + u);
+      const Vec<A> du = A(0.79788456080286535588) * (A(0.134145) * x * x + A(1));
+      return grad * gate.open * (A(2) * x * gate.shut * du + A(1));
+    }
+    case ActivationKind::kLeakyRelu:
+      return x > zero ? grad : grad * A(activation.slope);
+  }
+  return grad;
+}
+
 // Out of line: an exponential in each of a register tile's places would be most of the kernel.
 template <class A>
 __attribute__((noinline)) void activate_array(Vec<A>* values, int count, const Activation& activation) {
@@ -99,11 +138,10 @@ template <class A, int kRows, int kColumns>
 DWCONV_INLINE void activate_all(Vec<A> (&values)[kRows][kColumns], const Activation& activation) {
   if (activation.kind == ActivationKind::kIdentity) return;
   if (activation.kind == ActivationKind::kRelu) {
-    const Vec<A> zero = {};
     DWCONV_UNROLL
     for (int i = 0; i < kRows; ++i) {
       DWCONV_UNROLL
-      for (int j = 0; j < kColumns; ++j) values[i][j] = values[i][j] < zero ? zero : values[i][j];
+      for (int j = 0; j < kColumns; ++j) values[i][j] = at_least(values[i][j], A(0));
     }
     return;
   }

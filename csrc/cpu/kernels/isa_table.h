@@ -1,6 +1,7 @@
 // Expands kernels.inc into one instruction set's table. Included once, last, by each isa_*.cpp.
 #pragma once
 
+#include "batch_norm.h"
 #include "depthwise_backward_input.h"
 #include "depthwise_backward_weight_nchw_rows.h"
 #include "depthwise_backward_weight_nchw_transposed.h"
@@ -27,6 +28,9 @@ namespace dwconv::DWCONV_ISA {
 #define DWCONV_SEPARABLE(function, T, dtype, layout)                                                    \
   DWCONV_ROW(function, "separable_conv2d", "forward", T, dtype, dtype, layout, 0, 0, Layout::kNHWC, \
              .separable = &function<T>, .pointwise = pointwise_format<T>())
+#define DWCONV_BATCH_NORM(function, pass, T, dtype, layout)                                         \
+  DWCONV_ROW(function, "batch_norm_act", pass, T, dtype, dtype, layout, 0, 0, Layout::kNHWC, \
+             .batch_norm = &function<T>)
 // clang-format on
 
 static const KernelRow kRows[] = {
@@ -36,6 +40,7 @@ static const KernelRow kRows[] = {
 #undef DWCONV_BACKWARD_INPUT
 #undef DWCONV_BACKWARD_WEIGHT
 #undef DWCONV_SEPARABLE
+#undef DWCONV_BATCH_NORM
 };
 
 KernelTable kernel_table() { return {kRows, static_cast<int32_t>(sizeof kRows / sizeof kRows[0]), DWCONV_VECTOR_BYTES}; }

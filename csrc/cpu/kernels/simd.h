@@ -63,6 +63,20 @@ DWCONV_INLINE Vec<A> broadcast(A value) {
   return value - Vec<A>{};  // x - 0 is x, -0 included, and folds away; 0 + x would not
 }
 
+// The smaller or larger of x and limit; x where it is NaN. (The compiler's selection takes three instructions for that.)
+#if DWCONV_INTRINSICS == 64
+DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)x); }
+DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)x); }
+#elif DWCONV_INTRINSICS == 32
+DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(limit), (__m256)x); }
+DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x); }
+#else
+DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return x > limit ? broadcast(limit) : x; }
+DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return x < limit ? broadcast(limit) : x; }
+#endif
+DWCONV_INLINE Vec<double> at_most(Vec<double> x, double limit) { return x > limit ? broadcast(limit) : x; }
+DWCONV_INLINE Vec<double> at_least(Vec<double> x, double limit) { return x < limit ? broadcast(limit) : x; }
+
 // ---- whole vectors -------------------------------------------------------------------------------------------------
 
 DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
@@ -94,7 +108,9 @@ DWCONV_INLINE Vec<float> add_products(Vec<float> sum, U32 a, U32 b) {
 #endif
 
 #if DWCONV_INTRINSICS == 64
-DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)raw); }
+DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { 
+  return (Vec<float>)_mm512_maskz_cvtph_ps(static_cast<__mmask16>(-1), (__m256i)raw);  // the plain one warns in GCC 12
+}
 DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {
   return (U16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

@@ -1,0 +1,163 @@
+"""BatchNorm in training mode and the activation after it as one op, which neither writes nor keeps what lies between.
+
+torch's two modules go over the activations sixteen times in a training step, the op eight times, and five of these in NCHW find
+them in a cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .autograd import activation_backward, activation_function, below_autograd, call, single_level
+from .folding import has_hooks
+from .functional import DTYPES
+
+ops = torch.ops.dwconv_ext
+
+# Elements below which torch's modules are faster, forward and backward: an autograd Function in Python costs 0.1 ms more a step
+# than theirs in C++ (docs/decisions.md).
+LEAST_NCHW, LEAST_CHANNELS_LAST = 1 << 17, 1 << 19
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.reshape(1, -1, 1, 1)
+
+
+def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x - mean) / std, and 1 / std of each channel, in the accumulation type."""
+    wide = x.to(_wide(x.dtype))
+    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    inv_std = torch.rsqrt(variance + eps)
+    return (wide - _per_channel(mean)) * _per_channel(inv_std), inv_std
+
+
+def _affine(normalised: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    z = normalised if w is None else normalised * _per_channel(w)
+    return z if b is None else z + _per_channel(b)
+
+
+def differentiable_backward(
+    grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``batch_norm_act_backward`` in torch's operations: what its own derivatives are taken of. Statistics are x's own."""
+    normalised, inv_std = _normalised(x, eps)
+    g = activation_backward(grad.to(normalised.dtype), _affine(normalised, w, b), act, slope)
+    grad_bias, grad_weight = g.sum((0, 2, 3)), (g * normalised).sum((0, 2, 3))
+    n = x.numel() // x.shape[1]
+    scale = inv_std if w is None else inv_std * w
+    grad_input = (g - _per_channel(grad_bias / n) - normalised * _per_channel(grad_weight / n)) * _per_channel(scale)
+    return grad_input.to(x.dtype), grad_weight, grad_bias
+
+
+class BatchNormActFunction(torch.autograd.Function):
+    """``batch_norm_act`` as an autograd Function: ``apply(input, weight, bias, eps, act, slope)``.
+
+    Keeps the input and the statistics; the statistics themselves have no gradient, as torch's have none.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float = 0.01) -> tuple:
+        with below_autograd():
+            return ops.batch_norm_act.default(x, w, b, eps, act, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, w, b, *ctx.how = inputs
+        _, mean, variance = output
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, w, b, mean, variance)
+        ctx.save_for_forward(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple:
+        x, w, b, mean, variance = ctx.saved_tensors
+        rest = (None,) * len(ctx.how)
+        if grad is None:
+            return (None, None, None, *rest)
+        arguments = (grad, x, w, b, mean, variance, *ctx.how)
+        grad_input, grad_weight, grad_bias = call(ops.batch_norm_act_backward.default, *arguments)
+        return (grad_input, None if w is None else grad_weight, None if b is None else grad_bias, *rest)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: Any) -> tuple:
+        x, w, b = ctx.saved_tensors
+        eps, act, slope = (*ctx.how, 0.01)[:3]
+        normalised, inv_std = _normalised(x, eps)
+        dz = torch.zeros_like(normalised)
+        if dx is not None:
+            centred = dx.to(dz.dtype) - _per_channel(dx.to(dz.dtype).mean((0, 2, 3)))
+            along = _per_channel((normalised * centred).mean((0, 2, 3)))
+            dz = _affine((centred - normalised * along) * _per_channel(inv_std), w, None)
+        if dw is not None:
+            dz = dz + normalised * _per_channel(dw)
+        if db is not None:
+            dz = dz + _per_channel(db)
+        return activation_backward(dz, _affine(normalised, w, b), act, slope).to(x.dtype), None, None
+
+
+_Eager = single_level(BatchNormActFunction)
+
+
+def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor) -> bool:
+    """Whether ``batch_norm_act(bn, x, ...)`` is what bn would compute of x now.
+
+    It is not in eval mode, on CUDA (which has no kernel for it), for a small input, or where torch takes the computation apart by itself:
+    torch.compile fuses BatchNorm and activation too, and torch.func's transforms know torch's.
+    """
+    if not bn.training or type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or x.dim() != 4:
+        return False
+    if x.shape[1] != bn.num_features or x.numel() <= x.shape[1]:  # torch has the message for it
+        return False
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1
+    if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW):
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return all(t is None or t.dtype in (x.dtype, _wide(x.dtype)) for t in (bn.weight, bn.bias))
+
+
+def batch_norm_act(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str, slope: float) -> Tensor:
+    """``act(bn(x))`` for a BatchNorm in training mode that :func:`takes` allows; its running statistics are updated."""
+    wide = _wide(x.dtype)
+    w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (bn.weight, bn.bias))
+    # Not by way of the dispatcher, which would come back to Python for the Function: takes() saw what it is there for.
+    y, mean, variance = _Eager.apply(x, w, b, bn.eps, act, slope)
+    if bn.track_running_stats and bn.running_mean is not None:
+        factor = bn.momentum
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+            if factor is None:
+                factor = 1 / float(bn.num_batches_tracked)
+        n = x.numel() // x.shape[1]
+        with torch.no_grad():
+            _move(bn.running_mean, mean, factor or 0.0)
+            _move(bn.running_var, variance * (n / (n - 1)), factor or 0.0)
+    return y
+
+
+def _move(running: Tensor, value: Tensor, factor: float) -> None:
+    """running += factor * (value - running)"""
+    if running.dtype == value.dtype:
+        running.lerp_(value, factor)
+    else:
+        running.copy_(running.to(value.dtype).lerp(value, factor))
+
+
+def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
+    """``act(bn(x))`` for any module bn, in any mode, by the op where that is the same."""
+    if type(bn) is nn.BatchNorm2d and not has_hooks(bn) and takes(bn, x):
+        return batch_norm_act(bn, x, act, slope)
+    return activation_function(bn(x), act, slope)
