@@ -124,8 +124,8 @@ struct SeparableArgs {
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);
 
-// BatchNorm by the batch's statistics, and the activation after it. The problem is that of a 1x1 convolution: it gives shape, dtype,
-// layout and activation. The tensors are dense in the layout; what there is one of a channel is in the accumulation type.
+// BatchNorm by the batch's statistics, and the activation after it. The problem is that of a 1x1 convolution: it gives shape,
+// dtype, layout and activation. The tensors are dense in the layout; what there is one of a channel is in the accumulation type.
 struct BatchNormArgs {
   DepthwiseProblem problem;
   double eps = 0;

@@ -1,7 +1,7 @@
 """BatchNorm in training mode and the activation after it as one op, which neither writes nor keeps what lies between.
 
-torch's two modules go over the activations sixteen times in a training step, the op eight times, and five of these in NCHW find
-them in a cache.
+torch's two modules go over the activations some sixteen times in a training step, the op eight times, and three of these find
+them in a cache in NCHW (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ _Eager = single_level(BatchNormActFunction)
 def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor) -> bool:
     """Whether ``batch_norm_act(bn, x, ...)`` is what bn would compute of x now.
 
-    It is not in eval mode, on CUDA (which has no kernel for it), for a small input, or where torch takes the computation apart by itself:
-    torch.compile fuses BatchNorm and activation too, and torch.func's transforms know torch's.
+    It is not in eval mode, on CUDA (which has no kernel for it), for a small input, or where torch takes the computation apart
+    by itself: torch.compile fuses BatchNorm and activation too, and torch.func's transforms know torch's.
     """
     if not bn.training or type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or x.dim() != 4:
         return False

@@ -180,7 +180,7 @@ def _block(walk: _Walk, conv: nn.Module, norm1: Norm) -> Found:
 
 
 def locate(graph: fx.Graph, chain: Chain) -> list[fx.Node] | None:
-    """The nodes of a chain, without its shortcut, in another graph of the same module; None where they are not one after another."""
+    """A chain's nodes, without its shortcut, in another graph of the same module; None where they don't follow one another."""
 
     def is_step(node: fx.Node, step: str) -> bool:
         if step.startswith(":"):

@@ -1,8 +1,8 @@
 """The data flow of a module where training mode does not change it: what may stand for its forward while it is trained.
 
 Training code does more than compute: it draws random numbers, counts steps, updates buffers, and is steered by attributes that a
-schedule sets. None of that may be frozen into a graph. A module is steady if it is traced (which changes nothing) to the same graph
-in both modes; the children that are not (stochastic depth, say) stay calls of themselves in it.
+schedule sets. None of that may be frozen into a graph. A module is steady if it is traced (which changes nothing) to the same
+graph in both modes; the children that are not (stochastic depth, say) stay calls of themselves in it.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class _Tracer(fx.Tracer):
             try:
                 with changes_nothing(module):
                     return super().call_module(module, forward, args, kwargs)
-            except Exception:  # it does what can't be traced, or more than compute: a single node, then, and nothing of what it did so far
+            except Exception:  # what can't be traced, or more than computing: one node, then, and nothing of what it did so far
                 for node in reversed(list(self.graph.nodes)[nodes:]):
                     self.graph.erase_node(node)
                 del self.inlined[inlined:]
@@ -80,7 +80,11 @@ class Traced(NamedTuple):
 
 
 def trace(module: nn.Module, training: bool = False, is_leaf: Callable[[nn.Module], bool] = is_atom) -> Traced:
-    """The graph in eval or training mode. Raises what forward raises on a symbolic tensor, or Changed where it does more than compute."""
+    """The graph in eval or training mode.
+
+    Raises:
+        Changed: forward does more than compute; else what forward raises on a symbolic tensor.
+    """
     tracer = _Tracer(is_leaf)
     with in_mode(module, training), changes_nothing(module):
         graph = tracer.trace(module)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from blocks import Recorded, sequential
 from cases import LAYOUTS
+from properties import given, st
 from reference import check_batch_norm
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -52,14 +53,30 @@ def any_size(monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_shapes(name, dtype, layout):
+def test_shapes(isa, name, dtype, layout):
     check_batch_norm(*operands(SHAPES[name], dtype, layout), "relu")
+
+
+@given(
+    st.tuples(st.integers(2, 4), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(DTYPES),
+    st.sampled_from(list(LAYOUTS)),
+    st.sampled_from(ACTIVATIONS),
+    st.sampled_from(dwconv_ext._C.supported_isas()),
+)
+def test_random_problems(shape, dtype, layout, act, isa):
+    before = dwconv_ext._C.selected_isa()
+    dwconv_ext._C.select_isa(isa)
+    try:
+        check_batch_norm(*operands(shape, dtype, layout), act, peer=False)
+    finally:
+        dwconv_ext._C.select_isa(before)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_activations(act, dtype, layout):
+def test_activations(isa, act, dtype, layout):
     check_batch_norm(*operands((3, 13, 9, 10), dtype, layout), act)
 
 

@@ -42,7 +42,7 @@ def pytest_in(library: Path, *arguments: str) -> str:
 
 def test_every_row_case_and_block(library):
     emulated = "avx512 or amx or random"
-    files = ("tests/test_kernels.py", "tests/test_depthwise.py", "tests/test_separable.py")
+    files = ("tests/test_kernels.py", "tests/test_depthwise.py", "tests/test_separable.py", "tests/test_batch_norm.py")
     out = pytest_in(library, *files, "-k", emulated, "-rA")
     passed = re.findall(r"PASSED .*test_row\[(\w+)-", out)
     assert {"avx512", "avx512_bf16", "amx"} <= set(passed), sorted(set(passed))

@@ -61,7 +61,8 @@ template <class A>
 static inline ChannelConstants<A> saved_constants(const BatchNormArgs& args, int64_t c) {
   const double inv_std = 1 / __builtin_sqrt(static_cast<double>(static_cast<const A*>(args.variance)[c]) + args.eps);
   const double weight = channel_value<A>(args.weight, c, A(1));
-  return {static_cast<const A*>(args.mean)[c], static_cast<A>(weight * inv_std), channel_value<A>(args.bias, c, A(0)), A(0), A(0)};
+  return {static_cast<const A*>(args.mean)[c], static_cast<A>(weight * inv_std), channel_value<A>(args.bias, c, A(0)), A(0),
+          A(0)};
 }
 
 // Keeps the statistics for backward.

@@ -278,8 +278,9 @@ Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels&
   plan.scratch_bytes = plan.row->scratch(p, 1);
   plan.bytes = element_size(p.dtype) * elements * (backward ? 3 : 2);
   plan.flops = elements * (backward ? 10 : 6);  // but for the activation's own
-  plan.reason = p.layout == Layout::kNHWC ? "channels are lanes; sums of " + std::to_string(plan.parts) + " ranges of pixels first"
-                                          : "a channel a tile, its sums first; pixels are lanes";
+  plan.reason = p.layout == Layout::kNHWC
+                    ? "channels are lanes; sums of " + std::to_string(plan.parts) + " ranges of pixels first"
+                    : "a channel a tile, its sums first; pixels are lanes";
   return plan;
 }
 

@@ -1,7 +1,8 @@
 // Expands kernels.inc into one instruction set's table. Included once, last, by each isa_*.cpp.
 #pragma once
 
-#include "batch_norm.h"
+#include "batch_norm_nchw.h"
+#include "batch_norm_nhwc.h"
 #include "depthwise_backward_input.h"
 #include "depthwise_backward_weight_nchw_rows.h"
 #include "depthwise_backward_weight_nchw_transposed.h"

@@ -65,11 +65,19 @@ DWCONV_INLINE Vec<A> broadcast(A value) {
 
 // The smaller or larger of x and limit; x where it is NaN. (The compiler's selection takes three instructions for that.)
 #if DWCONV_INTRINSICS == 64
-DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)x); }
-DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)x); }
+DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) {
+  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)x);
+}
+DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) {
+  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)x);
+}
 #elif DWCONV_INTRINSICS == 32
-DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(limit), (__m256)x); }
-DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x); }
+DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) {
+  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(limit), (__m256)x);
+}
+DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) {
+  return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x);
+}
 #else
 DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return x > limit ? broadcast(limit) : x; }
 DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return x < limit ? broadcast(limit) : x; }
@@ -108,7 +116,7 @@ DWCONV_INLINE Vec<float> add_products(Vec<float> sum, U32 a, U32 b) {
 #endif
 
 #if DWCONV_INTRINSICS == 64
-DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { 
+DWCONV_INLINE Vec<float> widen(U16 raw, Float16) {
   return (Vec<float>)_mm512_maskz_cvtph_ps(static_cast<__mmask16>(-1), (__m256i)raw);  // the plain one warns in GCC 12
 }
 DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {
