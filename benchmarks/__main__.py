@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--batches", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
     command.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["NCHW"], help="default: NCHW")
     command.add_argument("--layers", metavar="TEXT", default="", help="only models whose name contains TEXT")
-    command.add_argument("--rounds", type=int, default=9, help="bursts of each contender (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=5, help="bursts of each contender (default: %(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with the machine and the versions")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     options = parser.parse_args(arguments)
