@@ -134,7 +134,8 @@ def batch_norm_act(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str, slo
     wide = _wide(x.dtype)
     w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (bn.weight, bn.bias))
     # Not by way of the dispatcher, which would come back to Python for the Function: takes() saw what it is there for.
-    y, mean, variance = _Eager.apply(x, w, b, bn.eps, act, slope)
+    needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
+    y, mean, variance = (_Eager.apply if needed else BatchNormActFunction.forward)(x, w, b, bn.eps, act, slope)
     if bn.track_running_stats and bn.running_mean is not None:
         factor = bn.momentum
         if bn.num_batches_tracked is not None:
