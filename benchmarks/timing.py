@@ -93,7 +93,7 @@ class Stopwatch:
                 function = functions[name]
                 if self.device == "cpu":
                     time.sleep(SETTLE_S)
-                if calls[name] > 1 or not times[name] or times[name][-1] < LONG_S:
+                if not times[name] or times[name][-1] < LONG_S:
                     self.burst(function, max(1, calls[name] // 4))
                 times[name].append(self.burst(function, calls[name]) / captured[name])
         return times

@@ -75,7 +75,10 @@ py::dict plan(const std::string& op, const std::string& pass, const std::string&
   p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
   const Machine here = machine(threads);
   if (op == "separable_conv2d") return plan_dict(plan_separable(p, out_channels, selected_isa(), here).whole);
-  if (op == "batch_norm_act") return plan_dict(plan_batch_norm(p, pass == "backward", selected_isa(), here));
+  if (op == "batch_norm_act") {
+    if (pass != "forward" && pass != "backward") throw py::value_error("pass: expected forward or backward, got '" + pass + "'");
+    return plan_dict(plan_batch_norm(p, pass == "backward", selected_isa(), here));
+  }
   if (op != "depthwise_conv2d")
     throw py::value_error("op: expected depthwise_conv2d, separable_conv2d or batch_norm_act, got '" + op + "'");
   if (pass == "backward_input") {

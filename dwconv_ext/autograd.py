@@ -38,11 +38,16 @@ def single_level(function: type[torch.autograd.Function], forward: Any = None) -
     return type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
 
 
+def taken_apart() -> bool:
+    """Whether a compiler, torch.func or forward mode looks at each op that runs now."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def call(op: Any, *args: Any) -> Any:
     """The op; where nothing above its kernel has anything to do, without the 60 us that the way through Python takes there."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return op(*args)
-    if torch.autograd.forward_ad._current_level >= 0:
+    if torch.is_grad_enabled() or taken_apart():
         return op(*args)
     with below_autograd():
         return op(*args)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .autograd import activation_backward, activation_function, below_autograd, call, single_level
+from .autograd import activation_backward, activation_function, below_autograd, call, single_level, taken_apart
 from .folding import has_hooks
-from .functional import DTYPES
+from .functional import DTYPES, accumulation_dtype
 
 ops = torch.ops.dwconv_ext
 
@@ -22,17 +22,13 @@ ops = torch.ops.dwconv_ext
 LEAST_NCHW, LEAST_CHANNELS_LAST = 1 << 17, 1 << 19
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _per_channel(values: Tensor) -> Tensor:
     return values.reshape(1, -1, 1, 1)
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(x - mean) / std, and 1 / std of each channel, in the accumulation type."""
-    wide = x.to(_wide(x.dtype))
+    wide = x.to(accumulation_dtype(x.dtype))
     variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
     inv_std = torch.rsqrt(variance + eps)
     return (wide - _per_channel(mean)) * _per_channel(inv_std), inv_std
@@ -122,16 +118,14 @@ def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor) -> bool:
     channels_last = x.stride(1) == 1 and x.shape[1] > 1
     if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW):
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if taken_apart() or torch.jit.is_tracing():
         return False
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    return all(t is None or t.dtype in (x.dtype, _wide(x.dtype)) for t in (bn.weight, bn.bias))
+    return all(t is None or t.dtype in (x.dtype, accumulation_dtype(x.dtype)) for t in (bn.weight, bn.bias))
 
 
 def batch_norm_act(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str, slope: float) -> Tensor:
     """``act(bn(x))`` for a BatchNorm in training mode that :func:`takes` allows; its running statistics are updated."""
-    wide = _wide(x.dtype)
+    wide = accumulation_dtype(x.dtype)
     w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (bn.weight, bn.bias))
     # Not by way of the dispatcher, which would come back to Python for the Function: takes() saw what it is there for.
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from .functional import accumulation_dtype
 
 
 def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that equals bn(conv(x)) in eval mode, computed in at least float32."""
     dtype = conv.weight.dtype
-    wide = torch.promote_types(dtype, torch.float32)
+    wide = accumulation_dtype(dtype)
     scale = torch.rsqrt(bn.running_var.to(wide) + bn.eps)
     if bn.weight is not None:
         scale = scale * bn.weight.to(wide)

@@ -14,6 +14,11 @@ IntOrPair = int | Sequence[int]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that have kernels
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums are taken in: float64 for float64, else float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _pair(name: str, value: IntOrPair) -> tuple[int, int]:
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # a module's: no time lost
         return value

@@ -18,10 +18,15 @@ from .autograd import (
     single_level,
 )
 from .batch_norm import BatchNormActFunction, differentiable_backward
-from .functional import DTYPES
+from .functional import DTYPES, accumulation_dtype
 
 ops = torch.ops.dwconv_ext
 _library = torch.library.Library("dwconv_ext", "IMPL")
+
+
+def _like(x: Tensor, shape: Any) -> Tensor:
+    """Without data, in x's dtype and layout."""
+    return x.new_empty(shape).contiguous(memory_format=suggest_memory_format(x))
 
 
 def _fake_convolution(
@@ -55,7 +60,7 @@ def _fake_convolution(
         room = x.shape[i + 2] + 2 * padding - dilation * (w.shape[i + 2] - 1) - 1
         check(room >= 0, f"{weight_name}'s filter is larger than the padded input along {side}")
         size.append(room // stride + 1)
-    return x.new_empty((x.shape[0], channels, *size)).contiguous(memory_format=suggest_memory_format(x))
+    return _like(x, (x.shape[0], channels, *size))
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")
@@ -66,7 +71,7 @@ def _(x, w, b, stride, padding, dilation):
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d_backward")
 def _(grad, x, w, stride, padding, dilation, mask):
     return (
-        x.new_empty(x.shape).contiguous(memory_format=suggest_memory_format(x)) if mask[0] else x.new_empty((0,)),
+        _like(x, x.shape) if mask[0] else x.new_empty((0,)),
         x.new_empty(w.shape) if mask[1] else x.new_empty((0,)),
         x.new_empty((w.shape[0],)) if mask[2] else x.new_empty((0,)),
     )
@@ -82,7 +87,7 @@ def _check_channels(op: str, x: Tensor, channels: dict[str, Tensor | None]) -> t
     """csrc/cpu/batch_norm_cpu.cpp's checks; the accumulation type."""
     torch._check(x.dim() == 4, lambda: f"{op}: input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
     torch._check(x.dtype in DTYPES, lambda: f"{op}: input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = accumulation_dtype(x.dtype)
     for name, t in channels.items():
         if t is not None:
             wanted = f"{op}: {name} must have {x.shape[1]} elements of {wide}"
@@ -95,7 +100,7 @@ def _check_channels(op: str, x: Tensor, channels: dict[str, Tensor | None]) -> t
 def _(x, w, b, eps, act, slope=0.01):
     wide = _check_channels("batch_norm_act", x, {"weight": w, "bias": b})
     channels = x.new_empty((x.shape[1],), dtype=wide)
-    return x.new_empty(x.shape).contiguous(memory_format=suggest_memory_format(x)), channels, torch.empty_like(channels)
+    return _like(x, x.shape), channels, torch.empty_like(channels)
 
 
 @torch.library.register_fake("dwconv_ext::batch_norm_act_backward")
@@ -103,7 +108,7 @@ def _(grad, x, w, b, mean, variance, eps, act, slope=0.01):
     channels = {"weight": w, "bias": b, "mean": mean, "variance": variance}
     wide = _check_channels("batch_norm_act_backward", x, channels)
     grad_weight = x.new_empty((x.shape[1],), dtype=wide)
-    return x.new_empty(x.shape).contiguous(memory_format=suggest_memory_format(x)), grad_weight, torch.empty_like(grad_weight)
+    return _like(x, x.shape), grad_weight, torch.empty_like(grad_weight)
 
 
 def _register_autograd(name: str, function: type[torch.autograd.Function], tensors: int) -> None:

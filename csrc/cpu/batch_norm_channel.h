@@ -1,4 +1,5 @@
-// One channel's statistics and what follows from them, in double. Internal linkage, plain C++: the ISA files include it too.
+// One channel's statistics and what follows from them, in double, and the parts they come from. Internal linkage, plain C++: the
+// ISA files include it too.
 #pragma once
 
 #include <stdint.h>
@@ -6,6 +7,15 @@
 #include "../problem.h"
 
 namespace dwconv {
+
+// The pixels of one of channels_last's parts (BatchNormArgs).
+struct PartOfPixels {
+  int64_t begin, end;
+};
+static inline PartOfPixels pixels_of_part(const BatchNormArgs& args, int64_t part) {
+  const int64_t pixels = args.problem.batch * args.problem.in_h * args.problem.in_w;
+  return {pixels * part / args.parts, pixels * (part + 1) / args.parts};
+}
 
 // How a group of `count` values joins `before` others (Chan, Golub and LeVeque 1983): the same for every channel.
 struct JoinWeights {

@@ -88,18 +88,17 @@ template <class A>
 void join_moments(BatchNormArgs* args) {
   A* const constants = new_constants<A>(args);
   const DepthwiseProblem& p = args->problem;
-  const int64_t pixels = p.batch * p.in_h * p.in_w;
   double* const mean = args->partial;
   double* const squares = mean + p.channels;
   for (int64_t part = 1; part < args->parts; ++part) {
-    const int64_t begin = pixels * part / args->parts, end = pixels * (part + 1) / args->parts;
-    const JoinWeights weights = join_weights(begin, end - begin);
+    const PartOfPixels range = pixels_of_part(*args, part);
+    const JoinWeights weights = join_weights(range.begin, range.end - range.begin);
     const double* const its_mean = args->partial + part * 2 * p.channels;
     for (int64_t c = 0; c < p.channels; ++c) join(weights, its_mean[c], its_mean[p.channels + c], &mean[c], &squares[c]);
   }
   for (int64_t c = 0; c < p.channels; ++c) {
     Moments moments;
-    moments.count = pixels, moments.mean = mean[c], moments.squares = squares[c];
+    moments.count = p.batch * p.in_h * p.in_w, moments.mean = mean[c], moments.squares = squares[c];
     set_constants(constants, args->constants_pitch, c, forward_constants<A>(*args, c, moments));
   }
 }

@@ -17,14 +17,6 @@ DWCONV_INLINE int64_t piece_pixels(int64_t channels) {
 
 inline constexpr int64_t kBackwardPixels = 64;
 
-struct PartOfPixels {
-  int64_t begin, end;
-};
-DWCONV_INLINE PartOfPixels pixels_of_part(const BatchNormArgs& args, int64_t part) {
-  const int64_t pixels = args.problem.batch * args.problem.in_h * args.problem.in_w;
-  return {pixels * part / args.parts, pixels * (part + 1) / args.parts};
-}
-
 // Three sums a channel and vector's worth more, in the accumulation type.
 template <class T>
 int64_t batch_norm_nhwc_sums_bytes(const DepthwiseProblem& p) {
