@@ -88,8 +88,8 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
         TypeError: layer is neither; ValueError: input does not fit the layer, or its dtype has no kernel.
 
     Example:
-        >>> print(plan(nn.Conv2d(32, 32, 3, padding=1, groups=32), (8, 32, 112, 112))[0].kernel)
-        depthwise_forward_nchw_rows
+        >>> print(plan(nn.Conv2d(32, 32, 3, padding=1, groups=32), (8, 32, 7, 7))[0].kernel)
+        depthwise_forward_nchw_transposed
     """
     if not isinstance(input, Tensor):
         input = torch.empty(tuple(input), device="meta")

@@ -42,7 +42,8 @@ def pytest_in(library: Path, *arguments: str) -> str:
 
 def test_every_row_case_and_block(library):
     emulated = "avx512 or amx or random"
-    files = ("tests/test_kernels.py", "tests/test_depthwise.py", "tests/test_separable.py", "tests/test_batch_norm.py")
+    names = ("kernels", "memory", "plan", "depthwise", "separable", "batch_norm")
+    files = [f"tests/test_{name}.py" for name in names]
     out = pytest_in(library, *files, "-k", emulated, "-rA")
     passed = re.findall(r"PASSED .*test_row\[(\w+)-", out)
     assert {"avx512", "avx512_bf16", "amx"} <= set(passed), sorted(set(passed))

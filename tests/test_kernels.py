@@ -87,24 +87,21 @@ def test_stale_forcing_does_not_break_a_problem_it_does_not_fit(layout):
         _C.force_row("")
 
 
-@pytest.mark.parametrize("isa", _C.supported_isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kernel, stride, padding", [(3, 1, 1), (5, 1, 2), (7, 1, 0), (3, 1, 3), (3, 2, 1), (4, 2, 3), (3, 3, 1)])
-@pytest.mark.parametrize("pass_", ["forward", "backward_weight"])
-def test_columns_as_lanes(pass_, isa, dtype, kernel, stride, padding):
+def in_columns(row: dict) -> bool:
+    return row["name"].endswith(("nchw_rows", "nchw_direct")) and row["dtype"] in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("forced", list(filter(in_columns, TABLE)), ids=label, indirect=True)
+def test_columns_as_lanes(forced, padding):
     """Every width up to three vectors of 16, with rows that end in part of a vector, less than one, or none of the image."""
-    before = _C.selected_isa()
-    _C.select_isa(isa)
-    square = pass_ == "forward" and kernel in (3, 5, 7) and stride == 1
-    _C.force_row(f"depthwise_{pass_}_nchw_rows", kernel if square else 0, stride if square else 0)
-    try:
+    kernels = [forced["filter"]] if forced["filter"] else [3, 4]
+    for kernel in kernels:
         for width in range(max(1, kernel - 2 * padding), 50):
+            stride = forced["stride"] or 1 + width % 3
             height = max(1 + 7 * width % 19, kernel - 2 * padding)
             case = Case("", 2, 3, (height, width), (kernel,) * 2, (stride,) * 2, (padding,) * 2)
-            check_depthwise(*case.tensors(dtype, "nchw"), case.conv, peer=False)
-    finally:
-        _C.force_row("")
-        _C.select_isa(before)
+            check_depthwise(*case.tensors(getattr(torch, forced["dtype"]), "nchw"), case.conv, peer=False)
 
 
 def everything(case, dtype):

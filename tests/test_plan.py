@@ -53,34 +53,59 @@ def test_everything_else_has_the_general_kernel(odd, layout):
     assert plan(layout=layout, **odd)["filter"] == 0
 
 
+@pytest.fixture
+def isa(request):
+    if request.param not in _C.supported_isas():
+        pytest.skip(f"no {request.param} here")
+    before = _C.selected_isa()
+    _C.select_isa(request.param)
+    yield
+    _C.select_isa(before)
+
+
 @pytest.mark.parametrize(
-    "changes, family",
+    "isa, changes, family",
     [
-        ({"size": (7, 7), "channels": 1024}, "transposed"),  # rows narrower than a vector
-        ({"size": (9, 9)}, "transposed"),  # or than two
-        ({"size": (56, 56)}, "rows"),
-        ({"size": (112, 112), "kernel": (5, 5)}, "rows"),
-        ({"size": (56, 56), "kernel": (1, 11)}, "rows"),
-        ({"size": (56, 56), "dilation": (2, 2)}, "rows"),
-        ({"size": (56, 56), "stride": (2, 2)}, "transposed"),
-        ({"size": (56, 56), "kernel": (31, 31)}, "transposed"),
-        ({"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 2)}, "rows"),  # too few planes to fill a vector
+        ("avx2", {"size": (7, 7), "channels": 1024}, "transposed"),  # rows narrower than a vector
+        ("avx2", {"size": (9, 9)}, "transposed"),  # or than two
+        ("avx2", {"size": (56, 56)}, "rows"),
+        ("avx2", {"size": (112, 112), "kernel": (5, 5)}, "rows"),
+        ("avx2", {"size": (56, 56), "kernel": (1, 11)}, "rows"),
+        ("avx2", {"size": (56, 56), "dilation": (2, 2)}, "rows"),
+        ("avx2", {"size": (56, 56), "stride": (2, 2)}, "transposed"),
+        ("avx2", {"size": (56, 56), "kernel": (31, 31)}, "transposed"),
+        ("avx2", {"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 2)}, "rows"),  # too few planes to fill a vector
+        ("avx512", {"size": (7, 7), "channels": 1024}, "transposed"),  # half a vector
+        ("avx512", {"size": (14, 14), "channels": 512}, "direct"),
+        ("avx512", {"size": (17, 17)}, "transposed"),  # half of two
+        ("avx512", {"size": (56, 56)}, "direct"),
+        ("avx512", {"size": (112, 112), "dtype": "bfloat16"}, "direct"),
+        ("avx512", {"size": (56, 56), "stride": (2, 2)}, "transposed"),
+        ("avx512", {"size": (56, 56), "channels": 96, "kernel": (11, 1)}, "rows"),
+        ("avx512", {"size": (56, 56), "kernel": (31, 31)}, "transposed"),
+        ("avx512", {"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 2)}, "rows"),
     ],
+    indirect=["isa"],
 )
-def test_columns_are_lanes_where_rows_are_wide(changes, family):
+def test_columns_are_lanes_where_rows_are_wide(isa, changes, family):
     assert plan(**changes)["name"] == f"depthwise_forward_nchw_{family}"
 
 
 @pytest.mark.parametrize(
-    "changes, family",
+    "isa, changes, family",
     [
-        ({"size": (9, 9)}, "transposed"),
-        ({"size": (112, 112)}, "rows"),
-        ({"size": (112, 112), "stride": (2, 2)}, "transposed"),
-        ({"batch": 64, "channels": 1}, "rows"),
+        ("avx2", {"size": (9, 9)}, "transposed"),
+        ("avx2", {"size": (112, 112)}, "rows"),
+        ("avx2", {"size": (112, 112), "stride": (2, 2)}, "transposed"),
+        ("avx2", {"batch": 64, "channels": 1}, "rows"),
+        ("avx512", {"size": (14, 14)}, "transposed"),
+        ("avx512", {"size": (28, 28)}, "direct"),
+        ("avx512", {"size": (112, 112), "stride": (2, 2)}, "transposed"),
+        ("avx512", {"batch": 64, "channels": 1, "stride": (2, 2)}, "rows"),
     ],
+    indirect=["isa"],
 )
-def test_columns_are_lanes_of_a_weight_gradient_where_rows_are_wide(changes, family):
+def test_columns_are_lanes_of_a_weight_gradient_where_rows_are_wide(isa, changes, family):
     assert plan(pass_="backward_weight", **changes)["name"] == f"depthwise_backward_weight_nchw_{family}"
 
 
@@ -141,7 +166,8 @@ def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far, small_l2
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
 def test_nchw_rows_are_asked_for_early_where_the_input_is_large(batch, far, small_l2):
-    assert ("next rows are asked for early" in plan(batch=batch, channels=64)["reason"]) == far
+    rows = plan(batch=batch, channels=128, kernel=(11, 1))["reason"]
+    assert ("next rows are asked for early" in rows) == far
 
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])

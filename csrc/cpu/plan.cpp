@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kMinElementsAWorker = 1 << 14;  // below it a second thread costs more than it brings (a few us)
 constexpr int64_t kRowTile = 4;                   // rows an NCHW register tile has; tiles are multiples of it
+constexpr int64_t kLeastDirectRows = 14;          // of a tile of the direct family: two register tiles
 constexpr int64_t kTilesAWorker = 8;              // enough to even out the tail
 constexpr int64_t kSplitsAWorker = 4;             // the same of a fused block
 constexpr int64_t kMaxParts = 32;
@@ -17,31 +18,35 @@ constexpr int64_t kPartBytes = 4 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Which of NCHW's two families: channels as lanes (transposed) or output columns as lanes (rows). Costs of an output element
-// in units of one tap of a full vector, fitted to both families' times at 7 to 112 columns, filters 1x1 to 31x31, stride 1 and 2
-// (AVX2). Idle lanes are paid for like busy ones; a strided row is staged in phases, more than two of them element by element;
-// with 16 registers an unrolled channels-last tile loads its taps anew for every few columns.
+// Which of NCHW's families: planes as lanes (transposed), or output columns as lanes, staged (rows) or read in place (direct).
+// Costs of an output element in units of one multiply-add of a full vector, fitted to the families' times at 7 to 112 columns,
+// filters 1x1 to 31x31, stride 1 and 2. Idle lanes are paid for like busy ones; each of the two transposed tensors costs an
+// element its transposition, more where they are large; a strided row is staged in phases, more than two of them element by
+// element; and with columns as lanes each row costs its start.
 struct RowsCost {
-  double stage, stage_halves, stage_elements, row_start;
+  double tap, stage, stage_halves, stage_elements, row_start;
 };
-constexpr RowsCost kForwardRows = {6, 50, 150, 120}, kBackwardWeightRows = {8, 50, 150, 130};
+struct NchwCosts {
+  double transpose, transpose_large, transposed_tap;  // with the 16 registers of narrower sets a tile loads its taps anew
+  RowsCost rows;
+  RowsCost direct;
+};
+constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}}, kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}};
+constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {1, 9, 0, 0, 100}};
+constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}};
 
-bool transposed_pays(const DepthwiseProblem& p, int64_t planes, int64_t lanes, const RowsCost& cost) {
-  constexpr double kTranspose = 7, kReloads = 1.25, kNotUnrolled = 1.1;
-  const auto idle = [&](int64_t n) {
-    return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
-  };
-  const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
-  const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
-  const bool unrolled = p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 && p.dilation_h * p.dilation_w == 1;
-  const bool reloads = unrolled && lanes * accumulate_size(p.dtype) < 64;
-  const double transposed = (taps * (reloads ? kReloads : 1) + kTranspose * (1 + inputs)) * idle(planes);
-  const bool halves = p.stride_h == 2 && p.stride_w == 2;
-  const double staging = inputs == 1 ? cost.stage : halves ? cost.stage_halves : cost.stage_elements;
-  const double a_row = cost.row_start / std::max<int64_t>(p.out_w, 1);
-  const double rows = (taps * (unrolled ? 1 : kNotUnrolled) + staging + a_row) * idle(p.out_w);
-  return transposed < rows;
+// A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
+bool is_large(const DepthwiseProblem& p) {
+  constexpr int64_t kLarge = 16 << 20;
+  return element_size(p.dtype) * p.batch * p.channels * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) >= kLarge;
 }
+
+bool is_of(const KernelRow& row, std::string_view family) {
+  return std::string_view(row.name).find(family) != std::string_view::npos;
+}
+bool is_transposed(const KernelRow& row) { return is_of(row, "_transposed"); }
+bool is_direct(const KernelRow& row) { return is_of(row, "_direct"); }
+bool is_rows(const KernelRow& row) { return is_of(row, "_rows"); }
 
 // A plan is made at every call and looks at many rows: numbers first, no strings.
 bool is_for(const KernelRow& row, std::string_view op, std::string_view pass, const DepthwiseProblem& p) {
@@ -52,36 +57,39 @@ bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
   const bool filter =
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
-  return filter && stride;
+  // The direct kernels write dense rows, not a phase of a strided input gradient.
+  return filter && stride && (p.out_stride_w <= 1 || !is_direct(row));
+}
+
+// The first row of the set, or of those below it, that `wanted` takes.
+template <class Wanted>
+const KernelRow* first_row(const IsaKernels& isa, std::string_view op, std::string_view pass, const DepthwiseProblem& p,
+                           Wanted wanted) {
+  for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
+    for (int32_t i = 0; i < set->table.count; ++i) {
+      const KernelRow& row = set->table.rows[i];
+      if (is_for(row, op, pass, p) && wanted(row)) return &row;
+    }
+  }
+  return nullptr;
 }
 
 const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,
                         const DepthwiseProblem& p, std::string_view family = "") {
-  const auto first_row = [&](auto wanted) -> const KernelRow* {
-    for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
-      for (int32_t i = 0; i < set->table.count; ++i) {
-        const KernelRow& row = set->table.rows[i];
-        if (is_for(row, op, pass, p) && wanted(row)) return &row;
-      }
-    }
-    return nullptr;
-  };
   const ForcedRow& forced = machine.forced;
   const KernelRow* found = nullptr;
   if (forced.name != nullptr) {
-    found = first_row([&](const KernelRow& row) {
+    found = first_row(isa, op, pass, p, [&](const KernelRow& row) {
       return row.name == std::string_view(forced.name) && forced.filter == row.filter && forced.stride == row.stride &&
              takes_filter(row, p);
     });
   }
   if (found == nullptr) {
-    found = first_row([&](const KernelRow& row) {
-      return takes_filter(row, p) && std::string_view(row.name).find(family) != std::string_view::npos;
-    });
+    found = first_row(isa, op, pass, p, [&](const KernelRow& row) { return takes_filter(row, p) && is_of(row, family); });
   }
   if (found != nullptr) return found;
   std::string nearest;
-  first_row([&](const KernelRow& row) {
+  first_row(isa, op, pass, p, [&](const KernelRow& row) {
     nearest +=
         std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
     return false;
@@ -91,6 +99,34 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::stri
 }
 
 int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(p.dtype); }
+
+// `planes`: what the transposed family has to fill its vectors with.
+const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {
+  if (p.layout == Layout::kNHWC) return "";
+  const int64_t lanes = lanes_of(p, isa);
+  const bool wide = isa.table.vector_bytes == 64, forward = pass == "forward";
+  const NchwCosts& costs = wide ? forward ? kForward64 : kBackwardWeight64 : forward ? kForward : kBackwardWeight;
+  constexpr double kNotUnrolled = 1.1;
+  const auto idle = [&](int64_t n) {
+    return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
+  };
+  const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
+  const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
+  const bool unrolled = p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 && p.dilation_h * p.dilation_w == 1;
+  const bool halves = p.stride_h == 2 && p.stride_w == 2;
+  const auto in_rows = [&](const RowsCost& cost, double tap) {
+    const double staging = inputs == 1 ? cost.stage : halves ? cost.stage_halves : cost.stage_elements;
+    return (taps * cost.tap * tap + staging + cost.row_start / std::max<int64_t>(p.out_w, 1)) * idle(p.out_w);
+  };
+  const double transposition = (is_large(p) ? costs.transpose_large : costs.transpose) * (1 + inputs);
+  const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
+  const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
+  const auto direct = [&](const KernelRow& row) { return is_direct(row) && takes_filter(row, p); };
+  if (in_rows(costs.direct, 1) < std::min(rows, transposed) && first_row(isa, "depthwise_conv2d", pass, p, direct) != nullptr) {
+    return "_direct";
+  }
+  return transposed < rows ? "_transposed" : "_rows";
+}
 
 // Output rows a tile whose staged rows, `row_bytes` an input row and `out_row_bytes` an output row, fit in `cache_bytes`; but
 // so many that halo rows are at most a third.
@@ -102,8 +138,6 @@ int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_ro
   const int64_t pieces = ceil_div(std::max<int64_t>(p.out_h, 1), rows);  // of even height
   return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
 }
-
-bool is_transposed(const KernelRow& row) { return std::string_view(row.name).find("_transposed") != std::string_view::npos; }
 
 int64_t input_bytes(const DepthwiseProblem& p) {
   return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
@@ -136,6 +170,7 @@ std::string describe(const KernelRow& row) {
   const std::string stride = row.stride ? "stride " + std::to_string(row.stride) : "any stride";
   const char* const lanes = row.layout == Layout::kNHWC ? "channels are lanes"
                             : is_transposed(row)        ? "planes are lanes, transposed through scratch"
+                            : is_direct(row)            ? "columns are lanes, read in place"
                                                         : "columns are lanes";
   return filter + ", " + stride + "; " + lanes;
 }
@@ -149,10 +184,6 @@ const char* product_name(const KernelRow& row) {
   return row.isa == Isa::kAmx                      ? "product on AMX tiles"
          : row.pointwise.dtype == DType::kBFloat16 ? "product of bfloat16 pairs"
                                                    : "product by multiply-adds";
-}
-
-const char* nchw_family(const DepthwiseProblem& p, int64_t planes, int64_t lanes, const RowsCost& cost) {
-  return p.layout == Layout::kNHWC ? "" : transposed_pays(p, planes, lanes, cost) ? "_transposed" : "_rows";
 }
 
 }  // namespace
@@ -170,7 +201,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   const int64_t lanes = lanes_of(p, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, nchw_family(p, planes, lanes, kForwardRows));
+  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, nchw_family(isa, "forward", p, planes));
   const int64_t elements = planes * p.out_h * p.out_w;
   if (p.layout == Layout::kNHWC) {
     plan.columns = p.batch;
@@ -179,6 +210,11 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   } else if (is_transposed(*plan.row)) {
     plan.columns = ceil_div(planes, lanes);
     plan.rows_per_tile = staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, machine.l1_bytes * 2);
+  } else if (is_direct(*plan.row)) {
+    // Whole planes, but pieces of them where there are few.
+    plan.columns = planes;
+    const int64_t pieces = ceil_div(kTilesAWorker * machine.threads, std::max<int64_t>(planes, 1));
+    plan.rows_per_tile = std::clamp<int64_t>(ceil_div(p.out_h, pieces), std::min<int64_t>(p.out_h, kLeastDirectRows), p.out_h);
   } else {
     plan.columns = planes;
     const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;
@@ -205,7 +241,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t lanes = lanes_of(p, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  const std::string family = nchw_family(p, planes, lanes, kForwardRows);
+  const std::string family = nchw_family(isa, "forward", p, planes);
   const bool forced =
       machine.forced.name != nullptr && std::string(machine.forced.name).find("backward_input") != std::string::npos;
   if (family == "_rows" && !forced) return plan;
@@ -239,8 +275,7 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   Plan plan;
   const int64_t lanes = lanes_of(p, isa);
   const int64_t unit = accumulate_size(p.dtype);
-  plan.row =
-      choose(isa, machine, "depthwise_conv2d", "backward_weight", p, nchw_family(p, p.channels, lanes, kBackwardWeightRows));
+  plan.row = choose(isa, machine, "depthwise_conv2d", "backward_weight", p, nchw_family(isa, "backward_weight", p, p.channels));
   const int64_t taps = p.kernel_h * p.kernel_w;
   const int64_t elements = p.batch * p.channels * p.out_h * p.out_w;
   // The parts must depend neither on the threads nor on the caches: the order of the sums does.
@@ -259,8 +294,8 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false)
-                                             : !is_transposed(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
+  plan.far_input =
+      p.layout == Layout::kNHWC ? is_far(p, machine, false) : is_rows(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
   plan.reason =
       describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" + in_order(plan);
   return plan;

@@ -245,17 +245,100 @@ DWCONV_INLINE void store_some(T* p, V v, int lanes) {
   }
 }
 
-// A fixed order, so that a sum has the same bits wherever it is taken.
-DWCONV_INLINE float sum_lanes(Vec<float> v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes<float>; ++i) sum += v[i];
+// ---- lanes whose bit is set --------------------------------------------------------------------------------------------
+
+// Both keep_in_register: what the compiler would otherwise read from memory again wherever it is used.
+#if DWCONV_INTRINSICS == 64
+using LaneMask = __mmask16;
+DWCONV_INLINE void keep_in_register(LaneMask& mask) { asm("" : "+Yk"(mask)); }
+template <class V>
+DWCONV_INLINE void keep_in_register(V& v) {
+  asm("" : "+v"(v));
+}
+#else
+using LaneMask = uint32_t;
+template <class V>
+DWCONV_INLINE void keep_in_register(V&) {}
+#endif
+
+// load_masked: the others are zero, their memory is not touched. store_masked: they are not written. add_masked: sum + a * b;
+// they keep their sum, whatever a and b hold there.
+#if DWCONV_INTRINSICS == 64
+DWCONV_INLINE Vec<float> load_masked(const float* p, LaneMask lanes) { return (Vec<float>)_mm512_maskz_loadu_ps(lanes, p); }
+DWCONV_INLINE Vec<double> load_masked(const double* p, LaneMask lanes) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), p);
+}
+template <class T>
+DWCONV_INLINE Vec<float> load_masked(const T* p, LaneMask lanes) {
+  return widen((U16)_mm256_maskz_loadu_epi16(lanes, p), T{});
+}
+DWCONV_INLINE void store_masked(float* p, Vec<float> v, LaneMask lanes) { _mm512_mask_storeu_ps(p, lanes, (__m512)v); }
+DWCONV_INLINE void store_masked(double* p, Vec<double> v, LaneMask lanes) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes), (__m512d)v);
+}
+template <class T>
+DWCONV_INLINE void store_masked(T* p, Vec<float> v, LaneMask lanes) {
+  _mm256_mask_storeu_epi16(p, lanes, (__m256i)narrow(v, T{}));
+}
+DWCONV_INLINE Vec<float> add_masked(Vec<float> sum, Vec<float> a, Vec<float> b, LaneMask lanes) {
+  return (Vec<float>)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)sum, lanes);
+}
+DWCONV_INLINE Vec<double> add_masked(Vec<double> sum, Vec<double> a, Vec<double> b, LaneMask lanes) {
+  return (Vec<double>)_mm512_mask3_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum, static_cast<__mmask8>(lanes));
+}
+#else
+template <class T>
+DWCONV_INLINE auto load_masked(const T* p, LaneMask lanes) {
+  constexpr int n = kLanes<typename AccumulateType<T>::type>;
+  T buffer[n] = {};
+  for (int i = 0; i < n; ++i) {
+    if ((lanes >> i) & 1) buffer[i] = p[i];
+  }
+  return load(buffer);
+}
+template <class T, class V>
+DWCONV_INLINE void store_masked(T* p, V v, LaneMask lanes) {
+  constexpr int n = kLanes<typename AccumulateType<T>::type>;
+  T buffer[n];
+  store(buffer, v);
+  for (int i = 0; i < n; ++i) {
+    if ((lanes >> i) & 1) p[i] = buffer[i];
+  }
+}
+template <class V>
+DWCONV_INLINE V add_masked(V sum, V a, V b, LaneMask lanes) {
+  const V all = sum + a * b;
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(sum[0])); ++i) {
+    if ((lanes >> i) & 1) sum[i] = all[i];
+  }
   return sum;
 }
-DWCONV_INLINE double sum_lanes(Vec<double> v) {
-  double sum = 0;
-  for (int i = 0; i < kLanes<double>; ++i) sum += v[i];
-  return sum;
+#endif
+
+// Halves to halves, a fixed order: a sum has the same bits wherever it is taken.
+template <class A, int kCount>
+DWCONV_INLINE A sum_halves(const A* values) {
+  if constexpr (kCount == 2) {
+    return values[0] + values[1];
+  } else {
+    typedef A Half __attribute__((vector_size(kCount / 2 * sizeof(A))));
+    Half low, high;
+    __builtin_memcpy(&low, values, sizeof low);
+    __builtin_memcpy(&high, values + kCount / 2, sizeof high);
+    A sums[kCount / 2];
+    const Half sum = low + high;
+    __builtin_memcpy(sums, &sum, sizeof sum);
+    return sum_halves<A, kCount / 2>(sums);
+  }
 }
+template <class A>
+DWCONV_INLINE A sum_all(Vec<A> v) {
+  A values[kLanes<A>];
+  store(values, v);
+  return sum_halves<A, kLanes<A>>(values);
+}
+DWCONV_INLINE float sum_lanes(Vec<float> v) { return sum_all<float>(v); }
+DWCONV_INLINE double sum_lanes(Vec<double> v) { return sum_all<double>(v); }
 
 DWCONV_INLINE int lanes_left(int64_t left, int lanes) { return left < lanes ? static_cast<int>(left) : lanes; }
 

@@ -1,0 +1,84 @@
+"""What kernels touch: nothing outside of the tensors, and nothing of one plane for another's sake."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+
+import pytest
+import torch
+from cases import LAYOUTS
+from test_kernels import TABLE, forced, label  # noqa: F401 (a fixture)
+
+PAGE = mmap.PAGESIZE
+ROWS = [row for row in TABLE if row["op"] == "depthwise_conv2d" and row["dtype"] == row["out_dtype"]]
+SIZES = [(7, 7), (9, 17), (5, 30), (14, 14)]
+
+
+class Guarded:
+    """Copies of tensors that end where memory ends, or begin where it begins: the pages beside them can't be read."""
+
+    def __init__(self) -> None:
+        self.regions: list[mmap.mmap] = []
+
+    def copy(self, x: torch.Tensor, at_end: bool) -> torch.Tensor:
+        size = x.numel() * x.element_size()
+        pages = -(-size // PAGE)
+        region = mmap.mmap(-1, (pages + 2) * PAGE)
+        self.regions.append(region)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(region))
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        for page in (0, pages + 1):
+            assert protect(ctypes.c_void_p(begin + page * PAGE), PAGE, 0) == 0, ctypes.get_errno()
+        offset = PAGE + (pages * PAGE - size if at_end else 0)
+        dense = torch.frombuffer(region, dtype=x.dtype, count=x.numel(), offset=offset)
+        return dense.as_strided(x.shape, x.stride()).copy_(x)
+
+
+def layout_of(row: dict) -> torch.memory_format:
+    return LAYOUTS["nchw" if row["layout"] == "NCHW" else "channels_last"]
+
+
+def problem(row: dict, size: tuple[int, int]):
+    random = torch.Generator().manual_seed(0)
+    kernel, stride = row["filter"] or 4, row["stride"] or 2
+    channels, pad = 21, kernel // 2
+    x = torch.randn(2, channels, *size, generator=random)
+    w = torch.randn(channels, 1, kernel, kernel, generator=random)
+    args = ([stride] * 2, [pad] * 2, [1, 1])
+    grad = torch.randn(torch.ops.dwconv_ext.depthwise_conv2d(x, w, None, *args).shape, generator=random)
+    dtype = getattr(torch, row["dtype"])
+    x, grad = (t.to(dtype).contiguous(memory_format=layout_of(row)) for t in (x, grad))
+    return x, w.to(dtype), grad, args
+
+
+def everything(x, w, grad, args):
+    y = torch.ops.dwconv_ext.depthwise_conv2d(x, w, None, *args)
+    return y, *torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *args, [True, True, True])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+@pytest.mark.parametrize("forced", ROWS, ids=label, indirect=True)
+def test_nothing_outside_of_the_tensors_is_read(forced):  # noqa: F811
+    for size in SIZES:
+        x, w, grad, args = problem(forced, size)
+        expected = everything(x, w, grad, args)
+        for at_end in (False, True):
+            guarded = Guarded()
+            got = everything(guarded.copy(x, at_end), guarded.copy(w, at_end), guarded.copy(grad, at_end), args)
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("forced", ROWS, ids=label, indirect=True)
+def test_planes_do_not_leak_into_others(forced):  # noqa: F811
+    n, c = 1, 11
+    for size in SIZES:
+        x, w, grad, args = problem(forced, size)
+        y, grad_input, *weight_and_bias = everything(x, w, grad, args)
+        for t in (x, grad):
+            t[:, :c], t[:, c + 1 :] = float("nan"), float("inf")
+        got, got_input, *got_weight_and_bias = everything(x, w, grad, args)
+        assert torch.equal(got[n, c], y[n, c]) and torch.equal(got_input[n, c], grad_input[n, c])
+        for ours, clean in zip(got_weight_and_bias, weight_and_bias, strict=True):
+            assert torch.equal(ours[c], clean[c])
