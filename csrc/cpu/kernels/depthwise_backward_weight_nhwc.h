@@ -15,6 +15,7 @@
 // L2.
 #pragma once
 
+#include "depthwise_backward_weight_nhwc_strip.h"
 #include "depthwise_forward_nhwc.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -196,10 +197,12 @@ DWCONV_INLINE void clear(A* values, int64_t count) {
   if (values != nullptr) memset(values, 0, count * sizeof(A));
 }
 
-// A block's taps return to the input rows of a filter for each row of outputs.
+// 3x3 filters go by strips, which read each line once a tile. With others a block's taps return to the input rows of a filter for
+// each row of outputs.
+DWCONV_INLINE bool goes_by_strips(const DepthwiseProblem& p) { return p.kernel_h == 3 && p.kernel_w == 3; }
 template <class T>
 DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
-  return lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w);
+  return !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w);
 }
 
 // The same from staged lines of input and grad_output, kStaged channels and a block of rows at a time.
@@ -228,6 +231,19 @@ void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* 
   }
 }
 
+template <class T, int kStride, class A>
+void accumulate_strips(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
+                       A* partial_bias, A* sums) {
+  FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
+  for (const int64_t end = y + rows; y < end; y += strip_rows(p)) {
+    const int64_t count = y + strip_rows(p) < end ? strip_rows(p) : end - y;
+    far_input.read(input_rows(p, y, count));
+    far_grad.read({y, y + count});
+    accumulate_strip<T, A, kStride>(p, image, grad, y, count, partial, partial_bias, sums);
+  }
+}
+
 // kKernel == 0: any filter, stride and dilation.
 template <class T, int kKernel, int kStride>
 void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
@@ -247,7 +263,9 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
       const int64_t rows = end - row < p.out_h - y ? end - row : p.out_h - y;
       const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
       const T* const grad = static_cast<const T*>(args.grad_output) + n * p.out_stride_n;
-      if (staged) {
+      if constexpr (kKernel == 3) {
+        accumulate_strips<T, kStride>(p, image, grad, y, rows, partial, bias, static_cast<A*>(scratch));
+      } else if (staged) {
         accumulate_staged_rows<T, kKernel, kStride>(p, image, grad, y, rows, partial, bias, static_cast<T*>(scratch));
       } else {
         accumulate_rows<T, kKernel, kStride>(p, image, grad, y, rows, p.channels, partial, bias);
@@ -259,6 +277,7 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
 
 template <class T>
 int64_t depthwise_backward_weight_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
+  if (goes_by_strips(p)) return kStripScratch<typename AccumulateType<T>::type>;
   return stages_weight<T>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * kStagedBytes : 0;
 }
 

@@ -24,6 +24,7 @@
 #include "../scalar_types.h"
 
 #define DWCONV_INLINE inline __attribute__((always_inline))
+#define DWCONV_NOINLINE __attribute__((noinline))
 #define DWCONV_UNROLL _Pragma("GCC unroll 64")
 #define DWCONV_UNROLL_4 _Pragma("GCC unroll 4")
 
