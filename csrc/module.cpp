@@ -130,7 +130,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_near_bytes", &set_near_bytes,
         "Plans as if only smaller inputs could be in a cache near by, until called with -1; for tests and measurements.",
         py::arg("bytes"));
-  m.def("cache_bytes", [] { return std::make_pair(machine(1).l1_bytes, machine(1).l2_bytes); });
+  m.def("cache_bytes", [] { return std::make_tuple(machine(1).l1_bytes, machine(1).l2_bytes, machine(1).l3_bytes); });
   m.def("kernel_table", &kernel_table, "Every kernel this CPU can run, one dict a row of csrc/cpu/kernels.inc.");
   m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"),
         py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),

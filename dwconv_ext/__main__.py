@@ -27,11 +27,11 @@ def _kernels() -> str:
 
 def report() -> dict[str, str]:
     """The facts that an issue report should have, by name."""
-    l1, l2 = _C.cache_bytes()
+    l1, l2, l3 = _C.cache_bytes()
     facts = {
         "dwconv_ext": f"{dwconv_ext.__version__}, built against torch {_C.build_torch} by {_C.build_compiler}",
         "torch": f"{torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
-        "CPU": f"{_processor()}, L1 {l1 >> 10} KiB, L2 {l2 >> 10} KiB",
+        "CPU": f"{_processor()}, L1 {l1 >> 10} KiB, L2 {l2 >> 10} KiB, L3 {l3 >> 20} MiB",
         "instruction sets": " ".join(_C.cpu_flags()),
         "kernel sets": f"{_C.selected_isa()} chosen of {', '.join(_C.supported_isas())}",
         "kernels": _kernels(),

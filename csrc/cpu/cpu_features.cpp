@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #endif
 
+#include <fstream>
 #include <stdexcept>
 
 #include "isa_build.h"
@@ -170,13 +171,24 @@ static int64_t cache_size(int name, int64_t otherwise) {
 }
 #endif
 
+// That of one L3: some C libraries add up those of all the processor's core complexes.
+static int64_t l3_size() {
+  int64_t kib = 0;
+#if defined(__linux__)
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;  // "32768K"
+#endif
+  return kib > 0 ? kib << 10 : 32 << 20;
+}
+
 Machine machine(int64_t threads) {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   static const int64_t l1 = cache_size(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), l2 = cache_size(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
 #else
   constexpr int64_t l1 = 32 << 10, l2 = 512 << 10;
 #endif
-  return {l1, l2, threads, forced, near_bytes >= 0 ? near_bytes : nearby_bytes(l2)};
+  static const int64_t l3 = l3_size();
+  if (near_bytes >= 0) return {l1, l2, threads, forced, near_bytes, kNever};
+  return {l1, l2, threads, forced, nearby_bytes(l2), l3};
 }
 
 }  // namespace dwconv

@@ -27,6 +27,7 @@ struct Machine {
   int64_t threads;
   ForcedRow forced = {};
   int64_t near_bytes;  // an input of as many is not expected in a cache near by (nearby_bytes)
+  int64_t l3_bytes;
 };
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last
@@ -37,13 +38,11 @@ Machine machine(int64_t threads);
 // Machine::near_bytes for an L2 of this size. Reading rows ahead of the register tiles pays where L2 is small (0.5 MB: up
 // to 1.8x); with 2 MB the processor's own prefetchers do better and it costs up to 1.5x (docs/decisions.md).
 constexpr int64_t kLargeL2 = 1 << 20;
-constexpr int64_t nearby_bytes(int64_t l2_bytes) {
-  constexpr int64_t kNever = int64_t{1} << 60;
-  return l2_bytes < kLargeL2 ? 8 << 20 : kNever;
-}
+constexpr int64_t kNever = int64_t{1} << 60;
+constexpr int64_t nearby_bytes(int64_t l2_bytes) { return l2_bytes < kLargeL2 ? 8 << 20 : kNever; }
 
 void force_row(const std::string& name, int32_t filter, int32_t stride);  // an empty name ends it
-void set_near_bytes(int64_t bytes);  // in the place of Machine's, until called with -1; for tests and measurements
+void set_near_bytes(int64_t bytes);  // in the place of Machine's, L3 or not, until called with -1; for tests and measurements
 
 // The chosen set: the best supported one, or what DWCONV_EXT_ISA names; throws std::runtime_error on a bad name.
 const IsaKernels& selected_isa();

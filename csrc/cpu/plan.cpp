@@ -143,9 +143,11 @@ int64_t input_bytes(const DepthwiseProblem& p) {
   return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
 }
 
-// Whether a channels_last input is gone through in order first (far_rows.h). A forward pass does little with an element and
-// gains only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close together as it is. The
-// passes that do more lose less by it, and gain from a far cache's latency too.
+int64_t output_bytes(const DepthwiseProblem& p) { return element_size(p.out_dtype) * p.batch * p.channels * p.out_h * p.out_w; }
+
+// Whether a channels_last input comes from a far cache. A forward pass does little with an element and gains by going through it
+// in order first (far_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close
+// together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
 bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kManyBytes = 256;
   if (p.layout != Layout::kNHWC) return false;
@@ -153,11 +155,17 @@ bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
   return input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
 }
 
+// Or from memory: L3 does not keep both operands from call to call. Then going through it in order pays everywhere but in the
+// strided input gradient, which writes most of what it moves.
+bool is_in_memory(const DepthwiseProblem& p, const Machine& machine) {
+  return p.layout == Layout::kNHWC && input_bytes(p) + output_bytes(p) >= machine.l3_bytes / 2;
+}
+
 // Whether tiles ask for the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
 // the output comes from beyond L2, a store would wait for its line.
 bool expects_output(const DepthwiseProblem& p, const Machine& machine) {
-  const int64_t bytes = element_size(p.out_dtype) * p.batch * p.channels * p.out_h * p.out_w;
-  return p.layout == Layout::kNHWC && machine.l2_bytes >= kLargeL2 && bytes > machine.l2_bytes;
+  constexpr int64_t kManyBytes = 4 << 20;
+  return p.layout == Layout::kNHWC && machine.l2_bytes >= kLargeL2 && output_bytes(p) > kManyBytes;
 }
 
 int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
@@ -230,7 +238,9 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
-  if (p.layout == Layout::kNHWC) plan.far_input = plan.far_output = is_far(p, machine, true);
+  if (p.layout == Layout::kNHWC) {
+    plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine);
+  }
   plan.next_output = expects_output(p, machine);
   plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
@@ -294,8 +304,8 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.far_input =
-      p.layout == Layout::kNHWC ? is_far(p, machine, false) : is_rows(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
+  plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false) || is_in_memory(p, machine)
+                                             : is_rows(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
   plan.reason =
       describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" + in_order(plan);
   return plan;
@@ -370,7 +380,9 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
-  whole.far_input = whole.far_output = is_far(problem, machine, false);
+  // Asking for the next tile's input in the course of the product costs little, and pays before memory itself is read.
+  const bool beyond_l3 = problem.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
+  whole.far_input = whole.far_output = is_far(problem, machine, false) || beyond_l3;
   plan.far_weights = weight_bytes > machine.l2_bytes / 2;
   whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                  " of the output channels a tile; " + product_name(*whole.row) +
