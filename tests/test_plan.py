@@ -109,6 +109,13 @@ def test_columns_are_lanes_of_a_weight_gradient_where_rows_are_wide(isa, changes
     assert plan(pass_="backward_weight", **changes)["name"] == f"depthwise_backward_weight_nchw_{family}"
 
 
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("size", [(14, 14), (56, 56), (112, 112)])
+def test_strided_input_gradients_of_many_planes_are_transposed(isa, size):
+    p = plan(pass_="backward_input", size=size, stride=(2, 2))
+    assert p["name"] == "depthwise_backward_input_nchw_transposed"
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 32, 112, 112), (1, 1024, 7, 7), (3, 17, 5, 900), (64, 3, 9, 9)])
 def test_partial_sums_do_not_depend_on_the_threads(shape, layout):

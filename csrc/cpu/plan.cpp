@@ -104,8 +104,11 @@ int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return isa.
 const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {
   if (p.layout == Layout::kNHWC) return "";
   const int64_t lanes = lanes_of(p, isa);
-  const bool wide = isa.table.vector_bytes == 64, forward = pass == "forward";
-  const NchwCosts& costs = wide ? forward ? kForward64 : kBackwardWeight64 : forward ? kForward : kBackwardWeight;
+  const bool wide = isa.table.vector_bytes == 64;
+  // A strided input gradient's rows are written element by element, for which the narrow sets' costs stand everywhere.
+  const NchwCosts& costs = pass == "backward_weight"   ? wide ? kBackwardWeight64 : kBackwardWeight
+                           : wide && pass == "forward" ? kForward64
+                                                       : kForward;
   constexpr double kNotUnrolled = 1.1;
   const auto idle = [&](int64_t n) {
     return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
@@ -251,7 +254,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t lanes = lanes_of(p, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  const std::string family = nchw_family(isa, "forward", p, planes);
+  const std::string family = nchw_family(isa, "backward_input", p, planes);
   const bool forced =
       machine.forced.name != nullptr && std::string(machine.forced.name).find("backward_input") != std::string::npos;
   if (family == "_rows" && !forced) return plan;

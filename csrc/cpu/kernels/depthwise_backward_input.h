@@ -15,6 +15,7 @@
 // Traffic: grad_output (plus halo rows) and grad_input once.
 #pragma once
 
+#include "depthwise_backward_input_phases.h"
 #include "depthwise_forward_nchw_transposed.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -49,6 +50,24 @@ DWCONV_INLINE void run_phase(const DepthwiseArgs& piece) {
   if (square && p.kernel_h == 3) return depthwise_forward_nhwc<T, O, 3, 1>(piece, nullptr, one_tile());
   if (square && p.kernel_h == 5) return depthwise_forward_nhwc<T, O, 5, 1>(piece, nullptr, one_tile());
   depthwise_forward_nhwc<T, O, 0, 0>(piece, nullptr, one_tile());
+}
+
+// Rows [row, row + rows_per_tile) of every phase. `p` has the strides of input, which begins at row in_begin of grad_output, and
+// of output, which begins with the phases' rows; the weights are taken from channel `first` on.
+template <class T, class O>
+void run_phases(const BackwardInputArgs& args, const DepthwiseProblem& p, const T* input, int64_t in_begin, O* output,
+                int64_t row, int64_t first) {
+  using A = typename AccumulateType<T>::type;
+  if (try_all_phases<T, O>(args, p, input, in_begin, output, row, first)) return;
+  for (int64_t i = 0; i < args.phase_count; ++i) {
+    const InputPhase& phase = args.phases[i];
+    DepthwiseArgs piece = phase_rows(args, p, phase, row);
+    piece.problem.pad_h += in_begin;
+    piece.weight = static_cast<const A*>(phase.weight) + first;
+    piece.input = input;
+    piece.output = output + phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w;
+    run_phase<T, O>(piece);
+  }
 }
 
 DWCONV_INLINE int64_t phase_row_tiles(const BackwardInputArgs& args) {
@@ -88,13 +107,7 @@ void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles t
     FarRows<T>(p.far_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(phases_input_rows(args, row));
     const int64_t left = p.out_h - row * p.stride_h, rows = args.rows_per_tile * p.stride_h;
     expect_rows(p.far_output, image, p.out_stride_h, {0, rows < left ? rows : left});
-    for (int64_t i = 0; i < args.phase_count; ++i) {
-      const InputPhase& phase = args.phases[i];
-      DepthwiseArgs piece = phase_rows(args, near, phase, row);
-      piece.input = grad;
-      piece.output = image + phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w;
-      run_phase<T, T>(piece);
-    }
+    run_phases<T, T>(args, near, grad, 0, image, row, 0);
   }
 }
 
@@ -136,15 +149,7 @@ void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, voi
                             staged + m * staged_plane);
     }
     q.in_h = in_rows.end - in_rows.begin;
-    for (int64_t i = 0; i < args.phase_count; ++i) {
-      const InputPhase& phase = args.phases[i];
-      DepthwiseArgs piece = phase_rows(args, q, phase, row);
-      piece.problem.pad_h += in_rows.begin;
-      piece.weight = static_cast<const A*>(phase.weight) + first % p.channels;
-      piece.input = staged;
-      piece.output = result + (phase.first_h * p.out_w + phase.first_w) * kVec;
-      run_phase<A, A>(piece);
-    }
+    run_phases<A, A>(args, q, staged, in_rows.begin, result, row, first % p.channels);
     lanes_to_planes<T, A>(result, lanes, rows, p.out_w, p.out_stride_h, p.out_stride_w, to);
   }
 }
