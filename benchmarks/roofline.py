@@ -33,8 +33,8 @@ class Roofline:
     def flops(self) -> float:
         """Operations a second of a matrix product that is large for the device: the fastest of what is known.
 
-        On the CPU that is torch's square product, at float32 too (a narrower one that is emulated is slower and no limit), or, since
-        torch's library does not use what every processor has, this package's pointwise product, of a block of 512 by 512 channels.
+        On the CPU that is torch's square product, at float32 too (a narrower one that is emulated is slower and no limit), or
+        this package's pointwise product: torch's library does not make use of every processor.
         """
 
         def rate(operations: float, function: Callable[[], object]) -> float:
