@@ -31,6 +31,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 _PLAIN = {Tensor, nn.Parameter}
+_version = operator.attrgetter("_version")
 
 
 def _in_graph(sources: list[Tensor]) -> bool:
@@ -74,12 +75,17 @@ class Folding(nn.Module):
     def _can_fold(self) -> bool:
         """Whether every BatchNorm is a fixed scale and shift now, and nothing waits for what lies between the parts."""
         parts = self._parts()
-        statistics = (bn._buffers[name] for bn in parts[1::2] for name in ("running_mean", "running_var"))
-        return self._undisturbed(parts) and self._takes(parts[0]) and not any(t is None for t in statistics)
+        for bn in parts[1::2]:
+            if bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None:
+                return False
+        return self._undisturbed(parts) and self._takes(parts[0])
 
     def _undisturbed(self, parts: tuple[nn.Module, ...]) -> bool:
         """No BatchNorm in training, no hooks."""
-        return not any(bn.training for bn in parts[1::2]) and not any(map(has_hooks, parts))
+        for bn in parts[1::2]:
+            if bn.training:
+                return False
+        return not any(map(has_hooks, parts))
 
     def _takes(self, conv: nn.Conv2d) -> bool:
         """Whether the first convolution is one that the folded form computes."""
@@ -94,7 +100,7 @@ class Folding(nn.Module):
         # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
         # address can't be taken for another.
         eps = [bn.eps for bn in parts[1::2]]
-        key = [_C.selected_isa(), *eps, *(t._version for t in sources), *(t.data_ptr() for t in sources)]
+        key = [_C.selected_isa(), *eps, *map(_version, sources), *map(Tensor.data_ptr, sources)]
         kept = self._folded
         if kept is None or kept[0] != key or not all(map(operator.is_, kept[1], sources)):
             with torch.no_grad():

@@ -7,6 +7,7 @@
 //   grad_input  | A b A b A b |      stride 2: phases A and b of a row, from the same grad_output columns
 //               | c D c D c D |
 //
+// All phases of a 3x3 or 5x5 filter at stride 2 are computed together (depthwise_backward_input_phases.h), others one by one.
 // A tile is `rows_per_tile` rows of every phase, rows_per_tile * stride_h rows of grad_input, so that grad_output comes from
 // L1 for all phases but the first, and grad_input's lines are complete when they leave the cache.
 //   NHWC  tiles of one image; each phase is written in place with the strides' steps.

@@ -3,10 +3,11 @@
 //   grad_weight[c, r, s] = sum_{n, y, x} grad_output[n, c, y, x] * in[n, c, y*stride_h + r*dilation_h - pad_h, ...]
 //   grad_bias[c]         = sum_{n, y, x} grad_output[n, c, y, x]
 //
-// Lanes are channels. The sums of kFilterRows filter rows by kTaps taps stay in registers over a block of output rows; per
-// kColumns outputs, grad_output is loaded once and each input vector once a filter row,
+// Lanes are channels. 3x3 filters go by strips (depthwise_backward_weight_nhwc_strip.h), but for the few channels of NCHW's
+// transposed planes. With all others the sums of kFilterRows filter rows by kTaps taps stay in registers over a block of output
+// rows; per kColumns outputs, grad_output is loaded once and each input vector once a filter row,
 //
-//   filter 3x3, stride 1, 7 columns: 7 + 3 * 9 loads for 63 FMAs in 9 chains
+//   filter 5x5, stride 1, 7 columns: 7 + 2 * 11 loads for 70 FMAs in 10 chains
 //
 // A row of a tile is summed by itself, then added to the block's sums. A block is at most kMaxSum outputs long, then its sums are
 // added to the part's partial sums, and the parts are added in order by a second stage: f32 error grows with the block and the
@@ -197,9 +198,10 @@ DWCONV_INLINE void clear(A* values, int64_t count) {
   if (values != nullptr) memset(values, 0, count * sizeof(A));
 }
 
-// 3x3 filters go by strips, which read each line once a tile. With others a block's taps return to the input rows of a filter for
-// each row of outputs.
-DWCONV_INLINE bool goes_by_strips(const DepthwiseProblem& p) { return p.kernel_h == 3 && p.kernel_w == 3; }
+DWCONV_INLINE bool goes_by_strips(const DepthwiseProblem& p) {
+  return p.kernel_h == 3 && p.kernel_w == 3 && p.dilation_h * p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2;
+}
+// A block's taps return to the input rows of a filter for each row of outputs; strips read each line once a tile.
 template <class T>
 DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
   return !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w);
