@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import sys
 
@@ -13,7 +14,7 @@ from test_kernels import TABLE, forced, label  # noqa: F401 (a fixture)
 
 PAGE = mmap.PAGESIZE
 ROWS = [row for row in TABLE if row["op"] == "depthwise_conv2d" and row["dtype"] == row["out_dtype"]]
-SIZES = [(7, 7), (9, 17), (5, 30), (14, 14)]
+SIZES = [(2, 3), (7, 7), (9, 17), (5, 30), (14, 14)]
 
 
 class Guarded:
@@ -40,10 +41,10 @@ def layout_of(row: dict) -> torch.memory_format:
     return LAYOUTS["nchw" if row["layout"] == "NCHW" else "channels_last"]
 
 
-def problem(row: dict, size: tuple[int, int]):
+def problem(row: dict, size: tuple[int, int], padding: int | None = None):
     random = torch.Generator().manual_seed(0)
     kernel, stride = row["filter"] or 4, row["stride"] or 2
-    channels, pad = 21, kernel // 2
+    channels, pad = 21, kernel // 2 if padding is None else padding
     x = torch.randn(2, channels, *size, generator=random)
     w = torch.randn(channels, 1, kernel, kernel, generator=random)
     args = ([stride] * 2, [pad] * 2, [1, 1])
@@ -61,8 +62,8 @@ def everything(x, w, grad, args):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 @pytest.mark.parametrize("forced", ROWS, ids=label, indirect=True)
 def test_nothing_outside_of_the_tensors_is_read(forced):  # noqa: F811
-    for size in SIZES:
-        x, w, grad, args = problem(forced, size)
+    for size, padding in itertools.product(SIZES, (None, 24)):
+        x, w, grad, args = problem(forced, size, padding)
         expected = everything(x, w, grad, args)
         for at_end in (False, True):
             guarded = Guarded()

@@ -41,10 +41,10 @@ DWCONV_INLINE const T* end_of_input(const DepthwiseProblem& p, const T* begin) {
          (p.in_h - 1) * p.in_stride_h + p.in_w;
 }
 
-// What whole vectors may reach past a plane's last element.
+// What whole vectors may reach past a plane's last element: those that lie in the padding altogether are read too.
 template <class A>
 DWCONV_INLINE int64_t direct_reach(const DepthwiseProblem& p) {
-  return kLanes<A> + p.kernel_w + (p.pad_w < 0 ? -p.pad_w : 0);
+  return kLanes<A> + p.kernel_w + (p.pad_w < 0 ? -p.pad_w : p.pad_w);
 }
 
 struct DirectFrame {
