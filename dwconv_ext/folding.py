@@ -75,10 +75,12 @@ class Folding(nn.Module):
     def _can_fold(self) -> bool:
         """Whether every BatchNorm is a fixed scale and shift now, and nothing waits for what lies between the parts."""
         parts = self._parts()
+        if not (self._undisturbed(parts) and self._takes(parts[0])):  # first: a part may have been replaced by something else
+            return False
         for bn in parts[1::2]:
             if bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None:
                 return False
-        return self._undisturbed(parts) and self._takes(parts[0])
+        return True
 
     def _undisturbed(self, parts: tuple[nn.Module, ...]) -> bool:
         """No BatchNorm in training, no hooks."""
