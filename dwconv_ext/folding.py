@@ -77,10 +77,7 @@ class Folding(nn.Module):
         parts = self._parts()
         if not (self._undisturbed(parts) and self._takes(parts[0])):  # first: a part may have been replaced by something else
             return False
-        for bn in parts[1::2]:
-            if bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None:
-                return False
-        return True
+        return all(bn._buffers["running_mean"] is not None and bn._buffers["running_var"] is not None for bn in parts[1::2])
 
     def _undisturbed(self, parts: tuple[nn.Module, ...]) -> bool:
         """No BatchNorm in training, no hooks."""
