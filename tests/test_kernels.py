@@ -91,11 +91,11 @@ def in_columns(row: dict) -> bool:
     return row["name"].endswith(("nchw_rows", "nchw_direct")) and row["dtype"] in ("float32", "bfloat16")
 
 
-@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("forced", list(filter(in_columns, TABLE)), ids=label, indirect=True)
 def test_columns_as_lanes(forced, padding):
     """Every width up to three vectors of 16, with rows that end in part of a vector, less than one, or none of the image."""
-    kernels = [forced["filter"]] if forced["filter"] else [3, 4]
+    kernels = [forced["filter"]] if forced["filter"] else [3, 4, 5, 7]
     for kernel in kernels:
         for width in range(max(1, kernel - 2 * padding), 50):
             stride = forced["stride"] or 1 + width % 3

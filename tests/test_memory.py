@@ -17,24 +17,18 @@ ROWS = [row for row in TABLE if row["op"] == "depthwise_conv2d" and row["dtype"]
 SIZES = [(2, 3), (7, 7), (9, 17), (5, 30), (14, 14)]
 
 
-class Guarded:
-    """Copies of tensors that end where memory ends, or begin where it begins: the pages beside them can't be read."""
-
-    def __init__(self) -> None:
-        self.regions: list[mmap.mmap] = []
-
-    def copy(self, x: torch.Tensor, at_end: bool) -> torch.Tensor:
-        size = x.numel() * x.element_size()
-        pages = -(-size // PAGE)
-        region = mmap.mmap(-1, (pages + 2) * PAGE)
-        self.regions.append(region)
-        begin = ctypes.addressof(ctypes.c_char.from_buffer(region))
-        protect = ctypes.CDLL(None, use_errno=True).mprotect
-        for page in (0, pages + 1):
-            assert protect(ctypes.c_void_p(begin + page * PAGE), PAGE, 0) == 0, ctypes.get_errno()
-        offset = PAGE + (pages * PAGE - size if at_end else 0)
-        dense = torch.frombuffer(region, dtype=x.dtype, count=x.numel(), offset=offset)
-        return dense.as_strided(x.shape, x.stride()).copy_(x)
+def guarded_copy(x: torch.Tensor, at_end: bool) -> torch.Tensor:
+    """That ends where memory ends, or begins where it begins: the pages beside it can't be read."""
+    size = x.numel() * x.element_size()
+    pages = -(-size // PAGE)
+    region = mmap.mmap(-1, (pages + 2) * PAGE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for page in (0, pages + 1):
+        assert protect(ctypes.c_void_p(begin + page * PAGE), PAGE, 0) == 0, ctypes.get_errno()
+    offset = PAGE + (pages * PAGE - size if at_end else 0)
+    dense = torch.frombuffer(region, dtype=x.dtype, count=x.numel(), offset=offset)
+    return dense.as_strided(x.shape, x.stride()).copy_(x)
 
 
 def layout_of(row: dict) -> torch.memory_format:
@@ -66,8 +60,7 @@ def test_nothing_outside_of_the_tensors_is_read(forced):  # noqa: F811
         x, w, grad, args = problem(forced, size, padding)
         expected = everything(x, w, grad, args)
         for at_end in (False, True):
-            guarded = Guarded()
-            got = everything(guarded.copy(x, at_end), guarded.copy(w, at_end), guarded.copy(grad, at_end), args)
+            got = everything(*(guarded_copy(t, at_end) for t in (x, w, grad)), args)
             assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

@@ -29,7 +29,7 @@ struct RowsCost {
 struct NchwCosts {
   double transpose, transpose_large, transposed_tap;  // with the 16 registers of narrower sets a tile loads its taps anew
   RowsCost rows;
-  RowsCost direct;
+  RowsCost direct;  // of 64-byte sets
 };
 constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}}, kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}};
 constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {1, 9, 0, 0, 100}};
@@ -125,7 +125,8 @@ const char* nchw_family(const IsaKernels& isa, std::string_view pass, const Dept
   const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
   const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
   const auto direct = [&](const KernelRow& row) { return is_direct(row) && takes_filter(row, p); };
-  if (in_rows(costs.direct, 1) < std::min(rows, transposed) && first_row(isa, "depthwise_conv2d", pass, p, direct) != nullptr) {
+  if (wide && in_rows(costs.direct, 1) < std::min(rows, transposed) &&
+      first_row(isa, "depthwise_conv2d", pass, p, direct) != nullptr) {
     return "_direct";
   }
   return transposed < rows ? "_transposed" : "_rows";

@@ -131,27 +131,15 @@ void depthwise_backward_weight_nchw_direct(const BackwardWeightArgs& args, void*
   };
   const bool one_chain = p.out_h * ((p.out_w + kVec - 1) / kVec) <= kChain;
   for (int i = 0; i < kTaps * kVec; ++i) image_sums[i] = A(0);
-  for (int64_t tile; next_tile(tiles, &tile);) {
-    const int64_t part = tile / p.channels;
-    const int64_t c = tile % p.channels;
-    A bias_sum = A(0);
-    for (int i = 0; i < kTaps * kVec; ++i) part_sums[i] = A(0);
-    for (int64_t n = p.batch * part / args.parts; n < p.batch * (part + 1) / args.parts; ++n) {
-      const T* const input = input_begin + n * p.in_stride_n + c * p.in_stride_c;
-      const T* const grad = grad_begin + n * p.out_stride_n + c * p.out_stride_c;
-      if (args.partial_bias != nullptr) bias_sum += nchw_sum<T, A>(p, grad, p.out_h);
-      if (args.partial == nullptr) continue;
-      const bool inside =
-          input - input_begin >= p.pad_w && frame.in.end - input >= needed && frame.grad.end - grad >= grad_plane + kVec;
-      direct_grad_image<T, A, kKernel>(frame, input, grad, inside, masks, one_chain ? part_sums : image_sums);
-      if (!one_chain) move_sums(image_sums, part_sums, kTaps);
-    }
-    if (args.partial_bias != nullptr) static_cast<A*>(args.partial_bias)[tile] = bias_sum;
-    if (args.partial != nullptr) {
-      A* const partial = static_cast<A*>(args.partial) + part * kTaps * p.channels + c;
-      for (int i = 0; i < kTaps; ++i) partial[i * p.channels] = sum_lanes(load(part_sums + i * kVec));
-    }
-  }
+  nchw_weight_tiles<T, A>(args, tiles, part_sums, [&](const T* input, const T* grad) {
+    const A bias_sum = args.partial_bias != nullptr ? nchw_sum<T, A>(p, grad, p.out_h) : A(0);
+    if (args.partial == nullptr) return bias_sum;
+    const bool inside =
+        input - input_begin >= p.pad_w && frame.in.end - input >= needed && frame.grad.end - grad >= grad_plane + kVec;
+    direct_grad_image<T, A, kKernel>(frame, input, grad, inside, masks, one_chain ? part_sums : image_sums);
+    if (!one_chain) move_sums(image_sums, part_sums, kTaps);
+    return bias_sum;
+  });
 }
 
 template <class T>

@@ -98,6 +98,30 @@ static inline int64_t block_rows(const DepthwiseProblem& p, int64_t lanes) {
   return vectors < kChain ? kChain / (vectors > 0 ? vectors : 1) : 1;
 }
 
+// Goes over the tiles: add_image(input, grad_output) adds a plane's products to part_sums, [taps][lanes], and returns the sum of
+// grad_output, where that is wanted.
+template <class T, class A, class AddImage>
+DWCONV_INLINE void nchw_weight_tiles(const BackwardWeightArgs& args, Tiles& tiles, A* part_sums, AddImage add_image) {
+  constexpr int kVec = kLanes<A>;
+  const DepthwiseProblem& p = args.problem;
+  const int64_t taps = p.kernel_h * p.kernel_w;
+  for (int64_t tile; next_tile(tiles, &tile);) {
+    const int64_t part = tile / p.channels;
+    const int64_t c = tile % p.channels;
+    A bias_sum = A(0);
+    for (int64_t i = 0; i < taps * kVec; ++i) part_sums[i] = A(0);
+    for (int64_t n = p.batch * part / args.parts; n < p.batch * (part + 1) / args.parts; ++n) {
+      bias_sum += add_image(static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c,
+                            static_cast<const T*>(args.grad_output) + n * p.out_stride_n + c * p.out_stride_c);
+    }
+    if (args.partial_bias != nullptr) static_cast<A*>(args.partial_bias)[tile] = bias_sum;
+    if (args.partial != nullptr) {
+      A* const partial = static_cast<A*>(args.partial) + part * taps * p.channels + c;
+      for (int64_t i = 0; i < taps; ++i) partial[i * p.channels] = sum_lanes(load(part_sums + i * kVec));
+    }
+  }
+}
+
 template <class T, int kKernel, int kStride>
 void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
@@ -114,44 +138,33 @@ void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* s
   const T* const input_end = static_cast<const T*>(args.input) + p.batch * p.in_stride_n;
   const T* const grad_end = static_cast<const T*>(args.grad_output) + p.batch * p.out_stride_n;
   for (int64_t i = 0; i < taps * kVec; ++i) image_sums[i] = A(0);
-  for (int64_t tile; next_tile(tiles, &tile);) {
-    const int64_t part = tile / p.channels;
-    const int64_t c = tile % p.channels;
+  nchw_weight_tiles<T, A>(args, tiles, part_sums, [&](const T* input, const T* grad) {
     A bias_sum = A(0);
-    for (int64_t i = 0; i < taps * kVec; ++i) part_sums[i] = A(0);
-    for (int64_t n = p.batch * part / args.parts; n < p.batch * (part + 1) / args.parts; ++n) {
-      const T* const input = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c;
-      const T* const grad = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + c * p.out_stride_c;
-      for (int64_t y0 = 0; y0 < p.out_h; y0 += args.rows_per_tile) {
-        const int64_t y_end = y0 + args.rows_per_tile < p.out_h ? y0 + args.rows_per_tile : p.out_h;
-        int64_t ready = 0;  // padded rows of the tile
-        for (int64_t y = y0; y < y_end; y += block) {
-          const int64_t rows = block < y_end - y ? block : y_end - y;
-          const T* const grad_rows = grad + y * p.out_stride_h;
-          if (p.far_input) {
-            const int64_t next = (y + rows - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1;  // input row
-            ask(input + next * p.in_stride_h, block * p.stride_h * p.in_stride_h, input_end);
-            ask(grad_rows + rows * p.out_stride_h, block * p.out_stride_h, grad_end);
-          }
-          if (args.partial_bias != nullptr) bias_sum += nchw_sum<T, A>(p, grad_rows, rows);
-          if (args.partial == nullptr) continue;
-          const int64_t end = padded_rows(p, y - y0 + rows);
-          stage_rows(p, s, input, y0, ready, end, staged);
-          ready = end;
-          in_pieces(taps, [&](auto piece, int64_t first) {
-            nchw_tile_taps<T, A, decltype(piece)::size>(p, s, tap_offsets, staged + (y - y0) * s.pitch, grad_rows, rows, first,
-                                                        image_sums);
-          });
+    for (int64_t y0 = 0; y0 < p.out_h; y0 += args.rows_per_tile) {
+      const int64_t y_end = y0 + args.rows_per_tile < p.out_h ? y0 + args.rows_per_tile : p.out_h;
+      int64_t ready = 0;  // padded rows of the tile
+      for (int64_t y = y0; y < y_end; y += block) {
+        const int64_t rows = block < y_end - y ? block : y_end - y;
+        const T* const grad_rows = grad + y * p.out_stride_h;
+        if (p.far_input) {
+          const int64_t next = (y + rows - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1;  // input row
+          ask(input + next * p.in_stride_h, block * p.stride_h * p.in_stride_h, input_end);
+          ask(grad_rows + rows * p.out_stride_h, block * p.out_stride_h, grad_end);
         }
+        if (args.partial_bias != nullptr) bias_sum += nchw_sum<T, A>(p, grad_rows, rows);
+        if (args.partial == nullptr) continue;
+        const int64_t end = padded_rows(p, y - y0 + rows);
+        stage_rows(p, s, input, y0, ready, end, staged);
+        ready = end;
+        in_pieces(taps, [&](auto piece, int64_t first) {
+          nchw_tile_taps<T, A, decltype(piece)::size>(p, s, tap_offsets, staged + (y - y0) * s.pitch, grad_rows, rows, first,
+                                                      image_sums);
+        });
       }
-      move_sums(image_sums, part_sums, taps);
     }
-    if (args.partial_bias != nullptr) static_cast<A*>(args.partial_bias)[tile] = bias_sum;
-    if (args.partial != nullptr) {
-      A* const partial = static_cast<A*>(args.partial) + part * taps * p.channels + c;
-      for (int64_t i = 0; i < taps; ++i) partial[i * p.channels] = sum_lanes(load(part_sums + i * kVec));
-    }
-  }
+    move_sums(image_sums, part_sums, taps);
+    return bias_sum;
+  });
 }
 
 template <class T>
