@@ -131,10 +131,13 @@ inline void check_mask(const char* op, const std::vector<bool>& output_mask) {
 }
 
 inline Activation check_activation(const char* op, const char* name, const std::string& value, double slope) {
+  const auto known = [] {
+    std::string names;
+    for (const ActivationName& entry : kActivationNames) names += (names.empty() ? "" : ", ") + std::string(entry.name);
+    return names;
+  };
   Activation activation;
-  std::string known;
-  for (const ActivationName& entry : kActivationNames) known += (known.empty() ? "" : ", ") + std::string(entry.name);
-  STD_TORCH_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known, ", but got '",
+  STD_TORCH_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known(), ", but got '",
                   value, "'");
   activation.slope = slope;
   return activation;

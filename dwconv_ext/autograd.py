@@ -175,7 +175,7 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
 # --- the fused block -------------------------------------------------------------------------------------------------
 
 
-def activation_function(x: Tensor, kind: str, slope: float, inplace: bool = False) -> Tensor:
+def activation_function(x: Tensor, kind: str, slope: float = 0.01, inplace: bool = False) -> Tensor:
     """The activation `kind` of the ops' schemas, by torch; in x's memory where torch can and inplace allows it."""
     match kind:
         case "identity":

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .autograd import activation_function
 from .batch_norm import batch_norm_act, takes
 from .folding import Folding, has_hooks
-from .modules import FusedDSConv
+from .modules import DepthwiseConv2d, FusedDSConv
+from .onednn import PackedConv
 
 
 def resolve(owner: nn.Module, path: tuple[str, ...]) -> nn.Module:
@@ -132,7 +133,7 @@ class FusedChain(Chain, FusedDSConv):
 
 
 class FoldedConv(Chain):
-    """Convolution - BatchNorm - activation as a convolution whose output is activated in place.
+    """Convolution - BatchNorm - activation as one convolution.
 
     why: what keeps a depthwise convolution from being part of a FusedChain.
     """
@@ -141,7 +142,16 @@ class FoldedConv(Chain):
         super().__init__(owner, steps, [0], [norm])
         self.why = why
 
+    def _pack(self, folded: tuple[Tensor, ...]) -> PackedConv | None:
+        conv, (weight, bias) = self._parts()[0], folded
+        return PackedConv(conv, weight, bias, self.activation, self.slope) if PackedConv.can_pack(conv, weight) else None
+
     def _fused(self, input: Tensor) -> Tensor:
-        weight, bias, _ = self._folded_weights()
-        output = self._parts()[0]._conv_forward(input, weight, bias)
+        weight, bias, packed = self._folded_weights()
+        if packed is not None and packed.takes(input):
+            return packed(input)
+        conv = self._parts()[0]
+        if type(conv) is DepthwiseConv2d:
+            return conv._conv_forward(input, weight, bias, self.activation, self.slope)
+        output = conv._conv_forward(input, weight, bias)
         return activation_function(output, self.activation, self.slope, inplace=not output.requires_grad)

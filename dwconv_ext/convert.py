@@ -99,7 +99,7 @@ class _Converter:
         for conv in waiting:
             self.why.setdefault(conv, "nothing in the model shows what follows it")
         slower = {} if example_input is None else self.leave_slower(example_input)
-        if found:
+        if found or ours:
             self.report.folded = self.fold_others()
         for conv, name in found.items():
             if conv in left:

@@ -53,13 +53,13 @@ class Folding(nn.Module):
         """Convolutions and their BatchNorms in turn."""
         raise NotImplementedError
 
-    def _pack(self, folded: tuple[Tensor, ...]) -> Tensor | None:
+    def _pack(self, folded: tuple[Tensor, ...]) -> Any:
         """A form of the folded weights that is worth keeping beside them."""
         return None
 
     def clear_cache(self) -> None:
         """Forgets the folded weights; the next forward in eval mode folds anew."""
-        self._folded: tuple[list, list[Tensor], tuple[Tensor | None, ...]] | None = None  # key, from what, result
+        self._folded: tuple[list, list[Tensor], tuple] | None = None  # key, from what, result
 
     def train(self, mode: bool = True) -> Folding:
         self.clear_cache()
@@ -90,18 +90,19 @@ class Folding(nn.Module):
         """Whether the first convolution is one that the folded form computes."""
         return True
 
-    def _folded_weights(self) -> tuple[Tensor | None, ...]:
+    def _folded_weights(self) -> tuple:
         """Weight and bias of each convolution and, where they are kept for the next call too, what _pack makes of them."""
         parts = self._parts()
         sources = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
-        if _in_graph(sources) or not _may_keep(sources):
+        kept = self._folded
+        same = kept is not None and len(kept[1]) == len(sources) and all(map(operator.is_, kept[1], sources))
+        if _in_graph(sources) or not (same or _may_keep(sources)):
             return (*self._fold_all(parts), None)
         # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
         # address can't be taken for another.
         eps = [bn.eps for bn in parts[1::2]]
         key = [_C.selected_isa(), *eps, *map(_version, sources), *map(Tensor.data_ptr, sources)]
-        kept = self._folded
-        if kept is None or kept[0] != key or not all(map(operator.is_, kept[1], sources)):
+        if not same or kept[0] != key:
             with torch.no_grad():
                 folded = self._fold_all(parts)
                 kept = self._folded = key, sources, (*folded, self._pack(folded))

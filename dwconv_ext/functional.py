@@ -11,6 +11,7 @@ from torch import Tensor
 ops = torch.ops.dwconv_ext
 
 IntOrPair = int | Sequence[int]
+ACTIVATIONS = ("identity", "relu", "relu6", "silu", "hardswish", "gelu", "gelu_tanh", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that have kernels
 
 
@@ -76,8 +77,11 @@ def depthwise_conv2d(
     stride: IntOrPair = 1,
     padding: str | IntOrPair = 0,
     dilation: IntOrPair = 1,
+    act: str = "identity",
+    *,
+    slope: float = 0.01,
 ) -> Tensor:
-    """Depthwise 2-D convolution: ``F.conv2d(input, weight, bias, stride, padding, dilation, groups=C)``.
+    """Depthwise 2-D convolution: ``act(F.conv2d(input, weight, bias, stride, padding, dilation, groups=C))``.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16. NCHW and channels_last are both native,
@@ -88,13 +92,16 @@ def depthwise_conv2d(
         stride: int or pair (height, width), positive.
         padding: zeros added on each side, int or pair; ``'valid'`` (none) or ``'same'`` (output size = input size, stride 1).
         dilation: spacing of the filter's taps in pixels, int or pair, positive.
+        act: applied to the sums before they are rounded and written: ``identity``, ``relu``, ``relu6``, ``silu``,
+            ``hardswish``, ``gelu``, ``gelu_tanh``, ``leaky_relu``. Where a derivative is wanted it runs by itself, as torch's.
+        slope: negative slope where act is leaky_relu.
 
     Returns:
         (N, C * multiplier, outH, outW) with outH = floor((H + 2 padding - dilation (kH - 1) - 1) / stride) + 1, or without N.
         Sums are taken in float32 (float64 for float64), in an order that does not depend on the number of threads.
 
     Raises:
-        RuntimeError: wrong rank, channels, dtype, device, or a filter larger than the padded input.
+        RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, or an unknown activation.
         TypeError, ValueError: stride, padding or dilation of the wrong kind.
 
     Example:
@@ -107,10 +114,12 @@ def depthwise_conv2d(
     _tensor("input", input)
     _tensor("weight", weight)
     _tensor("bias", bias, optional=True)
+    if act not in ACTIVATIONS:
+        raise RuntimeError(f"depthwise_conv2d: act must be one of {', '.join(ACTIVATIONS)}, but got {act!r}")
     batched, unbatched = _batched("depthwise_conv2d", input)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     batched, padding = _resolve_padding(batched, weight, padding, stride, dilation)
-    output = ops.depthwise_conv2d.default(batched, weight, bias, stride, padding, dilation)
+    output = ops.depthwise_conv2d.default(batched, weight, bias, stride, padding, dilation, act, slope)
     return output.squeeze(0) if unbatched else output
 
 

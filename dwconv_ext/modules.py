@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .batch_norm import norm_then_activation
 from .folding import Folding
-from .functional import IntOrPair, _pair, depthwise_conv2d, separable_conv2d
+from .functional import ACTIVATIONS, IntOrPair, _pair, depthwise_conv2d, separable_conv2d
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -41,11 +41,13 @@ class DepthwiseConv2d(nn.Conv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, in_channels, bias, padding_mode, device, dtype
         )
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, act: str = "identity", slope: float = 0.01
+    ) -> Tensor:
         if self.padding_mode == "zeros":
-            return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
+            return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, act, slope=slope)
         padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation)
+        return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation, act, slope=slope)
 
 
 _MODULE_NAMES: dict[type[nn.Module], str] = {
@@ -57,7 +59,6 @@ _MODULE_NAMES: dict[type[nn.Module], str] = {
     nn.GELU: "gelu",
     nn.LeakyReLU: "leaky_relu",
 }
-ACTIVATIONS = ("identity", "relu", "relu6", "silu", "hardswish", "gelu", "gelu_tanh", "leaky_relu")
 
 
 def activation_of(name: str, activation: str | nn.Module) -> tuple[str, float]:

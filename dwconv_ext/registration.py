@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from .autograd import (
     DepthwiseConv2dBackwardFunction,
     DepthwiseConv2dFunction,
     SeparableConv2dFunction,
+    activation_function,
     below_autograd,
     single_level,
+    taken_apart,
 )
 from .batch_norm import BatchNormActFunction, differentiable_backward
 from .functional import DTYPES, accumulation_dtype
@@ -64,7 +67,7 @@ def _fake_convolution(
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")
-def _(x, w, b, stride, padding, dilation):
+def _(x, w, b, stride, padding, dilation, act="identity", slope=0.01):
     return _fake_convolution("depthwise_conv2d", x, "weight", w, w.shape[0], (stride, padding, dilation), {"bias": b})
 
 
@@ -114,8 +117,10 @@ def _(grad, x, w, b, mean, variance, eps, act, slope=0.01):
 def _register_autograd(name: str, function: type[torch.autograd.Function], tensors: int) -> None:
     """The Function at the op's Autograd key; where nothing needs a derivative, the op below without the Function's cost.
 
-    `tensors`: how many of the leading arguments can be tensors.
+    `tensors`: how many of the leading arguments can be tensors. An activation's name and slope may follow the Function's
+    arguments: where a derivative is wanted it runs after the op, since backward wants what lies between.
     """
+    taken = len(inspect.signature(function.forward).parameters)
     op = getattr(ops, name).default
 
     # Under torch.func the dispatcher comes here once a transform, with that transform's tensors: one level of autograd each.
@@ -126,12 +131,14 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
     eager, transformed = single_level(function), single_level(function, forward)
 
     def autograd(*args: Any) -> Any:
+        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
+        if len(args) > taken and (needed or taken_apart()):
+            return activation_function(op(*args[:taken]), *args[taken:])
         if torch._C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
                 return transformed.apply(*args)
         if torch.compiler.is_compiling():
             return function.apply(*args)
-        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
         if needed or torch.autograd.forward_ad._current_level >= 0:
             return eager.apply(*unwrap_dead_wrappers(args))
         with below_autograd():
@@ -184,13 +191,13 @@ def _fold_channels(t: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 @torch.library.register_vmap("dwconv_ext::depthwise_conv2d")
-def _(info, in_dims, x, w, b, stride, padding, dilation):
+def _(info, in_dims, x, w, b, *rest):
     size = info.batch_size
     if in_dims[1] is None and in_dims[2] is None:
-        y = ops.depthwise_conv2d(_fold(x, in_dims[0], size), w, b, stride, padding, dilation)
+        y = ops.depthwise_conv2d(_fold(x, in_dims[0], size), w, b, *rest)
         return y.unflatten(0, (size, -1)), 0
     wide_b = None if b is None else _fold(b, in_dims[2], size)
-    y = ops.depthwise_conv2d(_fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, stride, padding, dilation)
+    y = ops.depthwise_conv2d(_fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, *rest)
     return y.unflatten(1, (size, -1)), 1
 
 
@@ -242,9 +249,9 @@ def _register_autocast(device_type: str, key: str) -> None:
             return t
         return t.to(torch.get_autocast_dtype(device_type))
 
-    def depthwise(x, w, b, *conv):
+    def depthwise(x, w, b, *rest):
         with torch._C._ExcludeDispatchKeyGuard(below):
-            return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *conv)
+            return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *rest)
 
     def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
         slopes = _slopes_without_packed(rest)  # what was packed before the cast is not what is wanted

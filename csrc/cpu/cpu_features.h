@@ -28,6 +28,7 @@ struct Machine {
   ForcedRow forced = {};
   int64_t near_bytes;  // an input of as many is not expected in a cache near by (nearby_bytes)
   int64_t l3_bytes;
+  bool with_reasons = true;  // plans say in words why they are as they are: a microsecond
 };
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last

@@ -120,9 +120,10 @@ ConvolutionShape without_multiplier(ConvolutionShape s) {
 }
 
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
-                        const Ints padding, const Ints dilation) {
+                        const Ints padding, const Ints dilation, const std::string act, double slope) {
   ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
+  const Activation activation = check_activation(kForward, "act", act, slope);
   const DType dtype = check_dtype(kForward, "input", input);
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
@@ -135,6 +136,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   DepthwiseArgs args;
   args.problem = forward_problem(s, dtype, layout);
+  args.problem.activation = activation;
   set_input(args.problem, x);
   const Plan plan = plan_forward(args.problem, selected_isa(), this_machine());
   log_plan(args.problem, plan);

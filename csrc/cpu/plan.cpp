@@ -246,7 +246,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
     plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine);
   }
   plan.next_output = expects_output(p, machine);
-  plan.reason = describe(*plan.row) + in_order(plan);
+  if (machine.with_reasons) plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
 }
 
@@ -281,7 +281,10 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   plan.flops = 2 * planes * p.in_h * p.in_w * taps;
   plan.far_input = plan.far_output = is_far(p, machine, false);
   plan.next_output = expects_output(p, machine);
-  plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
+  if (machine.with_reasons) {
+    plan.reason =
+        describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
+  }
   return plan;
 }
 
@@ -310,8 +313,10 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.flops = 2 * elements * taps;
   plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false) || is_in_memory(p, machine)
                                              : is_rows(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
-  plan.reason =
-      describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" + in_order(plan);
+  if (machine.with_reasons) {
+    plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" +
+                  in_order(plan);
+  }
   return plan;
 }
 
@@ -327,9 +332,11 @@ Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels&
   plan.scratch_bytes = plan.row->scratch(p, 1);
   plan.bytes = element_size(p.dtype) * elements * (backward ? 3 : 2);
   plan.flops = elements * (backward ? 10 : 6);  // but for the activation's own
-  plan.reason = p.layout == Layout::kNHWC
-                    ? "channels are lanes; sums of " + std::to_string(plan.parts) + " ranges of pixels first"
-                    : "a channel a tile, its sums first; pixels are lanes";
+  if (machine.with_reasons) {
+    plan.reason = p.layout == Layout::kNHWC
+                      ? "channels are lanes; sums of " + std::to_string(plan.parts) + " ranges of pixels first"
+                      : "a channel a tile, its sums first; pixels are lanes";
+  }
   return plan;
 }
 
@@ -388,11 +395,13 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   const bool beyond_l3 = problem.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
   whole.far_input = whole.far_output = is_far(problem, machine, false) || beyond_l3;
   plan.far_weights = weight_bytes > machine.l2_bytes / 2;
-  whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
-                 " of the output channels a tile; " + product_name(*whole.row) +
-                 "; depthwise stage: " + describe(*plan.depthwise.row) +
-                 (whole.far_input ? "; the next tile's input is asked for early" : "") +
-                 (plan.far_weights ? "; the next weights are asked for early" : "");
+  if (machine.with_reasons) {
+    whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
+                   " of the output channels a tile; " + product_name(*whole.row) +
+                   "; depthwise stage: " + describe(*plan.depthwise.row) +
+                   (whole.far_input ? "; the next tile's input is asked for early" : "") +
+                   (plan.far_weights ? "; the next weights are asked for early" : "");
+  }
   return plan;
 }
 

@@ -62,12 +62,20 @@ inline void tell_far(const Plan& plan, DepthwiseProblem* p) {
   p->far_input = plan.far_input, p->far_output = plan.far_output, p->next_output = plan.next_output;
 }
 
-inline Machine this_machine() { return machine(torch::stable::get_num_threads()); }
+inline bool logs_plans() {
+  static const bool wanted = getenv("DWCONV_EXT_LOG_PLAN") != nullptr && *getenv("DWCONV_EXT_LOG_PLAN") == '1';
+  return wanted;
+}
+
+inline Machine this_machine() {
+  Machine here = machine(torch::stable::get_num_threads());
+  here.with_reasons = logs_plans();
+  return here;
+}
 
 // DWCONV_EXT_LOG_PLAN=1: each plan once per shape.
 inline void log_plan(const DepthwiseProblem& p, const Plan& plan, int64_t out_channels = 0) {
-  static const bool wanted = getenv("DWCONV_EXT_LOG_PLAN") != nullptr && *getenv("DWCONV_EXT_LOG_PLAN") == '1';
-  if (!wanted) return;
+  if (!logs_plans()) return;
   static std::mutex mutex;
   static std::set<std::string> seen;
   char line[640];

@@ -35,9 +35,10 @@ const DepthwisePlan& kept_plan(const char* pass, const Request& request, const M
 }
 
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
-                        const Ints padding, const Ints dilation) {
+                        const Ints padding, const Ints dilation, const std::string act, double slope) {
   const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
+  const Activation activation = check_activation(kForward, "act", act, slope);
   check_sides(kForward, s);
   const Layout layout = layout_of(input);
   const Device device(kForward, input);
@@ -60,7 +61,12 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.weight = w.const_data_ptr();
   args.bias = bias ? b.const_data_ptr() : nullptr;
   args.output = output.mutable_data_ptr();
+  args.problem.activation = activation;  // a short one; a long one is a pass of its own
   device.start(planned.plan.launch, &args);
+  if (!is_short(activation.kind)) {
+    const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
+    device.start(plan_activation(request.problem.dtype, values.count).launch, &values);
+  }
   return output;
 }
 

@@ -47,6 +47,11 @@ Ahead next_input(const DepthwiseProblem& p, const T* input, int64_t row, int64_t
 struct Early {
   Ahead input, weights;
   bool output = false;  // the lines it is about to write too
+
+  DWCONV_INLINE void ask(int64_t work) {
+    input.ask(work);
+    weights.ask(work);
+  }
 };
 
 }  // namespace dwconv::DWCONV_ISA

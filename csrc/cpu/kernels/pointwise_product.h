@@ -67,9 +67,12 @@ DWCONV_INLINE const E* at_bytes(const E* base, int64_t bytes) {
   return reinterpret_cast<const E*>(reinterpret_cast<const char*>(base) + bytes);
 }
 
-// acc[i] = sum_k a[i * pitch + k] * panel[k].
+// acc[i] = sum_k a[i * pitch + k] * panel[k]. What comes next is asked for a few lines at a time: more at once than there are
+// buffers for misses would hold up the product.
 template <class E, class A, int kRows>
-DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, Vec<A> (&acc)[kRows][kGemmColumns]) {
+DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, Early& early,
+                             Vec<A> (&acc)[kRows][kGemmColumns]) {
+  constexpr int64_t kAskEvery = 32;
   constexpr int kVec = kLanes<A>;
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -82,24 +85,28 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
   asm("" : "+r"(p1), "+r"(p3), "+r"(p5));
   const E* low = a;
   const E* high = a + 7 * pitch;
-  // Unrolled: the loop's own five instructions against 20 of AVX2.
-  DWCONV_UNROLL_4
-  for (int64_t k = 0; k < depth; ++k, ++low, ++high, panel += kGemmColumns * kVec) {
-    decltype(splat(panel)) b[kGemmColumns];
-    DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) __builtin_memcpy(&b[j], panel + j * kVec, sizeof b[j]);
-    DWCONV_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      const E* const base = i < 7 ? low : high;
-      const int row = i % 7;
-      const E* const at = row == 0   ? base
-                          : row == 3 ? at_bytes(base, p3)
-                          : row == 5 ? at_bytes(base, p5)
-                          : row == 6 ? at_bytes(base, 2 * p3)
-                                     : at_bytes(base, row * p1);
-      const auto factor = splat(at);
+  for (int64_t left = depth; left > 0; left -= kAskEvery) {
+    const int64_t count = left < kAskEvery ? left : kAskEvery;
+    early.ask(count * rows * Element<E>::kChannels);
+    // Unrolled: the loop's own five instructions against 20 of AVX2.
+    DWCONV_UNROLL_4
+    for (int64_t k = 0; k < count; ++k, ++low, ++high, panel += kGemmColumns * kVec) {
+      decltype(splat(panel)) b[kGemmColumns];
       DWCONV_UNROLL
-      for (int j = 0; j < kGemmColumns; ++j) multiply_add(acc[i][j], factor, b[j]);
+      for (int j = 0; j < kGemmColumns; ++j) __builtin_memcpy(&b[j], panel + j * kVec, sizeof b[j]);
+      DWCONV_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        const E* const base = i < 7 ? low : high;
+        const int row = i % 7;
+        const E* const at = row == 0   ? base
+                            : row == 3 ? at_bytes(base, p3)
+                            : row == 5 ? at_bytes(base, p5)
+                            : row == 6 ? at_bytes(base, 2 * p3)
+                                       : at_bytes(base, row * p1);
+        const auto factor = splat(at);
+        DWCONV_UNROLL
+        for (int j = 0; j < kGemmColumns; ++j) multiply_add(acc[i][j], factor, b[j]);
+      }
     }
   }
 }
@@ -173,9 +180,9 @@ struct DepthBlock {
 // One register tile: a block of channels added to the sums so far, [kRows][kPanel]; after the last one, to the target.
 template <class O, class E, class A, int kRows>
 void gemm_rows(const Activation& activation, const DepthBlock& block, const E* a, int64_t pitch, const E* panel, A* sums,
-               const A* bias, const GemmTarget<O>& to) {
+               const A* bias, const GemmTarget<O>& to, Early& early) {
   Vec<A> acc[kRows][kGemmColumns];
-  gemm_tile<E, A, kRows>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, acc);
+  gemm_tile<E, A, kRows>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, to.rows, early, acc);
   if (!block.first) add_sums<A>(sums, acc);
   if (block.last) return finish_tile<O, A>(activation, acc, bias, to);
   DWCONV_UNROLL
@@ -213,14 +220,12 @@ struct RegisterProduct {
       for (int64_t i = 0; i < pixels;) {
         const int64_t left = pixels - i;
         const GemmTarget<O> here = from_row(to, i, lanes_left(left, kGemmRows));
-        early.input.ask(here.rows * depth * kChannels);
-        early.weights.ask(here.rows * depth * kChannels);
         if (early.output && block.last) expect(here);
         if (left > kHalf) {
-          gemm_rows<O, E, A, kGemmRows>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here);
+          gemm_rows<O, E, A, kGemmRows>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here, early);
           i += kGemmRows;
         } else {
-          gemm_rows<O, E, A, kHalf>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here);
+          gemm_rows<O, E, A, kHalf>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here, early);
           i += kHalf;
         }
       }
