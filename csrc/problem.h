@@ -119,7 +119,6 @@ struct SeparableArgs {
   void* output = nullptr;           // contiguous in its layout
   Activation activation;
   int64_t rows_per_tile = 1;  // of the batch * out_h output rows
-  bool far_weights = false;   // more than a cache near by holds
   int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);

@@ -370,9 +370,10 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
       weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
   const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(problem.out_w, 1));
   const int64_t most = std::max(budget / row_bytes, least);
-  // Threads share the rows while each has kMinPixels and the weights fit beside one another in L2; else they split the outputs.
+  // Threads share the rows while each has kMinPixels, enough work with a panel for the next one to come from memory meanwhile;
+  // else they split the outputs, and each does the whole depthwise stage.
   const int64_t panels = ceil_div(out_channels, format.panel);
-  const bool few_rows = total_rows < machine.threads * least || (weight_bytes > machine.l2_bytes / 4 && total_rows <= most);
+  const bool few_rows = total_rows < machine.threads * least;
   plan.splits = few_rows ? std::clamp<int64_t>(machine.threads / std::max<int64_t>(total_rows / most, 1), 1, panels) : 1;
   const int64_t sharers = ceil_div(machine.threads, plan.splits);
   const int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(total_rows, 1), most), sharers) * sharers;
@@ -394,13 +395,11 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   // Asking for the next tile's input in the course of the product costs little, and pays before memory itself is read.
   const bool beyond_l3 = problem.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
   whole.far_input = whole.far_output = is_far(problem, machine, false) || beyond_l3;
-  plan.far_weights = weight_bytes > machine.l2_bytes / 2;
   if (machine.with_reasons) {
     whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                    " of the output channels a tile; " + product_name(*whole.row) +
                    "; depthwise stage: " + describe(*plan.depthwise.row) +
-                   (whole.far_input ? "; the next tile's input is asked for early" : "") +
-                   (plan.far_weights ? "; the next weights are asked for early" : "");
+                   (whole.far_input ? "; the next tile's input is asked for early" : "");
   }
   return plan;
 }

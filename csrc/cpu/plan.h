@@ -36,8 +36,7 @@ Plan plan_batch_norm(const DepthwiseProblem& problem, bool backward, const IsaKe
 struct SeparablePlan {
   Plan depthwise;            // of the first stage
   Plan whole;                // its row has the format of the pointwise weights
-  int64_t splits = 1;        // ranges of output channels
-  bool far_weights = false;  // SeparableArgs'
+  int64_t splits = 1;  // ranges of output channels
 };
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine);

@@ -111,7 +111,6 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   args.rows_per_tile = plan.whole.rows_per_tile;
   args.splits = plan.splits;
   tell_far(plan.whole, &p);
-  args.far_weights = plan.far_weights;
   run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
   return output;
 }

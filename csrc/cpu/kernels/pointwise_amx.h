@@ -64,13 +64,11 @@ class TileProduct {
         float* const here = sums + i * kPanel<float>;
         const int64_t left = pixels - i;
         const GemmTarget<O> target = from_row(to, i, lanes_left(left, 2 * rows_));
-        early.input.ask(target.rows * count);
-        early.weights.ask(target.rows * count);
         if (early.output && k + count == depth) expect(target);
         if (left > rows_) {
-          add_block<true>(k == 0, count, a, pitch, panel + k * kPanel<float>, here);
+          add_block<true>(k == 0, count, a, pitch, panel + k * kPanel<float>, here, target.rows, early);
         } else {
-          add_block<false>(k == 0, count, a, pitch, panel + k * kPanel<float>, here);
+          add_block<false>(k == 0, count, a, pitch, panel + k * kPanel<float>, here, target.rows, early);
         }
         if (k + count == depth) finish<O>(activation, here, bias, target);
       }
@@ -85,7 +83,8 @@ class TileProduct {
 
   // sums (+)= a . panel over `count` channels, for one or two tiles' rows.
   template <bool kTwo>
-  void add_block(bool first, int64_t count, const BFloat16* a, int64_t pitch, const BFloat16* panel, float* sums) const {
+  void add_block(bool first, int64_t count, const BFloat16* a, int64_t pitch, const BFloat16* panel, float* sums, int rows,
+                 Early& early) const {
     const int64_t a_pitch = pitch * static_cast<int64_t>(sizeof(BFloat16));
     const BFloat16* const second = a + rows_ * pitch;
     float* const second_sums = sums + rows_ * kPanel<float>;
@@ -106,6 +105,7 @@ class TileProduct {
       }
     }
     for (int64_t k = 0; k < count; k += kDepthMultiple) {
+      early.ask(kDepthMultiple * rows);
       const BFloat16* const b = panel + k * kPanel<float>;
       _tile_loadd(4, a + k, a_pitch);
       _tile_loadd(6, b, 128);

@@ -161,9 +161,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
       const int columns = lanes_left(args.out_channels - j, kPanel<A>);
       const M* const weight = static_cast<const M*>(args.pw_weight) + j * depth;
       const A* const bias = static_cast<const A*>(args.pw_bias) + j;
-      if (args.far_weights && panel + 1 < panels) {
-        early.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
-      }
+      if (panel + 1 < panels) early.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
       const auto multiply = [&](const auto& to) {
         pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to, early);
       };
