@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwconv_ext import FusedDSConv, depthwise_conv2d, unfuse
+from dwconv_ext import FusedDSConv, depthwise_conv2d, convert, unfuse
 from dwconv_ext.models import MobileNetV1
 
 from . import peers
@@ -255,4 +255,5 @@ def network_race(layer: Layer, options: Options) -> Iterator[Race]:
     moved = layer.batch * (layer.channels * layer.size[0] * layer.size[1] + layer.out_channels) + parameters
     with FlopCounterMode(display=False) as counter:
         plain(torch.zeros(layer.batch, layer.channels, *layer.size))
+    model = convert(model)  # the first convolution's BatchNorm too
     yield _inference_race(layer, options, model, plain, (moved, counter.get_total_flops()), nodes, (linear.weight, linear.bias))
