@@ -88,10 +88,28 @@ DWCONV_INLINE Vec<double> at_least(Vec<double> x, double limit) { return x < lim
 
 // ---- whole vectors -------------------------------------------------------------------------------------------------
 
+// A bfloat16 is the upper half of a float32: one permutation, where an extension and a shift are two.
+#if DWCONV_INTRINSICS == 64
+DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
+  typedef uint16_t Words __attribute__((vector_size(64)));
+  constexpr Words kUpper = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                            0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  return (Vec<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, (__m512i)kUpper, _mm512_castsi256_si512((__m256i)raw));
+}
+#elif DWCONV_INTRINSICS == 32
+DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
+  typedef uint8_t Bytes __attribute__((vector_size(32)));
+  constexpr uint8_t kZero = 0x80;
+  constexpr Bytes kUpper = {kZero, kZero, 0, 1, kZero, kZero, 2,  3,  kZero, kZero, 4,  5,  kZero, kZero, 6,  7,
+                            kZero, kZero, 8, 9, kZero, kZero, 10, 11, kZero, kZero, 12, 13, kZero, kZero, 14, 15};
+  return (Vec<float>)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256((__m128i)raw), (__m256i)kUpper);
+}
+#else
 DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
   const U32 bits = __builtin_convertvector(raw, U32) << 16;
   return (Vec<float>)bits;
 }
+#endif
 
 #if DWCONV_INTRINSICS == 64 && defined(DWCONV_BFLOAT16_PAIRS)
 DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) { return (U16)_mm512_cvtneps_pbh((__m512)v); }
