@@ -99,7 +99,7 @@ DWCONV_INLINE void add_chunk(const DepthwiseProblem& p, const T* row, int64_t or
 }
 
 // One output row of any filter, stride and dilation. Where dilation equals stride (both 1, as a rule), tap s at column t
-// meets the sample of tap s + 1 at column t - 1, and chunks of four taps share their loads.
+// meets the sample of tap s + 1 at column t - 1, and the taps of a chunk share their loads.
 template <class T, class O, int kColumns, bool kEdge>
 void general_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c, int64_t c_end) {
   using A = typename AccumulateType<T>::type;
@@ -118,10 +118,15 @@ void general_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcT
       for (int64_t r = rows.begin; r < rows.end; ++r) {
         const T* const row = image + m * p.in_stride_m + (origin_h + r * p.dilation_h) * p.in_stride_h + c;
         const A* const filter = static_cast<const A*>(args.weight) + (m * p.kernel_h + r) * p.kernel_w * pitch + c;
+        const auto add = [&]<int kTaps>(int64_t s) {
+          add_chunk<T, A, kTaps, kEdge>(p, row, origin_w, s, filter, pitch, lanes, acc);
+        };
         int64_t s = 0;
-        for (; s + 4 <= sliding_end; s += 4) add_chunk<T, A, 4, kEdge>(p, row, origin_w, s, filter, pitch, lanes, acc);
-        for (; s + 2 <= sliding_end; s += 2) add_chunk<T, A, 2, kEdge>(p, row, origin_w, s, filter, pitch, lanes, acc);
-        for (; s < p.kernel_w; ++s) add_chunk<T, A, 1, kEdge>(p, row, origin_w, s, filter, pitch, lanes, acc);
+        for (; s + kChunk <= sliding_end; s += kChunk) add.template operator()<kChunk>(s);
+        if (kChunk > 4 && s + 4 <= sliding_end) add.template operator()<4>(s), s += 4;
+        if (s + 3 == sliding_end) add.template operator()<3>(s), s += 3;
+        if (s + 2 == sliding_end) add.template operator()<2>(s), s += 2;
+        for (; s < p.kernel_w; ++s) add.template operator()<1>(s);
       }
     }
     store_tile<O, A, kEdge>(p, tile, out + c, lanes, acc);

@@ -22,9 +22,15 @@ template <int kKernel, int kStride>
 inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1 && DWCONV_VECTOR_BYTES > 16);
 template <int kKernel, int kStride>
 inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
-// Any other filter goes by single rows: eight sums are the least that keep two FMAs of four cycles each busy.
+// Any other filter goes by single rows and chunks of a filter row: eight sums are the least that keep two FMAs of four cycles each
+// busy, and 14 sums and 8 taps take half the loads of 8 and 4 (a third of an input a multiply-add).
+#if DWCONV_VECTOR_BYTES == 64
+inline constexpr int kGeneralColumns = 14, kChunk = 8;
+#else
+inline constexpr int kGeneralColumns = 8, kChunk = 4;
+#endif
 template <int kKernel>
-inline constexpr int kWideTile = kKernel == 0 ? 8 : kWideColumns;
+inline constexpr int kWideTile = kKernel == 0 ? kGeneralColumns : kWideColumns;
 inline constexpr int kTileRows = 2;
 
 alignas(64) static const char kZeros[64] = {};  // what a sample in the padding reads
