@@ -26,6 +26,11 @@ class FarRows {
     if (begin >= rows.end) return;
     const volatile char* at = reinterpret_cast<const volatile char*>(image_ + begin * row_stride_);
     const volatile char* const end = reinterpret_cast<const volatile char*>(image_ + (rows.end - 1) * row_stride_ + row_size_);
+    constexpr int kUnrolled = 8;  // four instructions a line are a fifth of what a 3x3 filter does with it
+    for (; end - at > kUnrolled * kCacheLine; at += kUnrolled * kCacheLine) {
+      DWCONV_UNROLL
+      for (int i = 0; i < kUnrolled; ++i) (void)at[i * kCacheLine];
+    }
     for (; at < end; at += kCacheLine) (void)*at;
     done_ = rows.end;
   }
