@@ -74,6 +74,7 @@ py::dict plan(const std::string& op, const std::string& pass, const std::string&
   p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
   const Machine here = machine(threads);
+  p.l1_ways = here.l1_ways();
   if (op == "separable_conv2d") return plan_dict(plan_separable(p, out_channels, selected_isa(), here).whole);
   if (op == "batch_norm_act") {
     if (pass != "forward" && pass != "backward") throw py::value_error("pass: expected forward or backward, got '" + pass + "'");

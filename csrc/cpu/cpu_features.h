@@ -29,6 +29,8 @@ struct Machine {
   int64_t near_bytes;  // an input of as many is not expected in a cache near by (nearby_bytes)
   int64_t l3_bytes;
   bool with_reasons = true;  // plans say in words why they are as they are: a microsecond
+
+  int64_t l1_ways() const { return l1_bytes / (64 * 64); }  // of 64 sets of 64-byte lines, as x86 has
 };
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last

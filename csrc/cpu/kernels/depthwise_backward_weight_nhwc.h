@@ -204,7 +204,7 @@ DWCONV_INLINE bool goes_by_strips(const DepthwiseProblem& p) {
 // A block's taps return to the input rows of a filter for each row of outputs; strips read each line once a tile.
 template <class T>
 DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
-  return !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w);
+  return !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w, p.l1_ways);
 }
 
 // The same from staged lines of input and grad_output, kStaged channels and a block of rows at a time.

@@ -193,7 +193,7 @@ void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_b
 template <class T>
 DWCONV_INLINE bool stages_forward(const DepthwiseProblem& p) {
   const int64_t rows = (kTileRows - 1) * p.stride_h + p.kernel_h, columns = (kWideColumns - 1) * p.stride_w + p.kernel_w;
-  return p.depth == 1 && lines_collide<T>(p.channels, rows * columns);
+  return p.depth == 1 && lines_collide<T>(p.channels, rows * columns, p.l1_ways);
 }
 
 // Output rows a staged piece: 24 KB of lines, but no fewer than the filter has.

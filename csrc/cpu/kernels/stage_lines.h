@@ -46,17 +46,17 @@ inline constexpr int64_t kStagedBytes = 256;
 template <class T>
 inline constexpr int64_t kStaged = kStagedBytes / static_cast<int64_t>(sizeof(T));
 
-// Whether `lines` cache lines, one a pixel of `channels` contiguous channels, are more than twice what their sets hold. Up to
-// that, L2 serves what L1 has lost in time; staging made 56x56x64 half as fast again. Pixels no longer than the staged ones would
-// lie as they did.
+// Whether `lines` cache lines, one a pixel of `channels` contiguous channels, are more than twice what their sets of `ways` lines
+// hold. Up to that, L2 serves what L1 has lost in time; staging made 56x56x64 half as fast again. Pixels no longer than the staged
+// ones would lie as they did.
 template <class T>
-DWCONV_INLINE bool lines_collide(int64_t channels, int64_t lines) {
-  constexpr int64_t kSets = 64, kWays = 8;  // of 32 KB; 48 KB have 12 ways
+DWCONV_INLINE bool lines_collide(int64_t channels, int64_t lines, int64_t ways) {
+  constexpr int64_t kSets = 64;
   const int64_t bytes = channels * static_cast<int64_t>(sizeof(T));
   if (bytes % 64 != 0 || bytes <= kStagedBytes) return false;
   int64_t together = bytes / 64;  // every so many sets is used: the largest power of two in it, at most kSets
   together &= -together;
-  return lines > 2 * kWays * (together < kSets ? kSets / together : 1);
+  return lines > 2 * ways * (together < kSets ? kSets / together : 1);
 }
 
 // `count` channels of rows x columns pixels to [row][column][kStaged].
