@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwconv_ext import FusedDSConv, depthwise_conv2d, convert, unfuse
+from dwconv_ext import FusedDSConv, convert, depthwise_conv2d, unfuse
 from dwconv_ext.models import MobileNetV1
 
 from . import peers

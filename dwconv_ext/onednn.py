@@ -21,15 +21,22 @@ _NAMES = {
 LEAST_MACS = 1 << 20  # the op's own 20 us are more than the packing costs below
 
 
-class PackedConv:
-    """A convolution with folded weights and the activation after it, for channels_last input that needs no gradient.
+def is_channels_last(t: Tensor) -> bool:
+    """And not NCHW as well, as it is with one channel or one pixel."""
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
-    The packed weights are kept for the last input's shape: oneDNN's order depends on it.
+
+class PackedConv:
+    """A convolution with folded weights and the activation after it, without gradients, where input or weights are channels_last.
+
+    Then torch's output is channels_last, as this one's always is. The packed weights are kept for the last input's shape: oneDNN's
+    order depends on it.
     """
 
     def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor, activation: str, slope: float) -> None:
         self.conv, self.weight, self.bias = conv, weight, bias
         self.post = ("leaky_relu", [slope], "") if activation == "leaky_relu" else _NAMES[activation]
+        self.channels_last = is_channels_last(weight)
         self.macs_per_input = weight.numel() / weight.shape[1] / (conv.stride[0] * conv.stride[1])
         self.packed: tuple[torch.Size, Tensor] | None = None
 
@@ -50,8 +57,8 @@ class PackedConv:
         """Whether it computes what F.conv2d would, and in less time."""
         if type(input) is not Tensor or input.dtype != self.weight.dtype or input.dim() != 4:
             return False
-        if not input.is_contiguous(memory_format=torch.channels_last) or input.is_contiguous():
-            return False  # its output is channels_last
+        if not (self.channels_last or is_channels_last(input)):
+            return False
         if torch.is_grad_enabled() and input.requires_grad:
             return False
         if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:

@@ -107,6 +107,17 @@ def test_activations_and_residual(activation, layout, device):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activations_of_a_depthwise_convolution(activation, layout, device):
+    for dtype in DTYPES:
+        x, w, b = on(device, Case("of_two_filters", 2, 10, (9, 8), multiplier=2).tensors(dtype, layout))
+        ours = dwconv_ext.depthwise_conv2d(x, w, b, padding=1, act=activation)
+        z = torch.nn.functional.conv2d(x.double(), w.double(), b.double(), padding=1, groups=10)
+        limit = {"rtol": 0.03, "atol": 0.03} if dtype.itemsize == 2 else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(ours, ACTIVATIONS[activation](z).to(dtype), **limit)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_at_the_ends(activation, device):
     inf, nan = float("inf"), float("nan")
     values = [0.0, -0.0, 1e-30, 3.0, -3.0, 6.0, 20.0, -20.0, 88.0, -88.0, 104.0, -104.0, 1e30, -1e30, inf, -inf, nan]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CACHE_CASES, CASES, DTYPES, LAYOUTS
+from cases import CACHE_CASES, CASES, DTYPES, LAYOUTS, Case
 from properties import given, st
-from reference import Convolution, check_depthwise, is_channels_last
+from reference import ACTIVATIONS, Convolution, check_depthwise, is_channels_last
+from tolerance import UNIT
 
 import dwconv_ext
 
@@ -92,6 +93,38 @@ def test_views(view, layout):
     y.sum().backward()  # arrives expanded, stride 0
     want.sum().backward()
     torch.testing.assert_close(ours_x.grad, theirs_x.grad)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activations(activation, dtype, layout, isa):
+    """Applied to the sums, which are rounded once; in every family of kernels (row_11 has few planes)."""
+    cases = (Case("two_filters", 2, 10, (9, 15), multiplier=2), Case("stride2", 2, 17, (9, 30), (5, 5), (2, 2)))
+    for case in (*cases, Case("row_11", 1, 3, (4, 40), (1, 11)), Case("planes", 2, 9, (16, 30))):
+        x, w, b = case.tensors(dtype, layout)
+        ours = dwconv_ext.depthwise_conv2d(x, w, b, *case.conv.args(), activation)
+        z = F.conv2d(x.double(), w.double(), b.double(), *case.conv.args(), case.channels)
+        rounding = {"rtol": 2 * UNIT[dtype] + 1e-5, "atol": 2e-5}
+        torch.testing.assert_close(ours.double(), ACTIVATIONS[activation](z), **rounding)
+
+
+def test_an_activation_is_differentiated_as_torchs(threads):
+    x, w, b = Case("any", 2, 6, (7, 8)).tensors(torch.float32, "nchw")
+    for activation, function in ACTIVATIONS.items():
+        gradients = []
+        for conv in (
+            lambda *t, act=activation: dwconv_ext.depthwise_conv2d(*t, 1, 1, 1, act),
+            lambda *t, f=function: f(F.conv2d(*t, 1, 1, 1, 6)),
+        ):
+            leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+            y = conv(*leaves)
+            first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+            gradients.append([y, *first, *torch.autograd.grad(first[1].sum(), leaves[0])])
+            gradients[-1].append(torch.func.jvp(lambda x, c=conv: c(x, w, b), (x,), (x,))[1])
+            gradients[-1].append(torch.func.vmap(lambda x, c=conv: c(x, w, b))(x[:, None]))
+        for ours, want in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
 
 
 def test_strange_weight_strides():

@@ -54,6 +54,7 @@ WRONG = {
     "filter_too_wide": ((X[..., :2], W), {"padding": (1, 0)}, "filter is larger than the padded input along width"),
     "dilated_filter_too_large": ((X, W), {"dilation": 4}, "filter is larger than the padded input along height"),
     "empty_image": ((X[:, :, :0], W), {"padding": 2}, "input must have a non-empty height and width"),
+    "act": ((X, W), {"act": "swish"}, "act must be one of identity, relu.*got 'swish'"),
     "empty_row": ((X[..., :0], W), {"padding": 2}, "input must have a non-empty height and width"),
 }  # fmt: skip
 

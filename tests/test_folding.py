@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -120,3 +122,91 @@ def test_batch_norms_away_from_depthwise_convolutions_are_folded_once():
     assert not any("batch_norm" in call for call in calls)
     plain = convert(torchvision.models.resnet18())
     assert plain.conversion_report.folded == 0 and not any("fused" in m._modules for m in plain.modules())
+
+
+# ---- other convolutions by oneDNN, packed -----------------------------------------------------------------------------
+
+
+def stem(act=nn.ReLU, dtype=torch.float32, stride=2):
+    """A convolution that is worth packing, before a depthwise one."""
+    layers = [nn.Conv2d(16, 40, 3, stride, 1), nn.BatchNorm2d(40), act(), nn.Conv2d(40, 40, 3, 1, 1, groups=40)]
+    return randomised(nn.Sequential(*layers)).to(dtype).to(memory_format=torch.channels_last)
+
+
+def calls_of(model, x):
+    calls = []
+    with torch.no_grad(), Recorded(calls):
+        y = model(x)
+    return y, calls
+
+
+def gelu_tanh():
+    return nn.GELU(approximate="tanh")
+
+
+def leaky():
+    return nn.LeakyReLU(0.3)
+
+
+ACTS = [nn.SiLU, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.GELU, gelu_tanh, leaky, nn.Identity]
+    nn.SiLU,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardswish,
+    nn.GELU,
+    lambda: nn.GELU(approximate="tanh"),
+    lambda: nn.LeakyReLU(0.3),
+    nn.Identity,
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("act", ACTS)
+def test_in_channels_last_other_convolutions_are_packed_with_their_activation(act, dtype):
+    model = stem(act, dtype)
+    converted = convert(model)
+    limit = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    for size in ((2, 16, 31, 33), (1, 16, 40, 40), (2, 16, 31, 33)):  # packed anew where the shape is another
+        x = torch.randn(size).to(dtype).contiguous(memory_format=torch.channels_last)
+        y, calls = calls_of(converted, x)
+        packed = ["_convolution_pointwise", "depthwise_conv2d"]
+        assert calls[-3:] == ["_reorder_convolution_weight", *packed]
+        assert calls_of(converted, x)[1] == packed
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(y, model(x), **limit)
+
+
+def test_packed_weights_follow_their_parameters():
+    converted = convert(stem())
+    plain = unfuse(converted)
+    x = torch.randn(1, 16, 40, 40).contiguous(memory_format=torch.channels_last)
+    for change in (lambda: None, lambda: converted[0].weight.mul_(2), lambda: converted[1].running_mean.add_(1)):
+        with torch.no_grad():
+            change()
+            torch.testing.assert_close(converted(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_packed():
+    """Where torch's output is NCHW; gradients; autocast; little work; padding by a word; torch without oneDNN."""
+    converted = convert(stem())
+    x = torch.randn(1, 16, 40, 40)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert "_convolution_pointwise" in calls_of(converted, last)[1]
+    y, calls = calls_of(converted, x)  # its weights are channels_last
+    assert "_convolution_pointwise" in calls and y.is_contiguous(memory_format=torch.channels_last)
+    y, calls = calls_of(convert(copy.deepcopy(unfuse(converted)).to(memory_format=torch.contiguous_format)), x)
+    assert "_convolution_pointwise" not in calls and y.is_contiguous()
+    assert "_convolution_pointwise" not in calls_of(converted, last[:, :, :9, :9])[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        y, calls = calls_of(converted, last)
+    assert "_convolution_pointwise" not in calls and y.dtype == torch.bfloat16
+    wanted = last.clone().requires_grad_()
+    converted.requires_grad_(False)(wanted).sum().backward()
+    assert wanted.grad.abs().sum() > 0
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert "_convolution_pointwise" not in calls_of(converted, last)[1]
+    same = stem(stride=1)
+    same[0].padding = "same"
+    y, calls = calls_of(convert(same), last)
+    assert "_convolution_pointwise" not in calls
+    torch.testing.assert_close(y, same(last), rtol=1e-4, atol=1e-4)

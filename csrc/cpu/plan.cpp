@@ -282,8 +282,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   plan.far_input = plan.far_output = is_far(p, machine, false);
   plan.next_output = expects_output(p, machine);
   if (machine.with_reasons) {
-    plan.reason =
-        describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
+    plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
   }
   return plan;
 }

@@ -34,8 +34,8 @@ Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa
 Plan plan_batch_norm(const DepthwiseProblem& problem, bool backward, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {
-  Plan depthwise;            // of the first stage
-  Plan whole;                // its row has the format of the pointwise weights
+  Plan depthwise;      // of the first stage
+  Plan whole;          // its row has the format of the pointwise weights
   int64_t splits = 1;  // ranges of output channels
 };
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,

@@ -22,8 +22,8 @@ template <int kKernel, int kStride>
 inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1 && DWCONV_VECTOR_BYTES > 16);
 template <int kKernel, int kStride>
 inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
-// Any other filter goes by single rows and chunks of a filter row: eight sums are the least that keep two FMAs of four cycles each
-// busy, and 14 sums and 8 taps take half the loads of 8 and 4 (a third of an input a multiply-add).
+// Any other filter goes by single rows and chunks of a filter row: eight sums are the least that keep two FMAs of four cycles
+// each busy, and 14 sums and 8 taps take half the loads of 8 and 4 (a third of an input a multiply-add).
 #if DWCONV_VECTOR_BYTES == 64
 inline constexpr int kGeneralColumns = 14, kChunk = 8;
 #else

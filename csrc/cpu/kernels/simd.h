@@ -92,8 +92,7 @@ DWCONV_INLINE Vec<double> at_least(Vec<double> x, double limit) { return x < lim
 #if DWCONV_INTRINSICS == 64
 DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
   typedef uint16_t Words __attribute__((vector_size(64)));
-  constexpr Words kUpper = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
-                            0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  constexpr Words kUpper = {0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
   return (Vec<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, (__m512i)kUpper, _mm512_castsi256_si512((__m256i)raw));
 }
 #elif DWCONV_INTRINSICS == 32

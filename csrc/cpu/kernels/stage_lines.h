@@ -47,8 +47,8 @@ template <class T>
 inline constexpr int64_t kStaged = kStagedBytes / static_cast<int64_t>(sizeof(T));
 
 // Whether `lines` cache lines, one a pixel of `channels` contiguous channels, are more than twice what their sets of `ways` lines
-// hold. Up to that, L2 serves what L1 has lost in time; staging made 56x56x64 half as fast again. Pixels no longer than the staged
-// ones would lie as they did.
+// hold. Up to that, L2 serves what L1 has lost in time; staging made 56x56x64 half as fast again. Pixels no longer than the
+// staged ones would lie as they did.
 template <class T>
 DWCONV_INLINE bool lines_collide(int64_t channels, int64_t lines, int64_t ways) {
   constexpr int64_t kSets = 64;
