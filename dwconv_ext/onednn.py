@@ -29,8 +29,8 @@ def is_channels_last(t: Tensor) -> bool:
 class PackedConv:
     """A convolution with folded weights and the activation after it, without gradients, where input or weights are channels_last.
 
-    Then torch's output is channels_last, as this one's always is. The packed weights are kept for the last input's shape: oneDNN's
-    order depends on it.
+    Then torch's output is channels_last, as this one's always is. The packed weights are kept for the last input's shape, which
+    oneDNN's order depends on.
     """
 
     def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor, activation: str, slope: float) -> None:

@@ -149,15 +149,6 @@ def leaky():
 
 
 ACTS = [nn.SiLU, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.GELU, gelu_tanh, leaky, nn.Identity]
-    nn.SiLU,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.Hardswish,
-    nn.GELU,
-    lambda: nn.GELU(approximate="tanh"),
-    lambda: nn.LeakyReLU(0.3),
-    nn.Identity,
-]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
