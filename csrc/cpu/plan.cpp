@@ -243,7 +243,10 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
   if (p.layout == Layout::kNHWC) {
-    plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine);
+    // The prefetchers follow longer pixels by themselves.
+    constexpr int64_t kLongPixel = 512;
+    const bool walked = is_in_memory(p, machine) && p.channels * element_size(p.dtype) < kLongPixel;
+    plan.far_input = plan.far_output = is_far(p, machine, true) || walked;
   }
   plan.next_output = expects_output(p, machine);
   if (machine.with_reasons) plan.reason = describe(*plan.row) + in_order(plan);
