@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from .functional import IntOrPair, _pair
 from .modules import DepthwiseConv2d, FusedDSConv
@@ -210,3 +210,13 @@ def _separable_flops(x, dw, db, pw, *_, out_shape=None, **__) -> int:
     batch, _channels, height, width = out_shape
     intermediate = [batch, dw[0], height, width]
     return conv_flop_count(list(x), list(dw), intermediate) + conv_flop_count(intermediate, list(pw), list(out_shape))
+
+
+def _packed_flops(x, w, *_, out_shape=None, **__) -> int:
+    return conv_flop_count(list(x), list(w), list(out_shape))
+
+
+# What onednn.py calls, which torch's counter may know by itself one day.
+_packed = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+if _packed is not None and _packed not in flop_registry:
+    register_flop_formula(_packed)(_packed_flops)

@@ -53,6 +53,18 @@ def test_flop_counter_counts_our_ops_like_torchs():
     assert counter.get_total_flops() == 2 * 2 * cost.separable(3, 8, 24, 9).multiply_adds
 
 
+def test_flop_counter_counts_a_converted_model_like_the_original():
+    stem = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.BatchNorm2d(32), nn.SiLU(), nn.Conv2d(32, 32, 3, groups=32))
+    stem.eval().to(memory_format=torch.channels_last)
+    x = torch.randn(1, 8, 40, 40).contiguous(memory_format=torch.channels_last)
+    flops = []
+    for model in (stem, convert(stem)):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(x)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 2 * 32 * 8 * 9 * 1600
+
+
 def test_table():
     model = nn.Sequential(DepthwiseConv2d(8, 8, 3, padding=1), FusedDSConv(8, 16), nn.Flatten(), nn.Linear(16 * 36, 5))
     table = cost.table(model, (2, 8, 6, 6))
