@@ -37,6 +37,8 @@ class PackedConv:
         self.conv, self.weight, self.bias = conv, weight, bias
         self.post = ("leaky_relu", [slope], "") if activation == "leaky_relu" else _NAMES[activation]
         self.channels_last = is_channels_last(weight)
+        filter_sizes = zip(weight.shape[2:], conv.dilation, conv.padding, strict=True)
+        self.least_height, self.least_width = (d * (k - 1) + 1 - 2 * p for k, d, p in filter_sizes)
         self.macs_per_input = weight.numel() / weight.shape[1] / (conv.stride[0] * conv.stride[1])
         self.packed: tuple[torch.Size, Tensor] | None = None
 
@@ -62,6 +64,9 @@ class PackedConv:
         if torch.is_grad_enabled() and input.requires_grad:
             return False
         if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+            return False
+        _, channels, height, width = input.shape  # what does not fit is F.conv2d's to refuse
+        if channels != self.weight.shape[1] or height < self.least_height or width < self.least_width:
             return False
         return input.numel() * self.macs_per_input >= LEAST_MACS
 

@@ -201,3 +201,14 @@ def test_what_is_not_packed():
     y, calls = calls_of(convert(same), last)
     assert "_convolution_pointwise" not in calls
     torch.testing.assert_close(y, same(last), rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_fit_a_packed_convolution_gets_torchs_error():
+    model = convert(stem().requires_grad_(False))
+    model[0].padding = (0, 0)
+    for size, message in (
+        ((1, 24, 40, 40), "to have 16 channels, but got 24"),
+        ((1, 16, 1, 4000), "Kernel size can't be greater"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            model(torch.randn(size).contiguous(memory_format=torch.channels_last))
