@@ -195,8 +195,12 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
 # FLOPs, two a multiply-add, as its own formulas count them.
 
 
-@register_flop_formula(torch.ops.dwconv_ext.depthwise_conv2d)
-def _depthwise_flops(x, w, b, stride, padding, dilation, *_, out_shape=None, **__) -> int:
+# onednn.py calls the second, which torch's counter may know by itself one day, or a torch may lack.
+_convolutions = [torch.ops.dwconv_ext.depthwise_conv2d, getattr(torch.ops.mkldnn, "_convolution_pointwise", None)]
+
+
+@register_flop_formula([op for op in _convolutions if op is not None and op not in flop_registry])
+def _convolution_flops(x, w, *_, out_shape=None, **__) -> int:
     return conv_flop_count(list(x), list(w), list(out_shape))
 
 
@@ -210,13 +214,3 @@ def _separable_flops(x, dw, db, pw, *_, out_shape=None, **__) -> int:
     batch, _channels, height, width = out_shape
     intermediate = [batch, dw[0], height, width]
     return conv_flop_count(list(x), list(dw), intermediate) + conv_flop_count(intermediate, list(pw), list(out_shape))
-
-
-def _packed_flops(x, w, *_, out_shape=None, **__) -> int:
-    return conv_flop_count(list(x), list(w), list(out_shape))
-
-
-# What onednn.py calls, which torch's counter may know by itself one day.
-_packed = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-if _packed is not None and _packed not in flop_registry:
-    register_flop_formula(_packed)(_packed_flops)

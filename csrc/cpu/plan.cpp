@@ -160,9 +160,12 @@ bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
 }
 
 // Or from memory: L3 does not keep both operands from call to call. Then going through it in order pays everywhere but in the
-// strided input gradient, which writes most of what it moves.
-bool is_in_memory(const DepthwiseProblem& p, const Machine& machine) {
-  return p.layout == Layout::kNHWC && input_bytes(p) + output_bytes(p) >= machine.l3_bytes / 2;
+// strided input gradient, which writes most of what it moves, and in a forward pass over long pixels, which the prefetchers
+// follow by themselves.
+bool is_in_memory(const DepthwiseProblem& p, const Machine& machine, bool forward) {
+  constexpr int64_t kLongPixel = 512;  // bytes
+  if (p.layout != Layout::kNHWC || (forward && p.channels * element_size(p.dtype) >= kLongPixel)) return false;
+  return input_bytes(p) + output_bytes(p) >= machine.l3_bytes / 2;
 }
 
 // Whether tiles ask for the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
@@ -243,10 +246,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
   if (p.layout == Layout::kNHWC) {
-    // The prefetchers follow longer pixels by themselves.
-    constexpr int64_t kLongPixel = 512;
-    const bool walked = is_in_memory(p, machine) && p.channels * element_size(p.dtype) < kLongPixel;
-    plan.far_input = plan.far_output = is_far(p, machine, true) || walked;
+    plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine, true);
   }
   plan.next_output = expects_output(p, machine);
   if (machine.with_reasons) plan.reason = describe(*plan.row) + in_order(plan);
@@ -313,7 +313,7 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false) || is_in_memory(p, machine)
+  plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false) || is_in_memory(p, machine, false)
                                              : is_rows(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
   if (machine.with_reasons) {
     plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" +

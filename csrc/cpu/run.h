@@ -109,7 +109,7 @@ inline DepthwiseProblem forward_problem(const ConvolutionShape& s, DType dtype, 
   p.stride_h = s.stride_h, p.stride_w = s.stride_w;
   p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
   p.pad_h = s.pad_h, p.pad_w = s.pad_w;
-  p.l1_ways = this_machine().l1_ways();
+  p.l1_ways = machine(1).l1_ways();
   return p;
 }
 
