@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <optional>
 #include <string>
@@ -82,6 +83,30 @@ inline int64_t output_size(const char* op, const char* side, int64_t size, int64
   return (padded - reach) / stride + 1;
 }
 
+// A filter on an image with at least one pixel.
+inline ConvolutionShape check_filter(const char* op, const Tensor& input, int64_t kernel_h, int64_t kernel_w, const Ints& stride,
+                                     const Ints& padding, const Ints& dilation) {
+  STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
+                  to_string(input));
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  ConvolutionShape s = {};
+  s.batch = input.size(0);
+  s.channels = input.size(1);
+  s.multiplier = 1;
+  s.in_h = input.size(2);
+  s.in_w = input.size(3);
+  s.kernel_h = kernel_h;
+  s.kernel_w = kernel_w;
+  s.stride_h = stride[0], s.stride_w = stride[1];
+  s.pad_h = padding[0], s.pad_w = padding[1];
+  s.dilation_h = dilation[0], s.dilation_w = dilation[1];
+  s.out_h = output_size(op, "height", s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
+  s.out_w = output_size(op, "width", s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+  return s;
+}
+
 inline ConvolutionShape check_convolution(const char* op, const Tensor& input, const char* weight_name, const Tensor& weight,
                                           const Ints& stride, const Ints& padding, const Ints& dilation) {
   STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
@@ -91,29 +116,13 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
   check_like_input(op, weight_name, weight, input);
   const int64_t channels = input.size(1);
   STD_TORCH_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
-  STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
-                  to_string(input));
   STD_TORCH_CHECK(weight.size(1) == 1 && weight.size(0) > 0 && weight.size(0) % channels == 0, op, ": ", weight_name,
                   " must have shape (C * multiplier, 1, kH, kW) with C = ", channels, " channels of input, but got ",
                   to_string(weight));
   STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name,
                   " must have a non-empty filter, but got shape ", to_string(weight));
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
-  ConvolutionShape s = {};
-  s.batch = input.size(0);
-  s.channels = channels;
+  ConvolutionShape s = check_filter(op, input, weight.size(2), weight.size(3), stride, padding, dilation);
   s.multiplier = weight.size(0) / channels;
-  s.in_h = input.size(2);
-  s.in_w = input.size(3);
-  s.kernel_h = weight.size(2);
-  s.kernel_w = weight.size(3);
-  s.stride_h = stride[0], s.stride_w = stride[1];
-  s.pad_h = padding[0], s.pad_w = padding[1];
-  s.dilation_h = dilation[0], s.dilation_w = dilation[1];
-  s.out_h = output_size(op, "height", s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
-  s.out_w = output_size(op, "width", s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
   return s;
 }
 
@@ -169,8 +178,17 @@ inline Tensor as_layout(const Tensor& t, Layout layout) {
   return unit && other ? t : torch::stable::contiguous(t, memory_format(layout));
 }
 
+// Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.
 inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) {
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt, memory_format(layout));
+  const int64_t c = size[1], h = size[2], w = size[3];
+  const int64_t nchw[4] = {c * h * w, h * w, w, 1}, nhwc[4] = {h * w * c, 1, w * c, c};
+  int32_t dtype = 0, device_type = 0;
+  AtenTensorHandle output = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), layout == Layout::kNHWC ? nhwc : nchw, dtype, device_type,
+                                                  like.get_device_index(), &output));
+  return Tensor(output);
 }
 
 }  // namespace

@@ -125,6 +125,14 @@ PYBIND11_MODULE(_C, m) {
         return py::make_tuple(format.panel, format.depth_multiple, dtype_name(format.dtype));
       },
       "Packed pointwise weights: output channels of a panel, what its channels are padded to a multiple of, and the dtype.");
+  m.def(
+      "block_bytes",
+      [](const std::string& dtype, int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w) {
+        const DType type = parse_dtype(dtype);
+        return block_bytes(block_format(selected_isa(), type, pointwise_format(selected_isa(), type), channels, out_channels,
+                                        kernel_h, kernel_w));
+      },
+      "Of the packed weights of a fused block.");
   m.def("force_row", &force_row,
         "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);

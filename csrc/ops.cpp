@@ -22,9 +22,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "separable_conv2d(Tensor input, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str dw_act, str pw_act, Tensor? residual=None, "
-      "float dw_slope=0.01, float pw_slope=0.01, Tensor? pw_packed=None, bool allow_tf32=False) -> Tensor");
-  // pw_weight in the order the CPU kernels read, for pw_packed: (ceil(O / panel), C or a little more, panel).
-  m.def("separable_conv2d_pack(Tensor pw_weight) -> Tensor");
+      "float dw_slope=0.01, float pw_slope=0.01, bool allow_tf32=False) -> Tensor");
+  // The same on the CPU, without derivatives, for many calls with the same weights: their packed bytes, and the rest of the
+  // arguments as numbers, which take less of a short call's time (block: out_channels, kernel_h, kernel_w, stride, padding,
+  // dilation, dw_act, pw_act; slopes: dw_slope, pw_slope). isa is the selected instruction set, whose kernels read them: named so
+  // that compiled graphs kept for one CPU aren't taken for another's.
+  m.def("separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa) -> Tensor");
+  m.def("separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None) -> Tensor");
   // act((input - mean) / sqrt(variance + eps) * weight + bias) by the batch's own mean and (biased) variance, which it returns;
   // these two, weight and bias have the accumulation type: float64 where input has, else float32.
   m.def(

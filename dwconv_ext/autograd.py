@@ -238,11 +238,11 @@ class SeparableConv2dFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01,
-        pw_packed=None, allow_tf32=False,
+        allow_tf32=False,
     ):  # fmt: skip
         with below_autograd():
             return ops.separable_conv2d(
-                x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope, pw_packed, allow_tf32
+                x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope, allow_tf32
             )
 
     @staticmethod

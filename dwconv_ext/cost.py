@@ -211,6 +211,15 @@ def _depthwise_backward_flops(grad, x, w, stride, padding, dilation, mask, *_, *
 
 @register_flop_formula(torch.ops.dwconv_ext.separable_conv2d)
 def _separable_flops(x, dw, db, pw, *_, out_shape=None, **__) -> int:
+    return _block_flops(x, dw, pw, out_shape)
+
+
+def _block_flops(x, dw, pw, out_shape) -> int:
     batch, _channels, height, width = out_shape
     intermediate = [batch, dw[0], height, width]
     return conv_flop_count(list(x), list(dw), intermediate) + conv_flop_count(intermediate, list(pw), list(out_shape))
+
+
+@register_flop_formula(torch.ops.dwconv_ext.separable_conv2d_packed)
+def _packed_flops(x, packed, block, *_, out_shape=None, **__) -> int:
+    return _block_flops(x, [x[1], 1, *block[1:3]], [block[0], x[1], 1, 1], out_shape)

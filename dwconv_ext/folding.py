@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from .autograd import taken_apart
 from .functional import accumulation_dtype
 
 
@@ -36,9 +37,7 @@ _version = operator.attrgetter("_version")
 
 def _in_graph(sources: list[Tensor]) -> bool:
     """Whether folding these tensors is part of what is traced or differentiated, so that gradients in eval mode reach them."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+    return taken_apart() or (torch.is_grad_enabled() and any(t.requires_grad for t in sources))
 
 
 def _may_keep(sources: list[Tensor]) -> bool:
@@ -56,6 +55,10 @@ class Folding(nn.Module):
     def _pack(self, folded: tuple[Tensor, ...]) -> Any:
         """A form of the folded weights that is worth keeping beside them."""
         return None
+
+    def _settings(self) -> tuple:
+        """What that form depends on besides the weights."""
+        return ()
 
     def clear_cache(self) -> None:
         """Forgets the folded weights; the next forward in eval mode folds anew."""
@@ -101,7 +104,7 @@ class Folding(nn.Module):
         # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
         # address can't be taken for another.
         eps = [bn.eps for bn in parts[1::2]]
-        key = [_C.selected_isa(), *eps, *map(_version, sources), *map(Tensor.data_ptr, sources)]
+        key = [_C.selected_isa(), *self._settings(), *eps, *map(_version, sources), *map(Tensor.data_ptr, sources)]
         if not same or kept[0] != key:
             with torch.no_grad():
                 folded = self._fold_all(parts)

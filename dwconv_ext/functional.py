@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autograd import call
+
 ops = torch.ops.dwconv_ext
 
 IntOrPair = int | Sequence[int]
@@ -50,24 +52,30 @@ def _batched(name: str, input: Tensor) -> tuple[Tensor, bool]:
     return input, False
 
 
-def _resolve_padding(
-    input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
-    """The input, padded where 'same' is lopsided (even filters), and the symmetric padding left to the op."""
+def padding_of(
+    padding: str | IntOrPair, filter_size: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Zeros on each side, and how many more at the end: one where 'same' is lopsided (even filters)."""
     if not isinstance(padding, str):
-        return input, _pair("padding", padding)
+        return _pair("padding", padding), (0, 0)
     if padding == "valid":
-        return input, (0, 0)
+        return (0, 0), (0, 0)
     if padding != "same":
         raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, but got {padding!r}")
     if tuple(stride) != (1, 1):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions (stride is {tuple(stride)})")
-    if weight.dim() != 4:
-        raise RuntimeError(f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(weight.shape)}")
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if any(t % 2 for t in total):
-        input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
-    return input, (total[0] // 2, total[1] // 2)
+    if len(filter_size) != 2:
+        raise RuntimeError(f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), but got {2 + len(filter_size)} dimensions")
+    height, width = (d * (k - 1) for d, k in zip(dilation, filter_size, strict=True))
+    return (height // 2, width // 2), (height % 2, width % 2)
+
+
+def _resolve_padding(
+    input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """The input, with what is more at its end, and the symmetric padding left to the op."""
+    both, more = padding_of(padding, weight.shape[2:], stride, dilation)
+    return F.pad(input, (0, more[1], 0, more[0])) if any(more) else input, both
 
 
 def depthwise_conv2d(
@@ -119,7 +127,7 @@ def depthwise_conv2d(
     batched, unbatched = _batched("depthwise_conv2d", input)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     batched, padding = _resolve_padding(batched, weight, padding, stride, dilation)
-    output = ops.depthwise_conv2d.default(batched, weight, bias, stride, padding, dilation, act, slope)
+    output = call(ops.depthwise_conv2d.default, batched, weight, bias, stride, padding, dilation, act, slope)
     return output.squeeze(0) if unbatched else output
 
 
@@ -143,15 +151,14 @@ def separable_conv2d(
     *,
     dw_slope: float = 0.01,
     pw_slope: float = 0.01,
-    pw_packed: Tensor | None = None,
 ) -> Tensor:
     """Depthwise-separable convolution in one pass, the intermediate never written to memory.
 
     Equals ``pw_act(F.conv2d(dw_act(F.conv2d(input, dw_weight, dw_bias, ..., groups=C)), pw_weight, pw_bias)) + residual``;
-    on the CPU the intermediate is kept in the accumulation type (float32; float64 for float64), on CUDA in the input's type,
-    as tensor cores read it. float32 on CUDA uses tf32 where ``torch.backends.cudnn.allow_tf32`` lets nn.Conv2d use it, and the
-    kernel is a pair of kernels where the plan expects that to be faster. BatchNorm is expected folded into the weights and
-    biases, as :class:`FusedDSConv` does.
+    on the CPU the intermediate is kept in the accumulation type (float32; float64 for float64), and the weights are packed at
+    every call (:class:`FusedDSConv` keeps them packed); on CUDA it is in the input's type, as tensor cores read it. float32 on
+    CUDA uses tf32 where ``torch.backends.cudnn.allow_tf32`` lets nn.Conv2d use it, and the kernel is a pair of kernels where the
+    plan expects that to be faster. BatchNorm is expected folded into the weights and biases, as :class:`FusedDSConv` does.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16, NCHW or channels_last.
@@ -163,8 +170,6 @@ def separable_conv2d(
         dw_act, pw_act: ``identity``, ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``, ``leaky_relu``.
         residual: added after pw_act; of the output's shape.
         dw_slope, pw_slope: negative slope where the activation is leaky_relu.
-        pw_packed: ``torch.ops.dwconv_ext.separable_conv2d_pack(pw_weight)``, made once for many calls with the same weights
-            (CPU; :class:`FusedDSConv` keeps one). Without it every call packs pw_weight anew.
 
     Returns:
         (N, out_channels, outH, outW), in the input's layout.
@@ -178,14 +183,14 @@ def separable_conv2d(
     _tensor("pw_weight", pw_weight)
     _tensor("pw_bias", pw_bias, optional=True)
     _tensor("residual", residual, optional=True)
-    _tensor("pw_packed", pw_packed, optional=True)
     batched, unbatched = _batched("separable_conv2d", input)
     if unbatched and residual is not None:
         residual = residual.unsqueeze(0)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     batched, padding = _resolve_padding(batched, dw_weight, padding, stride, dilation)
-    output = ops.separable_conv2d.default(
+    output = call(
+        ops.separable_conv2d.default,
         batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,
-        pw_packed, _allow_tf32(input),
+        _allow_tf32(input),
     )  # fmt: skip
     return output.squeeze(0) if unbatched else output

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .batch_norm import norm_then_activation
 from .folding import Folding
 from .functional import ACTIVATIONS, IntOrPair, _pair, depthwise_conv2d, separable_conv2d
+from .packed_block import PackedBlock
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -154,18 +155,24 @@ class FusedDSConv(Folding):
     def _takes(self, conv: nn.Conv2d) -> bool:
         return conv.padding_mode == "zeros"
 
-    def _pack(self, folded: tuple[Tensor, ...]) -> Tensor | None:
-        pw_weight = folded[2]
-        return torch.ops.dwconv_ext.separable_conv2d_pack(pw_weight) if pw_weight.device.type == "cpu" else None
+    def _settings(self) -> tuple:
+        conv = self._parts()[0]
+        return conv.stride, conv.padding, conv.dilation, (self.dw_activation, self.activation), (self.dw_slope, self.slope)
+
+    def _pack(self, folded: tuple[Tensor, ...]) -> PackedBlock:
+        return PackedBlock(folded, *self._settings())
 
     def _fused(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The block as one kernel, residual added to its output."""
-        dw_weight, dw_bias, pw_weight, pw_bias, pw_packed = self._folded_weights()
-        conv = self._parts()[0]
+        *folded, packed = self._folded_weights()
+        if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or torch.is_grad_enabled()):
+            packed = self._pack(folded)  # a frozen graph packs once, as it folds once
+        if packed is not None and packed.takes(input, residual):
+            return packed(input, residual)
+        stride, padding, dilation, activations, slopes = self._settings()
         return separable_conv2d(
-            input, dw_weight, dw_bias, pw_weight, pw_bias, conv.stride, conv.padding, conv.dilation,
-            self.dw_activation, self.activation, residual, dw_slope=self.dw_slope, pw_slope=self.slope, pw_packed=pw_packed,
-        )  # fmt: skip
+            input, *folded, stride, padding, dilation, *activations, residual, dw_slope=slopes[0], pw_slope=slopes[1]
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         if self._can_fold():

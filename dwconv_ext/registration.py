@@ -148,11 +148,19 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
-def _(pw):
-    torch._check(pw.dim() == 4, lambda: f"pw_weight must have shape (out_channels, channels, 1, 1), but got {list(pw.shape)}")
-    panel, multiple, dtype = _C.pointwise_format(str(pw.dtype).removeprefix("torch."))
-    depth = (pw.shape[1] + multiple - 1) // multiple * multiple
-    return pw.new_empty(((pw.shape[0] + panel - 1) // panel, depth, panel), dtype=getattr(torch, dtype))
+def _(dw, db, pw, pb, isa):
+    wanted = "separable_conv2d_pack: dw_weight and pw_weight must be 4-dimensional"
+    torch._check(dw.dim() == 4 and pw.dim() == 4, lambda: f"{wanted}, but got {list(dw.shape)} and {list(pw.shape)}")
+    dtype = str(dw.dtype).removeprefix("torch.")
+    return dw.new_empty((_C.block_bytes(dtype, dw.shape[0], pw.shape[0], *dw.shape[2:]),), dtype=torch.uint8)
+
+
+@torch.library.register_fake("dwconv_ext::separable_conv2d_packed")
+def _(x, packed, block, slopes, residual=None):
+    op, conv = "separable_conv2d_packed", (block[3:5], block[5:7], block[7:9])
+    torch._check(x.dim() == 4, lambda: f"{op}: input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
+    dw_weight = x.new_empty((x.shape[1], 1, *block[1:3]))
+    return _fake_convolution(op, x, "packed", dw_weight, block[0], conv, {"residual": residual})
 
 
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
@@ -171,11 +179,6 @@ def _batch_norm_act_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tenso
 
 
 _library.impl("batch_norm_act_backward", _batch_norm_act_backward, "Autograd")
-
-
-def _slopes_without_packed(rest: tuple) -> tuple:
-    """(dw_slope, pw_slope, pw_packed, allow_tf32), as many as were given, with nothing packed."""
-    return (*rest[:2], None, *rest[3:]) if len(rest) > 2 else rest
 
 
 def _fold(t: Tensor, dim: int | None, size: int) -> Tensor:
@@ -223,20 +226,19 @@ def _(info, in_dims, grad, x, w, stride, padding, dilation, mask):
 
 @torch.library.register_vmap("dwconv_ext::separable_conv2d")
 def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
-    slopes = _slopes_without_packed(rest)  # the weights are packed anew
     size = info.batch_size
     tensors = [x, dw, db, pw, pb, residual]
     dims = [*in_dims[:5], in_dims[10] if len(in_dims) > 10 else None]
     if all(d is None for d in dims[1:5]):
         wide_residual = None if residual is None else _fold(residual, dims[5], size)
         y = ops.separable_conv2d(
-            _fold(x, dims[0], size), dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, wide_residual, *slopes
+            _fold(x, dims[0], size), dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, wide_residual, *rest
         )
         return y.unflatten(0, (size, -1)), 0
     outputs = []
     for i in range(size):
         one = [t if t is None or d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)]
-        outputs.append(ops.separable_conv2d(*one[:5], stride, padding, dilation, dw_act, pw_act, one[5], *slopes))
+        outputs.append(ops.separable_conv2d(*one[:5], stride, padding, dilation, dw_act, pw_act, one[5], *rest))
     return torch.stack(outputs), 0
 
 
@@ -254,10 +256,9 @@ def _register_autocast(device_type: str, key: str) -> None:
             return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *rest)
 
     def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
-        slopes = _slopes_without_packed(rest)  # what was packed before the cast is not what is wanted
         with torch._C._ExcludeDispatchKeyGuard(below):
             return ops.separable_conv2d(
-                *map(cast, (x, dw, db, pw, pb)), stride, padding, dilation, dw_act, pw_act, cast(residual), *slopes
+                *map(cast, (x, dw, db, pw, pb)), stride, padding, dilation, dw_act, pw_act, cast(residual), *rest
             )
 
     _library.impl("depthwise_conv2d", depthwise, key)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import properties
 import pytest
 import torch
 
 import dwconv_ext
+
+# torch.compile keeps what it made of the package's Python on disk, and does not notice that it has changed.
+_compiled = tempfile.TemporaryDirectory(prefix="dwconv_ext_inductor_", ignore_cleanup_errors=True)
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
 
 if properties.available:
     quiet = {"deadline": None, "suppress_health_check": list(properties.HealthCheck)}

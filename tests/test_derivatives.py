@@ -12,6 +12,7 @@ import dwconv_ext
 from dwconv_ext import DepthwiseConv2d, FusedDSConv, depthwise_conv2d, separable_conv2d
 
 ops = torch.ops.dwconv_ext
+ISA = dwconv_ext._C.selected_isa()
 CONVOLUTIONS = {
     "plain": ((3, 3), 1, 1, 1),
     "stride2": ((3, 3), 2, 1, 1),
@@ -109,6 +110,17 @@ OPCHECK = {
             (1, 1),
             "relu",
             "silu",
+            torch.randn(2, 4, 6, 5),
+        ),
+    ),
+    "pack": lambda x, w, b: (ops.separable_conv2d_pack.default, (w.detach(), b.detach(), torch.randn(4, 3, 1, 1), None, ISA)),
+    "packed": lambda x, w, b: (
+        ops.separable_conv2d_packed.default,
+        (
+            x.detach(),
+            ops.separable_conv2d_pack(w.detach(), b.detach(), torch.randn(4, 3, 1, 1), None, ISA),
+            [4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 3],
+            [0.0, 0.0],
             torch.randn(2, 4, 6, 5),
         ),
     ),

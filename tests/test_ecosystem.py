@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torchvision
 from test_convert import randomised
 from torch import nn
 
-from dwconv_ext import convert
+from dwconv_ext import FusedDSConv, convert
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +42,21 @@ def test_compile_fullgraph(pair):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         close(torch.compile(converted, fullgraph=True)(x), plain(x))
+
+
+def test_frozen_graph_packs_once(pair):
+    """With freezing, folding and packing are done when the graph is compiled, and a call runs packed weights."""
+    plain, converted = pair
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        compiled = torch.compile(converted, fullgraph=True, dynamic=False)
+        compiled(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            close(compiled(x), plain(x))
+    ran = Counter(event.name for event in profile.events())
+    assert ran["dwconv_ext::separable_conv2d_packed"] == sum(isinstance(m, FusedDSConv) for m in converted.modules()) > 0
+    assert not ran["dwconv_ext::separable_conv2d_pack"] and not ran["dwconv_ext::separable_conv2d"] and not ran["aten::rsqrt"]
 
 
 def test_compile_fullgraph_training(pair):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+import dwconv_ext
 from dwconv_ext import DepthwiseConv2d, FusedDSConv, depthwise_conv2d, separable_conv2d
 
 ops = torch.ops.dwconv_ext
@@ -123,6 +124,60 @@ def test_separable(wrong):
     args, kwargs, message = WRONG_SEPARABLE[wrong]
     with pytest.raises((RuntimeError, TypeError), match=message):
         separable_conv2d(*args, **kwargs)
+
+
+ISA = dwconv_ext._C.selected_isa()
+PACKED = torch.ops.dwconv_ext.separable_conv2d_pack(DW, None, PW, None, ISA)
+BLOCK = [6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+MADE = r"packed must be what separable_conv2d_pack made on this CPU of weights for {} channels of input"
+WRONG_PACKED = {
+    "rank": ((X[0], PACKED, BLOCK, [0.0, 0.0]), "input must be 4-dimensional"),
+    "dtype": ((X.bfloat16(), PACKED, BLOCK, [0.0, 0.0]), MADE.format(4)),
+    "channels": ((X[:, 1:], PACKED, BLOCK, [0.0, 0.0]), MADE.format(3)),
+    "outputs": ((X, PACKED, [7, *BLOCK[1:]], [0.0, 0.0]), MADE.format(4)),
+    "filter": ((X, PACKED, [6, 3, 5, *BLOCK[3:]], [0.0, 0.0]), MADE.format(4)),
+    "huge": ((X, PACKED, [2**62, 2**62, 2**62, *BLOCK[3:]], [0.0, 0.0]), MADE.format(4)),
+    "not_packed": ((X, torch.zeros(len(PACKED), dtype=torch.uint8), BLOCK, [0.0, 0.0]), MADE.format(4)),
+    "cut": ((X, PACKED[:-1], BLOCK, [0.0, 0.0]), MADE.format(4)),
+    "no_bytes": ((X, PACKED[:8], BLOCK, [0.0, 0.0]), MADE.format(4)),
+    "floats": ((X, torch.zeros(2000), BLOCK, [0.0, 0.0]), MADE.format(4)),
+    "activation": ((X, PACKED, [*BLOCK[:10], 8], [0.0, 0.0]), "block must be 11 integers that end in two activations"),
+    "short": ((X, PACKED, BLOCK[:10], [0.0, 0.0]), "block must be 11 integers"),
+    "slopes": ((X, PACKED, BLOCK, [0.0]), "block must be 11 integers.*slopes two numbers"),
+    "stride": ((X, PACKED, [*BLOCK[:3], 0, *BLOCK[4:]], [0.0, 0.0]), "stride must be positive"),
+    "small_input": ((X[..., :0, :], PACKED, BLOCK, [0.0, 0.0]), "input must have a non-empty height and width"),
+    "residual": ((X, PACKED, BLOCK, [0.0, 0.0], X), r"residual must have the output's shape \[2, 6, 8, 8\]"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PACKED)
+def test_packed(wrong):
+    args, message = WRONG_PACKED[wrong]
+    with pytest.raises(RuntimeError, match=f"separable_conv2d_packed: {message}"):
+        torch.ops.dwconv_ext.separable_conv2d_packed(*args)
+
+
+WRONG_WEIGHTS = {
+    "not_depthwise": ((PW, None, PW, None), r"dw_weight must have shape \(C, 1, kH, kW\)"),
+    "no_filter": ((DW[:, :, :0], None, PW, None), "dw_weight must have shape"),
+    "pw_shape": ((DW, None, PW[:, :3], None), r"pw_weight must have shape \(out_channels, 4, 1, 1\)"),
+    "pw_dtype": ((DW, None, PW.half(), None), "pw_weight must have the same dtype"),
+    "dw_bias": ((DW, B, PW, None), "dw_bias must be 1-dimensional with 4 elements"),
+    "pw_bias": ((DW, None, PW, B), "pw_bias must be 1-dimensional with 6 elements"),
+    "dtype": ((DW.int(), None, PW.int(), None), "dw_weight must be float32"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
+def test_pack(wrong):
+    args, message = WRONG_WEIGHTS[wrong]
+    with pytest.raises(RuntimeError, match=f"separable_conv2d_pack: {message}"):
+        torch.ops.dwconv_ext.separable_conv2d_pack(*args, ISA)
+
+
+def test_pack_for_another_instruction_set():
+    with pytest.raises(RuntimeError, match=r"isa must be the selected instruction set, .* but got 'sse9'"):
+        torch.ops.dwconv_ext.separable_conv2d_pack(DW, None, PW, None, "sse9")
 
 
 def test_messages_name_the_op():

@@ -14,7 +14,9 @@ from torch import nn
 
 import dwconv_ext
 from dwconv_ext import FusedDSConv
+from dwconv_ext.packed_block import PackedBlock
 
+packed_call = PackedBlock.__call__
 SAME = Convolution(padding=(1, 1))
 # name: batch, in, out, size, kernel, convolution
 BLOCKS = {
@@ -98,6 +100,67 @@ def test_residual_and_no_bias(layout, dtype):
     residual = torch.randn(x.shape[0], len(pw), *x.shape[2:]).to(dtype)
     check_separable(x, dw, None, pw, None, conv, "relu", "relu", residual)
     check_separable(x, dw, None, pw, None, conv, "relu", "relu", residual.contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_packed_weights_give_the_same_bits(block, layout, isa):
+    for dtype in DTYPES:
+        (x, *weights), conv = operands(BLOCKS[block], dtype, layout)
+        packed = PackedBlock(weights, *conv.args(), ("silu", "leaky_relu"), (0.3, 0.2))
+        assert packed.takes(x, None)
+        options = {"dw_act": "silu", "pw_act": "leaky_relu", "dw_slope": 0.3, "pw_slope": 0.2}
+        want = dwconv_ext.separable_conv2d(x, *weights, *conv.args(), **options)
+        assert torch.equal(packed(x), want) and packed(x).stride() == want.stride()
+        residual = torch.randn(want.shape).to(dtype)
+        assert packed.takes(x, residual)
+        assert torch.equal(
+            packed(x, residual), dwconv_ext.separable_conv2d(x, *weights, *conv.args(), **options, residual=residual)
+        )
+        without = PackedBlock((weights[0], None, weights[2], None), *conv.args(), ("relu", "relu"), (0.0, 0.0))
+        assert torch.equal(without(x), dwconv_ext.separable_conv2d(x, weights[0], None, weights[2], None, *conv.args()))
+
+
+def test_what_packed_weights_are_not_for():
+    (x, *weights), conv = operands(BLOCKS["panel"], torch.float32, "nchw")
+    packed = PackedBlock(weights, *conv.args(), ("relu", "relu"), (0.0, 0.0))
+    residual = torch.randn(1, 64, 7, 8)
+    assert packed.takes(x, residual)
+    for other in (x[0], x.double(), x[:, 1:], x.to("meta"), x.clone().requires_grad_(), nn.Parameter(x)):
+        assert not packed.takes(other, residual)
+    assert not packed.takes(x, residual.double()) and not packed.takes(x, residual.clone().requires_grad_())
+    with torch.no_grad():
+        assert packed.takes(x.clone().requires_grad_(), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not packed.takes(x, None)
+    lopsided = PackedBlock((torch.randn(16, 1, 2, 2), *weights[1:]), (1, 1), "same", (1, 1), ("relu", "relu"), (0.0, 0.0))
+    assert not lopsided.takes(x, None)
+
+
+def test_module_runs_packed_weights_where_it_can(monkeypatch):
+    calls = []
+    monkeypatch.setattr(PackedBlock, "__call__", lambda self, *args: calls.append(args) or packed_call(self, *args))
+    block, x = trained(FusedDSConv(8, 12, padding="same")).eval(), torch.randn(2, 8, 9, 9)
+    want = unfused(block, nn.ReLU).eval()(x)
+    torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-5)
+    assert not calls, "the weights' gradients are lost"
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-5)
+        assert len(calls) == 1
+        torch.testing.assert_close(block(x[0]), want[0], rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert block(x).dtype == torch.bfloat16
+        torch.testing.assert_close(torch.vmap(block)(x[None])[0], want, rtol=1e-4, atol=1e-5)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            assert torch.autograd.forward_ad.unpack_dual(block(dual)).tangent is not None
+    block.requires_grad_(False)
+    assert block(x.clone().requires_grad_()).requires_grad
+    with pytest.raises(RuntimeError, match=r"C = 7 channels of input"):
+        block(x[:, 1:])
+    assert len(calls) == 1
+    block(x)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -218,6 +281,7 @@ CHANGES = {
     "eps": lambda m: setattr(m.bn1, "eps", 0.1),
     "to_and_back": lambda m: m.double().float(),
     "copy_": lambda m: m.bn2.weight.copy_(torch.rand(12)),
+    "stride": lambda m: setattr(m.depthwise, "stride", (2, 2)),
     "data_then_clear_cache": lambda m: (m.bn2.weight.data.mul_(2), m.clear_cache()),
 }
 
@@ -234,6 +298,18 @@ def test_cache_is_dropped(change):
     CHANGES[change](block)
     torch.testing.assert_close(block(x), unfused(block, nn.ReLU).eval()(x), rtol=1e-4, atol=1e-5)
     assert not torch.equal(block(x), before) or change == "to_and_back"
+
+
+@torch.no_grad()
+def test_a_changed_activation_is_used():
+    block = trained(FusedDSConv(8, 12)).eval()
+    x = torch.randn(2, 8, 9, 9)
+    before = block(x)
+    block.activation = "identity"
+    plain = unfused(block, nn.ReLU).eval()
+    plain.act2 = nn.Identity()
+    torch.testing.assert_close(block(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(block(x), before)
 
 
 def test_padding_stride_dilation_and_dw_activation():

@@ -1,6 +1,9 @@
 #include "pack_weights.h"
 
+#include <string.h>
+
 #include <algorithm>
+#include <type_traits>
 
 #include "scalar_types.h"
 
@@ -67,10 +70,14 @@ void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multip
   });
 }
 
+namespace {
+
+// Channels of a panel, the padding included.
 int64_t padded_depth(const PointwiseFormat& format, int64_t channels) {
   return (channels + format.depth_multiple - 1) / format.depth_multiple * format.depth_multiple;
 }
 
+// (out_channels, channels) into the panels of the format (problem.h).
 void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels, int64_t channels, const PointwiseFormat& format,
                            void* packed) {
   const int64_t depth = padded_depth(format, channels);
@@ -92,12 +99,71 @@ void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels
   with_type(dtype, [&](auto zero) { pack(1, [](auto value) { return to_accumulate(value); }, zero); });
 }
 
+// `count` values of `dtype` in the accumulation type.
 void widen(DType dtype, const void* values, int64_t count, void* wide) {
   with_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = typename AccumulateType<T>::type;
     for (int64_t i = 0; i < count; ++i) static_cast<A*>(wide)[i] = to_accumulate(static_cast<const T*>(values)[i]);
   });
+}
+
+// Where each kind begins, in bytes.
+struct BlockPlaces {
+  int64_t dw_weight, dw_bias, pw_weight, pw_bias, end;
+};
+
+BlockPlaces block_places(const BlockFormat& f) {
+  constexpr int64_t kLine = 64;
+  const int64_t unit = f.dtype == DType::kFloat64 ? 8 : 4, narrow = f.pointwise.dtype == DType::kBFloat16 ? 2 : unit;
+  const int64_t outputs = (f.out_channels + f.pointwise.panel - 1) / f.pointwise.panel * f.pointwise.panel;
+  int64_t end = 0;
+  const auto place = [&](int64_t bytes) {
+    const int64_t begin = end;
+    end = (end + bytes + kLine - 1) / kLine * kLine;
+    return begin;
+  };
+  place(sizeof(BlockFormat));
+  BlockPlaces places;
+  places.dw_weight = place(f.kernel_h * f.kernel_w * f.pitch * unit);
+  places.dw_bias = place(f.pitch * unit);
+  places.pw_weight = place(outputs * padded_depth(f.pointwise, f.channels) * narrow);
+  places.pw_bias = place(outputs * unit);
+  places.end = end;
+  return places;
+}
+
+}  // namespace
+
+int64_t block_bytes(const BlockFormat& format) { return block_places(format).end; }
+
+void pack_block(const BlockFormat& f, const BlockWeights& weights, void* packed) {
+  char* const to = static_cast<char*>(packed);
+  const BlockPlaces at = block_places(f);
+  memset(packed, 0, at.dw_weight);
+  memcpy(packed, &f, sizeof f);
+  const DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
+                                    Layout::kNHWC, f.pitch};
+  pack_depthwise(f.dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight);
+  if (weights.dw_bias != nullptr) {
+    pack_bias(f.dtype, weights.dw_bias, f.channels, 1, 0, f.pitch, to + at.dw_bias);
+  } else {
+    memset(to + at.dw_bias, 0, at.pw_weight - at.dw_bias);
+  }
+  pack_pointwise_panels(f.dtype, weights.pw_weight, f.out_channels, f.channels, f.pointwise, to + at.pw_weight);
+  memset(to + at.pw_bias, 0, at.end - at.pw_bias);
+  if (weights.pw_bias != nullptr) widen(f.dtype, weights.pw_bias, f.out_channels, to + at.pw_bias);
+}
+
+bool is_packed_for(const BlockFormat& format, const void* packed) {
+  static_assert(std::has_unique_object_representations_v<BlockFormat>);
+  return memcmp(&format, packed, sizeof format) == 0;
+}
+
+BlockWeights packed_weights(const BlockFormat& format, const void* packed) {
+  const char* const from = static_cast<const char*>(packed);
+  const BlockPlaces at = block_places(format);
+  return {from + at.dw_weight, from + at.dw_bias, from + at.pw_weight, from + at.pw_bias};
 }
 
 void reduce_parts(DType dtype, const void* partial, int64_t parts, int64_t channels, int64_t taps, void* to,

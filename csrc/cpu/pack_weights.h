@@ -24,14 +24,24 @@ void pack_depthwise(DType dtype, const void* weight, const DepthwisePacking& pac
 // packed[c] = vector[(c % channels) * multiplier + m] for c < count: one plane's bias, repeated like the weights.
 void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multiplier, int64_t m, int64_t count, void* packed);
 
-// Channels of a panel, the padding included.
-int64_t padded_depth(const PointwiseFormat& format, int64_t channels);
-// (out_channels, channels) into the panels of the format (problem.h).
-void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels, int64_t channels, const PointwiseFormat& format,
-                           void* packed);
-
-// `count` values of `dtype` widened to the accumulation type.
-void widen(DType dtype, const void* values, int64_t count, void* wide);
+// The weights of a fused block in one run of bytes, as SeparableArgs wants them, each kind on a cache line; first what they were
+// packed for.
+struct BlockFormat {
+  uint64_t version = 1;  // of this layout
+  DType dtype;
+  PointwiseFormat pointwise;
+  int64_t channels, out_channels, kernel_h, kernel_w;
+  int64_t pitch;  // of the depthwise weights
+};
+struct BlockWeights {
+  const void *dw_weight, *dw_bias, *pw_weight, *pw_bias;  // SeparableArgs's and its DepthwiseArgs's
+};
+int64_t block_bytes(const BlockFormat& format);
+// Of contiguous tensors of the format's dtype; a null bias is zero.
+void pack_block(const BlockFormat& format, const BlockWeights& weights, void* packed);
+// Whether the bytes were packed for this; `packed` has room for a BlockFormat.
+bool is_packed_for(const BlockFormat& format, const void* packed);
+BlockWeights packed_weights(const BlockFormat& format, const void* packed);
 
 // to[c * to_stride_c + tap] = sum over parts, in order, of partial[part][tap][c].
 void reduce_parts(DType dtype, const void* partial, int64_t parts, int64_t channels, int64_t taps, void* to, int64_t to_stride_c);

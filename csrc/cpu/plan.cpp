@@ -98,7 +98,14 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::stri
                            layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
 
-int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(p.dtype); }
+int64_t lanes_of(DType dtype, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(dtype); }
+int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return lanes_of(p.dtype, isa); }
+
+// Channels of packed depthwise weights where channels or planes are lanes: a vector may begin at any of them.
+int64_t weight_pitch(const IsaKernels& isa, DType dtype, int64_t channels) {
+  const int64_t lanes = lanes_of(dtype, isa);
+  return ceil_div(channels + lanes - 1, lanes) * lanes;
+}
 
 // `planes`: what the transposed family has to fill its vectors with.
 const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {
@@ -237,7 +244,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
     plan.far_input = plan.far_output =
         input_bytes(p) >= machine.near_bytes / 4;  // the next rows are asked for: a prefetch a line
   }
-  plan.weight_pitch = plan.row->weight_order == Layout::kNHWC ? ceil_div(p.channels + lanes - 1, lanes) * lanes : p.channels;
+  plan.weight_pitch = plan.row->weight_order == Layout::kNHWC ? weight_pitch(isa, p.dtype, p.channels) : p.channels;
   plan.tiles = ceil_div(p.out_h, plan.rows_per_tile) * plan.columns;
   plan.workers = workers_for(elements * std::max<int64_t>(p.depth, 1), plan.tiles, machine);
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
@@ -275,7 +282,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
     const int64_t pieces = ceil_div(phase_rows, std::max<int64_t>({in_cache, 2 * halo, 2}));  // of even height
     plan.rows_per_tile = ceil_div(phase_rows, pieces);
   }
-  plan.weight_pitch = ceil_div(p.channels + lanes - 1, lanes) * lanes;
+  plan.weight_pitch = weight_pitch(isa, p.dtype, p.channels);
   plan.tiles = ceil_div(phase_rows, plan.rows_per_tile) * plan.columns;
   plan.workers = workers_for(planes * p.out_h * p.out_w, plan.tiles, machine);
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
@@ -346,6 +353,16 @@ PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
   DepthwiseProblem any;
   any.dtype = any.out_dtype = dtype;
   return choose(isa, {}, "separable_conv2d", "forward", any)->pointwise;  // both layouts' rows have the same
+}
+
+BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
+                         int64_t out_channels, int64_t kernel_h, int64_t kernel_w) {
+  BlockFormat format;
+  format.dtype = dtype, format.pointwise = pointwise;
+  format.channels = channels, format.out_channels = out_channels;
+  format.kernel_h = kernel_h, format.kernel_w = kernel_w;
+  format.pitch = weight_pitch(isa, dtype, channels);
+  return format;
 }
 
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu_features.h"
+#include "pack_weights.h"
 
 namespace dwconv {
 
@@ -41,6 +42,8 @@ struct SeparablePlan {
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine);
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype);
+BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
+                         int64_t out_channels, int64_t kernel_h, int64_t kernel_w);
 
 int64_t element_size(DType dtype);
 int64_t accumulate_size(DType dtype);

@@ -15,8 +15,7 @@ namespace {
 enum class Workspace {
   kDepthwiseWeight,
   kDepthwiseBias,
-  kPointwiseWeight,
-  kPointwiseBias,
+  kBlockWeight,
   kPartial,
   kPartialBias,
   kChannelConstants,

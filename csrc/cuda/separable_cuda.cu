@@ -13,12 +13,10 @@ namespace {
 
 bool aligned_matrix(const Tensor& t) { return aligned_start(t) && t.size(1) * t.element_size() % 16 == 0; }
 
-// pw_packed is the CPU's; here the weights are read as they are.
 Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,
                         const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, const Ints stride, const Ints padding,
                         const Ints dilation, const std::string dw_act, const std::string pw_act,
-                        const std::optional<Tensor>& residual, double dw_slope, double pw_slope,
-                        const std::optional<Tensor>& /*pw_packed*/, bool allow_tf32) {
+                        const std::optional<Tensor>& residual, double dw_slope, double pw_slope, bool allow_tf32) {
   const ConvolutionShape s = check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual);
   check_sides(kSeparable, s);
   const int64_t out_channels = pw_weight.size(0);

@@ -1,0 +1,63 @@
+"""The fused block with its weights packed: separable_conv2d for many calls with the same weights, on the CPU.
+
+Packing takes longer than a small block's convolution, and separable_conv2d's fifteen arguments half as long as its call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C
+from .functional import ACTIVATIONS, padding_of
+
+ops = torch.ops.dwconv_ext
+
+
+@torch.compiler.assume_constant_result
+def _selected_isa() -> str:
+    return _C.selected_isa()
+
+
+class PackedBlock:
+    """``separable_conv2d`` of folded weights, where no derivative is wanted.
+
+    Args:
+        weights: dw_weight, dw_bias, pw_weight, pw_bias, as :func:`separable_conv2d` takes them.
+        activations, slopes: after the depthwise and after the pointwise convolution.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+        stride: tuple[int, int],
+        padding: str | tuple[int, int],
+        dilation: tuple[int, int],
+        activations: tuple[str, str],
+        slopes: tuple[float, float],
+    ) -> None:
+        dw_weight, _, pw_weight, _ = weights
+        filter_size = dw_weight.shape[2:]
+        both_sides, more = padding_of(padding, filter_size, stride, dilation)
+        self.dtype, self.channels = dw_weight.dtype, dw_weight.shape[0]
+        self.block = [pw_weight.shape[0], *filter_size, *stride, *both_sides, *dilation, *map(ACTIVATIONS.index, activations)]
+        self.slopes = list(slopes)
+        self.usable = dw_weight.device.type == "cpu" and not any(more)
+        self.packed = ops.separable_conv2d_pack(*weights, _selected_isa()) if self.usable else None
+
+    def takes(self, input: Any, residual: Tensor | None) -> bool:
+        """Whether it computes what separable_conv2d would. What fits neither is separable_conv2d's to refuse."""
+        if not self.usable or type(input) is not Tensor or input.dim() != 4 or input.dtype is not self.dtype or not input.is_cpu:
+            return False
+        if input.size(1) != self.channels or torch.is_autocast_enabled("cpu"):
+            return False
+        if residual is not None and (not residual.is_cpu or residual.dtype is not self.dtype):
+            return False
+        if not torch.is_grad_enabled():
+            return True
+        return not (input.requires_grad or (residual is not None and residual.requires_grad))
+
+    def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.separable_conv2d_packed.default(input, self.packed, self.block, self.slopes, residual)
