@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/plan.h"
+#include "snapshot.h"
 
 namespace py = pybind11;
 
@@ -133,6 +134,8 @@ PYBIND11_MODULE(_C, m) {
                                         kernel_h, kernel_w));
       },
       "Of the packed weights of a fused block.");
+  m.def("snapshot", &snapshot, "What modules and tensors are now (csrc/snapshot.h).", py::arg("modules"), py::arg("tensors"));
+  m.def("is_current", &is_current, "Whether the modules and tensors of a snapshot are still what they were.");
   m.def("force_row", &force_row,
         "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);

@@ -22,6 +22,12 @@ def resolve(owner: nn.Module, path: tuple[str, ...]) -> nn.Module:
     return owner
 
 
+def along(owner: nn.Module, paths: Sequence[tuple[str, ...]]) -> list[nn.Module]:
+    """Every module on the way to these, the owner first."""
+    ends = {path[:i] for path in paths for i in range(len(path) + 1)}
+    return [resolve(owner, path) for path in sorted(ends)]
+
+
 class Norm(NamedTuple):
     """A BatchNorm of a chain and the activation after it.
 
@@ -68,6 +74,9 @@ class Chain(Folding):
         owner = self.owner
         return tuple(resolve(owner, path) for path in self._part_paths)
 
+    def _watched(self) -> list[nn.Module]:
+        return [self, *along(self.owner, [path for path in self.paths if path is not None])]
+
     def _undisturbed(self, parts: tuple[nn.Module, ...]) -> bool:
         """No step in training, hooked or replaced by one of another class."""
         if not self.enabled:
@@ -102,7 +111,8 @@ class Chain(Folding):
         return all(type(module) is kind and not has_hooks(module) for module, kind in modules)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._fused(input) if self._can_fold() else self.unfused(input)
+        folded = self._ready()
+        return self._fused(folded, input) if folded is not None else self.unfused(input)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chain:
         """A copy in the copied owner. Where a part is copied without its owner, the chain stays with the original's."""
@@ -126,8 +136,9 @@ class FusedChain(Chain, FusedDSConv):
         self.dw_activation, self.dw_slope = norms[0].activation, norms[0].slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self._can_fold():
-            return self._fused(input, residual)
+        folded = self._ready()
+        if folded is not None:
+            return self._fused(folded, input, residual)
         output = self.unfused(input)
         return output if residual is None else output + residual
 
@@ -146,8 +157,8 @@ class FoldedConv(Chain):
         conv, (weight, bias) = self._parts()[0], folded
         return PackedConv(conv, weight, bias, self.activation, self.slope) if PackedConv.can_pack(conv, weight) else None
 
-    def _fused(self, input: Tensor) -> Tensor:
-        weight, bias, packed = self._folded_weights()
+    def _fused(self, folded: tuple, input: Tensor) -> Tensor:
+        weight, bias, packed = folded
         if packed is not None and packed.takes(input):
             return packed(input)
         conv = self._parts()[0]

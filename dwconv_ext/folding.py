@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +31,34 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
+_FOLDED = {"weight", "bias", "running_mean", "running_var"}
 _PLAIN = {Tensor, nn.Parameter}
-_version = operator.attrgetter("_version")
+_requires_grad = operator.attrgetter("requires_grad")
 
 
-def _in_graph(sources: list[Tensor]) -> bool:
-    """Whether folding these tensors is part of what is traced or differentiated, so that gradients in eval mode reach them."""
-    return taken_apart() or (torch.is_grad_enabled() and any(t.requires_grad for t in sources))
+def _differentiated(sources: tuple[Tensor, ...]) -> bool:
+    """Whether gradients in eval mode are to reach these tensors through the folding."""
+    return torch.is_grad_enabled() and any(map(_requires_grad, sources))
 
 
-def _may_keep(sources: list[Tensor]) -> bool:
-    """Whether a change of any of these tensors would be noticed: plain tensors with version counters."""
+def _may_keep(parts: tuple[nn.Module, ...], sources: tuple[Tensor, ...]) -> bool:
+    """Whether a change of any of these tensors would be noticed: plain tensors with version counters, not computed anew."""
+    if not all("weight" in part._parameters for part in parts):  # parametrized
+        return False
     return set(map(type, sources)) <= _PLAIN and not any(map(Tensor.is_inference, sources))
+
+
+class Kept(NamedTuple):
+    """What was folded, and from what."""
+
+    snapshot: tuple  # of all that decided it: csrc/snapshot.h
+    settings: tuple
+    folded: tuple  # weight and bias of each convolution, and what _pack made of them
+
+    def is_of(self, snapshot: tuple, settings: tuple) -> bool:
+        """Whether it would be the same for another snapshot: the modules may have changed in what does not matter."""
+        tensors, states = self.snapshot[1:]
+        return self.settings == settings and states == snapshot[2] and all(map(operator.is_, tensors, snapshot[1]))
 
 
 class Folding(nn.Module):
@@ -60,9 +76,13 @@ class Folding(nn.Module):
         """What that form depends on besides the weights."""
         return ()
 
+    def _watched(self) -> list[nn.Module]:
+        """The modules on which it depends whether the folded form is what forward computes."""
+        return [self, *self._parts()]
+
     def clear_cache(self) -> None:
         """Forgets the folded weights; the next forward in eval mode folds anew."""
-        self._folded: tuple[list, list[Tensor], tuple] | None = None  # key, from what, result
+        self._kept: Kept | None = None
 
     def train(self, mode: bool = True) -> Folding:
         self.clear_cache()
@@ -73,7 +93,14 @@ class Folding(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_folded": None}
+        return {**self.__dict__, "_kept": None}
+
+    def _ready(self) -> tuple | None:
+        """What _folded_weights gives, where the folded form is what forward computes."""
+        kept = self._kept
+        if kept is not None and not taken_apart() and _C.is_current(kept.snapshot) and not _differentiated(kept.snapshot[1]):
+            return kept.folded
+        return self._folded_weights() if self._can_fold() else None
 
     def _can_fold(self) -> bool:
         """Whether every BatchNorm is a fixed scale and shift now, and nothing waits for what lies between the parts."""
@@ -96,20 +123,22 @@ class Folding(nn.Module):
     def _folded_weights(self) -> tuple:
         """Weight and bias of each convolution and, where they are kept for the next call too, what _pack makes of them."""
         parts = self._parts()
-        sources = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
-        kept = self._folded
-        same = kept is not None and len(kept[1]) == len(sources) and all(map(operator.is_, kept[1], sources))
-        if _in_graph(sources) or not (same or _may_keep(sources)):
+        if taken_apart():
             return (*self._fold_all(parts), None)
-        # eps and the instruction set are part of what was folded and packed; the tensors themselves are kept, so that an
-        # address can't be taken for another.
-        eps = [bn.eps for bn in parts[1::2]]
-        key = [_C.selected_isa(), *self._settings(), *eps, *map(_version, sources), *map(Tensor.data_ptr, sources)]
-        if not same or kept[0] != key:
+        named = [item for part in parts for item in (*part._parameters.items(), *part._buffers.items())]
+        sources = tuple(t for name, t in named if name in _FOLDED and t is not None)
+        if _differentiated(sources) or not _may_keep(parts, sources):
+            return (*self._fold_all(parts), None)
+        kept, snapshot = self._kept, _C.snapshot(self._watched(), sources)
+        settings = (*self._settings(), *(bn.eps for bn in parts[1::2]))
+        if kept is not None and kept.is_of(snapshot, settings):
+            folded = kept.folded
+        else:
             with torch.no_grad():
                 folded = self._fold_all(parts)
-                kept = self._folded = key, sources, (*folded, self._pack(folded))
-        return kept[2]
+                folded = (*folded, self._pack(folded))
+        self._kept = Kept(snapshot, settings, folded)
+        return folded
 
     @staticmethod
     def _fold_all(parts: tuple[nn.Module, ...]) -> tuple[Tensor, ...]:

@@ -162,21 +162,24 @@ class FusedDSConv(Folding):
     def _pack(self, folded: tuple[Tensor, ...]) -> PackedBlock:
         return PackedBlock(folded, *self._settings())
 
-    def _fused(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def _fused(self, folded: tuple, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The block as one kernel, residual added to its output."""
-        *folded, packed = self._folded_weights()
-        if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or torch.is_grad_enabled()):
-            packed = self._pack(folded)  # a frozen graph packs once, as it folds once
+        packed = folded[-1]
         if packed is not None and packed.takes(input, residual):
             return packed(input, residual)
+        if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or torch.is_grad_enabled()):
+            packed = self._pack(folded[:-1])  # a frozen graph packs once, as it folds once
+            if packed.takes(input, residual):
+                return packed(input, residual)
         stride, padding, dilation, activations, slopes = self._settings()
         return separable_conv2d(
-            input, *folded, stride, padding, dilation, *activations, residual, dw_slope=slopes[0], pw_slope=slopes[1]
+            input, *folded[:-1], stride, padding, dilation, *activations, residual, dw_slope=slopes[0], pw_slope=slopes[1]
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._can_fold():
-            return self._fused(input)
+        folded = self._ready()
+        if folded is not None:
+            return self._fused(folded, input)
         x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
         return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from .chain import Chain, resolve
+from . import _C
+from .chain import Chain, along, resolve
 from .folding import Folding, has_hooks
 from .unchanged import changes_nothing
 
@@ -109,6 +110,10 @@ class _Compiled:
         exec(compile(self.source, f"<fused forward of {self.name}>", "exec"), names)
         return names["forward"]
 
+    def looks_at(self, owner: nn.Module) -> list[nn.Module]:
+        """The modules on which `applies` depends."""
+        return along(owner, [*self.inlined, *(path[:-1] for path in self.chains)])
+
     def applies(self, owner: nn.Module, training: bool) -> bool:
         for path, kind in zip(self.inlined, self.types, strict=True):
             module = resolve(owner, path)
@@ -141,6 +146,7 @@ class FusedForward:
 
     def __init__(self, owner: nn.Module, in_eval: Traced, in_training: Traced | None) -> None:
         self.owner = owner
+        self.kept: dict[bool, tuple] = {}  # by training mode, what the modules were when the graph was found to apply
         self.modes = {
             training: None if traced is None else _Compiled(owner, traced)
             for training, traced in ((False, in_eval), (True, in_training))
@@ -150,11 +156,27 @@ class FusedForward:
         owner = self.owner
         if len(args) == 1 and not kwargs:
             mode = self.modes[owner.training]
-            if mode is not None and mode.applies(owner, owner.training):
+            if mode is not None and self._applies(mode):
                 return mode.function(owner, args[0])
         return type(owner).forward(owner, *args, **kwargs)
 
+    def _applies(self, mode: _Compiled) -> bool:
+        owner = self.owner
+        training = owner.training
+        if torch.compiler.is_compiling():
+            return mode.applies(owner, training)
+        kept = self.kept.get(training)
+        if kept is not None and _C.is_current(kept):
+            return True
+        applies = mode.applies(owner, training)
+        if applies:
+            self.kept[training] = _C.snapshot(mode.looks_at(owner), ())
+        return applies
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedForward:
         new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__, owner=copy.deepcopy(self.owner, memo))
+        new.__dict__.update(self.__dict__, owner=copy.deepcopy(self.owner, memo), kept={})
         return new

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections import OrderedDict
 
 import pytest
@@ -292,12 +294,74 @@ def test_cache_is_dropped(change):
     block = trained(FusedDSConv(8, 12)).eval()
     x = torch.randn(2, 8, 9, 9)
     before = block(x)
-    assert block._folded is not None, "nothing was cached"
-    cached = block._folded
-    assert torch.equal(block(x), before) and block._folded is cached
+    assert block._kept is not None, "nothing was cached"
+    cached = block._kept
+    assert torch.equal(block(x), before) and block._kept is cached
     CHANGES[change](block)
     torch.testing.assert_close(block(x), unfused(block, nn.ReLU).eval()(x), rtol=1e-4, atol=1e-5)
     assert not torch.equal(block(x), before) or change == "to_and_back"
+
+
+NOTICED = {
+    "attribute": lambda m: setattr(m.bn1, "anything", 1),
+    "mode": lambda m: setattr(m.bn2, "training", True),
+    "hook": lambda m: m.pointwise.register_forward_hook(lambda *_: None),
+    "class": lambda m: setattr(m.depthwise, "__class__", nn.Conv2d),
+    "in_place": lambda m: m.depthwise.weight.add_(1),
+    "data": lambda m: setattr(m.bn1.weight, "data", m.bn1.weight.data.clone()),
+    "buffer": lambda m: m.bn1.register_buffer("more", torch.ones(1)),
+    "no_bias": lambda m: m.bn1.register_parameter("bias", None),
+    "child": lambda m: m.pointwise.add_module("inner", nn.ReLU()),
+    "instruction_set": lambda m: dwconv_ext._C.select_isa("baseline"),
+}
+
+
+@pytest.mark.parametrize("change", NOTICED)
+@torch.no_grad()
+def test_a_snapshot_notices(change, isa):
+    block = trained(FusedDSConv(8, 12)).eval()
+    modules = [block, *block._parts()]
+    tensors = tuple(t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+    snapshot = dwconv_ext._C.snapshot(modules, tensors)
+    block._kept = None  # the one attribute that is left out: where a snapshot is kept
+    assert dwconv_ext._C.is_current(snapshot)
+    NOTICED[change](block)
+    assert dwconv_ext._C.is_current(snapshot) == (change == "instruction_set" and isa == "baseline")
+
+
+@torch.no_grad()
+def test_what_is_kept_does_not_outlive_the_model():
+    block = trained(FusedDSConv(8, 12)).eval()
+    block(torch.randn(2, 8, 9, 9))
+    gone = weakref.ref(block)
+    del block
+    gc.collect()
+    assert gone() is None
+
+
+@torch.no_grad()
+def test_a_parametrized_weight_is_folded_anew():
+    class Twice(nn.Module):
+        def forward(self, w):
+            return 2 * w
+
+    block = trained(FusedDSConv(8, 12)).eval()
+    x = torch.randn(2, 8, 9, 9)
+    block(x)
+    nn.utils.parametrize.register_parametrization(block.pointwise, "weight", Twice())
+    for _ in range(2):
+        want = block.pointwise(block.bn1(block.depthwise(x)).relu())
+        torch.testing.assert_close(block(x), block.bn2(want).relu(), rtol=1e-4, atol=1e-5)
+        block.pointwise.parametrizations.weight.original.mul_(1.5)
+
+
+def test_weights_that_want_gradients_again_get_them():
+    block = trained(FusedDSConv(8, 12)).eval().requires_grad_(False)
+    x = torch.randn(2, 8, 9, 9)
+    assert not block(x).requires_grad and block._kept is not None
+    block.bn1.requires_grad_()
+    block(x).sum().backward()
+    assert block.bn1.weight.grad is not None
 
 
 @torch.no_grad()
