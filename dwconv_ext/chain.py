@@ -153,6 +153,10 @@ class FoldedConv(Chain):
         super().__init__(owner, steps, [0], [norm])
         self.why = why
 
+    def _settings(self) -> tuple:
+        conv = self._parts()[0]
+        return conv.stride, conv.padding, conv.dilation, self.activation, self.slope
+
     def _pack(self, folded: tuple[Tensor, ...]) -> PackedConv | None:
         conv, (weight, bias) = self._parts()[0], folded
         return PackedConv(conv, weight, bias, self.activation, self.slope) if PackedConv.can_pack(conv, weight) else None

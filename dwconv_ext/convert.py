@@ -13,6 +13,7 @@ from .chain import Chain, FoldedConv, FusedChain, resolve
 from .match import Closed, Found, Open, find, locate
 from .measure import chain_speedup, depthwise_speedup, inputs_of
 from .modules import DepthwiseConv2d, FusedDSConv
+from .onednn import PackedLinear
 from .steady import Steadiness
 from .swap import Swapped, class_for, is_depthwise, restore, why_not
 from .trace import FusedForward, Traced, trace
@@ -39,10 +40,12 @@ class ConversionReport:
     """One entry for each depthwise convolution of the model; prints as a table.
 
     folded: how many of the model's other convolutions have the BatchNorm after them folded in, in eval mode.
+    packed: how many linear layers keep their weights packed.
     """
 
     entries: list[Entry] = field(default_factory=list)
     folded: int = 0
+    packed: int = 0
 
     def count(self, became: str) -> int:
         return sum(entry.became == became for entry in self.entries)
@@ -53,6 +56,8 @@ class ConversionReport:
         head = total + (": " + ", ".join(f"{n} {what}" for what, n in counts.most_common()) if counts else "")
         if self.folded:
             head += f"; BatchNorm folded into {self.folded} other{'s' if self.folded != 1 else ''}"
+        if self.packed:
+            head += f"; {self.packed} linear layer{'s' if self.packed != 1 else ''} packed"
         rows = [(e.name or "(the model)", e.layer, e.became, e.why) for e in self.entries]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         lines = ("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
@@ -101,6 +106,7 @@ class _Converter:
         slower = {} if example_input is None else self.leave_slower(example_input)
         if found or ours:
             self.report.folded = self.fold_others()
+            self.report.packed = self.pack_linears()
         for conv, name in found.items():
             if conv in left:
                 entry = Entry(name, layers[conv], "left alone", left[conv])
@@ -125,6 +131,12 @@ class _Converter:
         self.candidates = {m for m in others if FUSED not in m._modules and not why_not(m)}
         self.visit(self.model)
         return sum(FUSED in m._modules for m in others)
+
+    def pack_linears(self) -> int:
+        linears = {m for m in self.model.modules() if type(m) in (nn.Linear, PackedLinear)}
+        for linear in linears:
+            linear.__class__ = PackedLinear
+        return len(linears)
 
     def leave_slower(self, example_input: Any) -> dict[nn.Module, str]:
         """Undoes what the example input shows to be slower than torch: why, for each."""
@@ -273,7 +285,8 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     :class:`DepthwiseConv2d`. Each chain depthwise - BatchNorm - activation - pointwise - BatchNorm [- activation] [+ shortcut]
     runs, in eval mode, as one :class:`FusedDSConv`, which appears as the child ``fused`` of its depthwise convolution. Chains
     are found by ``torch.fx``, in the smallest module that holds the whole of one, whatever modules they are written with.
-    Where the model has a depthwise convolution, every other convolution of it has the BatchNorm after it folded in, in eval mode.
+    Where the model has a depthwise convolution, every other convolution of it has the BatchNorm after it folded in, in eval mode,
+    and its linear layers keep their weights in oneDNN's order for inference on the CPU.
 
     The module tree, the state_dict's keys, parameters, buffers, hooks and the train/eval behaviour stay: modules change
     class or gain a ``forward``, and none is moved. Where hooks sit within a chain, or where parts were replaced since, the

@@ -11,9 +11,10 @@ section 3.1):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -195,13 +196,20 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
 # FLOPs, two a multiply-add, as its own formulas count them.
 
 
-# onednn.py calls the second, which torch's counter may know by itself one day, or a torch may lack.
-_convolutions = [torch.ops.dwconv_ext.depthwise_conv2d, getattr(torch.ops.mkldnn, "_convolution_pointwise", None)]
+# onednn.py calls torch's two, which its counter may know by itself one day, or a torch may lack.
+def _uncounted(*names: str) -> list[Any]:
+    ops = (getattr(torch.ops.mkldnn, name, None) for name in names)
+    return [op for op in ops if op is not None and op not in flop_registry]
 
 
-@register_flop_formula([op for op in _convolutions if op is not None and op not in flop_registry])
+@register_flop_formula([torch.ops.dwconv_ext.depthwise_conv2d, *_uncounted("_convolution_pointwise")])
 def _convolution_flops(x, w, *_, out_shape=None, **__) -> int:
     return conv_flop_count(list(x), list(w), list(out_shape))
+
+
+@register_flop_formula(_uncounted("_linear_pointwise"))
+def _linear_flops(x, w, *_, out_shape=None, **__) -> int:
+    return 2 * math.prod(x) * out_shape[-1]
 
 
 @register_flop_formula(torch.ops.dwconv_ext.depthwise_conv2d_backward)

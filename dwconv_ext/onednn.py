@@ -1,13 +1,21 @@
-"""torch's own convolution as torch.compile calls it: oneDNN with the activation in it and the weights in the order it reads.
+"""torch's own convolution and linear layer as torch.compile calls them: oneDNN with the weights in the order it reads.
 
-F.conv2d brings the weights into that order at every call, which at batch 1 is up to half of its time. The two ops are torch's
-(inductor freezes graphs to them), but not public: where they are missing nothing is packed.
+F.conv2d brings the weights into that order at every call, which at batch 1 is up to half of its time; F.linear does not run on
+oneDNN in float32, and not on all threads with one row. The ops are torch's (inductor freezes graphs to them), but not public:
+where they are missing nothing is packed.
 """
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from . import _C
+from .autograd import taken_apart
 
 _NAMES = {
     "identity": ("none", [], ""),
@@ -19,11 +27,22 @@ _NAMES = {
     "gelu_tanh": ("gelu", [], "tanh"),
 }
 LEAST_MACS = 1 << 20  # the op's own 20 us are more than the packing costs below
+LEAST_LINEAR_MACS = 3 << 18  # F.linear's is quicker to start
+_LINEAR = ("_linear_pointwise", "_reorder_linear_weight")
 
 
 def is_channels_last(t: Tensor) -> bool:
     """And not NCHW as well, as it is with one channel or one pixel."""
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+@functools.cache
+def _runs(dtype: torch.dtype, *names: str) -> bool:
+    """Whether this torch has the ops, and this CPU the dtype."""
+    ops = torch.ops.mkldnn
+    if not (all(hasattr(ops, name) for name in names) and torch.backends.mkldnn.is_available()):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and ops._is_mkldnn_bf16_supported())
 
 
 class PackedConv:
@@ -46,14 +65,7 @@ class PackedConv:
     def can_pack(conv: nn.Conv2d, weight: Tensor) -> bool:
         if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             return False
-        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-            return False
-        ops = torch.ops.mkldnn
-        if not (hasattr(ops, "_convolution_pointwise") and hasattr(ops, "_reorder_convolution_weight")):
-            return False
-        return torch.backends.mkldnn.is_available() and (
-            weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
+        return weight.device.type == "cpu" and _runs(weight.dtype, "_convolution_pointwise", "_reorder_convolution_weight")
 
     def takes(self, input: Tensor) -> bool:
         """Whether it computes what F.conv2d would, and in less time."""
@@ -78,3 +90,37 @@ class PackedConv:
             order = ops._reorder_convolution_weight(weight, conv.padding, conv.stride, conv.dilation, 1, shape)
             packed = self.packed = shape, order
         return ops._convolution_pointwise(input, packed[1], self.bias, conv.padding, conv.stride, conv.dilation, 1, *self.post)
+
+
+class PackedLinear(nn.Linear):
+    """``nn.Linear`` that keeps its weight packed, for calls on the CPU without derivatives: ``convert``'s linear layers.
+
+    It is kept until the weight or the module changes, as the folded weights of :class:`FusedDSConv` are.
+    """
+
+    _kept: tuple[tuple, Tensor] | None = None  # a snapshot (csrc/snapshot.h), and the packed weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def _takes(self, input: Tensor, weight: Tensor) -> bool:
+        """Whether it computes what F.linear would, and in less time."""
+        if type(input) is not Tensor or not (input.is_cpu and weight.is_cpu) or input.dtype is not weight.dtype:
+            return False
+        if input.dim() < 2 or input.numel() * weight.shape[0] < LEAST_LINEAR_MACS or input.shape[-1] != weight.shape[1]:
+            return False
+        if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+            return False
+        if torch.is_grad_enabled() and (input.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return False
+        return type(weight) is nn.Parameter and not weight.is_inference() and _runs(weight.dtype, *_LINEAR)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if taken_apart() or not self._takes(input, weight):
+            return F.linear(input, weight, bias)
+        kept = self._kept
+        if kept is None or not _C.is_current(kept[0]):
+            order = torch.ops.mkldnn._reorder_linear_weight(weight)
+            kept = self._kept = _C.snapshot([self], (weight,)), order
+        return torch.ops.mkldnn._linear_pointwise(input, kept[1], bias, "none", [], "")

@@ -8,6 +8,7 @@ from torch import nn
 
 from .functional import DTYPES
 from .modules import DepthwiseConv2d
+from .onednn import PackedLinear
 
 
 class Swapped:
@@ -85,5 +86,8 @@ def restore(module: nn.Module) -> None:
     """The class that the module was written with."""
     if type(module) is DepthwiseConv2d:
         module.__class__ = nn.Conv2d
+    elif type(module) is PackedLinear:
+        module.__class__ = nn.Linear
+        module.__dict__.pop("_kept", None)
     elif isinstance(module, Swapped):
         module.__class__ = type(module).__bases__[-1]

@@ -232,7 +232,8 @@ def test_converting_twice_changes_nothing():
 def test_copy_pickle_save_and_load():
     converted = convert(torchvision.models.mobilenet_v2()).eval()
     x = torch.randn(1, 3, 64, 64)
-    y = converted(x)
+    with torch.no_grad():
+        y = converted(x)
     file = io.BytesIO()
     torch.save(converted, file)
     file.seek(0)
@@ -245,7 +246,7 @@ def test_copy_pickle_save_and_load():
         with torch.no_grad():  # it is the copy's own weights that are used
             for p in other.parameters():
                 p.zero_()
-        assert torch.equal(converted(x), y) and not torch.equal(other(x), y)
+            assert torch.equal(converted(x), y) and not torch.equal(other(x), y)
 
 
 def test_a_copied_part_leaves_the_rest_alone():

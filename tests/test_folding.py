@@ -1,8 +1,9 @@
-"""convert folds BatchNorms into the convolutions before them, in eval mode, and leaves no other trace of it."""
+"""convert folds BatchNorms into the convolutions before them, and packs what runs on oneDNN, and leaves no other trace of it."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from blocks import Recorded, randomised
 from torch import nn
 
 from dwconv_ext import convert, unfuse
+from dwconv_ext.onednn import PackedLinear
 
 
 class Squeezed(nn.Module):
@@ -212,3 +214,82 @@ def test_what_does_not_fit_a_packed_convolution_gets_torchs_error():
     ):
         with pytest.raises(RuntimeError, match=message):
             model(torch.randn(size).contiguous(memory_format=torch.channels_last))
+
+
+# ---- linear layers ----------------------------------------------------------------------------------------------------
+
+
+def classifier(dtype=torch.float32):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(64, 64, 3, groups=64), nn.Flatten(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 8)]
+    return nn.Sequential(*layers).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_layers_are_packed_once(dtype):
+    model = classifier(dtype)
+    converted = convert(model)
+    assert converted.conversion_report.packed == 2 and "2 linear layers packed" in str(converted.conversion_report)
+    for batch in (4, 9):
+        x = torch.randn(batch, 64, 6, 6).to(dtype)
+        y, calls = calls_of(converted, x)
+        assert ("_reorder_linear_weight" in calls) == (batch == 4)
+        assert calls.count("_linear_pointwise") == 1 and calls.count("addmm") == 1  # the second is too small
+        torch.testing.assert_close(y, model(x), **({} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}))
+    assert list(converted.state_dict()) == list(model.state_dict())
+    assert [type(m) for m in unfuse(converted)] == [type(m) for m in model] and "_kept" not in unfuse(converted)[2].__dict__
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 512), (2, 7, 7, 512), (1, 1, 1, 1500, 512), (1500, 512)])
+def test_linear_layers_of_any_rank(shape):
+    linear = nn.Linear(512, 24, bias=False)
+    packed = copy.deepcopy(linear)
+    packed.__class__ = PackedLinear
+    for x in (torch.randn(shape), torch.randn(*shape[:-2], shape[-1], shape[-2]).mT):
+        (y, calls), want = calls_of(packed, x), linear(x)
+        assert "_linear_pointwise" in calls and y.stride() == want.stride()
+        torch.testing.assert_close(y, want)
+
+
+def test_packed_linear_weights_follow_their_parameters():
+    converted = convert(classifier())
+    x = torch.randn(4, 64, 6, 6)
+    linear = converted[2]
+    changes = {
+        "nothing": lambda: None,
+        "in place": lambda: linear.weight.mul_(2),
+        "data": lambda: setattr(linear.weight, "data", torch.randn(512, 1024)),
+        "replaced": lambda: setattr(linear, "weight", nn.Parameter(torch.randn(512, 1024))),
+        "bias": lambda: linear.bias.add_(1),
+        "copied": lambda: converted.__setitem__(2, copy.deepcopy(linear)),
+        "inference": lambda: setattr(linear, "weight", nn.Parameter(torch.randn(512, 1024))),
+    }
+    for name, change in changes.items():
+        with torch.inference_mode(name == "inference"), torch.no_grad():
+            change()
+            torch.testing.assert_close(converted(x), unfuse(converted)(x), msg=name)
+            assert pickle.loads(pickle.dumps(converted[2]))._kept is None
+
+
+def test_linear_layers_that_are_not_packed():
+    converted = convert(classifier())
+    x = torch.randn(4, 64, 6, 6)
+
+    def packed(input=x):
+        return "_linear_pointwise" in calls_of(converted, input)[1]
+
+    assert packed()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not packed()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not packed()
+    converted.double()
+    assert not packed(x.double())
+    converted.float()
+    converted(x).sum().backward()  # nothing fails, and the gradients come
+    assert converted[2].weight.grad is not None
+    torch.func.vmap(converted)(x[None])
+    torch.testing.assert_close(torch.compile(converted, backend="aot_eager", fullgraph=True)(x), converted(x))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), torch.no_grad():
+        converted[2](torch.randn(4, 1000))
+    assert convert(nn.Sequential(nn.Linear(512, 512))).conversion_report.packed == 0  # nothing depthwise in it
