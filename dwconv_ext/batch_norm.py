@@ -105,18 +105,19 @@ class BatchNormActFunction(torch.autograd.Function):
 _Eager = single_level(BatchNormActFunction)
 
 
-def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor) -> bool:
-    """Whether ``batch_norm_act(bn, x, ...)`` is what bn would compute of x now.
+def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str) -> bool:
+    """Whether ``batch_norm_act(bn, x, act, ...)`` is what bn and the activation would compute of x now, and sooner.
 
-    It is not in eval mode, on CUDA (which has no kernel for it), for a small input, or where torch takes the computation apart
-    by itself: torch.compile fuses BatchNorm and activation too, and torch.func's transforms know torch's.
+    It is not in eval mode, on CUDA (which has no kernel for it), for a small input, in channels_last without an activation
+    (torch's own is as fast there, but for the Function's cost), or where torch takes the computation apart by itself:
+    torch.compile fuses BatchNorm and activation too, and torch.func's transforms know torch's.
     """
     if not bn.training or type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or x.dim() != 4:
         return False
     if x.shape[1] != bn.num_features or x.numel() <= x.shape[1]:  # torch has the message for it
         return False
     channels_last = x.stride(1) == 1 and x.shape[1] > 1
-    if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW):
+    if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW) or (channels_last and act == "identity"):
         return False
     if taken_apart() or torch.jit.is_tracing():
         return False
@@ -153,6 +154,6 @@ def _move(running: Tensor, value: Tensor, factor: float) -> None:
 
 def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
     """``act(bn(x))`` for any module bn, in any mode, by the op where that is the same."""
-    if type(bn) is nn.BatchNorm2d and not has_hooks(bn) and takes(bn, x):
+    if type(bn) is nn.BatchNorm2d and not has_hooks(bn) and takes(bn, x, act):
         return batch_norm_act(bn, x, act, slope)
     return activation_function(bn(x), act, slope)

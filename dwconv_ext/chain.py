@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from . import _C
 from .autograd import activation_function
 from .batch_norm import batch_norm_act, takes
 from .folding import Folding, has_hooks
@@ -41,6 +44,18 @@ class Norm(NamedTuple):
     slope: float
     steps: int
     apart: bool = False
+
+
+class Step(NamedTuple):
+    run: Callable[[Tensor], Tensor]
+    norm: Norm | None  # of a BatchNorm that batch_norm_act may compute with the activation after it
+
+
+class Unfolded(NamedTuple):
+    """What a chain runs where it doesn't fold: in training."""
+
+    snapshot: tuple  # of all that decided it: csrc/snapshot.h
+    steps: tuple[Step, ...]
 
 
 class Chain(Folding):
@@ -89,19 +104,49 @@ class Chain(Folding):
                 return False
         return True
 
-    def unfused(self, input: Tensor) -> Tensor:
-        """The steps one by one, but for a BatchNorm in training mode and its activation."""
-        at = 0
-        while at < len(self.steps):
+    def clear_cache(self) -> None:
+        super().clear_cache()
+        self._unfolded: Unfolded | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_unfolded": None}
+
+    def _known_steps(self) -> tuple[Step, ...] | None:
+        """What runs one by one, where nothing has changed since the chain was last found not to fold."""
+        unfolded = self._unfolded
+        if unfolded is None or torch.compiler.is_compiling():
+            return None
+        if _C.is_current(unfolded.snapshot):
+            return unfolded.steps
+        self._unfolded = None
+        return None
+
+    def _find_steps(self) -> tuple[Step, ...]:
+        steps = []
+        for at, path in enumerate(self.paths):
             norm = self.norms.get(at)
-            if norm is not None and self._as_they_were(norm) and takes(bn := resolve(self.owner, self.paths[at]), input):
-                act = "identity" if norm.apart else norm.activation
-                input = batch_norm_act(bn, input, act, norm.slope)
+            if path is None:
+                steps.append(Step(partial(activation_function, kind=self.steps[at][1:]), None))
+            else:
+                steps.append(Step(resolve(self.owner, path), norm if norm is not None and self._as_they_were(norm) else None))
+        if not (torch.compiler.is_compiling() or self._can_fold()):
+            self._unfolded = Unfolded(_C.snapshot(self._watched()[1:], ()), tuple(steps))
+        return tuple(steps)
+
+    def unfused(self, input: Tensor, steps: tuple[Step, ...] | None = None) -> Tensor:
+        """The steps one by one, but for a BatchNorm in training mode and its activation."""
+        if steps is None:
+            steps = self._find_steps()
+        at = 0
+        while at < len(steps):
+            run, norm = steps[at]
+            act = "identity" if norm is None or norm.apart else norm.activation
+            if norm is not None and takes(run, input, act):
+                input = batch_norm_act(run, input, act, norm.slope)
                 at += norm.steps
-                continue
-            path = self.paths[at]
-            input = activation_function(input, self.steps[at][1:], 0.01) if path is None else resolve(self.owner, path)(input)
-            at += 1
+            else:
+                input = run(input)
+                at += 1
         return input
 
     def _as_they_were(self, norm: Norm) -> bool:
@@ -111,8 +156,9 @@ class Chain(Folding):
         return all(type(module) is kind and not has_hooks(module) for module, kind in modules)
 
     def forward(self, input: Tensor) -> Tensor:
-        folded = self._ready()
-        return self._fused(folded, input) if folded is not None else self.unfused(input)
+        steps = self._known_steps()
+        folded = self._ready() if steps is None else None
+        return self._fused(folded, input) if folded is not None else self.unfused(input, steps)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chain:
         """A copy in the copied owner. Where a part is copied without its owner, the chain stays with the original's."""
@@ -136,10 +182,11 @@ class FusedChain(Chain, FusedDSConv):
         self.dw_activation, self.dw_slope = norms[0].activation, norms[0].slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        folded = self._ready()
+        steps = self._known_steps()
+        folded = self._ready() if steps is None else None
         if folded is not None:
             return self._fused(folded, input, residual)
-        output = self.unfused(input)
+        output = self.unfused(input, steps)
         return output if residual is None else output + residual
 
 

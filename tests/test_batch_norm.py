@@ -220,7 +220,7 @@ def test_kinds_of_batch_norm(any_size, affine, tracked, momentum):
     ours = copy.deepcopy(plain)
     for _ in range(3):
         x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
-        assert batch_norm.takes(ours, x)
+        assert batch_norm.takes(ours, x, "relu")
         torch.testing.assert_close(batch_norm.batch_norm_act(ours, x, "relu", 0.01), plain(x).relu())
     for got, want in zip(ours.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(got, want)
@@ -277,15 +277,18 @@ def test_dropout_between_batch_norm_and_activation(any_size):
 def test_small_inputs_and_what_torch_takes_apart_are_left_to_torch():
     bn = nn.BatchNorm2d(32).train()
     large = torch.randn(8, 32, 32, 32)
-    assert batch_norm.takes(bn, large)
-    assert not batch_norm.takes(bn, large[:1, :, :8, :8])
-    assert not batch_norm.takes(bn, large[0])
-    assert not batch_norm.takes(bn, large[:, :31])
-    assert not batch_norm.takes(bn, large.to("meta"))
-    assert not batch_norm.takes(bn.double(), large)
-    assert not batch_norm.takes(bn.float().eval(), large)
+    assert batch_norm.takes(bn, large, "relu")
+    assert not batch_norm.takes(bn, large[:1, :, :8, :8], "relu")
+    last = torch.randn(64, 32, 32, 32).contiguous(memory_format=torch.channels_last)
+    assert batch_norm.takes(bn, last, "relu") and not batch_norm.takes(bn, last, "identity")
+    assert batch_norm.takes(bn, last.contiguous(), "identity")
+    assert not batch_norm.takes(bn, large[0], "relu")
+    assert not batch_norm.takes(bn, large[:, :31], "relu")
+    assert not batch_norm.takes(bn, large.to("meta"), "relu")
+    assert not batch_norm.takes(bn.double(), large, "relu")
+    assert not batch_norm.takes(bn.float().eval(), large, "relu")
     seen = []
-    torch.func.vmap(lambda x: seen.append(batch_norm.takes(bn.train(), x)) or x)(large[None])
+    torch.func.vmap(lambda x: seen.append(batch_norm.takes(bn.train(), x, "relu")) or x)(large[None])
     assert seen == [False]
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         FusedDSConv(8, 8, padding=1).train()(torch.randn(1, 8, 1, 1))

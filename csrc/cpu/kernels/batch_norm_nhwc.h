@@ -17,6 +17,14 @@ DWCONV_INLINE int64_t piece_pixels(int64_t channels) {
 
 inline constexpr int64_t kBackwardPixels = 64;
 
+// Asks for the lines that are written a little later: in training they come from memory, and a store would wait for each.
+template <class T>
+DWCONV_INLINE void expect_later(const T* run, int64_t channels) {
+  constexpr int64_t kAhead = 2048;  // bytes
+  const char* const begin = reinterpret_cast<const char*>(run) + kAhead;
+  expect(begin, begin + channels * static_cast<int64_t>(sizeof(T)));
+}
+
 // Three sums a channel and vector's worth more, in the accumulation type.
 template <class T>
 int64_t batch_norm_nhwc_sums_bytes(const DepthwiseProblem& p) {
@@ -77,8 +85,9 @@ void part_forward(const BatchNormArgs& args, int64_t part, void*) {
   const PartOfPixels range = pixels_of_part(args, part);
   const auto norm = channel_normalisation<A>(args);
   for (int64_t pixel = range.begin; pixel < range.end; ++pixel) {
-    forward_run<kClamp>(static_cast<const T*>(args.input) + pixel * channels, static_cast<T*>(args.output) + pixel * channels,
-                        channels, norm);
+    T* const y = static_cast<T*>(args.output) + pixel * channels;
+    expect_later(y, channels);
+    forward_run<kClamp>(static_cast<const T*>(args.input) + pixel * channels, y, channels, norm);
   }
 }
 
@@ -121,6 +130,7 @@ void part_backward(const BatchNormArgs& args, int64_t part, void*) {
   const EachValue<A> slope = {k + 3 * args.constants_pitch}, offset = {k + 4 * args.constants_pitch};
   for (int64_t pixel = range.begin; pixel < range.end; ++pixel) {
     const int64_t at = pixel * channels;
+    expect_later(static_cast<const T*>(args.output) + at, channels);
     backward_run<kClamp>(static_cast<const T*>(args.input) + at, static_cast<const T*>(args.grad_output) + at,
                          static_cast<T*>(args.output) + at, channels, norm, slope, offset);
   }
