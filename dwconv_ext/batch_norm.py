@@ -112,7 +112,9 @@ def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str) -> bool:
     (torch's own is as fast there, but for the Function's cost), or where torch takes the computation apart by itself:
     torch.compile fuses BatchNorm and activation too, and torch.func's transforms know torch's.
     """
-    if not bn.training or type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or x.dim() != 4:
+    if type(x) is not Tensor or x.numel() < min(LEAST_NCHW, LEAST_CHANNELS_LAST):  # first: small layers feel every check
+        return False
+    if not bn.training or not x.is_cpu or x.dtype not in DTYPES or x.dim() != 4:
         return False
     if x.shape[1] != bn.num_features or x.numel() <= x.shape[1]:  # torch has the message for it
         return False
