@@ -113,8 +113,10 @@ class Chain(Folding):
 
     def _known_steps(self) -> tuple[Step, ...] | None:
         """What runs one by one, where nothing has changed since the chain was last found not to fold."""
+        if torch.compiler.is_compiling():
+            return None
         unfolded = self._unfolded
-        if unfolded is None or torch.compiler.is_compiling():
+        if unfolded is None:
             return None
         if _C.is_current(unfolded.snapshot):
             return unfolded.steps

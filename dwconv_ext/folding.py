@@ -97,9 +97,10 @@ class Folding(nn.Module):
 
     def _ready(self) -> tuple | None:
         """What _folded_weights gives, where the folded form is what forward computes."""
-        kept = self._kept
-        if kept is not None and not taken_apart() and _C.is_current(kept.snapshot) and not _differentiated(kept.snapshot[1]):
-            return kept.folded
+        if not taken_apart():
+            kept = self._kept
+            if kept is not None and _C.is_current(kept.snapshot) and not _differentiated(kept.snapshot[1]):
+                return kept.folded
         return self._folded_weights() if self._can_fold() else None
 
     def _can_fold(self) -> bool:

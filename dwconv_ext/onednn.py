@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _C
@@ -116,11 +115,11 @@ class PackedLinear(nn.Linear):
         return type(weight) is nn.Parameter and not weight.is_inference() and _runs(weight.dtype, *_LINEAR)
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        if taken_apart() or not self._takes(input, weight):
-            return F.linear(input, weight, bias)
+        weight = self._parameters.get("weight")  # missing where it is computed: parametrized, pruned
+        if weight is None or taken_apart() or not self._takes(input, weight):
+            return super().forward(input)
         kept = self._kept
         if kept is None or not _C.is_current(kept[0]):
             order = torch.ops.mkldnn._reorder_linear_weight(weight)
             kept = self._kept = _C.snapshot([self], (weight,)), order
-        return torch.ops.mkldnn._linear_pointwise(input, kept[1], bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(input, kept[1], self.bias, "none", [], "")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .functional import ACTIVATIONS, padding_of
+from .functional import ACTIVATIONS, IntOrPair, _pair, padding_of
 
 ops = torch.ops.dwconv_ext
 
@@ -32,20 +32,23 @@ class PackedBlock:
     def __init__(
         self,
         weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-        stride: tuple[int, int],
-        padding: str | tuple[int, int],
-        dilation: tuple[int, int],
+        stride: IntOrPair,
+        padding: str | IntOrPair,
+        dilation: IntOrPair,
         activations: tuple[str, str],
         slopes: tuple[float, float],
     ) -> None:
         dw_weight, _, pw_weight, _ = weights
         filter_size = dw_weight.shape[2:]
+        stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
         both_sides, more = padding_of(padding, filter_size, stride, dilation)
         self.dtype, self.channels = dw_weight.dtype, dw_weight.shape[0]
-        self.block = [pw_weight.shape[0], *filter_size, *stride, *both_sides, *dilation, *map(ACTIVATIONS.index, activations)]
-        self.slopes = list(slopes)
-        self.usable = dw_weight.device.type == "cpu" and not any(more)
-        self.packed = ops.separable_conv2d_pack(*weights, _selected_isa()) if self.usable else None
+        self.usable = dw_weight.device.type == "cpu" and not any(more) and set(activations) <= set(ACTIVATIONS)
+        if self.usable:
+            numbers = map(ACTIVATIONS.index, activations)
+            self.block = [pw_weight.shape[0], *filter_size, *stride, *both_sides, *dilation, *numbers]
+            self.slopes = list(slopes)
+            self.packed = ops.separable_conv2d_pack(*weights, _selected_isa())
 
     def takes(self, input: Any, residual: Tensor | None) -> bool:
         """Whether it computes what separable_conv2d would. What fits neither is separable_conv2d's to refuse."""

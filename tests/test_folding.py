@@ -10,6 +10,7 @@ import torch
 import torchvision
 from blocks import Recorded, randomised
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from dwconv_ext import convert, unfuse
 from dwconv_ext.onednn import PackedLinear
@@ -269,6 +270,18 @@ def test_packed_linear_weights_follow_their_parameters():
             change()
             torch.testing.assert_close(converted(x), unfuse(converted)(x), msg=name)
             assert pickle.loads(pickle.dumps(converted[2]))._kept is None
+
+
+def test_computed_linear_weights_are_left_to_torch():
+    for change in (parametrizations.weight_norm, lambda m: prune.l1_unstructured(m, "weight", 0.5)):
+        model = classifier()
+        converted = convert(model)
+        x = torch.randn(4, 64, 6, 6)
+        for linear in (model[2], converted[2]):
+            change(linear)
+        y, calls = calls_of(converted, x)
+        assert "_linear_pointwise" not in calls
+        torch.testing.assert_close(y, model(x))
 
 
 def test_linear_layers_that_are_not_packed():

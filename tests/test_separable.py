@@ -374,6 +374,11 @@ def test_a_changed_activation_is_used():
     plain.act2 = nn.Identity()
     torch.testing.assert_close(block(x), plain(x), rtol=1e-4, atol=1e-5)
     assert not torch.equal(block(x), before)
+    block.depthwise.stride, block.depthwise.dilation = 1, [1, 1]  # as a caller may write them
+    torch.testing.assert_close(block(x), plain(x), rtol=1e-4, atol=1e-5)
+    block.activation = "swish"
+    with pytest.raises(RuntimeError, match="pw_act must be one of"):
+        block(x)
 
 
 def test_padding_stride_dilation_and_dw_activation():
