@@ -22,20 +22,37 @@ namespace {
 
 namespace py = pybind11;
 
-// Calls body(key, value) for each item but the one of the key `skip`, until one returns false.
+struct SnapshotNames {
+  PyObject* version = PyUnicode_InternFromString("_version");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* kept = PyUnicode_InternFromString("_kept");
+};
+inline const SnapshotNames& snapshot_names() {
+  static const SnapshotNames names;
+  return names;
+}
+
+// The attribute in which a module keeps its snapshot: not part of one. Unpickled names need not be interned.
+inline bool is_kept(PyObject* key) {
+  PyObject* const kept = snapshot_names().kept;
+  if (key == kept) return true;
+  return PyUnicode_Check(key) && PyUnicode_GET_LENGTH(key) == PyUnicode_GET_LENGTH(kept) && PyUnicode_Compare(key, kept) == 0;
+}
+
+// Calls body(key, value) for each item, until one returns false.
 template <class Body>
-bool each_item(PyObject* dict, PyObject* skip, Body body) {
+bool each_item(PyObject* dict, Body body) {
   Py_ssize_t at = 0;
   PyObject *key, *value;
   while (PyDict_Next(dict, &at, &key, &value)) {
-    if (key != skip && !body(key, value)) return false;
+    if (!is_kept(key) && !body(key, value)) return false;
   }
   return true;
 }
 
-inline py::tuple contents(PyObject* dict, PyObject* skip) {
+inline py::tuple contents(PyObject* dict) {
   py::list items;
-  each_item(dict, skip, [&](PyObject* key, PyObject* value) {
+  each_item(dict, [&](PyObject* key, PyObject* value) {
     items.append(py::handle(key));
     items.append(py::handle(value));
     return true;
@@ -43,25 +60,15 @@ inline py::tuple contents(PyObject* dict, PyObject* skip) {
   return py::tuple(items);
 }
 
-inline bool has_contents(PyObject* dict, PyObject* items, PyObject* skip) {
+inline bool has_contents(PyObject* dict, PyObject* items) {
   const Py_ssize_t count = PyTuple_GET_SIZE(items);
   Py_ssize_t i = 0;
-  const bool same = each_item(dict, skip, [&](PyObject* key, PyObject* value) {
+  const bool same = each_item(dict, [&](PyObject* key, PyObject* value) {
     const bool here = i + 1 < count && PyTuple_GET_ITEM(items, i) == key && PyTuple_GET_ITEM(items, i + 1) == value;
     i += 2;
     return here;
   });
   return same && i == count;
-}
-
-struct SnapshotNames {
-  PyObject* version = PyUnicode_InternFromString("_version");
-  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  PyObject* kept = PyUnicode_InternFromString("_kept");  // where a module keeps its snapshot: not part of it
-};
-inline const SnapshotNames& snapshot_names() {
-  static const SnapshotNames names;
-  return names;
 }
 
 inline int64_t integer(PyObject* owned) {
@@ -85,7 +92,6 @@ inline std::vector<int64_t> tensor_states(PyObject* tensors) {
 }
 
 inline py::tuple snapshot(const py::list& modules, const py::tuple& tensors) {
-  PyObject* const skip = snapshot_names().kept;
   py::list parts;
   for (const py::handle module : modules) {
     const py::object attributes = module.attr("__dict__");
@@ -93,11 +99,11 @@ inline py::tuple snapshot(const py::list& modules, const py::tuple& tensors) {
     part.append(module);
     part.append(py::type::handle_of(module));
     part.append(attributes);
-    part.append(contents(attributes.ptr(), skip));
-    each_item(attributes.ptr(), skip, [&](PyObject*, PyObject* value) {
+    part.append(contents(attributes.ptr()));
+    each_item(attributes.ptr(), [&](PyObject*, PyObject* value) {
       if (PyDict_Check(value)) {
         part.append(py::handle(value));
-        part.append(contents(value, nullptr));
+        part.append(contents(value));
       }
       return true;
     });
@@ -109,13 +115,12 @@ inline py::tuple snapshot(const py::list& modules, const py::tuple& tensors) {
 }
 
 inline bool is_current(const py::tuple& snapshot) {
-  PyObject* const skip = snapshot_names().kept;
   PyObject* const parts = PyTuple_GET_ITEM(snapshot.ptr(), 0);
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(parts); ++i) {
     PyObject* const part = PyTuple_GET_ITEM(parts, i);
     if (reinterpret_cast<PyObject*>(Py_TYPE(PyTuple_GET_ITEM(part, 0))) != PyTuple_GET_ITEM(part, 1)) return false;
     for (Py_ssize_t d = 2; d < PyTuple_GET_SIZE(part); d += 2) {
-      if (!has_contents(PyTuple_GET_ITEM(part, d), PyTuple_GET_ITEM(part, d + 1), d == 2 ? skip : nullptr)) return false;
+      if (!has_contents(PyTuple_GET_ITEM(part, d), PyTuple_GET_ITEM(part, d + 1))) return false;
     }
   }
   const std::vector<int64_t> states = tensor_states(PyTuple_GET_ITEM(snapshot.ptr(), 1));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from collections import OrderedDict
 
@@ -327,6 +328,18 @@ def test_a_snapshot_notices(change, isa):
     assert dwconv_ext._C.is_current(snapshot)
     NOTICED[change](block)
     assert dwconv_ext._C.is_current(snapshot) == (change == "instruction_set" and isa == "baseline")
+
+
+@torch.no_grad()
+def test_what_is_kept_stays_in_copies_too():
+    """An unpickled module's attribute names are strings of their own."""
+    block, x = trained(FusedDSConv(8, 12)).eval(), torch.randn(2, 8, 9, 9)
+    block(x)
+    for other in (block, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        other(x)
+        kept = other._kept
+        other(x)
+        assert kept is not None and other._kept is kept
 
 
 @torch.no_grad()
