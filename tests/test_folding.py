@@ -206,6 +206,16 @@ def test_what_is_not_packed():
     torch.testing.assert_close(y, same(last), rtol=1e-4, atol=1e-4)
 
 
+def test_a_packed_convolution_follows_its_settings():
+    converted = convert(stem().requires_grad_(False))
+    x = torch.randn(1, 16, 40, 40).contiguous(memory_format=torch.channels_last)
+    converted(x)
+    converted[0].padding = (0, 0)
+    torch.testing.assert_close(converted(x), unfuse(converted)(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        converted(torch.randn(1, 16, 1, 4000).contiguous(memory_format=torch.channels_last))
+
+
 def test_what_does_not_fit_a_packed_convolution_gets_torchs_error():
     model = convert(stem().requires_grad_(False))
     model[0].padding = (0, 0)
