@@ -45,6 +45,13 @@ def taken_apart() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def is_plain(t: Any, dtype: torch.dtype) -> bool:
+    """Whether this is an ordinary CPU tensor of the dtype, which autocast leaves alone and no derivative is wanted of."""
+    if type(t) is not Tensor or t.dtype is not dtype or not t.is_cpu or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.is_grad_enabled() and t.requires_grad)
+
+
 def call(op: Any, *args: Any) -> Any:
     """The op; where nothing above its kernel has anything to do, without the 60 us that the way through Python takes there."""
     if torch.is_grad_enabled() or taken_apart():

@@ -64,8 +64,6 @@ def padding_of(
         raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, but got {padding!r}")
     if tuple(stride) != (1, 1):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions (stride is {tuple(stride)})")
-    if len(filter_size) != 2:
-        raise RuntimeError(f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), but got {2 + len(filter_size)} dimensions")
     height, width = (d * (k - 1) for d, k in zip(dilation, filter_size, strict=True))
     return (height // 2, width // 2), (height % 2, width % 2)
 
@@ -74,6 +72,8 @@ def _resolve_padding(
     input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
     """The input, with what is more at its end, and the symmetric padding left to the op."""
+    if padding == "same" and weight.dim() != 4:
+        raise RuntimeError(f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(weight.shape)}")
     both, more = padding_of(padding, weight.shape[2:], stride, dilation)
     return F.pad(input, (0, more[1], 0, more[0])) if any(more) else input, both
 

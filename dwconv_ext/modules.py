@@ -165,12 +165,10 @@ class FusedDSConv(Folding):
     def _fused(self, folded: tuple, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The block as one kernel, residual added to its output."""
         packed = folded[-1]
-        if packed is not None and packed.takes(input, residual):
-            return packed(input, residual)
         if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or torch.is_grad_enabled()):
             packed = self._pack(folded[:-1])  # a frozen graph packs once, as it folds once
-            if packed.takes(input, residual):
-                return packed(input, residual)
+        if packed is not None and packed.takes(input, residual):
+            return packed(input, residual)
         stride, padding, dilation, activations, slopes = self._settings()
         return separable_conv2d(
             input, *folded[:-1], stride, padding, dilation, *activations, residual, dw_slope=slopes[0], pw_slope=slopes[1]

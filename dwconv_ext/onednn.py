@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
-from .autograd import taken_apart
+from .autograd import is_plain, taken_apart
 
 _NAMES = {
     "identity": ("none", [], ""),
@@ -68,13 +68,11 @@ class PackedConv:
 
     def takes(self, input: Tensor) -> bool:
         """Whether it computes what F.conv2d would, and in less time."""
-        if type(input) is not Tensor or input.dtype != self.weight.dtype or input.dim() != 4:
+        if not is_plain(input, self.weight.dtype) or input.dim() != 4:
             return False
         if not (self.channels_last or is_channels_last(input)):
             return False
-        if torch.is_grad_enabled() and input.requires_grad:
-            return False
-        if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+        if not torch.backends.mkldnn.enabled:
             return False
         _, channels, height, width = input.shape  # what does not fit is F.conv2d's to refuse
         if channels != self.weight.shape[1] or height < self.least_height or width < self.least_width:
@@ -104,13 +102,11 @@ class PackedLinear(nn.Linear):
 
     def _takes(self, input: Tensor, weight: Tensor) -> bool:
         """Whether it computes what F.linear would, and in less time."""
-        if type(input) is not Tensor or not (input.is_cpu and weight.is_cpu) or input.dtype is not weight.dtype:
+        if not is_plain(input, weight.dtype) or not weight.is_cpu or not torch.backends.mkldnn.enabled:
             return False
         if input.dim() < 2 or input.numel() * weight.shape[0] < LEAST_LINEAR_MACS or input.shape[-1] != weight.shape[1]:
             return False
-        if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
-            return False
-        if torch.is_grad_enabled() and (input.requires_grad or any(p.requires_grad for p in self.parameters())):
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             return False
         return type(weight) is nn.Parameter and not weight.is_inference() and _runs(weight.dtype, *_LINEAR)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from .autograd import is_plain
 from .functional import ACTIVATIONS, IntOrPair, _pair, padding_of
 
 ops = torch.ops.dwconv_ext
@@ -52,15 +53,9 @@ class PackedBlock:
 
     def takes(self, input: Any, residual: Tensor | None) -> bool:
         """Whether it computes what separable_conv2d would. What fits neither is separable_conv2d's to refuse."""
-        if not self.usable or type(input) is not Tensor or input.dim() != 4 or input.dtype is not self.dtype or not input.is_cpu:
+        if not self.usable or not is_plain(input, self.dtype) or input.dim() != 4 or input.size(1) != self.channels:
             return False
-        if input.size(1) != self.channels or torch.is_autocast_enabled("cpu"):
-            return False
-        if residual is not None and (not residual.is_cpu or residual.dtype is not self.dtype):
-            return False
-        if not torch.is_grad_enabled():
-            return True
-        return not (input.requires_grad or (residual is not None and residual.requires_grad))
+        return residual is None or is_plain(residual, self.dtype)
 
     def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return ops.separable_conv2d_packed.default(input, self.packed, self.block, self.slopes, residual)
