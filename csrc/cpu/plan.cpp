@@ -32,7 +32,7 @@ struct NchwCosts {
   RowsCost direct;  // of 64-byte sets
 };
 constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}}, kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}};
-constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {1, 9, 0, 0, 100}};
+constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {1, 1, 18, 0, 90}};
 constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}};
 
 // A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
@@ -57,8 +57,8 @@ bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
   const bool filter =
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
-  // The direct kernels write dense rows, not a phase of a strided input gradient.
-  return filter && stride && (p.out_stride_w <= 1 || !is_direct(row));
+  // The direct kernels write dense rows, not a phase of a strided input gradient, and read one plane for one of the output.
+  return filter && stride && (!is_direct(row) || (p.out_stride_w <= 1 && p.depth == 1));
 }
 
 // The first row of the set, or of those below it, that `wanted` takes.

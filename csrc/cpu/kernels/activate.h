@@ -133,18 +133,30 @@ __attribute__((noinline)) void activate_array(Vec<A>* values, int count, const A
   for (int i = 0; i < count; ++i) values[i] = activate<A>(values[i], activation);
 }
 
+// Those that only cut values off.
+DWCONV_INLINE bool is_clamp(const Activation& act) {
+  return act.kind == ActivationKind::kIdentity || act.kind == ActivationKind::kRelu || act.kind == ActivationKind::kRelu6;
+}
+template <class A, int kRows, int kColumns>
+DWCONV_INLINE void clamp_all(Vec<A> (&values)[kRows][kColumns], const Activation& activation) {
+  if (activation.kind == ActivationKind::kIdentity) return;
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kColumns; ++j) values[i][j] = at_least(values[i][j], A(0));
+  }
+  if (activation.kind == ActivationKind::kRelu) return;
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kColumns; ++j) values[i][j] = at_most(values[i][j], A(6));
+  }
+}
+
 // A register tile at once, so that the choice of the activation is made once a tile.
 template <class A, int kRows, int kColumns>
 DWCONV_INLINE void activate_all(Vec<A> (&values)[kRows][kColumns], const Activation& activation) {
-  if (activation.kind == ActivationKind::kIdentity) return;
-  if (activation.kind == ActivationKind::kRelu) {
-    DWCONV_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      DWCONV_UNROLL
-      for (int j = 0; j < kColumns; ++j) values[i][j] = at_least(values[i][j], A(0));
-    }
-    return;
-  }
+  if (is_clamp(activation)) return clamp_all<A>(values, activation);
   Vec<A> array[kRows * kColumns];
   DWCONV_UNROLL
   for (int i = 0; i < kRows * kColumns; ++i) array[i] = values[i / kColumns][i % kColumns];

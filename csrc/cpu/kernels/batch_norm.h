@@ -95,10 +95,6 @@ DWCONV_INLINE Normalisation<A, Values> normalisation(Values<A> mean, Values<A> s
   return {mean, scale, bias, act, least, most};
 }
 
-static inline bool is_clamp(const Activation& act) {
-  return act.kind == ActivationKind::kIdentity || act.kind == ActivationKind::kRelu || act.kind == ActivationKind::kRelu6;
-}
-
 template <bool kClamp>
 inline constexpr int kUnrolled = kClamp ? 4 : 1;  // an exponential is long enough as it is
 

@@ -16,7 +16,7 @@
 #pragma once
 
 #include "depthwise_backward_weight_nchw_rows.h"
-#include "depthwise_forward_nchw_direct.h"
+#include "nchw_direct.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -1,54 +1,35 @@
-// Depthwise correlation, NCHW, square filters at stride 1: forward pass and input gradient, where multiply-adds can be masked.
+// Depthwise correlation, NCHW, square filters at stride 1 and 2: forward pass and input gradient, where vectors can be masked.
 //
-// Lanes are output columns, as in depthwise_forward_nchw_rows.h, but the input is read where it lies. What a vector reaches
-// beyond its row is kept out of the sums by a mask, which costs nothing, and rows above and below the image are skipped. So
-// nothing is copied, and a row of 14 columns takes one vector without a transposition.
+// Lanes are output columns, as in depthwise_forward_nchw_rows.h, but the input is read where it lies: columns in the padding are
+// made zero in the vectors, rows in the padding are left out. So nothing is copied, and a row of 14 columns takes one vector
+// without a transposition.
 //
-//   out[y, x] = act(bias + sum_{r, s} w[r, s] * in[y + r - pad_h, x + s - pad_w])
+//   out[y, x] = act(bias + sum_{r, s} w[r, s] * in[y * stride + r - pad_h, x * stride + s - pad_w])
 //
-// The register tile is kDirectRows rows by one or two vectors. A loaded vector serves every output row it reaches: at 3x3 27
-// loads a vector column for 63 FMAs; since most of them cross a cache line and count twice, not fewer rows. Where rows or
-// columns are left over, the last tile lies over the one before, as in the other kernel.
+// A strip of up to four vectors of output columns walks down the plane. Of each input row it loads what its columns reach, once:
+// at stride 2 the even and the odd columns apart. A filter column's samples are those vectors shifted by a few lanes, which
+// costs less than loads that cross cache lines:
+//
+//   output x at stride 1, tap s: sample x + s        lane x + s of v[0][0], v[0][1], ...
+//   output x at stride 2, tap s: sample 2 * x + s    lane x + s / 2 of v[s % 2][0], v[s % 2][1], ...
+//
+// An input row is added to all the output rows that it reaches; the topmost of these is then complete.
+//
+//   3x3, two vectors, a row: 3 loads, 4 shifts, 18 multiply-adds
 //
 // Loads and stores are of whole vectors wherever these stay within the tensor, or the tile: on AMD's Zen 5 masked ones take two
-// to four times as long where they miss the caches (docs/decisions.md).
+// to four times as long where they miss the caches (docs/decisions.md). Where a row takes several strips the last one lies over
+// the one before; what a narrow row's vector writes past it is the next row, which is stored after it.
 //
-// Tiles: `rows_per_tile` output rows of one (n, c) plane. Traffic: input and output once, plus kernel_h - 1 halo rows per tile.
+// Tiles: `rows_per_tile` output rows of one (n, c) plane. Traffic: input and output once, plus the rows between tiles.
 #pragma once
 
-#include "depthwise_row_pair.h"
-#include "simd.h"
+#include "nchw_direct.h"
 
 namespace dwconv::DWCONV_ISA {
 
-inline constexpr int kDirectRows = 7;  // 14 sums, 9 taps and 2 inputs of 32 registers
-
-// How a register tile reads: every input row; the rows that the image has; those, and masked, where whole vectors could reach
-// beyond the tensor.
-enum class Reads { kAll, kRows, kMasked };
-
-template <Reads kReads, class T>
-DWCONV_INLINE auto load_as(const T* p, LaneMask lanes) {
-  auto v = kReads == Reads::kMasked ? load_masked(p, lanes) : load(p);
-  keep_in_register(v);
-  return v;
-}
-
-// One past the last element of the planes that a problem goes over.
-template <class T>
-DWCONV_INLINE const T* end_of_input(const DepthwiseProblem& p, const T* begin) {
-  return begin + (p.batch - 1) * p.in_stride_n + (p.channels - 1) * p.in_stride_c + (p.depth - 1) * p.in_stride_m +
-         (p.in_h - 1) * p.in_stride_h + p.in_w;
-}
-
-// What whole vectors may reach past a plane's last element: those that lie in the padding altogether are read too.
-template <class A>
-DWCONV_INLINE int64_t direct_reach(const DepthwiseProblem& p) {
-  return kLanes<A> + p.kernel_w + (p.pad_w < 0 ? -p.pad_w : p.pad_w);
-}
-
 struct DirectFrame {
-  int64_t in_h, in_row, in_plane, depth;
+  int64_t in_h, in_row;
   int64_t pad_h, out_w, out_row;
   Activation activation;
 };
@@ -65,129 +46,220 @@ struct DirectTile {
   bool inside;          // whole vectors stay within the input
 };
 
-// kDirectRows rows from row y on, kColumns vectors of columns from column x on, each `next` columns after the one before.
-// masks: [kColumns][kKernel] of the input, then [kColumns] of the output.
-template <class T, class O, class A, int kKernel, int kColumns, Reads kReads>
-DWCONV_INLINE void direct_tile(const DirectFrame& f, const DirectTile<T, O, A>& tile, int64_t y, int64_t x, int64_t next,
-                               uint32_t valid_rows, const LaneMask* masks) {
-  constexpr int kTogether = kKernel == 3 ? 3 : 1;  // filter columns whose taps fit the registers
-  Vec<A> acc[kDirectRows][kColumns];
-  DWCONV_UNROLL
-  for (int j = 0; j < kDirectRows; ++j) {
-    DWCONV_UNROLL
-    for (int t = 0; t < kColumns; ++t) acc[j][t] = broadcast(tile.bias);
+// What lies past a narrow row is the next one, which is stored after it.
+template <class T, class O, class A, class V>
+DWCONV_INLINE void store_columns_of(const DirectTile<T, O, A>& tile, O* out, V v, LaneMask columns) {
+  if (out <= tile.last_whole) {
+    store(out, v);
+  } else {
+    store_masked(out, v, columns);
   }
-  const T* base = tile.in + y * f.in_row + x;
-  const A* weight = tile.weight;
-  for (int64_t m = 0; m < f.depth; ++m, base += f.in_plane, weight += kKernel * kKernel) {
-    DWCONV_UNROLL
-    for (int first = 0; first < kKernel; first += kTogether) {
-      Vec<A> taps[kTogether][kKernel];
-      LaneMask lanes[kTogether][kColumns];
-      DWCONV_UNROLL
-      for (int s = 0; s < kTogether; ++s) {
-        DWCONV_UNROLL
-        for (int t = 0; t < kColumns; ++t) {
-          lanes[s][t] = masks[t * kKernel + first + s];
-          if (kTogether == 1) keep_in_register(lanes[s][t]);  // six would be all the mask registers but one
-        }
-        DWCONV_UNROLL
-        for (int r = 0; r < kKernel; ++r) taps[s][r] = broadcast(weight[r * kKernel + first + s]);
-      }
-      const T* in = base + first;
-      DWCONV_UNROLL
-      for (int i = 0; i < kDirectRows + kKernel - 1; ++i, in += f.in_row) {
-        if (kReads != Reads::kAll && !((valid_rows >> i) & 1)) continue;
-        DWCONV_UNROLL
-        for (int s = 0; s < kTogether; ++s) {
-          Vec<A> v[kColumns];
-          DWCONV_UNROLL
-          for (int t = 0; t < kColumns; ++t) v[t] = load_as<kReads>(in + s + t * next, lanes[s][t]);
-          DWCONV_UNROLL
-          for (int j = 0; j < kDirectRows; ++j) {
-            const int r = i - j;
-            if (r < 0 || r >= kKernel) continue;
-            DWCONV_UNROLL
-            for (int t = 0; t < kColumns; ++t) acc[j][t] = add_masked(acc[j][t], v[t], taps[s][r], lanes[s][t]);
-          }
-        }
-      }
+}
+
+// Calls body<number of vectors>(x) for strips of at most kMost vectors of a row's columns. The last of several lies over the one
+// before; only that of a row narrower than itself is in part.
+template <int kVec, int kMost, class Body>
+DWCONV_INLINE void for_strips(int64_t out_w, Body body) {
+  const int64_t vectors = (out_w + kVec - 1) / kVec;
+  int64_t first = 0;
+  for (; vectors - first >= kMost; first += kMost) {
+    const int64_t x = first + kMost == vectors ? out_w - kMost * kVec : first * kVec;
+    body.template operator()<kMost>(x > 0 ? x : 0);
+  }
+  const int64_t x = out_w - (vectors - first) * kVec;
+  const auto rest = [&]<int kVectors>() {
+    if (vectors - first == kVectors) body.template operator()<kVectors>(x > 0 ? x : 0);
+  };
+  rest.template operator()<1>();
+  if constexpr (kMost > 2) rest.template operator()<2>();
+  if constexpr (kMost > 3) rest.template operator()<3>();
+}
+
+// Vectors of a strip, so that sums, samples and (of 3x3) taps are in registers.
+template <int kKernel>
+inline constexpr int kWalkVectors = kKernel == 3 ? 4 : 2;
+
+template <class A, int kStride, int kCount>
+struct Samples {
+  Vec<A> v[kStride][kCount];
+
+  // Vector i, the columns from `at` on. masks: [kStride][kCount]. kMasked: what they leave out is not touched.
+  template <bool kMasked, class T>
+  DWCONV_INLINE void read(int i, const T* at, const LaneMask* masks) {
+    if constexpr (kStride == 1) {
+      v[0][i] = kMasked ? load_masked(at, masks[i]) : keep_lanes(load(at), masks[i]);
+    } else if constexpr (kMasked) {
+      load_halves_masked(at, masks[i], masks[kCount + i], v[0][i], v[1][i]);
+    } else {
+      load_halves(at, v[0][i], v[1][i]);
+      v[0][i] = keep_lanes(v[0][i], masks[i]);
+      v[1][i] = keep_lanes(v[1][i], masks[kCount + i]);
     }
   }
-  activate_all<A>(acc, f.activation);
-  O* out = tile.out + y * f.out_row + x;
-  DWCONV_UNROLL
-  for (int j = 0; j < kDirectRows; ++j, out += f.out_row) {
-    if (y + j >= tile.rows) break;
+
+  // A row; its last vector, of which no more than a few lanes are wanted, only if `all`.
+  template <bool kMasked, class T>
+  DWCONV_INLINE void read_row(const T* row, const LaneMask* masks, bool all) {
     DWCONV_UNROLL
-    for (int t = 0; t < kColumns; ++t) {
-      if (out + t * next <= tile.last_whole) {  // what lies past a narrow row is the next one, which is stored after it
-        store(out + t * next, acc[j][t]);
+    for (int i = 0; i + 1 < kCount; ++i) read<kMasked>(i, row + i * kStride * kLanes<A>, masks);
+    DWCONV_UNROLL
+    for (int phase = 0; phase < kStride; ++phase) v[phase][kCount - 1] = Vec<A>{};
+    if (all) read<kMasked>(kCount - 1, row + (kCount - 1) * kStride * kLanes<A>, masks);
+  }
+};
+
+// What a walk has to reckon with: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in
+// registers; kMasked, that and vectors that reach beyond the tensor.
+enum class WalkKind { kPlain, kCalls, kMasked };
+
+template <class T, class O, class A, int kKernel, int kStride, int kVectors, WalkKind kKind>
+class Walk {
+ public:
+  // masks: [kStride][kVectors + 1] of the input, then [kVectors] of the output.
+  Walk(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) : f_(f), tile_(tile), masks_(masks) {
+    for (int phase = 0; phase < kStride; ++phase) all_ = all_ || masks[phase * (kVectors + 1) + kVectors] != 0;
+  }
+
+  // The strip that begins at column x.
+  DWCONV_INLINE void run(int64_t x) {
+    const Vec<A> bias = broadcast(tile_.bias);
+    const LaneMask* const out_masks = masks_ + kStride * (kVectors + 1);
+    Taps taps;
+    taps.set(tile_.weight);
+    Vec<A> acc[kOpen][kVectors];
+    DWCONV_UNROLL
+    for (int k = 0; k < kOpen; ++k) {
+      DWCONV_UNROLL
+      for (int t = 0; t < kVectors; ++t) acc[k][t] = bias;
+    }
+    int64_t y = tile_.y * kStride - f_.pad_h;  // of the input
+    const T* row = tile_.in + x * kStride;
+    add_rows<0, kKernel - kStride>(row, y, taps, acc);
+    row += (kKernel - kStride) * f_.in_row, y += kKernel - kStride;
+    O* out = tile_.out + x;
+    for (int64_t i = 0; i < tile_.rows; ++i, out += f_.out_row, row += kStride * f_.in_row, y += kStride) {
+      add_rows<kKernel - kStride, kKernel>(row, y, taps, acc);
+      Vec<A> done[1][kVectors];
+      DWCONV_UNROLL
+      for (int t = 0; t < kVectors; ++t) {
+        done[0][t] = acc[0][t];
+        DWCONV_UNROLL
+        for (int k = 0; k + 1 < kOpen; ++k) acc[k][t] = acc[k + 1][t];
+        acc[kOpen - 1][t] = bias;
+      }
+      if constexpr (kKind == WalkKind::kPlain) {
+        clamp_all<A>(done, f_.activation);
       } else {
-        store_masked(out + t * next, acc[j][t], masks[kColumns * kKernel + t]);
+        activate_all<A>(done, f_.activation);
+      }
+      DWCONV_UNROLL
+      for (int t = 0; t + 1 < kVectors; ++t) store(out + t * kLanes<A>, done[0][t]);
+      store_columns_of(tile_, out + (kVectors - 1) * kLanes<A>, done[0][kVectors - 1], out_masks[kVectors - 1]);
+    }
+  }
+
+ private:
+  static constexpr int kOpen = (kKernel + kStride - 1) / kStride;  // output rows that an input row can reach
+
+  struct Taps {
+    static constexpr bool kKept = kKernel == 3;  // in registers
+    DWCONV_INLINE void set(const A* w) {
+      weight = w;
+      DWCONV_UNROLL
+      for (int i = 0; kKept && i < kKernel * kKernel; ++i) {
+        kept[i] = broadcast(weight[i]);
+        keep_in_register(kept[i]);
       }
     }
-  }
-}
+    DWCONV_INLINE Vec<A> operator[](int i) const { return kKept ? kept[i] : broadcast(weight[i]); }
 
-// Calls body<number of vectors>(x, next) along a row.
-template <int kVec, class Body>
-DWCONV_INLINE void direct_columns(int64_t out_w, Body body) {
-  int64_t x = 0;
-  for (; out_w - x >= 2 * kVec; x += 2 * kVec) body.template operator()<2>(x, int64_t{kVec});
-  const int64_t left = out_w - x;
-  if (left > kVec) {
-    body.template operator()<2>(x == 0 ? 0 : out_w - 2 * kVec, x == 0 ? left - kVec : kVec);
-  } else if (left > 0) {
-    body.template operator()<1>(x == 0 ? 0 : out_w - kVec, int64_t{0});
-  }
-}
+    const A* weight;
+    Vec<A> kept[kKept ? kKernel * kKernel : 1];
+  };
 
-// A row's masks, as direct_tile reads them.
-template <int kVec>
-void fill_direct_masks(const DepthwiseProblem& p, LaneMask* mask) {
-  direct_columns<kVec>(p.out_w, [&]<int kColumns>(int64_t x, int64_t next) {
-    for (int t = 0; t < kColumns; ++t) {
-      for (int64_t s = 0; s < p.kernel_w; ++s)
-        *mask++ = static_cast<LaneMask>(valid_columns(x + t * next + s - p.pad_w, 1, p.in_w, kVec));
+  // Input rows kFirst to kLast - 1 of those that the topmost open output row reads; `row` is the first of them.
+  template <int kFirst, int kLast>
+  DWCONV_INLINE void add_rows(const T* row, int64_t y, const Taps& taps, Vec<A> (&acc)[kOpen][kVectors]) const {
+    if constexpr (kFirst < kLast) {
+      if (static_cast<uint64_t>(y) < static_cast<uint64_t>(f_.in_h)) add_row<kFirst>(row, taps, acc);
+      add_rows<kFirst + 1, kLast>(row + f_.in_row, y + 1, taps, acc);
     }
-    for (int t = 0; t < kColumns; ++t) *mask++ = static_cast<LaneMask>(valid_columns(x + t * next, 1, p.out_w, kVec));
+  }
+
+  template <int kRow>
+  DWCONV_INLINE void add_row(const T* row, const Taps& taps, Vec<A> (&acc)[kOpen][kVectors]) const {
+    Samples<A, kStride, kVectors + 1> samples;
+    samples.template read_row<kKind == WalkKind::kMasked>(row, masks_, all_);
+    add_columns<kRow, 0>(samples, taps, acc);
+  }
+
+  template <int kRow, int kColumn>
+  DWCONV_INLINE void add_columns(const Samples<A, kStride, kVectors + 1>& samples, const Taps& taps, Vec<A> (&acc)[kOpen][kVectors]) const {
+    if constexpr (kColumn < kKernel) {
+      Vec<A> x[kVectors];
+      DWCONV_UNROLL
+      for (int t = 0; t < kVectors; ++t) {
+        const auto& of_phase = samples.v[kColumn % kStride];
+        x[t] = shift_in<kColumn / kStride>(of_phase[t], of_phase[t + 1]);
+      }
+      DWCONV_UNROLL
+      for (int k = 0; k < kOpen; ++k) {
+        const int r = kRow - k * kStride;
+        if (r < 0 || r >= kKernel) continue;
+        const Vec<A> tap = taps[r * kKernel + kColumn];
+        DWCONV_UNROLL
+        for (int t = 0; t < kVectors; ++t) acc[k][t] += x[t] * tap;
+      }
+      add_columns<kRow, kColumn + 1>(samples, taps, acc);
+    }
+  }
+
+  // References: a copy would read at once what has just been written piece by piece, and wait for it.
+  const DirectFrame& f_;
+  const DirectTile<T, O, A>& tile_;
+  const LaneMask* const masks_;
+  bool all_ = false;  // the last vector of samples has columns of the image
+};
+
+// All strips' masks, as Walk reads them.
+template <int kVec, int kKernel, int kStride>
+void fill_walk_masks(const DepthwiseProblem& p, LaneMask* mask) {
+  for_strips<kVec, kWalkVectors<kKernel>>(p.out_w, [&]<int kVectors>(int64_t x) {
+    for (int phase = 0; phase < kStride; ++phase) {
+      for (int i = 0; i <= kVectors; ++i)
+        *mask++ = static_cast<LaneMask>(valid_columns((x + i * kVec) * kStride + phase - p.pad_w, kStride, p.in_w, kVec));
+    }
+    for (int t = 0; t < kVectors; ++t) *mask++ = static_cast<LaneMask>(valid_columns(x + t * kVec, 1, p.out_w, kVec));
   });
 }
 
-template <class T, class O, class A, int kKernel>
-void direct_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) {
-  constexpr int kCount = kDirectRows + kKernel - 1;
-  constexpr uint32_t kAll = (1u << kCount) - 1u;
-  for (int64_t y = 0; y < tile.rows; y += kDirectRows) {
-    if (y > 0 && tile.rows - y < kDirectRows) y = tile.rows - kDirectRows;
-    const uint32_t valid = valid_columns(tile.y + y - f.pad_h, 1, f.in_h, kCount);  // rows, that is
-    const LaneMask* mask = masks;
-    direct_columns<kLanes<A>>(f.out_w, [&]<int kColumns>(int64_t x, int64_t next) {
-      if (!tile.inside) {
-        direct_tile<T, O, A, kKernel, kColumns, Reads::kMasked>(f, tile, y, x, next, valid, mask);
-      } else if (valid == kAll) {
-        direct_tile<T, O, A, kKernel, kColumns, Reads::kAll>(f, tile, y, x, next, valid, mask);
-      } else {
-        direct_tile<T, O, A, kKernel, kColumns, Reads::kRows>(f, tile, y, x, next, valid, mask);
-      }
-      mask += kColumns * (kKernel + 1);
-    });
-  }
+template <class T, class O, class A, int kKernel, int kStride>
+void walk_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) {
+  for_strips<kLanes<A>, kWalkVectors<kKernel>>(f.out_w, [&]<int kVectors>(int64_t x) {
+    const auto walk = [&]<WalkKind kKind>() { Walk<T, O, A, kKernel, kStride, kVectors, kKind>(f, tile, masks).run(x); };
+    if (!tile.inside) {
+      walk.template operator()<WalkKind::kMasked>();
+    } else if (is_clamp(f.activation)) {
+      walk.template operator()<WalkKind::kPlain>();
+    } else {
+      walk.template operator()<WalkKind::kCalls>();
+    }
+    masks += kStride * (kVectors + 1) + kVectors;
+  });
 }
 
 template <class T, class O, int kKernel, int kStride>
 void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
-  static_assert(kKernel > 0 && kStride == 1);
+  static_assert(kKernel > 0 && (kStride == 1 || kStride == 2));
   const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   LaneMask* const masks = static_cast<LaneMask*>(scratch);
-  fill_direct_masks<kLanes<A>>(p, masks);
+  fill_walk_masks<kLanes<A>, kKernel, kStride>(p, masks);
   const T* const input_begin = static_cast<const T*>(args.input);
   const T* const input_end = end_of_input(p, input_begin);
-  const int64_t needed = (p.depth - 1) * p.in_stride_m + (p.in_h - 1) * p.in_stride_h + p.in_w + direct_reach<A>(p);
-  const DirectFrame frame = {p.in_h, p.in_stride_h, p.in_stride_m, p.depth, p.pad_h, p.out_w, p.out_stride_h, p.activation};
+  const int64_t needed = (p.in_h - 1) * p.in_stride_h + p.in_w + direct_reach<A>(p);
+  const DirectFrame frame = {p.in_h, p.in_stride_h, p.pad_h, p.out_w, p.out_stride_h, p.activation};
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t plane = tile / row_tiles;
     const int64_t n = plane / p.channels;
@@ -197,8 +269,8 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
     const T* const input = input_begin + n * p.in_stride_n + c * p.in_stride_c;
     O* const out = static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
     const DirectTile<T, O, A> here = {
-        input + (y - p.pad_h) * p.in_stride_h - p.pad_w,
-        static_cast<const A*>(args.weight) + c * p.depth * kKernel * kKernel,
+        input + (y * kStride - p.pad_h) * p.in_stride_h - p.pad_w,
+        static_cast<const A*>(args.weight) + c * kKernel * kKernel,
         args.bias ? static_cast<const A*>(args.bias)[c] : A(0),
         out,
         y,
@@ -206,7 +278,7 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
         out + (rows - 1) * p.out_stride_h + p.out_w - kLanes<A>,
         input - input_begin >= p.pad_w && input_end - input >= needed,
     };
-    direct_plane<T, O, A, kKernel>(frame, here, masks);
+    walk_plane<T, O, A, kKernel, kStride>(frame, here, masks);
   }
 }
 
@@ -216,7 +288,8 @@ inline constexpr Layout depthwise_forward_nchw_direct_weight_order = Layout::kNC
 template <class T>
 int64_t depthwise_forward_nchw_direct_scratch(const DepthwiseProblem& p, int64_t) {
   constexpr int64_t kVec = kLanes<typename AccumulateType<T>::type>;
-  return (p.out_w + kVec - 1) / kVec * (p.kernel_w + 1) * static_cast<int64_t>(sizeof(LaneMask));
+  const int64_t masks = 2 * p.stride_w + 1;  // a vector, at most
+  return (p.out_w + kVec - 1) / kVec * masks * static_cast<int64_t>(sizeof(LaneMask));
 }
 
 }  // namespace dwconv::DWCONV_ISA

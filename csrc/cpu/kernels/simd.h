@@ -280,7 +280,7 @@ DWCONV_INLINE void keep_in_register(V&) {}
 #endif
 
 // load_masked: the others are zero, their memory is not touched. store_masked: they are not written. add_masked: sum + a * b;
-// they keep their sum, whatever a and b hold there.
+// they keep their sum, whatever a and b hold there. keep_lanes: the others become zero.
 #if DWCONV_INTRINSICS == 64
 DWCONV_INLINE Vec<float> load_masked(const float* p, LaneMask lanes) { return (Vec<float>)_mm512_maskz_loadu_ps(lanes, p); }
 DWCONV_INLINE Vec<double> load_masked(const double* p, LaneMask lanes) {
@@ -303,6 +303,10 @@ DWCONV_INLINE Vec<float> add_masked(Vec<float> sum, Vec<float> a, Vec<float> b, 
 }
 DWCONV_INLINE Vec<double> add_masked(Vec<double> sum, Vec<double> a, Vec<double> b, LaneMask lanes) {
   return (Vec<double>)_mm512_mask3_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum, static_cast<__mmask8>(lanes));
+}
+DWCONV_INLINE Vec<float> keep_lanes(Vec<float> v, LaneMask lanes) { return (Vec<float>)_mm512_maskz_mov_ps(lanes, (__m512)v); }
+DWCONV_INLINE Vec<double> keep_lanes(Vec<double> v, LaneMask lanes) {
+  return (Vec<double>)_mm512_maskz_mov_pd(static_cast<__mmask8>(lanes), (__m512d)v);
 }
 #else
 template <class T>
@@ -331,7 +335,83 @@ DWCONV_INLINE V add_masked(V sum, V a, V b, LaneMask lanes) {
   }
   return sum;
 }
+template <class V>
+DWCONV_INLINE V keep_lanes(V v, LaneMask lanes) {
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(v[0])); ++i) {
+    if (!((lanes >> i) & 1)) v[i] = 0;
+  }
+  return v;
+}
 #endif
+
+// ---- lanes of two vectors, one after the other ------------------------------------------------------------------------
+
+template <class I, int kCount, int kFirst, int kStep>
+struct LaneIndices {
+  I index[kCount] = {};
+  constexpr LaneIndices() {
+    for (int l = 0; l < kCount; ++l) index[l] = kFirst + kStep * l;
+  }
+};
+// Lane l is lane kFirst + kStep * l of the two.
+template <int kFirst, int kStep, class V>
+DWCONV_INLINE V lanes_of(V low, V high) {
+  using Indices = decltype(low < high);
+  constexpr int kCount = static_cast<int>(sizeof(V) / sizeof(low[0]));
+  constexpr LaneIndices<decltype(Indices{}[0] + 0), kCount, kFirst, kStep> kIndices;
+  Indices indices;
+  __builtin_memcpy(&indices, kIndices.index, sizeof indices);
+  return __builtin_shuffle(low, high, indices);
+}
+
+// 0, 1, 2, ...
+template <class A>
+DWCONV_INLINE typename VecOf<A>::mask lane_numbers() {
+  using Mask = typename VecOf<A>::mask;
+  constexpr LaneIndices<decltype(Mask{}[0] + 0), kLanes<A>, 0, 1> kNumbers;
+  Mask numbers;
+  __builtin_memcpy(&numbers, kNumbers.index, sizeof numbers);
+  return numbers;
+}
+
+// Lanes kShift and up of `low`, then the first of `high`.
+template <int kShift, class V>
+DWCONV_INLINE V shift_in(V low, V high) {
+#if DWCONV_INTRINSICS == 64
+  if constexpr (kShift == 0) return low;
+  if constexpr (sizeof(low[0]) == 4) return (V)_mm512_alignr_epi32((__m512i)high, (__m512i)low, kShift);
+  return (V)_mm512_alignr_epi64((__m512i)high, (__m512i)low, kShift & 7);
+#else
+  return lanes_of<kShift, 1>(low, high);
+#endif
+}
+
+// 2 * kLanes elements from p on: those at even places, and those at odd ones.
+template <class T, class V>
+DWCONV_INLINE void load_halves(const T* p, V& even, V& odd) {
+  const V low = load(p), high = load(p + sizeof(V) / sizeof(low[0]));
+  even = lanes_of<0, 2>(low, high);
+  odd = lanes_of<1, 2>(low, high);
+}
+DWCONV_INLINE void load_halves(const BFloat16* p, Vec<float>& even, Vec<float>& odd) {
+  U32 pairs;
+  __builtin_memcpy(&pairs, p, sizeof pairs);
+  even = (Vec<float>)(pairs << 16);
+  odd = (Vec<float>)(pairs & 0xffff0000u);
+}
+
+// Of the even places those whose bit is set in the first mask, of the odd ones in the second; no other is touched. For a tensor's
+// ends, where it is seldom needed.
+template <class T, class V>
+DWCONV_NOINLINE void load_halves_masked(const T* p, LaneMask even_lanes, LaneMask odd_lanes, V& even, V& odd) {
+  constexpr int kCount = static_cast<int>(sizeof(V) / sizeof(even[0]));
+  T pairs[2 * kCount] = {};
+  for (int l = 0; l < kCount; ++l) {
+    if ((even_lanes >> l) & 1) pairs[2 * l] = p[2 * l];
+    if ((odd_lanes >> l) & 1) pairs[2 * l + 1] = p[2 * l + 1];
+  }
+  load_halves(pairs, even, odd);
+}
 
 // Halves to halves, a fixed order: a sum has the same bits wherever it is taken.
 template <class A, int kCount>
