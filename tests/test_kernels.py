@@ -94,14 +94,28 @@ def in_columns(row: dict) -> bool:
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("forced", list(filter(in_columns, TABLE)), ids=label, indirect=True)
 def test_columns_as_lanes(forced, padding):
-    """Every width up to three vectors of 16, with rows that end in part of a vector, less than one, or none of the image."""
+    """Every width up to three vectors of 16 and some up to nine, with rows that end in part of a vector, less than one, or none."""
     kernels = [forced["filter"]] if forced["filter"] else [3, 4, 5, 7]
     for kernel in kernels:
-        for width in range(max(1, kernel - 2 * padding), 50):
+        for width in (*range(max(1, kernel - 2 * padding), 50), 63, 64, 65, 80, 97, 129):
             stride = forced["stride"] or 1 + width % 3
             height = max(1 + 7 * width % 19, kernel - 2 * padding)
             case = Case("", 2, 3, (height, width), (kernel,) * 2, (stride,) * 2, (padding,) * 2)
             check_depthwise(*case.tensors(getattr(torch, forced["dtype"]), "nchw"), case.conv, peer=False)
+
+
+@pytest.mark.parametrize("forced", list(filter(in_columns, TABLE)), ids=label, indirect=True)
+def test_columns_as_lanes_are_activated(forced):
+    kernel, stride = forced["filter"] or 3, forced["stride"] or 1
+    for width in (9, 33):
+        case = Case("", 2, 3, (9, width), (kernel,) * 2, (stride,) * 2)
+        tensors = case.tensors(getattr(torch, forced["dtype"]), "nchw")
+        plain = dwconv_ext.depthwise_conv2d(*(t.double() for t in tensors), *case.conv.args())
+        for name in ("relu", "relu6", "silu"):
+            y = dwconv_ext.depthwise_conv2d(*tensors, *case.conv.args(), name)
+            expected = getattr(torch.nn.functional, name)(plain)
+            tolerance = 0.02 if y.dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 def everything(case, dtype):

@@ -77,13 +77,16 @@ def isa(request):
         ("avx2", {"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 2)}, "rows"),  # too few planes to fill a vector
         ("avx512", {"size": (7, 7), "channels": 1024}, "transposed"),  # half a vector
         ("avx512", {"size": (14, 14), "channels": 512}, "direct"),
-        ("avx512", {"size": (17, 17)}, "transposed"),  # half of two
+        ("avx512", {"size": (9, 9), "kernel": (7, 7)}, "transposed"),  # the idle lanes of many taps
+        ("avx512", {"size": (9, 9)}, "direct"),
         ("avx512", {"size": (56, 56)}, "direct"),
         ("avx512", {"size": (112, 112), "dtype": "bfloat16"}, "direct"),
-        ("avx512", {"size": (56, 56), "stride": (2, 2)}, "transposed"),
+        ("avx512", {"size": (14, 14), "stride": (2, 2)}, "transposed"),
+        ("avx512", {"size": (56, 56), "stride": (2, 2)}, "direct"),
+        ("avx512", {"size": (56, 56), "stride": (3, 3)}, "transposed"),
         ("avx512", {"size": (56, 56), "channels": 96, "kernel": (11, 1)}, "rows"),
         ("avx512", {"size": (56, 56), "kernel": (31, 31)}, "transposed"),
-        ("avx512", {"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 2)}, "rows"),
+        ("avx512", {"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 1)}, "rows"),
     ],
     indirect=["isa"],
 )

@@ -32,7 +32,7 @@ struct NchwCosts {
   RowsCost direct;  // of 64-byte sets
 };
 constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}}, kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}};
-constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {1, 1, 18, 0, 90}};
+constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}};
 constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}};
 
 // A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
@@ -236,7 +236,10 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
     // Whole planes, but pieces of them where there are few.
     plan.columns = planes;
     const int64_t pieces = ceil_div(kTilesAWorker * machine.threads, std::max<int64_t>(planes, 1));
-    plan.rows_per_tile = std::clamp<int64_t>(ceil_div(p.out_h, pieces), std::min<int64_t>(p.out_h, kLeastDirectRows), p.out_h);
+    constexpr int64_t kTileBytes = 64 << 10;  // of input: a wide row's strips go down the same lines and pages
+    const int64_t row_bytes = std::max<int64_t>(p.in_w * p.stride_h * element_size(p.dtype), 1);
+    const int64_t rows = std::min(ceil_div(p.out_h, pieces), kTileBytes / row_bytes);
+    plan.rows_per_tile = std::clamp<int64_t>(rows, std::min<int64_t>(p.out_h, kLeastDirectRows), p.out_h);
   } else {
     plan.columns = planes;
     const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;

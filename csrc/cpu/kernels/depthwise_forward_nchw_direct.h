@@ -108,6 +108,9 @@ struct Samples {
   }
 };
 
+// A row asks for the one that many bytes on, of this plane or the next, which the prefetchers do too late.
+inline constexpr int64_t kAhead = 4096;
+
 // What a walk has to reckon with: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in
 // registers; kMasked, that and vectors that reach beyond the tensor.
 enum class WalkKind { kPlain, kCalls, kMasked };
@@ -189,6 +192,8 @@ class Walk {
   template <int kRow>
   DWCONV_INLINE void add_row(const T* row, const Taps& taps, Vec<A> (&acc)[kOpen][kVectors]) const {
     Samples<A, kStride, kVectors + 1> samples;
+    DWCONV_UNROLL
+    for (int i = 0; i < kStride * kVectors; ++i) __builtin_prefetch(row + ahead_ + i * kLanes<A>);
     samples.template read_row<kKind == WalkKind::kMasked>(row, masks_, all_);
     add_columns<kRow, 0>(samples, taps, acc);
   }
@@ -218,6 +223,7 @@ class Walk {
   const DirectFrame& f_;
   const DirectTile<T, O, A>& tile_;
   const LaneMask* const masks_;
+  const int64_t ahead_ = (kAhead / (f_.in_row * static_cast<int64_t>(sizeof(T))) + 1) * f_.in_row;
   bool all_ = false;  // the last vector of samples has columns of the image
 };
 
