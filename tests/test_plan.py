@@ -84,7 +84,9 @@ def isa(request):
         ("avx512", {"size": (14, 14), "stride": (2, 2)}, "transposed"),
         ("avx512", {"size": (56, 56), "stride": (2, 2)}, "direct"),
         ("avx512", {"size": (56, 56), "stride": (3, 3)}, "transposed"),
-        ("avx512", {"size": (56, 56), "channels": 96, "kernel": (11, 1)}, "rows"),
+        ("avx512", {"size": (56, 56), "channels": 96, "kernel": (11, 1)}, "direct"),
+        ("avx512", {"size": (14, 14), "kernel": (9, 9)}, "transposed"),
+        ("avx512", {"size": (56, 56), "channels": 4, "batch": 1, "dilation": (2, 2)}, "rows"),
         ("avx512", {"size": (56, 56), "kernel": (31, 31)}, "transposed"),
         ("avx512", {"size": (9, 224), "batch": 1, "channels": 3, "stride": (2, 1)}, "rows"),
     ],
@@ -176,7 +178,7 @@ def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far, small_l2
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
 def test_nchw_rows_are_asked_for_early_where_the_input_is_large(batch, far, small_l2):
-    rows = plan(batch=batch, channels=128, kernel=(11, 1))["reason"]
+    rows = plan(batch=batch, channels=128, kernel=(11, 1), dilation=(2, 1))["reason"]
     assert ("next rows are asked for early" in rows) == far
 
 

@@ -29,11 +29,12 @@ struct RowsCost {
 struct NchwCosts {
   double transpose, transpose_large, transposed_tap;  // with the 16 registers of narrower sets a tile loads its taps anew
   RowsCost rows;
-  RowsCost direct;  // of 64-byte sets
+  RowsCost direct, direct_any;  // of 64-byte sets: squares, any other filter
 };
-constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}}, kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}};
-constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}};
-constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}};
+constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}, {}};
+constexpr NchwCosts kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}, {}};
+constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}, {1.2, 5, 0, 0, 160}};
+constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
 
 // A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
 bool is_large(const DepthwiseProblem& p) {
@@ -58,7 +59,8 @@ bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
   // The direct kernels write dense rows, not a phase of a strided input gradient, and read one plane for one of the output.
-  return filter && stride && (!is_direct(row) || (p.out_stride_w <= 1 && p.depth == 1));
+  const bool direct = p.out_stride_w <= 1 && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+  return filter && stride && (direct || !is_direct(row));
 }
 
 // The first row of the set, or of those below it, that `wanted` takes.
@@ -132,7 +134,7 @@ const char* nchw_family(const IsaKernels& isa, std::string_view pass, const Dept
   const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
   const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
   const auto direct = [&](const KernelRow& row) { return is_direct(row) && takes_filter(row, p); };
-  if (wide && in_rows(costs.direct, 1) < std::min(rows, transposed) &&
+  if (wide && in_rows(unrolled ? costs.direct : costs.direct_any, 1) < std::min(rows, transposed) &&
       first_row(isa, "depthwise_conv2d", pass, p, direct) != nullptr) {
     return "_direct";
   }

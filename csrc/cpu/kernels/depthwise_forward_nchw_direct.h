@@ -24,56 +24,9 @@
 // Tiles: `rows_per_tile` output rows of one (n, c) plane. Traffic: input and output once, plus the rows between tiles.
 #pragma once
 
-#include "nchw_direct.h"
+#include "depthwise_forward_nchw_direct_any.h"
 
 namespace dwconv::DWCONV_ISA {
-
-struct DirectFrame {
-  int64_t in_h, in_row;
-  int64_t pad_h, out_w, out_row;
-  Activation activation;
-};
-
-// A tile: some rows of one output plane; `in` is where output (0, 0) of the tile has its first tap, in the plane or not.
-template <class T, class O, class A>
-struct DirectTile {
-  const T* in;
-  const A* weight;
-  A bias;
-  O* out;
-  int64_t y, rows;      // y: of the plane
-  const O* last_whole;  // the last place where a whole vector stays within the tile
-  bool inside;          // whole vectors stay within the input
-};
-
-// What lies past a narrow row is the next one, which is stored after it.
-template <class T, class O, class A, class V>
-DWCONV_INLINE void store_columns_of(const DirectTile<T, O, A>& tile, O* out, V v, LaneMask columns) {
-  if (out <= tile.last_whole) {
-    store(out, v);
-  } else {
-    store_masked(out, v, columns);
-  }
-}
-
-// Calls body<number of vectors>(x) for strips of at most kMost vectors of a row's columns. The last of several lies over the one
-// before; only that of a row narrower than itself is in part.
-template <int kVec, int kMost, class Body>
-DWCONV_INLINE void for_strips(int64_t out_w, Body body) {
-  const int64_t vectors = (out_w + kVec - 1) / kVec;
-  int64_t first = 0;
-  for (; vectors - first >= kMost; first += kMost) {
-    const int64_t x = first + kMost == vectors ? out_w - kMost * kVec : first * kVec;
-    body.template operator()<kMost>(x > 0 ? x : 0);
-  }
-  const int64_t x = out_w - (vectors - first) * kVec;
-  const auto rest = [&]<int kVectors>() {
-    if (vectors - first == kVectors) body.template operator()<kVectors>(x > 0 ? x : 0);
-  };
-  rest.template operator()<1>();
-  if constexpr (kMost > 2) rest.template operator()<2>();
-  if constexpr (kMost > 3) rest.template operator()<3>();
-}
 
 // Vectors of a strip, so that sums, samples and (of 3x3) taps are in registers.
 template <int kKernel>
@@ -107,13 +60,6 @@ struct Samples {
     if (all) read<kMasked>(kCount - 1, row + (kCount - 1) * kStride * kLanes<A>, masks);
   }
 };
-
-// A row asks for the one that many bytes on, of this plane or the next, which the prefetchers do too late.
-inline constexpr int64_t kAhead = 4096;
-
-// What a walk has to reckon with: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in
-// registers; kMasked, that and vectors that reach beyond the tensor.
-enum class WalkKind { kPlain, kCalls, kMasked };
 
 template <class T, class O, class A, int kKernel, int kStride, int kVectors, WalkKind kKind>
 class Walk {
@@ -150,14 +96,8 @@ class Walk {
         for (int k = 0; k + 1 < kOpen; ++k) acc[k][t] = acc[k + 1][t];
         acc[kOpen - 1][t] = bias;
       }
-      if constexpr (kKind == WalkKind::kPlain) {
-        clamp_all<A>(done, f_.activation);
-      } else {
-        activate_all<A>(done, f_.activation);
-      }
-      DWCONV_UNROLL
-      for (int t = 0; t + 1 < kVectors; ++t) store(out + t * kLanes<A>, done[0][t]);
-      store_columns_of(tile_, out + (kVectors - 1) * kLanes<A>, done[0][kVectors - 1], out_masks[kVectors - 1]);
+      activate<A, kKind>(done, f_.activation);
+      store_row(tile_, out, done[0], out_masks);
     }
   }
 
@@ -199,7 +139,8 @@ class Walk {
   }
 
   template <int kRow, int kColumn>
-  DWCONV_INLINE void add_columns(const Samples<A, kStride, kVectors + 1>& samples, const Taps& taps, Vec<A> (&acc)[kOpen][kVectors]) const {
+  DWCONV_INLINE void add_columns(const Samples<A, kStride, kVectors + 1>& samples, const Taps& taps,
+                                 Vec<A> (&acc)[kOpen][kVectors]) const {
     if constexpr (kColumn < kKernel) {
       Vec<A> x[kVectors];
       DWCONV_UNROLL
@@ -223,7 +164,7 @@ class Walk {
   const DirectFrame& f_;
   const DirectTile<T, O, A>& tile_;
   const LaneMask* const masks_;
-  const int64_t ahead_ = (kAhead / (f_.in_row * static_cast<int64_t>(sizeof(T))) + 1) * f_.in_row;
+  const int64_t ahead_ = rows_ahead<T>(f_.in_row);
   bool all_ = false;  // the last vector of samples has columns of the image
 };
 
@@ -240,32 +181,43 @@ void fill_walk_masks(const DepthwiseProblem& p, LaneMask* mask) {
 }
 
 template <class T, class O, class A, int kKernel, int kStride>
-void walk_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) {
-  for_strips<kLanes<A>, kWalkVectors<kKernel>>(f.out_w, [&]<int kVectors>(int64_t x) {
-    const auto walk = [&]<WalkKind kKind>() { Walk<T, O, A, kKernel, kStride, kVectors, kKind>(f, tile, masks).run(x); };
+void direct_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) {
+  for_strips<kLanes<A>, kKernel ? kWalkVectors<kKernel> : kAnyVectors>(f.out_w, [&]<int kVectors>(int64_t x) {
+    const auto strip = [&]<WalkKind kKind>() {
+      if constexpr (kKernel > 0) {
+        Walk<T, O, A, kKernel, kStride, kVectors, kKind>(f, tile, masks).run(x);
+      } else {
+        AnyFilter<T, O, A, kVectors, kKind>(f, tile, masks).run(x);
+      }
+    };
     if (!tile.inside) {
-      walk.template operator()<WalkKind::kMasked>();
+      strip.template operator()<WalkKind::kMasked>();
     } else if (is_clamp(f.activation)) {
-      walk.template operator()<WalkKind::kPlain>();
+      strip.template operator()<WalkKind::kPlain>();
     } else {
-      walk.template operator()<WalkKind::kCalls>();
+      strip.template operator()<WalkKind::kCalls>();
     }
-    masks += kStride * (kVectors + 1) + kVectors;
+    masks += (kKernel ? kStride : f.blocks) * (kVectors + 1) + kVectors;
   });
 }
 
 template <class T, class O, int kKernel, int kStride>
 void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
-  static_assert(kKernel > 0 && (kStride == 1 || kStride == 2));
+  static_assert(kStride == 1 || (kStride == 2 && kKernel > 0));
   const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   LaneMask* const masks = static_cast<LaneMask*>(scratch);
-  fill_walk_masks<kLanes<A>, kKernel, kStride>(p, masks);
+  if constexpr (kKernel > 0) {
+    fill_walk_masks<kLanes<A>, kKernel, kStride>(p, masks);
+  } else {
+    fill_any_masks<kLanes<A>>(p, masks);
+  }
   const T* const input_begin = static_cast<const T*>(args.input);
   const T* const input_end = end_of_input(p, input_begin);
   const int64_t needed = (p.in_h - 1) * p.in_stride_h + p.in_w + direct_reach<A>(p);
-  const DirectFrame frame = {p.in_h, p.in_stride_h, p.pad_h, p.out_w, p.out_stride_h, p.activation};
+  const DirectFrame frame = {p.in_h,     p.in_stride_h, p.pad_h,           p.out_w,     p.out_stride_h,
+                             p.kernel_h, p.kernel_w,    mask_blocks<A>(p), p.activation};
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t plane = tile / row_tiles;
     const int64_t n = plane / p.channels;
@@ -276,7 +228,7 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
     O* const out = static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
     const DirectTile<T, O, A> here = {
         input + (y * kStride - p.pad_h) * p.in_stride_h - p.pad_w,
-        static_cast<const A*>(args.weight) + c * kKernel * kKernel,
+        static_cast<const A*>(args.weight) + c * p.kernel_h * p.kernel_w,
         args.bias ? static_cast<const A*>(args.bias)[c] : A(0),
         out,
         y,
@@ -284,7 +236,7 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
         out + (rows - 1) * p.out_stride_h + p.out_w - kLanes<A>,
         input - input_begin >= p.pad_w && input_end - input >= needed,
     };
-    walk_plane<T, O, A, kKernel, kStride>(frame, here, masks);
+    direct_plane<T, O, A, kKernel, kStride>(frame, here, masks);
   }
 }
 
@@ -294,7 +246,10 @@ inline constexpr Layout depthwise_forward_nchw_direct_weight_order = Layout::kNC
 template <class T>
 int64_t depthwise_forward_nchw_direct_scratch(const DepthwiseProblem& p, int64_t) {
   constexpr int64_t kVec = kLanes<typename AccumulateType<T>::type>;
-  const int64_t masks = 2 * p.stride_w + 1;  // a vector, at most
+  const int64_t blocks = mask_blocks<typename AccumulateType<T>::type>(p) > p.stride_w
+                             ? mask_blocks<typename AccumulateType<T>::type>(p)
+                             : p.stride_w;
+  const int64_t masks = 2 * blocks + 1;  // a vector, at most
   return (p.out_w + kVec - 1) / kVec * masks * static_cast<int64_t>(sizeof(LaneMask));
 }
 

@@ -34,4 +34,80 @@ DWCONV_INLINE int64_t direct_reach(const DepthwiseProblem& p) {
   return 2 * kLanes<A> * p.stride_w + p.kernel_w * p.dilation_w + (p.pad_w < 0 ? -p.pad_w : p.pad_w);
 }
 
+template <class A>
+DWCONV_INLINE int64_t mask_blocks(const DepthwiseProblem& p) {
+  return (p.kernel_w + kLanes<A> - 1) / kLanes<A>;
+}
+
+struct DirectFrame {
+  int64_t in_h, in_row;
+  int64_t pad_h, out_w, out_row;
+  int64_t kernel_h, kernel_w, blocks;  // of any filter: blocks of as many taps as a vector has lanes
+  Activation activation;
+};
+
+// A tile: some rows of one output plane; `in` is where output (0, 0) of the tile has its first tap, in the plane or not.
+template <class T, class O, class A>
+struct DirectTile {
+  const T* in;
+  const A* weight;
+  A bias;
+  O* out;
+  int64_t y, rows;      // y: of the plane
+  const O* last_whole;  // the last place where a whole vector stays within the tile
+  bool inside;          // whole vectors stay within the input
+};
+
+// A row of a strip. What lies past a narrow row is the next one, which is stored after it.
+template <class T, class O, class A, class V, int kVectors>
+DWCONV_INLINE void store_row(const DirectTile<T, O, A>& tile, O* out, const V (&v)[kVectors], const LaneMask* columns) {
+  constexpr int kLast = kVectors - 1;
+  DWCONV_UNROLL
+  for (int t = 0; t < kLast; ++t) store(out + t * kLanes<A>, v[t]);
+  if (out + kLast * kLanes<A> <= tile.last_whole) {
+    store(out + kLast * kLanes<A>, v[kLast]);
+  } else {
+    store_masked(out + kLast * kLanes<A>, v[kLast], columns[kLast]);
+  }
+}
+
+// Calls body<number of vectors>(x) for strips of at most kMost vectors of a row's columns. The last of several lies over the one
+// before; only that of a row narrower than itself is in part.
+template <int kVec, int kMost, class Body>
+DWCONV_INLINE void for_strips(int64_t out_w, Body body) {
+  const int64_t vectors = (out_w + kVec - 1) / kVec;
+  int64_t first = 0;
+  for (; vectors - first >= kMost; first += kMost) {
+    const int64_t x = first + kMost == vectors ? out_w - kMost * kVec : first * kVec;
+    body.template operator()<kMost>(x > 0 ? x : 0);
+  }
+  const int64_t x = out_w - (vectors - first) * kVec;
+  const auto rest = [&]<int kVectors>() {
+    if (vectors - first == kVectors) body.template operator()<kVectors>(x > 0 ? x : 0);
+  };
+  rest.template operator()<1>();
+  if constexpr (kMost > 2) rest.template operator()<2>();
+  if constexpr (kMost > 3) rest.template operator()<3>();
+}
+
+// An input row asks for the one this many elements on, of this plane or the next, which the prefetchers do too late.
+template <class T>
+DWCONV_INLINE int64_t rows_ahead(int64_t row) {
+  constexpr int64_t kBytes = 4096;
+  return (kBytes / (row * static_cast<int64_t>(sizeof(T))) + 1) * row;
+}
+
+// What a strip has to reckon with: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in
+// registers; kMasked, that and vectors that reach beyond the tensor.
+enum class WalkKind { kPlain, kCalls, kMasked };
+
+template <class A, WalkKind kKind, int kRows, int kColumns>
+DWCONV_INLINE void activate(Vec<A> (&values)[kRows][kColumns], const Activation& activation) {
+  if constexpr (kKind == WalkKind::kPlain) {
+    clamp_all<A>(values, activation);
+  } else {
+    activate_all<A>(values, activation);
+  }
+}
+
 }  // namespace dwconv::DWCONV_ISA
