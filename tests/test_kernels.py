@@ -94,8 +94,10 @@ def in_columns(row: dict) -> bool:
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("forced", list(filter(in_columns, TABLE)), ids=label, indirect=True)
 def test_columns_as_lanes(forced, padding):
-    """Every width up to three vectors of 16 and some up to nine, with rows that end in part of a vector, less than one, or none."""
-    kernels = [forced["filter"]] if forced["filter"] else [3, 4, 5, 7, 18]
+    """Every width up to three vectors of 16 and some up to nine, with rows that end in part of a vector, or none."""
+    kernels = [forced["filter"]] if forced["filter"] else [3, 4, 5, 7]
+    if forced["name"].endswith("direct") and not forced["filter"]:
+        kernels = [4, 18]  # less and more than a vector
     for kernel in kernels:
         for width in (*range(max(1, kernel - 2 * padding), 50), 63, 64, 65, 80, 97, 129):
             stride = forced["stride"] or 1 + width % 3

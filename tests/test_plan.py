@@ -82,7 +82,7 @@ def isa(request):
         ("avx512", {"size": (56, 56)}, "direct"),
         ("avx512", {"size": (112, 112), "dtype": "bfloat16"}, "direct"),
         ("avx512", {"size": (14, 14), "stride": (2, 2)}, "transposed"),
-        ("avx512", {"size": (56, 56), "stride": (2, 2)}, "direct"),
+        ("avx512", {"size": (56, 56), "kernel": (5, 5), "stride": (2, 2)}, "direct"),
         ("avx512", {"size": (56, 56), "stride": (3, 3)}, "transposed"),
         ("avx512", {"size": (56, 56), "channels": 96, "kernel": (11, 1)}, "direct"),
         ("avx512", {"size": (14, 14), "kernel": (9, 9)}, "transposed"),
