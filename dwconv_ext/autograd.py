@@ -52,6 +52,21 @@ def is_plain(t: Any, dtype: torch.dtype) -> bool:
     return not (torch.is_grad_enabled() and t.requires_grad)
 
 
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def is_training_step(x: Any, w: Tensor, b: Tensor | None) -> bool:
+    """Whether a derivative is wanted of a layer of these, ordinary tensors and a batch on the CPU, and nothing but autograd looks
+    at its op."""
+    if taken_apart() or not torch.is_grad_enabled() or type(x) is not Tensor or x.dim() != 4 or not x.is_cpu:
+        return False
+    if type(w) not in _ORDINARY or (b is not None and type(b) not in _ORDINARY):
+        return False
+    if not (w.requires_grad or x.requires_grad or (b is not None and b.requires_grad)):
+        return False
+    return not (torch.is_autocast_enabled("cpu") or torch._C._is_tracing())
+
+
 def call(op: Any, *args: Any) -> Any:
     """The op; where nothing above its kernel has anything to do, without the 60 us that the way through Python takes there."""
     if torch.is_grad_enabled() or taken_apart():
@@ -64,8 +79,8 @@ def _backward(grad: Tensor, x: Tensor, w: Tensor, conv: tuple, mask: tuple[bool,
     """depthwise_conv2d_backward with None for what the mask leaves out."""
     if not any(mask):
         return [None, None, None]
-    grads = call(ops.depthwise_conv2d_backward.default, grad, x, w, *conv, list(mask))
-    return [g if wanted else None for g, wanted in zip(grads, mask, strict=True)]
+    to_x, to_w, to_b = call(ops.depthwise_conv2d_backward.default, grad, x, w, *conv, mask)
+    return [to_x if mask[0] else None, to_w if mask[1] else None, to_b if mask[2] else None]
 
 
 def _sum(*terms: Tensor | None) -> Tensor | None:
@@ -120,6 +135,24 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         if dx is None and dw is None and db is not None:
             terms.append(ops.depthwise_conv2d(torch.zeros_like(x), w, db, *ctx.conv))
         return _sum(*terms)
+
+
+class EagerDepthwiseConv2dFunction(torch.autograd.function._SingleLevelFunction):
+    """DepthwiseConv2dFunction for a training step's forward pass, where :func:`is_training_step`.
+
+    Beside a network's tensors Python is out of the caches: what takes 7 us by itself, the way through the dispatcher and back and
+    a setup_context of its own, took 50 in RepViT at batch 8 (docs/decisions.md). So this is one call of Python.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.conv = (stride, padding, dilation)
+        ctx.has_bias = b is not None
+        with below_autograd():
+            return ops.depthwise_conv2d.default(x, w, b, stride, padding, dilation)
+
+    backward = staticmethod(DepthwiseConv2dFunction.backward)
 
 
 class DepthwiseConv2dBackwardFunction(torch.autograd.Function):

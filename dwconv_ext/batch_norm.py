@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .autograd import activation_backward, activation_function, below_autograd, call, single_level, taken_apart
+from .autograd import activation_backward, activation_function, below_autograd, call, taken_apart
 from .folding import has_hooks
 from .functional import DTYPES, accumulation_dtype
 
@@ -102,7 +102,21 @@ class BatchNormActFunction(torch.autograd.Function):
         return activation_backward(dz, _affine(normalised, w, b), act, slope).to(x.dtype), None, None
 
 
-_Eager = single_level(BatchNormActFunction)
+class _Eager(torch.autograd.function._SingleLevelFunction):
+    """BatchNormActFunction in one call of Python, as EagerDepthwiseConv2dFunction is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float) -> tuple:
+        with below_autograd():
+            output = ops.batch_norm_act.default(x, w, b, eps, act, slope)
+        _, mean, variance = output
+        ctx.how = (eps, act, slope)
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, w, b, mean, variance)
+        return output
+
+    backward = staticmethod(BatchNormActFunction.backward)
 
 
 def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str) -> bool:

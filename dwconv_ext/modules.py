@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .autograd import EagerDepthwiseConv2dFunction, is_training_step
 from .batch_norm import norm_then_activation
 from .folding import Folding
 from .functional import ACTIVATIONS, IntOrPair, _pair, depthwise_conv2d, separable_conv2d
@@ -46,6 +47,9 @@ class DepthwiseConv2d(nn.Conv2d):
         self, input: Tensor, weight: Tensor, bias: Tensor | None, act: str = "identity", slope: float = 0.01
     ) -> Tensor:
         if self.padding_mode == "zeros":
+            # In a training step every call of Python counts (EagerDepthwiseConv2dFunction), those of checks too.
+            if act == "identity" and type(self.padding) is tuple and is_training_step(input, weight, bias):
+                return EagerDepthwiseConv2dFunction.apply(input, weight, bias, self.stride, self.padding, self.dilation)
             return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, act, slope=slope)
         padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation, act, slope=slope)

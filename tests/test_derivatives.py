@@ -52,6 +52,28 @@ def test_second_derivatives_where_only_some_are_needed(leave_out):
     assert gradcheck(f, wanted) and gradgradcheck(f, wanted)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_modules_training_step_is_the_functions(stride, bias):
+    """The module takes a shorter way to the same kernels, derivatives of any order among them; not while a trace is taken."""
+    module = DepthwiseConv2d(6, 6, 3, stride, padding=1, bias=bias, dtype=torch.float64)
+    x = torch.randn(2, 6, 9, 7, dtype=torch.float64, requires_grad=True)
+    operands = [x, *module.parameters()]
+    ours = module(x)
+    assert "Eager" in type(ours.grad_fn).__name__
+    function = depthwise_conv2d(x, module.weight, module.bias, stride, 1)
+    assert torch.equal(ours, function)
+    along = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, operands, along), torch.autograd.grad(function, operands, along), strict=True):
+        assert torch.equal(a, b)
+    assert gradgradcheck(lambda x: module(x), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert torch.autograd.forward_ad.unpack_dual(module(dual)).tangent is not None
+    traced = torch.jit.trace(module, (x.detach(),), check_trace=False)
+    assert torch.equal(traced(x), ours)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "activations",
