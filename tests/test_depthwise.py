@@ -127,6 +127,15 @@ def test_an_activation_is_differentiated_as_torchs(threads):
             torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("row_stride", [0, 7])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 11)])
+def test_a_single_rows_stride_may_be_anything(kernel, row_stride):
+    x = torch.randn(2, 3, 1, 40).as_strided((2, 3, 1, 40), (120, 40, row_stride, 1))
+    w, padding = torch.randn(3, 1, *kernel), [k // 2 for k in kernel]
+    y = dwconv_ext.depthwise_conv2d(x, w, None, 1, padding)
+    torch.testing.assert_close(y, F.conv2d(x.clone(), w, None, 1, padding, groups=3), rtol=1e-5, atol=1e-5)
+
+
 def test_strange_weight_strides():
     x, w = torch.randn(2, 8, 9, 9), torch.randn(3, 3, 1, 8).permute(3, 2, 1, 0)
     torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w), F.conv2d(x, w, groups=8))

@@ -24,6 +24,17 @@ namespace dwconv::DWCONV_ISA {
 template <int kKernel>
 inline constexpr int kGradRows = kKernel == 3 ? 7 : 4;
 
+// How a register tile reads: every input row; the rows that the image has; those, and masked, where whole vectors could reach
+// beyond the tensor.
+enum class Reads { kAll, kRows, kMasked };
+
+template <Reads kReads, class T>
+DWCONV_INLINE auto load_as(const T* p, LaneMask lanes) {
+  auto v = kReads == Reads::kMasked ? load_masked(p, lanes) : load(p);
+  keep_in_register(v);
+  return v;
+}
+
 // A channel's operands: the strides of a row and from an image to the next, and where they end.
 template <class T>
 struct DirectPlanes {

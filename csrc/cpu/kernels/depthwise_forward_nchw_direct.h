@@ -61,7 +61,7 @@ struct Samples {
   }
 };
 
-template <class T, class O, class A, int kKernel, int kStride, int kVectors, WalkKind kKind>
+template <class T, class O, class A, int kKernel, int kStride, int kVectors, StripKind kKind>
 class Walk {
  public:
   // masks: [kStride][kVectors + 1] of the input, then [kVectors] of the output.
@@ -134,7 +134,7 @@ class Walk {
     Samples<A, kStride, kVectors + 1> samples;
     DWCONV_UNROLL
     for (int i = 0; i < kStride * kVectors; ++i) __builtin_prefetch(row + ahead_ + i * kLanes<A>);
-    samples.template read_row<kKind == WalkKind::kMasked>(row, masks_, all_);
+    samples.template read_row<kKind == StripKind::kMasked>(row, masks_, all_);
     add_columns<kRow, 0>(samples, taps, acc);
   }
 
@@ -183,7 +183,7 @@ void fill_walk_masks(const DepthwiseProblem& p, LaneMask* mask) {
 template <class T, class O, class A, int kKernel, int kStride>
 void direct_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) {
   for_strips<kLanes<A>, kKernel ? kWalkVectors<kKernel> : kAnyVectors>(f.out_w, [&]<int kVectors>(int64_t x) {
-    const auto strip = [&]<WalkKind kKind>() {
+    const auto strip = [&]<StripKind kKind>() {
       if constexpr (kKernel > 0) {
         Walk<T, O, A, kKernel, kStride, kVectors, kKind>(f, tile, masks).run(x);
       } else {
@@ -191,11 +191,11 @@ void direct_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const L
       }
     };
     if (!tile.inside) {
-      strip.template operator()<WalkKind::kMasked>();
+      strip.template operator()<StripKind::kMasked>();
     } else if (is_clamp(f.activation)) {
-      strip.template operator()<WalkKind::kPlain>();
+      strip.template operator()<StripKind::kPlain>();
     } else {
-      strip.template operator()<WalkKind::kCalls>();
+      strip.template operator()<StripKind::kCalls>();
     }
     masks += (kKernel ? kStride : f.blocks) * (kVectors + 1) + kVectors;
   });

@@ -1,9 +1,9 @@
 // Depthwise correlation, NCHW, any filter at stride and dilation 1, read in place (depthwise_forward_nchw_direct.h).
 //
-// Two output rows of a strip at a time. Each input row that they reach is loaded once, and its vectors move on by one lane a
-// tap; every 16 lanes they are loaded anew:
+// Two output rows of a strip at a time. Each input row that they reach is loaded once for as many taps as a vector has lanes;
+// four taps' samples are its vectors shifted by up to three lanes, then the vectors move on by four.
 //
-//   1x11, four vectors: 10 loads, 80 shifts, 88 multiply-adds     11x1: 48 loads, 88 multiply-adds
+//   1x11, four vectors, two rows: 10 loads, 84 shifts, 88 multiply-adds     11x1: 48 loads, 88 multiply-adds
 #pragma once
 
 #include "nchw_direct.h"
@@ -12,7 +12,7 @@ namespace dwconv::DWCONV_ISA {
 
 inline constexpr int kAnyVectors = 4, kAnyRows = 2;
 
-template <class T, class O, class A, int kVectors, WalkKind kKind>
+template <class T, class O, class A, int kVectors, StripKind kKind>
 class AnyFilter {
  public:
   AnyFilter(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) : f_(f), tile_(tile), masks_(masks) {}
@@ -35,9 +35,9 @@ class AnyFilter {
   }
 
  private:
-  // Columns of the filter from `first` on, as many as a vector has lanes.
+  // Some columns of the filter, at most as many as a vector has lanes.
   struct Block {
-    int64_t first, count;
+    int64_t count;
     LaneMask lanes[kVectors + 1];
   };
 
@@ -47,7 +47,7 @@ class AnyFilter {
     const int64_t end = f_.in_h - y < f_.kernel_h + 1 ? f_.in_h - y : f_.kernel_h + 1;
     const LaneMask* masks = masks_;
     for (int64_t s = 0; s < f_.kernel_w; s += kLanes<A>, masks += kVectors + 1) {
-      Block block = {s, f_.kernel_w - s < kLanes<A> ? f_.kernel_w - s : kLanes<A>, {}};
+      Block block = {f_.kernel_w - s < kLanes<A> ? f_.kernel_w - s : kLanes<A>, {}};
       DWCONV_UNROLL
       for (int i = 0; i <= kVectors; ++i) block.lanes[i] = masks[i];
       if (block.count == 1) block.lanes[kVectors] = 0;
@@ -90,7 +90,7 @@ class AnyFilter {
   }
 
   DWCONV_INLINE Vec<A> read(const T* at, LaneMask lanes) const {
-    return kKind == WalkKind::kMasked ? load_masked(at, lanes) : keep_lanes(load(at), lanes);
+    return kKind == StripKind::kMasked ? load_masked(at, lanes) : keep_lanes(load(at), lanes);
   }
 
   template <bool kFirst, bool kSecond, int kCount, int kTap = 0>

@@ -10,17 +10,6 @@
 
 namespace dwconv::DWCONV_ISA {
 
-// How a register tile reads: every input row; the rows that the image has; those, and masked, where whole vectors could reach
-// beyond the tensor.
-enum class Reads { kAll, kRows, kMasked };
-
-template <Reads kReads, class T>
-DWCONV_INLINE auto load_as(const T* p, LaneMask lanes) {
-  auto v = kReads == Reads::kMasked ? load_masked(p, lanes) : load(p);
-  keep_in_register(v);
-  return v;
-}
-
 // One past the last element of the planes that a problem goes over.
 template <class T>
 DWCONV_INLINE const T* end_of_input(const DepthwiseProblem& p, const T* begin) {
@@ -94,16 +83,17 @@ DWCONV_INLINE void for_strips(int64_t out_w, Body body) {
 template <class T>
 DWCONV_INLINE int64_t rows_ahead(int64_t row) {
   constexpr int64_t kBytes = 4096;
+  if (row <= 0) return 0;  // a single row's stride may be anything
   return (kBytes / (row * static_cast<int64_t>(sizeof(T))) + 1) * row;
 }
 
 // What a strip has to reckon with: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in
 // registers; kMasked, that and vectors that reach beyond the tensor.
-enum class WalkKind { kPlain, kCalls, kMasked };
+enum class StripKind { kPlain, kCalls, kMasked };
 
-template <class A, WalkKind kKind, int kRows, int kColumns>
+template <class A, StripKind kKind, int kRows, int kColumns>
 DWCONV_INLINE void activate(Vec<A> (&values)[kRows][kColumns], const Activation& activation) {
-  if constexpr (kKind == WalkKind::kPlain) {
+  if constexpr (kKind == StripKind::kPlain) {
     clamp_all<A>(values, activation);
   } else {
     activate_all<A>(values, activation);
