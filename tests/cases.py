@@ -67,6 +67,7 @@ CASES = [
     Case("wide_7x7", 1, 2, (20, 65), (7, 7)),
     Case("several_strips", 1, 2, (33, 1100)),
     Case("several_strips_stride2", 1, 2, (31, 259), (5, 5), (2, 2)),
+    Case("strided_rows_only", 1, 1, (6, 5), stride=(3, 1), padding=(0, 0)),
     Case("tall", 2, 5, (70, 3)),
     Case("one_channel", 4, 1, (11, 12)),
     Case("one_pixel", 3, 19, (1, 1)),

@@ -59,7 +59,8 @@ bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
   // The direct kernels write dense rows, not a phase of a strided input gradient, and read one plane for one of the output.
-  const bool direct = p.out_stride_w <= 1 && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+  const bool dense = p.out_stride_w <= 1 && p.out_stride_h <= p.out_w;  // rows too: what is written past one is the next
+  const bool direct = dense && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
   return filter && stride && (direct || !is_direct(row));
 }
 
