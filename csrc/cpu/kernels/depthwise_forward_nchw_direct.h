@@ -40,7 +40,7 @@ struct Samples {
   template <bool kMasked, class T>
   DWCONV_INLINE void read(int i, const T* at, const LaneMask* masks) {
     if constexpr (kStride == 1) {
-      v[0][i] = kMasked ? load_masked(at, masks[i]) : keep_lanes(load(at), masks[i]);
+      v[0][i] = read_lanes<kMasked>(at, masks[i]);
     } else if constexpr (kMasked) {
       load_halves_masked(at, masks[i], masks[kCount + i], v[0][i], v[1][i]);
     } else {
@@ -168,18 +168,6 @@ class Walk {
   bool all_ = false;  // the last vector of samples has columns of the image
 };
 
-// All strips' masks, as Walk reads them.
-template <int kVec, int kKernel, int kStride>
-void fill_walk_masks(const DepthwiseProblem& p, LaneMask* mask) {
-  for_strips<kVec, kWalkVectors<kKernel>>(p.out_w, [&]<int kVectors>(int64_t x) {
-    for (int phase = 0; phase < kStride; ++phase) {
-      for (int i = 0; i <= kVectors; ++i)
-        *mask++ = static_cast<LaneMask>(valid_columns((x + i * kVec) * kStride + phase - p.pad_w, kStride, p.in_w, kVec));
-    }
-    for (int t = 0; t < kVectors; ++t) *mask++ = static_cast<LaneMask>(valid_columns(x + t * kVec, 1, p.out_w, kVec));
-  });
-}
-
 template <class T, class O, class A, int kKernel, int kStride>
 void direct_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) {
   for_strips<kLanes<A>, kKernel ? kWalkVectors<kKernel> : kAnyVectors>(f.out_w, [&]<int kVectors>(int64_t x) {
@@ -209,9 +197,9 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   LaneMask* const masks = static_cast<LaneMask*>(scratch);
   if constexpr (kKernel > 0) {
-    fill_walk_masks<kLanes<A>, kKernel, kStride>(p, masks);
+    fill_strip_masks<kLanes<A>, kWalkVectors<kKernel>>(p, kStride, 1, masks);
   } else {
-    fill_any_masks<kLanes<A>>(p, masks);
+    fill_strip_masks<kLanes<A>, kAnyVectors>(p, mask_blocks<A>(p), kLanes<A>, masks);
   }
   const T* const input_begin = static_cast<const T*>(args.input);
   const T* const input_end = end_of_input(p, input_begin);

@@ -35,6 +35,8 @@ class AnyFilter {
   }
 
  private:
+  static constexpr bool kMasked = kKind == StripKind::kMasked;
+
   // Some columns of the filter, at most as many as a vector has lanes.
   struct Block {
     int64_t count;
@@ -73,9 +75,9 @@ class AnyFilter {
     for (int i = 0; i < kVectors; ++i) __builtin_prefetch(row + ahead_ + i * kLanes<A>);
     Vec<A> v[kVectors + 1];
     DWCONV_UNROLL
-    for (int i = 0; i < kVectors; ++i) v[i] = read(row + i * kLanes<A>, block.lanes[i]);
+    for (int i = 0; i < kVectors; ++i) v[i] = read_lanes<kMasked>(row + i * kLanes<A>, block.lanes[i]);
     v[kVectors] = Vec<A>{};
-    if (block.lanes[kVectors] != 0) v[kVectors] = read(row + kVectors * kLanes<A>, block.lanes[kVectors]);
+    if (block.lanes[kVectors] != 0) v[kVectors] = read_lanes<kMasked>(row + kVectors * kLanes<A>, block.lanes[kVectors]);
     int64_t n = block.count;
     for (; n > kUnrolled; n -= kUnrolled, taps += kUnrolled) {
       add_taps<kFirst, kSecond, kUnrolled>(v, taps, acc);
@@ -87,10 +89,6 @@ class AnyFilter {
     if (n == 2) add_taps<kFirst, kSecond, 2>(v, taps, acc);
     if (n == 3) add_taps<kFirst, kSecond, 3>(v, taps, acc);
     if (n == 4) add_taps<kFirst, kSecond, 4>(v, taps, acc);
-  }
-
-  DWCONV_INLINE Vec<A> read(const T* at, LaneMask lanes) const {
-    return kKind == StripKind::kMasked ? load_masked(at, lanes) : keep_lanes(load(at), lanes);
   }
 
   template <bool kFirst, bool kSecond, int kCount, int kTap = 0>
@@ -113,17 +111,5 @@ class AnyFilter {
   const LaneMask* const masks_;
   const int64_t ahead_ = rows_ahead<T>(f_.in_row);
 };
-
-// Of all strips: [blocks][kVectors + 1] of the input, then [kVectors] of the output.
-template <int kVec>
-void fill_any_masks(const DepthwiseProblem& p, LaneMask* mask) {
-  for_strips<kVec, kAnyVectors>(p.out_w, [&]<int kVectors>(int64_t x) {
-    for (int64_t s = 0; s < p.kernel_w; s += kVec) {
-      for (int i = 0; i <= kVectors; ++i)
-        *mask++ = static_cast<LaneMask>(valid_columns(x + s + i * kVec - p.pad_w, 1, p.in_w, kVec));
-    }
-    for (int t = 0; t < kVectors; ++t) *mask++ = static_cast<LaneMask>(valid_columns(x + t * kVec, 1, p.out_w, kVec));
-  });
-}
 
 }  // namespace dwconv::DWCONV_ISA

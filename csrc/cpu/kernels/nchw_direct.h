@@ -79,6 +79,27 @@ DWCONV_INLINE void for_strips(int64_t out_w, Body body) {
   if constexpr (kMost > 3) rest.template operator()<3>();
 }
 
+// All strips' masks: of the input [groups][kVectors + 1], each group `step` columns after the one before, those of a vector
+// stride_w apart; then [kVectors] of the output.
+template <int kVec, int kMost>
+void fill_strip_masks(const DepthwiseProblem& p, int64_t groups, int64_t step, LaneMask* mask) {
+  for_strips<kVec, kMost>(p.out_w, [&]<int kVectors>(int64_t x) {
+    for (int64_t group = 0; group < groups; ++group) {
+      for (int i = 0; i <= kVectors; ++i) {
+        const int64_t first = (x + i * kVec) * p.stride_w + group * step - p.pad_w;
+        *mask++ = static_cast<LaneMask>(valid_columns(first, p.stride_w, p.in_w, kVec));
+      }
+    }
+    for (int t = 0; t < kVectors; ++t) *mask++ = static_cast<LaneMask>(valid_columns(x + t * kVec, 1, p.out_w, kVec));
+  });
+}
+
+// The others are zero; where kMasked they are not touched.
+template <bool kMasked, class T>
+DWCONV_INLINE auto read_lanes(const T* at, LaneMask lanes) {
+  return kMasked ? load_masked(at, lanes) : keep_lanes(load(at), lanes);
+}
+
 // An input row asks for the one this many elements on, of this plane or the next, which the prefetchers do too late.
 template <class T>
 DWCONV_INLINE int64_t rows_ahead(int64_t row) {

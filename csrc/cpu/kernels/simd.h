@@ -364,16 +364,6 @@ DWCONV_INLINE V lanes_of(V low, V high) {
   return __builtin_shuffle(low, high, indices);
 }
 
-// 0, 1, 2, ...
-template <class A>
-DWCONV_INLINE typename VecOf<A>::mask lane_numbers() {
-  using Mask = typename VecOf<A>::mask;
-  constexpr LaneIndices<decltype(Mask{}[0] + 0), kLanes<A>, 0, 1> kNumbers;
-  Mask numbers;
-  __builtin_memcpy(&numbers, kNumbers.index, sizeof numbers);
-  return numbers;
-}
-
 // Lanes kShift and up of `low`, then the first of `high`.
 template <int kShift, class V>
 DWCONV_INLINE V shift_in(V low, V high) {
