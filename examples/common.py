@@ -35,9 +35,9 @@ def run(main: Any) -> None:
 
 
 class Pictures(Dataset):
-    """Pictures (N, 3, h, w) as uint8 with their labels; each is scaled to size x size and normalised when asked for."""
+    """Pictures (3, h, w) as uint8 with their labels; each is scaled to size x size and normalised when asked for."""
 
-    def __init__(self, pictures: Tensor, labels: Tensor, classes: tuple[str, ...], size: int, mean: Any, std: Any) -> None:
+    def __init__(self, pictures: Any, labels: Tensor, classes: tuple[str, ...], size: int, mean: Any, std: Any) -> None:
         self.pictures, self.labels, self.classes, self.size = pictures, labels, classes, size
         self.mean, self.std = (torch.tensor(v).reshape(3, 1, 1) for v in (mean, std))
 
@@ -64,7 +64,7 @@ def _cifar10(root: Path, train: bool, size: int) -> Pictures:
     return Pictures(pictures, torch.tensor(data.targets), CIFAR10_CLASSES, size, CIFAR10_MEAN, CIFAR10_STD)
 
 
-def _digits(train: bool, size: int) -> Pictures:
+def _digits(root: Path, train: bool, size: int) -> Pictures:
     """scikit-learn's 1,797 handwritten digits, every fifth held out."""
     from sklearn.datasets import load_digits
 
@@ -76,9 +76,43 @@ def _digits(train: bool, size: int) -> Pictures:
     return Pictures(pictures[chosen], labels[chosen], tuple("0123456789"), size, (0.3,) * 3, (0.35,) * 3)
 
 
+class Files(Dataset):
+    """Picture files in any format that Pillow reads, as uint8 (3, h, w)."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __getitem__(self, index: int) -> Tensor:
+        from PIL import Image
+        from torchvision.transforms.functional import pil_to_tensor
+
+        try:
+            with Image.open(self.paths[index]) as picture:
+                return pil_to_tensor(picture.convert("RGB"))
+        except OSError as error:
+            raise Problem(f"{self.paths[index]} is no picture, or is corrupt: {error}") from None
+
+
+def _folder(root: Path, train: bool, size: int) -> Pictures:
+    """Pictures by class: root/train/CLASS/* and root/test/CLASS/*."""
+    from torchvision.datasets import ImageFolder
+
+    here = root / ("train" if train else "test")
+    try:
+        found = ImageFolder(here)
+    except OSError as error:
+        raise Problem(f"--data folder wants pictures in {here}/CLASS/: {error}") from None
+    files = Files([path for path, _ in found.samples])
+    return Pictures(files, torch.tensor(found.targets), tuple(found.classes), size, CIFAR10_MEAN, CIFAR10_STD)
+
+
+DATA = {"cifar10": _cifar10, "digits": _digits, "folder": _folder}
+
+
 def load_data(name: str, root: Path, train: bool, size: int, limit: int | None = None) -> Dataset:
-    data = _digits(train, size) if name == "digits" else _cifar10(root, train, size)
-    return data if limit is None else Subset(data, range(min(limit, len(data))))
+    """Of what `name` says in DATA the pictures to train on or those to test on; `limit`: so many of them, from all over."""
+    data = DATA[name](root, train, size)
+    return data if limit is None or limit >= len(data) else Subset(data, [i * len(data) // limit for i in range(limit)])
 
 
 def classes_of(data: Dataset) -> tuple[str, ...]:
@@ -142,7 +176,7 @@ def accuracy(model: nn.Module, loader: Any, device: torch.device) -> tuple[int, 
     model.eval()
     right = count = 0
     for x, y in loader:
-        right += (model(x.to(device)).argmax(1).cpu() == y).sum().item()
+        right += (model(x.to(device, memory_format=torch.channels_last)).argmax(1).cpu() == y).sum().item()
         count += len(y)
     return right, count
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/mobilenet_v1/best.pt"), help="default: %(default)s")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="where CIFAR-10 is or goes (default: %(default)s)")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="where the data are or go (default: %(default)s)")
     parser.add_argument("--count", type=positive, default=25, help="pictures in the grid (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which pictures (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("predictions.png"), help="default: %(default)s")

@@ -1,7 +1,8 @@
-"""Trains MobileNetV1 on CIFAR-10 at 224x224 and keeps the best checkpoint; goes on where it stopped.
+"""Trains MobileNetV1 on CIFAR-10 at 224x224, in channels_last, and keeps the best checkpoint; goes on where it stopped.
 
     python examples/train_cifar10.py                           # Adam 1e-4, batch 16, 10 epochs
     python examples/train_cifar10.py --data digits --size 64   # scikit-learn's digits: no download, minutes
+    python examples/train_cifar10.py --data folder --root DIR  # your own pictures: DIR/train/CLASS/*, DIR/test/CLASS/*
     python examples/train_cifar10.py --resume                  # after an interruption
     torchrun --nproc-per-node=2 examples/train_cifar10.py      # several processes, DistributedDataParallel
 
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from common import (
+    DATA,
     Problem,
     accuracy,
     add_device,
@@ -44,15 +46,15 @@ from dwconv_ext.models import MobileNetV1
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("cifar10", "digits"), default="cifar10", help="default: %(default)s")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="where CIFAR-10 is or goes (default: %(default)s)")
+    parser.add_argument("--data", choices=tuple(DATA), default="cifar10", help="default: %(default)s")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="where the data are or go (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/mobilenet_v1"), help="checkpoints (default: %(default)s)")
     parser.add_argument("--epochs", type=positive, default=10, help="default: %(default)s")
     parser.add_argument("--batch-size", type=positive, default=16, help="of a process (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-4, help="of Adam (default: %(default)s)")
     parser.add_argument("--size", type=positive, default=224, help="pictures are scaled to it (default: %(default)s)")
     parser.add_argument("--width-multiplier", type=float, default=1.0, help="default: %(default)s")
-    parser.add_argument("--limit", type=positive, help="only the first so many pictures, for a quick look")
+    parser.add_argument("--limit", type=positive, help="only so many pictures, for a quick look")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
@@ -104,7 +106,7 @@ def compare(model: nn.Module, data: torch.utils.data.Dataset, options: argparse.
     optimisers = {name: torch.optim.Adam(m.parameters(), lr=options.lr) for name, m in contenders.items()}
     seconds = dict.fromkeys(contenders, 0.0)
     for i, (x, y) in enumerate(tqdm(loader_of(data, options, 0, 0, 1), desc="comparing", disable=None)):
-        x, y = x.to(device), y.to(device)
+        x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
         for name, contender in contenders.items():
             begin = time.perf_counter()
             step(contender.train(), optimisers[name], x, y, options.amp)
@@ -139,9 +141,10 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, world: i
     }  # fmt: skip
     torch.manual_seed(options.seed)
     try:
-        model = MobileNetV1(config["num_classes"], options.width_multiplier, options.size).to(device)
+        model = MobileNetV1(config["num_classes"], options.width_multiplier, options.size)
     except ValueError as error:
         raise Problem(str(error).replace("resolution", "--size").replace("width_multiplier", "--width-multiplier")) from None
+    model.to(device, memory_format=torch.channels_last)  # the layout in which a training step is fastest
     if options.compare:
         compare(model, training, options, device)
         return
@@ -164,7 +167,8 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, world: i
         begin, total, batches = time.perf_counter(), 0.0, 0
         bar = tqdm(loader_of(training, options, epoch, rank, world), desc=f"epoch {epoch + 1}", disable=rank > 0 or None)
         for x, y in bar:
-            loss = step(parallel, optimiser, x.to(device), y.to(device), options.amp)
+            x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+            loss = step(parallel, optimiser, x, y, options.amp)
             total, batches = total + loss, batches + 1
             bar.set_postfix(loss=f"{loss:.3f}")
         seconds = time.perf_counter() - begin

@@ -68,6 +68,36 @@ def test_amp_and_compare(script, tmp_path):
     assert "speed-up" in text and "plain nn" in text
 
 
+def picture_folder(root):
+    """Two classes in pictures of two sizes and formats: dark ones and bright ones."""
+    for part, count in (("train", 24), ("test", 8)):
+        for name, shade in (("bright", 200), ("dark", 30)):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                size, ending = ((40, 36), "png") if i % 2 else ((32, 48), "jpg")
+                Image.new("RGB", size, (shade + 2 * i, shade, shade - i)).save(root / part / name / f"{i}.{ending}")
+    return root
+
+
+def test_pictures_of_a_folder(script, tmp_path):
+    root = picture_folder(tmp_path / "pictures")
+    options = ["--data", "folder", "--root", root, *SMALL[2:6], "--lr", 5e-3, "--batch-size", 8, "--workers", 1]
+    text = script("train_cifar10.py", *options, "--epochs", 4, "--out", tmp_path)
+    assert min(float(line.split("loss ")[1][:6]) for line in text.splitlines() if line.startswith("epoch")) < 0.4
+    state = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert state["config"]["classes"] == ["bright", "dark"]
+    text = script(
+        "predict.py", "--checkpoint", tmp_path / "best.pt", "--root", root, "--count", 9, "--output", tmp_path / "grid.png"
+    )
+    assert "of 9 right" in text
+    script("train_cifar10.py", *options, "--epochs", 1, "--limit", 16, "--out", tmp_path / "few")
+    corrupt = root / "train" / "dark" / "3.png"
+    corrupt.write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as stopped:
+        script("train_cifar10.py", *options[:-2], "--epochs", 1, "--out", tmp_path)
+    assert f"{corrupt} is no picture" in str(stopped.value.code)
+
+
 def test_several_processes(tmp_path):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
@@ -116,6 +146,7 @@ def test_help(name, script, capsys):
         ("summary.py", ["--model", "nonesuch"], "Unknown model nonesuch"),
         ("summary.py", ["--width-multiplier", "-1"], "width_multiplier must be a positive number"),
         ("train_cifar10.py", ["--root", "{tmp}", "--device", "cpu"], "is missing or corrupt"),
+        ("train_cifar10.py", ["--data", "folder", "--root", "{tmp}", "--device", "cpu"], "wants pictures in {tmp}/train/CLASS/"),
     ],
 )
 def test_errors(name, arguments, message, script, tmp_path, trained, capsys):
@@ -129,4 +160,4 @@ def test_errors(name, arguments, message, script, tmp_path, trained, capsys):
     if message is None:
         assert stopped.value.code == 2
     else:
-        assert message in str(stopped.value.code) and "Traceback" not in str(stopped.value.code)
+        assert message.replace("{tmp}", str(tmp_path)) in str(stopped.value.code) and "Traceback" not in str(stopped.value.code)
