@@ -88,7 +88,8 @@ def test_stale_forcing_does_not_break_a_problem_it_does_not_fit(layout):
 
 
 def in_columns(row: dict) -> bool:
-    return row["name"].endswith(("nchw_rows", "nchw_direct")) and row["dtype"] in ("float32", "bfloat16")
+    depthwise = row["op"] == "depthwise_conv2d"
+    return depthwise and row["name"].endswith(("nchw_rows", "nchw_direct")) and row["dtype"] in ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
@@ -118,6 +119,35 @@ def test_columns_as_lanes_are_activated(forced):
             expected = getattr(torch.nn.functional, name)(plain)
             tolerance = 0.02 if y.dtype == torch.bfloat16 else 1e-5
             torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+PLANE_BLOCKS = {  # case, output channels
+    "part of a vector": (Case("", 2, 5, (3, 3)), 3),
+    "rows that are parts of vectors": (Case("", 2, 19, (13, 11)), 40),
+    "strided": (Case("", 2, 33, (30, 26), (3, 3), (2, 2)), 24),
+    "wide filter": (Case("", 1, 16, (20, 35), (5, 7)), 9),
+    "uneven strides": (Case("", 2, 7, (17, 40), (3, 5), (1, 3)), 33),
+    "blocks of the sums": (Case("", 1, 530, (6, 9)), 17),
+    "many tiles": (Case("", 3, 64, (90, 70)), 70),
+    "dilated, for another kernel": (Case("", 1, 8, (14, 14), (3, 3), (1, 1), (2, 2), (2, 2)), 8),
+}
+
+
+def is_plane_block(row: dict) -> bool:
+    return row["name"] == "separable_forward_nchw_direct"
+
+
+@pytest.mark.parametrize("case, outputs", PLANE_BLOCKS.values(), ids=PLANE_BLOCKS)
+@pytest.mark.parametrize("forced", list(filter(is_plane_block, TABLE)), ids=label, indirect=True)
+def test_blocks_with_pixels_as_lanes(forced, case, outputs):
+    dtype = getattr(torch, forced["dtype"])
+    x, dw, db = case.tensors(dtype, "nchw")
+    pw = (torch.randn(outputs, case.channels, 1, 1) / case.channels**0.5).to(dtype)
+    pb = torch.randn(outputs, dtype=torch.float32).to(dtype)
+    check_separable(x, dw, db, pw, pb, case.conv, "relu6", "relu", peer=False)
+    size = torch.nn.functional.conv2d(x[:, :1].float(), dw[:1].float(), None, *case.conv.args()).shape[2:]
+    residual = torch.randn(x.shape[0], outputs, *size).to(dtype)
+    check_separable(x, dw, None, pw, None, case.conv, "silu", "gelu", residual, peer=False)
 
 
 def everything(case, dtype):

@@ -153,6 +153,23 @@ def test_small_batches_with_large_weights_split_the_output_channels():
     assert "1/1 of the output channels" in many["reason"] and many["workers"] == 2
 
 
+@pytest.mark.skipif(_C.kernel_table()[-1]["vector_bytes"] != 64, reason="for 64-byte vectors")
+@pytest.mark.parametrize(
+    "changes, kernel",
+    [
+        ({"size": (56, 56), "channels": 128}, "direct"),
+        ({"size": (112, 112), "channels": 64, "stride": (2, 2), "batch": 8}, "direct"),
+        ({"size": (14, 14), "channels": 512}, "transposed"),  # its rows leave lanes idle
+        ({"size": (7, 7), "channels": 1024}, "transposed"),
+        ({"size": (56, 56), "channels": 128, "dtype": "float16"}, "transposed"),
+        ({"size": (56, 56), "channels": 128, "dilation": (2, 2)}, "transposed"),
+    ],
+)
+def test_nchw_blocks_have_pixels_as_lanes_where_these_are_used(changes, kernel):
+    p = plan(op="separable_conv2d", out_channels=128, **changes)
+    assert p["name"] == f"separable_forward_nchw_{kernel}" and ("pixels are lanes" in p["reason"]) == (kernel == "direct")
+
+
 @pytest.fixture
 def small_l2():
     _C.set_near_bytes(8 << 20)

@@ -123,7 +123,7 @@ void widen(DType dtype, const void* values, int64_t count, void* wide) {
 
 // Where each kind begins, in bytes.
 struct BlockPlaces {
-  int64_t dw_weight, dw_bias, pw_weight, pw_bias, end;
+  int64_t dw_weight, dw_weight_planes, dw_bias, pw_weight, pw_bias, end;
 };
 
 BlockPlaces block_places(const BlockFormat& f) {
@@ -139,6 +139,7 @@ BlockPlaces block_places(const BlockFormat& f) {
   place(sizeof(BlockFormat));
   BlockPlaces places;
   places.dw_weight = place(f.kernel_h * f.kernel_w * f.pitch * unit);
+  places.dw_weight_planes = place(f.kernel_h * f.kernel_w * f.channels * unit);
   places.dw_bias = place(f.pitch * unit);
   places.pw_weight = place(outputs * padded_depth(f.pointwise, f.channels) * narrow);
   places.pw_bias = place(outputs * unit);
@@ -155,9 +156,11 @@ void pack_block(const BlockFormat& f, const BlockWeights& weights, void* packed)
   const BlockPlaces at = block_places(f);
   memset(packed, 0, at.dw_weight);
   memcpy(packed, &f, sizeof f);
-  const DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
-                                    Layout::kNHWC, f.pitch};
+  DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
+                              Layout::kNHWC, f.pitch};
   pack_depthwise(f.dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight);
+  packing.order = Layout::kNCHW;
+  pack_depthwise(f.dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight_planes);
   if (weights.dw_bias != nullptr) {
     pack_bias(f.dtype, weights.dw_bias, f.channels, 1, 0, f.pitch, to + at.dw_bias);
   } else {
@@ -176,7 +179,7 @@ bool is_packed_for(const BlockFormat& format, const void* packed) {
 BlockWeights packed_weights(const BlockFormat& format, const void* packed) {
   const char* const from = static_cast<const char*>(packed);
   const BlockPlaces at = block_places(format);
-  return {from + at.dw_weight, from + at.dw_bias, from + at.pw_weight, from + at.pw_bias};
+  return {from + at.dw_weight, from + at.dw_bias, from + at.pw_weight, from + at.pw_bias, from + at.dw_weight_planes};
 }
 
 void reduce_parts(DType dtype, const void* partial, int64_t parts, int64_t channels, int64_t taps, void* to,

@@ -27,7 +27,7 @@ void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multip
 // The weights of a fused block in one run of bytes, as SeparableArgs wants them, each kind on a cache line; first what they were
 // packed for.
 struct BlockFormat {
-  uint64_t version = 1;  // of this layout
+  uint64_t version = 2;  // of this layout
   DType dtype;
   PointwiseFormat pointwise;
   int64_t channels, out_channels, kernel_h, kernel_w;
@@ -35,6 +35,7 @@ struct BlockFormat {
 };
 struct BlockWeights {
   const void *dw_weight, *dw_bias, *pw_weight, *pw_bias;  // SeparableArgs's and its DepthwiseArgs's
+  const void* dw_weight_planes;                           // dw_weight in the order kNCHW
 };
 int64_t block_bytes(const BlockFormat& format);
 // Of contiguous tensors of the format's dtype; a null bias is zero.

@@ -371,49 +371,104 @@ BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseForm
   return format;
 }
 
-SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
-                             const Machine& machine) {
-  SeparablePlan plan;
-  Plan& whole = plan.whole;
-  whole.row = choose(isa, machine, "separable_conv2d", "forward", problem);
-  const PointwiseFormat& format = whole.row->pointwise;
-  const int64_t unit = element_size(format.dtype);
-  DepthwiseProblem stage = problem;
-  stage.batch = 1;
-  stage.layout = Layout::kNHWC;
-  stage.out_dtype = format.dtype;
-  if (problem.layout == Layout::kNCHW) stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  plan.depthwise = plan_forward(stage, isa, machine);
+namespace {
 
+// The tiles of a fused block: rows of the output, and ranges of its channels.
+struct BlockTiles {
+  int64_t rows_per_tile, row_tiles, splits;
+};
+
+// of_planes: tiles of the kernel that reads and writes NCHW planes in place. They do not lie across images, and long runs of each
+// plane are worth more than a depthwise result that leaves much of L2 free.
+BlockTiles block_tiles(const DepthwiseProblem& p, int64_t out_channels, const PointwiseFormat& format, bool of_planes,
+                       const Machine& machine) {
   // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
   // are read once a tile. At least kMinPixels, for the panel's reuse.
   constexpr int64_t kMinPixels = 98, kComfortable = 256 << 10;
-  const int64_t weight_bytes = problem.channels * out_channels * unit;
-  const int64_t row_bytes = std::max<int64_t>(problem.out_w * problem.channels * unit, 1);
-  const int64_t total_rows = problem.batch * problem.out_h;
+  const int64_t unit = element_size(format.dtype);
+  const int64_t weight_bytes = p.channels * out_channels * unit;
+  const int64_t row_bytes = std::max<int64_t>(p.out_w * p.channels * unit, 1);
+  const int64_t total_rows = p.batch * p.out_h;
+  const int64_t images = of_planes ? std::max<int64_t>(p.batch, 1) : 1, rows = total_rows / images;
   const int64_t budget =
-      weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
-  const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(problem.out_w, 1));
+      of_planes || weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
+  const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(p.out_w, 1));
   const int64_t most = std::max(budget / row_bytes, least);
   // Threads share the rows while each has kMinPixels, enough work with a panel for the next one to come from memory meanwhile;
   // else they split the outputs, and each does the whole depthwise stage.
   const int64_t panels = ceil_div(out_channels, format.panel);
   const bool few_rows = total_rows < machine.threads * least;
-  plan.splits = few_rows ? std::clamp<int64_t>(machine.threads / std::max<int64_t>(total_rows / most, 1), 1, panels) : 1;
-  const int64_t sharers = ceil_div(machine.threads, plan.splits);
-  const int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(total_rows, 1), most), sharers) * sharers;
-  whole.rows_per_tile = std::max<int64_t>(ceil_div(total_rows, pieces), 1);
+  BlockTiles tiles;
+  tiles.splits = few_rows ? std::clamp<int64_t>(machine.threads / std::max<int64_t>(total_rows / most, 1), 1, panels) : 1;
+  const int64_t sharers = ceil_div(ceil_div(machine.threads, tiles.splits), images);
+  const int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(rows, 1), most), sharers) * sharers;
+  tiles.rows_per_tile = std::max<int64_t>(ceil_div(rows, pieces), 1);
   // Several tiles a worker, so that there is something to take from a slow one: ranges of outputs of the same rows, whose
   // depthwise result a worker keeps from tile to tile.
-  const int64_t row_tiles = ceil_div(total_rows, whole.rows_per_tile);
-  const int64_t shared = machine.threads > 1 ? ceil_div(kSplitsAWorker * machine.threads, std::max<int64_t>(row_tiles, 1)) : 1;
-  plan.splits = std::clamp(shared, plan.splits, panels);
-  whole.columns = plan.splits;
-  whole.tiles = row_tiles * plan.splits;
+  tiles.row_tiles = images * ceil_div(rows, tiles.rows_per_tile);
+  const int64_t shared =
+      machine.threads > 1 ? ceil_div(kSplitsAWorker * machine.threads, std::max<int64_t>(tiles.row_tiles, 1)) : 1;
+  tiles.splits = std::clamp(shared, tiles.splits, panels);
+  return tiles;
+}
 
-  const int64_t out_pixels = total_rows * problem.out_w;
+// A block whose lanes are pixels has idle ones where a tile's rows end.
+double used_lanes(const DepthwiseProblem& p, const BlockTiles& tiles, int64_t lanes) {
+  const int64_t pixels = std::max<int64_t>(tiles.rows_per_tile * p.out_w, 1);
+  return static_cast<double>(pixels) / static_cast<double>(ceil_div(pixels, lanes) * lanes);
+}
+
+}  // namespace
+
+SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
+                             const Machine& machine) {
+  constexpr double kLeastUsedLanes = 0.95;
+  SeparablePlan plan;
+  Plan& whole = plan.whole;
+  whole.row = choose(isa, machine, "separable_conv2d", "forward", problem);
+  const PointwiseFormat& format = whole.row->pointwise;
+  DepthwiseProblem stage = problem;
+  stage.batch = 1;
+  BlockTiles tiles = block_tiles(problem, out_channels, format, false, machine);
+  if (problem.layout == Layout::kNCHW) {
+    const BlockTiles of_planes = block_tiles(problem, out_channels, format, true, machine);
+    const bool forced = machine.forced.name != nullptr && machine.forced.name == std::string_view(whole.row->name);
+    const char* const family = nchw_family(isa, "forward", stage, stage.channels);
+    const KernelRow* const direct = first_row(isa, "separable_conv2d", "forward", problem, [&](const KernelRow& row) {
+      return is_direct(row) && takes_filter(row, problem) && row.isa == whole.row->isa;
+    });
+    if (!forced && direct != nullptr && family != std::string_view("_transposed") &&
+        used_lanes(problem, of_planes, lanes_of(problem, isa)) >= kLeastUsedLanes) {
+      whole.row = direct;
+    }
+    if (is_direct(*whole.row)) {
+      tiles = of_planes;
+      Machine free = machine;  // to choose the stage: planes as lanes are not for it, forced or not
+      if (machine.forced.name != nullptr && std::string_view(machine.forced.name).find("_transposed") != std::string::npos) {
+        free.forced = {};
+      }
+      plan.depthwise.row =
+          choose(isa, free, "depthwise_conv2d", "forward", stage, family == std::string_view("_transposed") ? "_rows" : family);
+      plan.depthwise.weight_pitch = problem.channels;
+      plan.depthwise.scratch_bytes = plan.depthwise.row->scratch(stage, tiles.rows_per_tile);
+    } else {
+      stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+    }
+  }
+  if (plan.depthwise.row == nullptr) {
+    stage.layout = Layout::kNHWC;
+    stage.out_dtype = format.dtype;
+    plan.depthwise = plan_forward(stage, isa, machine);
+    plan.depthwise.scratch_bytes = 0;  // of the block's own
+  }
+  plan.splits = tiles.splits;
+  whole.rows_per_tile = tiles.rows_per_tile;
+  whole.columns = plan.splits;
+  whole.tiles = tiles.row_tiles * plan.splits;
+
+  const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
-  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile);
+  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + plan.depthwise.scratch_bytes;
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
@@ -423,7 +478,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   if (machine.with_reasons) {
     whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                    " of the output channels a tile; " + product_name(*whole.row) +
-                   "; depthwise stage: " + describe(*plan.depthwise.row) +
+                   (is_direct(*whole.row) ? ", pixels are lanes" : "") + "; depthwise stage: " + describe(*plan.depthwise.row) +
                    (whole.far_input ? "; the next tile's input is asked for early" : "");
   }
   return plan;

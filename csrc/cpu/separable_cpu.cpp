@@ -20,7 +20,7 @@ void pack(const BlockFormat& format, const Tensor& dw_weight, const std::optiona
   const Tensor db = dw_bias ? dense(*dw_bias) : dw, pb = pw_bias ? dense(*pw_bias) : pw;
   pack_block(format,
              {dw.const_data_ptr(), dw_bias ? db.const_data_ptr() : nullptr, pw.const_data_ptr(),
-              pw_bias ? pb.const_data_ptr() : nullptr},
+              pw_bias ? pb.const_data_ptr() : nullptr, nullptr},
              packed);
 }
 
@@ -67,7 +67,7 @@ Tensor run_block(const Tensor& input, const Block& block, const std::optional<Te
   const BlockWeights w = weights(plan.whole.row->pointwise);
   const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
   args.depthwise.input = x.const_data_ptr();
-  args.depthwise.weight = w.dw_weight;
+  args.depthwise.weight = plan.depthwise.row->weight_order == Layout::kNHWC ? w.dw_weight : w.dw_weight_planes;
   args.depthwise.bias = w.dw_bias;
   args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
   args.depthwise_kernel = plan.depthwise.row->depthwise;

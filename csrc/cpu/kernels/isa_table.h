@@ -11,6 +11,7 @@
 #include "depthwise_forward_nchw_rows.h"
 #include "depthwise_forward_nchw_transposed.h"
 #include "separable_forward.h"
+#include "separable_forward_nchw_direct.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -32,6 +32,7 @@ struct DirectFrame {
   int64_t in_h, in_row;
   int64_t pad_h, out_w, out_row;
   int64_t kernel_h, kernel_w, blocks;  // of any filter: blocks of as many taps as a vector has lanes
+  int64_t ahead;                       // rows_ahead
   Activation activation;
 };
 
@@ -100,12 +101,16 @@ DWCONV_INLINE auto read_lanes(const T* at, LaneMask lanes) {
   return kMasked ? load_masked(at, lanes) : keep_lanes(load(at), lanes);
 }
 
-// An input row asks for the one this many elements on, of this plane or the next, which the prefetchers do too late.
+// An input row asks for the one this many elements on, which the prefetchers do too late: some 4 KB of the rows that are read
+// further on, of this plane or the next; of a part of each plane (by_planes) the same row of a later plane.
 template <class T>
-DWCONV_INLINE int64_t rows_ahead(int64_t row) {
+DWCONV_INLINE int64_t rows_ahead(const DepthwiseProblem& p, bool by_planes) {
   constexpr int64_t kBytes = 4096;
+  const int64_t row = p.in_stride_h;
   if (row <= 0) return 0;  // a single row's stride may be anything
-  return (kBytes / (row * static_cast<int64_t>(sizeof(T))) + 1) * row;
+  const int64_t rows = kBytes / (row * static_cast<int64_t>(sizeof(T))) + 1;
+  const int64_t read = (p.out_h - 1) * p.stride_h + p.kernel_h;
+  return by_planes && read < p.in_h - p.in_h / 8 ? (rows + read - 1) / read * p.in_stride_c : rows * row;
 }
 
 // What a strip has to reckon with: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in

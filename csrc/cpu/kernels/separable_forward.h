@@ -183,7 +183,7 @@ void separable_forward_nhwc(const SeparableArgs& args, void* scratch, Tiles tile
 }
 
 template <class T>
-void separable_forward_nchw(const SeparableArgs& args, void* scratch, Tiles tiles) {
+void separable_forward_nchw_transposed(const SeparableArgs& args, void* scratch, Tiles tiles) {
   separable_tiles<T, false>(args, scratch, tiles);
 }
 
@@ -197,7 +197,7 @@ int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_p
 }
 
 template <class T>
-int64_t separable_forward_nchw_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t separable_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using P = typename ProductOf<T>::type;
   using A = typename P::A;
   const int64_t staged = most_input_rows(p, rows_per_tile < p.out_h ? rows_per_tile : p.out_h) * p.in_w * kLanes<A>;
