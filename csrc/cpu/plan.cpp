@@ -412,54 +412,60 @@ BlockTiles block_tiles(const DepthwiseProblem& p, int64_t out_channels, const Po
   return tiles;
 }
 
-// A block whose lanes are pixels has idle ones where a tile's rows end.
-double used_lanes(const DepthwiseProblem& p, const BlockTiles& tiles, int64_t lanes) {
-  const int64_t pixels = std::max<int64_t>(tiles.rows_per_tile * p.out_w, 1);
-  return static_cast<double>(pixels) / static_cast<double>(ceil_div(pixels, lanes) * lanes);
+// A block whose lanes are pixels has idle ones where its rows end. Of whole images: which kernel runs, and with it the order of
+// sums, must not depend on the threads.
+bool fills_lanes(const DepthwiseProblem& p, int64_t lanes) {
+  const int64_t pixels = p.out_h * p.out_w;
+  return 20 * pixels >= 19 * ceil_div(pixels, lanes) * lanes;
+}
+
+// In NCHW the kernel that reads and writes planes in place, where there is one, or the one that transposes.
+const KernelRow* block_row(const DepthwiseProblem& p, std::string_view stage_family, const IsaKernels& isa,
+                           const Machine& machine) {
+  const KernelRow* const row = choose(isa, machine, "separable_conv2d", "forward", p);
+  const bool forced = machine.forced.name != nullptr && row->name == std::string_view(machine.forced.name);
+  if (forced || p.layout == Layout::kNHWC || stage_family == "_transposed" || !fills_lanes(p, lanes_of(p, isa))) return row;
+  const KernelRow* const direct = first_row(isa, "separable_conv2d", "forward", p, [&](const KernelRow& r) {
+    return is_direct(r) && takes_filter(r, p) && r.isa == row->isa;
+  });
+  return direct != nullptr ? direct : row;
+}
+
+// The depthwise stage within planes: a kernel whose lanes are columns.
+const KernelRow* plane_stage_row(const DepthwiseProblem& stage, std::string_view family, const IsaKernels& isa,
+                                 const Machine& machine) {
+  const auto of_family = [&](std::string_view wanted, const Machine& here) {
+    return choose(isa, here, "depthwise_conv2d", "forward", stage, wanted);
+  };
+  const KernelRow* const row = of_family(family == "_transposed" ? "_rows" : family, machine);
+  if (!is_transposed(*row)) return row;
+  Machine unforced = machine;
+  unforced.forced = {};
+  return of_family("_rows", unforced);
 }
 
 }  // namespace
 
 SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
                              const Machine& machine) {
-  constexpr double kLeastUsedLanes = 0.95;
   SeparablePlan plan;
   Plan& whole = plan.whole;
-  whole.row = choose(isa, machine, "separable_conv2d", "forward", problem);
-  const PointwiseFormat& format = whole.row->pointwise;
   DepthwiseProblem stage = problem;
   stage.batch = 1;
-  BlockTiles tiles = block_tiles(problem, out_channels, format, false, machine);
-  if (problem.layout == Layout::kNCHW) {
-    const BlockTiles of_planes = block_tiles(problem, out_channels, format, true, machine);
-    const bool forced = machine.forced.name != nullptr && machine.forced.name == std::string_view(whole.row->name);
-    const char* const family = nchw_family(isa, "forward", stage, stage.channels);
-    const KernelRow* const direct = first_row(isa, "separable_conv2d", "forward", problem, [&](const KernelRow& row) {
-      return is_direct(row) && takes_filter(row, problem) && row.isa == whole.row->isa;
-    });
-    if (!forced && direct != nullptr && family != std::string_view("_transposed") &&
-        used_lanes(problem, of_planes, lanes_of(problem, isa)) >= kLeastUsedLanes) {
-      whole.row = direct;
-    }
-    if (is_direct(*whole.row)) {
-      tiles = of_planes;
-      Machine free = machine;  // to choose the stage: planes as lanes are not for it, forced or not
-      if (machine.forced.name != nullptr && std::string_view(machine.forced.name).find("_transposed") != std::string::npos) {
-        free.forced = {};
-      }
-      plan.depthwise.row =
-          choose(isa, free, "depthwise_conv2d", "forward", stage, family == std::string_view("_transposed") ? "_rows" : family);
-      plan.depthwise.weight_pitch = problem.channels;
-      plan.depthwise.scratch_bytes = plan.depthwise.row->scratch(stage, tiles.rows_per_tile);
-    } else {
-      stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-    }
-  }
-  if (plan.depthwise.row == nullptr) {
+  const char* const family = nchw_family(isa, "forward", stage, stage.channels);
+  whole.row = block_row(problem, family, isa, machine);
+  const bool of_planes = is_direct(*whole.row);
+  const PointwiseFormat& format = whole.row->pointwise;
+  const BlockTiles tiles = block_tiles(problem, out_channels, format, of_planes, machine);
+  if (of_planes) {
+    plan.depthwise.row = plane_stage_row(stage, family, isa, machine);
+    plan.depthwise.weight_pitch = problem.channels;
+    plan.depthwise.scratch_bytes = plan.depthwise.row->scratch(stage, tiles.rows_per_tile);
+  } else {
     stage.layout = Layout::kNHWC;
     stage.out_dtype = format.dtype;
+    if (problem.layout == Layout::kNCHW) stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
     plan.depthwise = plan_forward(stage, isa, machine);
-    plan.depthwise.scratch_bytes = 0;  // of the block's own
   }
   plan.splits = tiles.splits;
   whole.rows_per_tile = tiles.rows_per_tile;
@@ -468,7 +474,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
 
   const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
-  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + plan.depthwise.scratch_bytes;
+  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + (of_planes ? plan.depthwise.scratch_bytes : 0);
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
@@ -477,8 +483,8 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   whole.far_input = whole.far_output = is_far(problem, machine, false) || beyond_l3;
   if (machine.with_reasons) {
     whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
-                   " of the output channels a tile; " + product_name(*whole.row) +
-                   (is_direct(*whole.row) ? ", pixels are lanes" : "") + "; depthwise stage: " + describe(*plan.depthwise.row) +
+                   " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
+                   "; depthwise stage: " + describe(*plan.depthwise.row) +
                    (whole.far_input ? "; the next tile's input is asked for early" : "");
   }
   return plan;
