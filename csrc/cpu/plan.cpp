@@ -1,8 +1,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string_view>
 
 namespace dwconv {
 
@@ -16,130 +14,10 @@ constexpr int64_t kSplitsAWorker = 4;             // the same of a fused block
 constexpr int64_t kMaxParts = 32;
 constexpr int64_t kPartBytes = 4 << 20;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Which of NCHW's families: planes as lanes (transposed), or output columns as lanes, staged (rows) or read in place (direct).
-// Costs of an output element in units of one multiply-add of a full vector, fitted to the families' times at 7 to 112 columns,
-// filters 1x1 to 31x31, stride 1 and 2. Idle lanes are paid for like busy ones; each of the two transposed tensors costs an
-// element its transposition, more where they are large; a strided row is staged in phases, more than two of them element by
-// element; and with columns as lanes each row costs its start.
-struct RowsCost {
-  double tap, stage, stage_halves, stage_elements, row_start;
-};
-struct NchwCosts {
-  double transpose, transpose_large, transposed_tap;  // with the 16 registers of narrower sets a tile loads its taps anew
-  RowsCost rows;
-  RowsCost direct, direct_any;  // of 64-byte sets: squares, any other filter
-};
-constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}, {}};
-constexpr NchwCosts kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}, {}};
-constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}, {1.2, 5, 0, 0, 160}};
-constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
-
-// A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
-bool is_large(const DepthwiseProblem& p) {
-  constexpr int64_t kLarge = 16 << 20;
-  return element_size(p.dtype) * p.batch * p.channels * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) >= kLarge;
-}
-
-bool is_of(const KernelRow& row, std::string_view family) {
-  return std::string_view(row.name).find(family) != std::string_view::npos;
-}
-bool is_transposed(const KernelRow& row) { return is_of(row, "_transposed"); }
-bool is_direct(const KernelRow& row) { return is_of(row, "_direct"); }
-bool is_rows(const KernelRow& row) { return is_of(row, "_rows"); }
-
-// A plan is made at every call and looks at many rows: numbers first, no strings.
-bool is_for(const KernelRow& row, std::string_view op, std::string_view pass, const DepthwiseProblem& p) {
-  return row.dtype == p.dtype && row.out_dtype == p.out_dtype && row.layout == p.layout && row.op == op && row.pass == pass;
-}
-
-bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
-  const bool filter =
-      row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
-  const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
-  // The direct kernels write dense rows, not a phase of a strided input gradient, and read one plane for one of the output.
-  const bool dense = p.out_stride_w <= 1 && p.out_stride_h <= p.out_w;  // rows too: what is written past one is the next
-  const bool direct = dense && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
-  return filter && stride && (direct || !is_direct(row));
-}
-
-// The first row of the set, or of those below it, that `wanted` takes.
-template <class Wanted>
-const KernelRow* first_row(const IsaKernels& isa, std::string_view op, std::string_view pass, const DepthwiseProblem& p,
-                           Wanted wanted) {
-  for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
-    for (int32_t i = 0; i < set->table.count; ++i) {
-      const KernelRow& row = set->table.rows[i];
-      if (is_for(row, op, pass, p) && wanted(row)) return &row;
-    }
-  }
-  return nullptr;
-}
-
-const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,
-                        const DepthwiseProblem& p, std::string_view family = "") {
-  const ForcedRow& forced = machine.forced;
-  const KernelRow* found = nullptr;
-  if (forced.name != nullptr) {
-    found = first_row(isa, op, pass, p, [&](const KernelRow& row) {
-      return row.name == std::string_view(forced.name) && forced.filter == row.filter && forced.stride == row.stride &&
-             takes_filter(row, p);
-    });
-  }
-  if (found == nullptr) {
-    found = first_row(isa, op, pass, p, [&](const KernelRow& row) { return takes_filter(row, p) && is_of(row, family); });
-  }
-  if (found != nullptr) return found;
-  std::string nearest;
-  first_row(isa, op, pass, p, [&](const KernelRow& row) {
-    nearest +=
-        std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
-    return false;
-  });
-  throw std::runtime_error(std::string(op) + ": no " + std::string(pass) + " kernel for " + dtype_name(p.dtype) + " " +
-                           layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
-}
-
-int64_t lanes_of(DType dtype, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(dtype); }
-int64_t lanes_of(const DepthwiseProblem& p, const IsaKernels& isa) { return lanes_of(p.dtype, isa); }
-
 // Channels of packed depthwise weights where channels or planes are lanes: a vector may begin at any of them.
 int64_t weight_pitch(const IsaKernels& isa, DType dtype, int64_t channels) {
   const int64_t lanes = lanes_of(dtype, isa);
   return ceil_div(channels + lanes - 1, lanes) * lanes;
-}
-
-// `planes`: what the transposed family has to fill its vectors with.
-const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {
-  if (p.layout == Layout::kNHWC) return "";
-  const int64_t lanes = lanes_of(p, isa);
-  const bool wide = isa.table.vector_bytes == 64;
-  // A strided input gradient's rows are written element by element, for which the narrow sets' costs stand everywhere.
-  const NchwCosts& costs = pass == "backward_weight"   ? wide ? kBackwardWeight64 : kBackwardWeight
-                           : wide && pass == "forward" ? kForward64
-                                                       : kForward;
-  constexpr double kNotUnrolled = 1.1;
-  const auto idle = [&](int64_t n) {
-    return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
-  };
-  const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
-  const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
-  const bool unrolled = p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 && p.dilation_h * p.dilation_w == 1;
-  const bool halves = p.stride_h == 2 && p.stride_w == 2;
-  const auto in_rows = [&](const RowsCost& cost, double tap) {
-    const double staging = inputs == 1 ? cost.stage : halves ? cost.stage_halves : cost.stage_elements;
-    return (taps * cost.tap * tap + staging + cost.row_start / std::max<int64_t>(p.out_w, 1)) * idle(p.out_w);
-  };
-  const double transposition = (is_large(p) ? costs.transpose_large : costs.transpose) * (1 + inputs);
-  const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
-  const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
-  const auto direct = [&](const KernelRow& row) { return is_direct(row) && takes_filter(row, p); };
-  if (wide && in_rows(unrolled ? costs.direct : costs.direct_any, 1) < std::min(rows, transposed) &&
-      first_row(isa, "depthwise_conv2d", pass, p, direct) != nullptr) {
-    return "_direct";
-  }
-  return transposed < rows ? "_transposed" : "_rows";
 }
 
 // Output rows a tile whose staged rows, `row_bytes` an input row and `out_row_bytes` an output row, fit in `cache_bytes`; but
@@ -213,17 +91,9 @@ const char* product_name(const KernelRow& row) {
 
 }  // namespace
 
-int64_t element_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
-const char* dtype_name(DType dtype) {
-  static const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
-  return names[static_cast<int>(dtype)];
-}
-const char* layout_name(Layout layout) { return layout == Layout::kNHWC ? "channels_last" : "NCHW"; }
-
 Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
-  const int64_t lanes = lanes_of(p, isa);
+  const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
   plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, nchw_family(isa, "forward", p, planes));
@@ -268,7 +138,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
 
 Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
-  const int64_t lanes = lanes_of(p, isa);
+  const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
   const std::string family = nchw_family(isa, "backward_input", p, planes);
@@ -305,7 +175,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
 
 Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
-  const int64_t lanes = lanes_of(p, isa);
+  const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t unit = accumulate_size(p.dtype);
   plan.row = choose(isa, machine, "depthwise_conv2d", "backward_weight", p, nchw_family(isa, "backward_weight", p, p.channels));
   const int64_t taps = p.kernel_h * p.kernel_w;
@@ -410,38 +280,6 @@ BlockTiles block_tiles(const DepthwiseProblem& p, int64_t out_channels, const Po
       machine.threads > 1 ? ceil_div(kSplitsAWorker * machine.threads, std::max<int64_t>(tiles.row_tiles, 1)) : 1;
   tiles.splits = std::clamp(shared, tiles.splits, panels);
   return tiles;
-}
-
-// A block whose lanes are pixels has idle ones where its rows end. Of whole images: which kernel runs, and with it the order of
-// sums, must not depend on the threads.
-bool fills_lanes(const DepthwiseProblem& p, int64_t lanes) {
-  const int64_t pixels = p.out_h * p.out_w;
-  return 20 * pixels >= 19 * ceil_div(pixels, lanes) * lanes;
-}
-
-// In NCHW the kernel that reads and writes planes in place, where there is one, or the one that transposes.
-const KernelRow* block_row(const DepthwiseProblem& p, std::string_view stage_family, const IsaKernels& isa,
-                           const Machine& machine) {
-  const KernelRow* const row = choose(isa, machine, "separable_conv2d", "forward", p);
-  const bool forced = machine.forced.name != nullptr && row->name == std::string_view(machine.forced.name);
-  if (forced || p.layout == Layout::kNHWC || stage_family == "_transposed" || !fills_lanes(p, lanes_of(p, isa))) return row;
-  const KernelRow* const direct = first_row(isa, "separable_conv2d", "forward", p, [&](const KernelRow& r) {
-    return is_direct(r) && takes_filter(r, p) && r.isa == row->isa;
-  });
-  return direct != nullptr ? direct : row;
-}
-
-// The depthwise stage within planes: a kernel whose lanes are columns.
-const KernelRow* plane_stage_row(const DepthwiseProblem& stage, std::string_view family, const IsaKernels& isa,
-                                 const Machine& machine) {
-  const auto of_family = [&](std::string_view wanted, const Machine& here) {
-    return choose(isa, here, "depthwise_conv2d", "forward", stage, wanted);
-  };
-  const KernelRow* const row = of_family(family == "_transposed" ? "_rows" : family, machine);
-  if (!is_transposed(*row)) return row;
-  Machine unforced = machine;
-  unforced.forced = {};
-  return of_family("_rows", unforced);
 }
 
 }  // namespace

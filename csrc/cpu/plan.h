@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "cpu_features.h"
+#include "choose.h"
 #include "pack_weights.h"
 
 namespace dwconv {
@@ -44,10 +44,5 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype);
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
                          int64_t out_channels, int64_t kernel_h, int64_t kernel_w);
-
-int64_t element_size(DType dtype);
-int64_t accumulate_size(DType dtype);
-const char* dtype_name(DType dtype);
-const char* layout_name(Layout layout);
 
 }  // namespace dwconv

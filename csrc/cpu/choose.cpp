@@ -1,0 +1,166 @@
+#include "choose.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace dwconv {
+
+int64_t element_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+const char* dtype_name(DType dtype) {
+  static const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
+  return names[static_cast<int>(dtype)];
+}
+const char* layout_name(Layout layout) { return layout == Layout::kNHWC ? "channels_last" : "NCHW"; }
+
+bool is_of(const KernelRow& row, std::string_view family) {
+  return std::string_view(row.name).find(family) != std::string_view::npos;
+}
+int64_t lanes_of(DType dtype, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(dtype); }
+
+namespace {
+
+// Which of NCHW's families: planes as lanes (transposed), or output columns as lanes, staged (rows) or read in place (direct).
+// Costs of an output element in units of one multiply-add of a full vector, fitted to the families' times at 7 to 112 columns,
+// filters 1x1 to 31x31, stride 1 and 2. Idle lanes are paid for like busy ones; each of the two transposed tensors costs an
+// element its transposition, more where they are large; a strided row is staged in phases, more than two of them element by
+// element; and with columns as lanes each row costs its start.
+struct RowsCost {
+  double tap, stage, stage_halves, stage_elements, row_start;
+};
+struct NchwCosts {
+  double transpose, transpose_large, transposed_tap;  // with the 16 registers of narrower sets a tile loads its taps anew
+  RowsCost rows;
+  RowsCost direct, direct_any;  // of 64-byte sets: squares, any other filter
+};
+constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}, {}};
+constexpr NchwCosts kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}, {}};
+constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}, {1.2, 5, 0, 0, 160}};
+constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
+
+// A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
+bool is_large(const DepthwiseProblem& p) {
+  constexpr int64_t kLarge = 16 << 20;
+  return element_size(p.dtype) * p.batch * p.channels * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) >= kLarge;
+}
+
+// A plan is made at every call and looks at many rows: numbers first, no strings.
+bool is_for(const KernelRow& row, std::string_view op, std::string_view pass, const DepthwiseProblem& p) {
+  return row.dtype == p.dtype && row.out_dtype == p.out_dtype && row.layout == p.layout && row.op == op && row.pass == pass;
+}
+
+bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
+  const bool filter =
+      row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
+  const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
+  // The direct kernels write dense rows, not a phase of a strided input gradient, and read one plane for one of the output.
+  const bool dense = p.out_stride_w <= 1 && p.out_stride_h <= p.out_w;  // rows too: what is written past one is the next
+  const bool direct = dense && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+  return filter && stride && (direct || !is_direct(row));
+}
+
+// The first row of the set, or of those below it, that `wanted` takes.
+template <class Wanted>
+const KernelRow* first_row(const IsaKernels& isa, std::string_view op, std::string_view pass, const DepthwiseProblem& p,
+                           Wanted wanted) {
+  for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
+    for (int32_t i = 0; i < set->table.count; ++i) {
+      const KernelRow& row = set->table.rows[i];
+      if (is_for(row, op, pass, p) && wanted(row)) return &row;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,
+                        const DepthwiseProblem& p, std::string_view family) {
+  const ForcedRow& forced = machine.forced;
+  const KernelRow* found = nullptr;
+  if (forced.name != nullptr) {
+    found = first_row(isa, op, pass, p, [&](const KernelRow& row) {
+      return row.name == std::string_view(forced.name) && forced.filter == row.filter && forced.stride == row.stride &&
+             takes_filter(row, p);
+    });
+  }
+  if (found == nullptr) {
+    found = first_row(isa, op, pass, p, [&](const KernelRow& row) { return takes_filter(row, p) && is_of(row, family); });
+  }
+  if (found != nullptr) return found;
+  std::string nearest;
+  first_row(isa, op, pass, p, [&](const KernelRow& row) {
+    nearest +=
+        std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
+    return false;
+  });
+  throw std::runtime_error(std::string(op) + ": no " + std::string(pass) + " kernel for " + dtype_name(p.dtype) + " " +
+                           layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
+}
+
+const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {
+  if (p.layout == Layout::kNHWC) return "";
+  const int64_t lanes = lanes_of(p.dtype, isa);
+  const bool wide = isa.table.vector_bytes == 64;
+  // A strided input gradient's rows are written element by element, for which the narrow sets' costs stand everywhere.
+  const NchwCosts& costs = pass == "backward_weight"   ? wide ? kBackwardWeight64 : kBackwardWeight
+                           : wide && pass == "forward" ? kForward64
+                                                       : kForward;
+  constexpr double kNotUnrolled = 1.1;
+  const auto idle = [&](int64_t n) {
+    return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
+  };
+  const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
+  const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
+  const bool unrolled = p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 && p.dilation_h * p.dilation_w == 1;
+  const bool halves = p.stride_h == 2 && p.stride_w == 2;
+  const auto in_rows = [&](const RowsCost& cost, double tap) {
+    const double staging = inputs == 1 ? cost.stage : halves ? cost.stage_halves : cost.stage_elements;
+    return (taps * cost.tap * tap + staging + cost.row_start / std::max<int64_t>(p.out_w, 1)) * idle(p.out_w);
+  };
+  const double transposition = (is_large(p) ? costs.transpose_large : costs.transpose) * (1 + inputs);
+  const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
+  const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
+  const auto direct = [&](const KernelRow& row) { return is_direct(row) && takes_filter(row, p); };
+  if (wide && in_rows(unrolled ? costs.direct : costs.direct_any, 1) < std::min(rows, transposed) &&
+      first_row(isa, "depthwise_conv2d", pass, p, direct) != nullptr) {
+    return "_direct";
+  }
+  return transposed < rows ? "_transposed" : "_rows";
+}
+
+namespace {
+
+// A block whose lanes are pixels has idle ones where its rows end. Of whole images: which kernel runs, and with it the order of
+// sums, must not depend on the threads.
+bool fills_lanes(const DepthwiseProblem& p, int64_t lanes) {
+  const int64_t pixels = p.out_h * p.out_w;
+  return 20 * pixels >= 19 * ceil_div(pixels, lanes) * lanes;
+}
+
+}  // namespace
+
+const KernelRow* block_row(const DepthwiseProblem& p, std::string_view stage_family, const IsaKernels& isa,
+                           const Machine& machine) {
+  const KernelRow* const row = choose(isa, machine, "separable_conv2d", "forward", p);
+  const bool forced = machine.forced.name != nullptr && row->name == std::string_view(machine.forced.name);
+  if (forced || p.layout == Layout::kNHWC || stage_family == "_transposed" || !fills_lanes(p, lanes_of(p.dtype, isa))) return row;
+  const KernelRow* const direct = first_row(isa, "separable_conv2d", "forward", p, [&](const KernelRow& r) {
+    return is_direct(r) && takes_filter(r, p) && r.isa == row->isa;
+  });
+  return direct != nullptr ? direct : row;
+}
+
+const KernelRow* plane_stage_row(const DepthwiseProblem& stage, std::string_view family, const IsaKernels& isa,
+                                 const Machine& machine) {
+  const auto of_family = [&](std::string_view wanted, const Machine& here) {
+    return choose(isa, here, "depthwise_conv2d", "forward", stage, wanted);
+  };
+  const KernelRow* const row = of_family(family == "_transposed" ? "_rows" : family, machine);
+  if (!is_transposed(*row)) return row;
+  Machine unforced = machine;
+  unforced.forced = {};
+  return of_family("_rows", unforced);
+}
+
+}  // namespace dwconv
