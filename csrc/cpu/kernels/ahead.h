@@ -22,6 +22,7 @@ class Ahead {
 
   // `work` more is about to be done.
   DWCONV_INLINE void ask(int64_t work) {
+    if (at_ >= end_) return;
     owed_ += lines_a_unit_ * work;
     for (; owed_ >= kOne && at_ < end_; owed_ -= kOne, at_ += kCacheLine) __builtin_prefetch(at_, 0, 2);
   }

@@ -131,6 +131,27 @@ DWCONV_INLINE void expect(const GemmTarget<O>& to) {
   for (int i = 0; i < to.rows; ++i) expect(to.out + i * to.pitch, to.out + i * to.pitch + to.columns);
 }
 
+// The last panel's rows, which are not whole vectors.
+template <class O, class A, int kRows>
+DWCONV_INLINE void store_part(const Vec<A> (&acc)[kRows][kGemmColumns], const GemmTarget<O>& to) {
+  constexpr int kVec = kLanes<A>;
+  A sums[kRows][kPanel<A>];
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kGemmColumns; ++j) store(sums[i] + j * kVec, acc[i][j]);
+  }
+  for (int i = 0; i < to.rows; ++i) {
+    for (int j = 0; j < to.columns; j += kVec) {
+      const int lanes = lanes_left(to.columns - j, kVec);
+      const int64_t at = i * to.pitch + j;
+      Vec<A> v = load(sums[i] + j);
+      if (to.residual != nullptr) v += load_lanes(to.residual + at, lanes);
+      store_lanes(to.out + at, v, lanes);
+    }
+  }
+}
+
 // Complete sums to the target. bias: kPanel values.
 template <class O, class A, int kRows>
 DWCONV_INLINE void finish_tile(const Activation& activation, Vec<A> (&acc)[kRows][kGemmColumns], const A* bias,
@@ -142,23 +163,22 @@ DWCONV_INLINE void finish_tile(const Activation& activation, Vec<A> (&acc)[kRows
     for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(bias + j * kVec);
   }
   activate_all<A>(acc, activation);
+  // Of its own, since stores could be to `to` for all the compiler knows: it would read it anew after each.
+  const GemmTarget<O> target = to;
+  if (target.columns < kPanel<A>) return store_part<O, A, kRows>(acc, target);
+  if (target.residual != nullptr) {
+    DWCONV_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= target.rows) break;
+      DWCONV_UNROLL
+      for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(target.residual + i * target.pitch + j * kVec);
+    }
+  }
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
-    if (i >= to.rows) break;
+    if (i >= target.rows) break;
     DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) {
-      const int left = to.columns - j * kVec;
-      if (left <= 0) continue;
-      Vec<A> v = acc[i][j];
-      const int64_t offset = i * to.pitch + j * kVec;
-      if (left >= kVec) {
-        if (to.residual != nullptr) v += load(to.residual + offset);
-        store(to.out + offset, v);
-      } else {
-        if (to.residual != nullptr) v += load_lanes(to.residual + offset, left);
-        store_lanes(to.out + offset, v, left);
-      }
-    }
+    for (int j = 0; j < kGemmColumns; ++j) store(target.out + i * target.pitch + j * kVec, acc[i][j]);
   }
 }
 

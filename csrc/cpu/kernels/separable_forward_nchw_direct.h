@@ -100,19 +100,30 @@ DWCONV_INLINE void finish_planes(const Activation& activation, Vec<A> (&acc)[kPl
     for (int j = 0; j < kVectors; ++j) acc[i][j] += b;
   }
   activate_all<A>(acc, activation);
+  const PlaneTarget<T> target = to;                                // of its own: see finish_tile
+  const int last = target.lanes < kVec ? kVectors - 1 : kVectors;  // the first vector that is not whole
+  if (target.residual != nullptr) {
+    DWCONV_UNROLL
+    for (int i = 0; i < kPlaneRows; ++i) {
+      if (i >= target.rows) break;
+      DWCONV_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        const T* const at = target.residual + i * target.pitch + j * kVec;
+        acc[i][j] += j < last ? load(at) : load_lanes(at, target.lanes);
+      }
+    }
+  }
   DWCONV_UNROLL
   for (int i = 0; i < kPlaneRows; ++i) {
-    if (i >= to.rows) break;
+    if (i >= target.rows) break;
+    T* const at = target.out + i * target.pitch;
     DWCONV_UNROLL
-    for (int j = 0; j < kVectors; ++j) {
-      const int64_t at = i * to.pitch + j * kVec;
-      if (j + 1 < kVectors || to.lanes == kVec) {
-        if (to.residual != nullptr) acc[i][j] += load(to.residual + at);
-        store(to.out + at, acc[i][j]);
-      } else {
-        if (to.residual != nullptr) acc[i][j] += load_lanes(to.residual + at, to.lanes);
-        store_lanes(to.out + at, acc[i][j], to.lanes);
-      }
+    for (int j = 0; j + 1 < kVectors; ++j) store(at + j * kVec, acc[i][j]);
+    constexpr int kLast = kVectors - 1;
+    if (last == kVectors) {
+      store(at + kLast * kVec, acc[i][kLast]);
+    } else {
+      store_lanes(at + kLast * kVec, acc[i][kLast], target.lanes);
     }
   }
 }
