@@ -132,7 +132,7 @@ class TileProduct {
     for (int i = 0; i < to.rows; i += kRows) {
       Vec<float> acc[kRows][kGemmColumns] = {};
       add_sums<float>(sums + i * kPanel<float>, acc);
-      finish_tile<O, float>(activation, acc, bias, from_row(to, i, to.rows - i));
+      finish_tile<O, float>(activation, acc, bias, from_row(to, i, lanes_left(to.rows - i, kRows)));
     }
   }
 

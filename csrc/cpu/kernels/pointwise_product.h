@@ -111,7 +111,8 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
   }
 }
 
-// Where a register tile's result goes: rows out_pitch apart, `rows` of them, `columns` output channels of the panel.
+// Where a register tile's result goes: rows `pitch` apart, `rows` of them, no more than the tile has, `columns` output channels
+// of the panel.
 template <class O>
 struct GemmTarget {
   O* out;
