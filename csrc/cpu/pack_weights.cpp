@@ -154,7 +154,7 @@ int64_t block_bytes(const BlockFormat& format) { return block_places(format).end
 void pack_block(const BlockFormat& f, const BlockWeights& weights, void* packed) {
   char* const to = static_cast<char*>(packed);
   const BlockPlaces at = block_places(f);
-  memset(packed, 0, at.dw_weight);
+  memset(packed, 0, at.dw_bias);  // what lies between the kinds too: packed twice is the same bytes
   memcpy(packed, &f, sizeof f);
   DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
                               Layout::kNHWC, f.pitch};
