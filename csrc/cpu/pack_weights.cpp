@@ -126,8 +126,9 @@ struct BlockPlaces {
   int64_t dw_weight, dw_weight_planes, dw_bias, pw_weight, pw_bias, end;
 };
 
+constexpr int64_t kLine = 64;
+
 BlockPlaces block_places(const BlockFormat& f) {
-  constexpr int64_t kLine = 64;
   const int64_t unit = f.dtype == DType::kFloat64 ? 8 : 4, narrow = f.pointwise.dtype == DType::kBFloat16 ? 2 : unit;
   const int64_t outputs = (f.out_channels + f.pointwise.panel - 1) / f.pointwise.panel * f.pointwise.panel;
   int64_t end = 0;
@@ -154,20 +155,17 @@ int64_t block_bytes(const BlockFormat& format) { return block_places(format).end
 void pack_block(const BlockFormat& f, const BlockWeights& weights, void* packed) {
   char* const to = static_cast<char*>(packed);
   const BlockPlaces at = block_places(f);
-  memset(packed, 0, at.dw_bias);  // what lies between the kinds too: packed twice is the same bytes
+  // What lies between the kinds, less than a line each, too: packed twice is the same bytes.
+  memset(packed, 0, at.pw_weight);
+  memset(to + at.pw_bias - kLine, 0, at.end - at.pw_bias + kLine);
   memcpy(packed, &f, sizeof f);
   DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
                               Layout::kNHWC, f.pitch};
   pack_depthwise(f.dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight);
   packing.order = Layout::kNCHW;
   pack_depthwise(f.dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight_planes);
-  if (weights.dw_bias != nullptr) {
-    pack_bias(f.dtype, weights.dw_bias, f.channels, 1, 0, f.pitch, to + at.dw_bias);
-  } else {
-    memset(to + at.dw_bias, 0, at.pw_weight - at.dw_bias);
-  }
+  if (weights.dw_bias != nullptr) pack_bias(f.dtype, weights.dw_bias, f.channels, 1, 0, f.pitch, to + at.dw_bias);
   pack_pointwise_panels(f.dtype, weights.pw_weight, f.out_channels, f.channels, f.pointwise, to + at.pw_weight);
-  memset(to + at.pw_bias, 0, at.end - at.pw_bias);
   if (weights.pw_bias != nullptr) widen(f.dtype, weights.pw_bias, f.out_channels, to + at.pw_bias);
 }
 
