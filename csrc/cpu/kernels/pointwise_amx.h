@@ -131,7 +131,7 @@ class TileProduct {
     constexpr int kRows = 4;
     for (int i = 0; i < to.rows; i += kRows) {
       Vec<float> acc[kRows][kGemmColumns] = {};
-      add_sums<float>(sums + i * kPanel<float>, acc);
+      add_sums<float>(sums + i * kPanel<float>, kPanel<float>, acc);
       finish_tile<O, float>(activation, acc, bias, from_row(to, i, lanes_left(to.rows - i, kRows)));
     }
   }

@@ -3,7 +3,8 @@
 //   product[i, j] = sum_k middle[i, k] * panel[k, j]     i pixels, k channels, j output channels
 //
 // Register tile: kGemmRows pixels by kGemmColumns vectors of output channels; the weights are packed in panels of as many
-// output channels (PointwiseFormat). kDepthBlock channels of a panel are walked for all pixels of the tile in turn; between
+// output channels (PointwiseFormat). Where the last panel has no more than a vector of them, that vector alone is multiplied.
+// kDepthBlock channels of a panel are walked for all pixels of the tile in turn; between
 // the blocks the sums rest in scratch, [pixel][kPanel]. Sums over k run in order, in one accumulator within a block and in
 // one over the blocks: the result does not depend on the tile. Bias, activation and residual are applied to the registers.
 //
@@ -69,15 +70,15 @@ DWCONV_INLINE const E* at_bytes(const E* base, int64_t bytes) {
 
 // acc[i] = sum_k a[i * pitch + k] * panel[k]. What comes next is asked for a few lines at a time: more at once than there are
 // buffers for misses would hold up the product.
-template <class E, class A, int kRows>
+template <class E, class A, int kRows, int kColumns>
 DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, Early& early,
-                             Vec<A> (&acc)[kRows][kGemmColumns]) {
+                             Vec<A> (&acc)[kRows][kColumns]) {
   constexpr int64_t kAskEvery = 32;
   constexpr int kVec = kLanes<A>;
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
     DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) acc[i][j] = Vec<A>{};
+    for (int j = 0; j < kColumns; ++j) acc[i][j] = Vec<A>{};
   }
   // Seven rows are within reach of one base by the address forms [base + {1, 2, 4} * p1], [base + {1, 2} * p3], [base + p5];
   // a pointer a row would not fit into the general registers. The empty asm keeps the compiler from making those pointers.
@@ -90,10 +91,10 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
     early.ask(count * rows * Element<E>::kChannels);
     // Unrolled: the loop's own five instructions against 20 of AVX2.
     DWCONV_UNROLL_4
-    for (int64_t k = 0; k < count; ++k, ++low, ++high, panel += kGemmColumns * kVec) {
-      decltype(splat(panel)) b[kGemmColumns];
+    for (int64_t k = 0; k < count; ++k, ++low, ++high, panel += kPanel<A>) {
+      decltype(splat(panel)) b[kColumns];
       DWCONV_UNROLL
-      for (int j = 0; j < kGemmColumns; ++j) __builtin_memcpy(&b[j], panel + j * kVec, sizeof b[j]);
+      for (int j = 0; j < kColumns; ++j) __builtin_memcpy(&b[j], panel + j * kVec, sizeof b[j]);
       DWCONV_UNROLL
       for (int i = 0; i < kRows; ++i) {
         const E* const base = i < 7 ? low : high;
@@ -105,7 +106,7 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
                                        : at_bytes(base, row * p1);
         const auto factor = splat(at);
         DWCONV_UNROLL
-        for (int j = 0; j < kGemmColumns; ++j) multiply_add(acc[i][j], factor, b[j]);
+        for (int j = 0; j < kColumns; ++j) multiply_add(acc[i][j], factor, b[j]);
       }
     }
   }
@@ -133,14 +134,14 @@ DWCONV_INLINE void expect(const GemmTarget<O>& to) {
 }
 
 // The last panel's rows, which are not whole vectors.
-template <class O, class A, int kRows>
-DWCONV_INLINE void store_part(const Vec<A> (&acc)[kRows][kGemmColumns], const GemmTarget<O>& to) {
+template <class O, class A, int kRows, int kColumns>
+DWCONV_INLINE void store_part(const Vec<A> (&acc)[kRows][kColumns], const GemmTarget<O>& to) {
   constexpr int kVec = kLanes<A>;
-  A sums[kRows][kPanel<A>];
+  A sums[kRows][kColumns * kVec];
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
     DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) store(sums[i] + j * kVec, acc[i][j]);
+    for (int j = 0; j < kColumns; ++j) store(sums[i] + j * kVec, acc[i][j]);
   }
   for (int i = 0; i < to.rows; ++i) {
     for (int j = 0; j < to.columns; j += kVec) {
@@ -153,42 +154,52 @@ DWCONV_INLINE void store_part(const Vec<A> (&acc)[kRows][kGemmColumns], const Ge
   }
 }
 
-// Complete sums to the target. bias: kPanel values.
-template <class O, class A, int kRows>
-DWCONV_INLINE void finish_tile(const Activation& activation, Vec<A> (&acc)[kRows][kGemmColumns], const A* bias,
+// Complete sums to the target.
+template <class O, class A, int kRows, int kColumns>
+DWCONV_INLINE void finish_tile(const Activation& activation, Vec<A> (&acc)[kRows][kColumns], const A* bias,
                                const GemmTarget<O>& to) {
   constexpr int kVec = kLanes<A>;
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
     DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(bias + j * kVec);
+    for (int j = 0; j < kColumns; ++j) acc[i][j] += load(bias + j * kVec);
   }
   activate_all<A>(acc, activation);
   // Of its own, since stores could be to `to` for all the compiler knows: it would read it anew after each.
   const GemmTarget<O> target = to;
-  if (target.columns < kPanel<A>) return store_part<O, A, kRows>(acc, target);
+  if (target.columns < kColumns * kVec) return store_part<O, A>(acc, target);
   if (target.residual != nullptr) {
     DWCONV_UNROLL
     for (int i = 0; i < kRows; ++i) {
       if (i >= target.rows) break;
       DWCONV_UNROLL
-      for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(target.residual + i * target.pitch + j * kVec);
+      for (int j = 0; j < kColumns; ++j) acc[i][j] += load(target.residual + i * target.pitch + j * kVec);
     }
   }
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
     if (i >= target.rows) break;
     DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) store(target.out + i * target.pitch + j * kVec, acc[i][j]);
+    for (int j = 0; j < kColumns; ++j) store(target.out + i * target.pitch + j * kVec, acc[i][j]);
   }
 }
 
-template <class A, int kRows>
-DWCONV_INLINE void add_sums(const A* sums, Vec<A> (&acc)[kRows][kGemmColumns]) {
+// Sums that rest between two blocks of channels, rows `pitch` apart.
+template <class A, int kRows, int kColumns>
+DWCONV_INLINE void add_sums(const A* sums, int64_t pitch, Vec<A> (&acc)[kRows][kColumns]) {
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
     DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) acc[i][j] += load(sums + i * kPanel<A> + j * kLanes<A>);
+    for (int j = 0; j < kColumns; ++j) acc[i][j] += load(sums + i * pitch + j * kLanes<A>);
+  }
+}
+
+template <class A, int kRows, int kColumns>
+DWCONV_INLINE void keep_sums(const Vec<A> (&acc)[kRows][kColumns], A* sums, int64_t pitch) {
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kColumns; ++j) store(sums + i * pitch + j * kLanes<A>, acc[i][j]);
   }
 }
 
@@ -199,18 +210,14 @@ struct DepthBlock {
 };
 
 // One register tile: a block of channels added to the sums so far, [kRows][kPanel]; after the last one, to the target.
-template <class O, class E, class A, int kRows>
+template <class O, class E, class A, int kRows, int kColumns>
 void gemm_rows(const Activation& activation, const DepthBlock& block, const E* a, int64_t pitch, const E* panel, A* sums,
                const A* bias, const GemmTarget<O>& to, Early& early) {
-  Vec<A> acc[kRows][kGemmColumns];
-  gemm_tile<E, A, kRows>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, to.rows, early, acc);
-  if (!block.first) add_sums<A>(sums, acc);
+  Vec<A> acc[kRows][kColumns];
+  gemm_tile<E, A>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, to.rows, early, acc);
+  if (!block.first) add_sums<A>(sums, kPanel<A>, acc);
   if (block.last) return finish_tile<O, A>(activation, acc, bias, to);
-  DWCONV_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    DWCONV_UNROLL
-    for (int j = 0; j < kGemmColumns; ++j) store(sums + i * kPanel<A> + j * kLanes<A>, acc[i][j]);
-  }
+  keep_sums<A>(acc, sums, kPanel<A>);
 }
 
 // ---- what separable_forward.h asks of a product ----------------------------------------------------------------------
@@ -226,10 +233,21 @@ struct RegisterProduct {
   explicit RegisterProduct(int64_t /*pixels*/) {}
 
   // All pixels of a tile by one panel; asks for what comes next as it goes. sums: [padded pixels][kPanel], which the target
-  // may be.
+  // may be. bias: kPanel values.
   template <class O>
   void multiply(const Activation& activation, const Middle* middle, int64_t pitch, int64_t pixels, int64_t channels,
                 const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to, Early& early) const {
+    if (to.columns > kLanes<A>) {
+      multiply_columns<kGemmColumns>(activation, middle, pitch, pixels, channels, panel, sums, bias, to, early);
+    } else {
+      multiply_columns<1>(activation, middle, pitch, pixels, channels, panel, sums, bias, to, early);
+    }
+  }
+
+ private:
+  template <int kColumns, class O>
+  void multiply_columns(const Activation& activation, const Middle* middle, int64_t pitch, int64_t pixels, int64_t channels,
+                        const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to, Early& early) const {
     constexpr int kHalf = kGemmRows / 2, kChannels = Element<E>::kChannels;
     const E* const a = reinterpret_cast<const E*>(middle);
     const E* const b = reinterpret_cast<const E*>(panel);
@@ -242,12 +260,15 @@ struct RegisterProduct {
         const int64_t left = pixels - i;
         const GemmTarget<O> here = from_row(to, i, lanes_left(left, kGemmRows));
         if (early.output && block.last) expect(here);
+        const auto multiply_rows = [&]<int kRows>() {
+          gemm_rows<O, E, A, kRows, kColumns>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here,
+                                              early);
+          i += kRows;
+        };
         if (left > kHalf) {
-          gemm_rows<O, E, A, kGemmRows>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here, early);
-          i += kGemmRows;
+          multiply_rows.template operator()<kGemmRows>();
         } else {
-          gemm_rows<O, E, A, kHalf>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here, early);
-          i += kHalf;
+          multiply_rows.template operator()<kHalf>();
         }
       }
     }

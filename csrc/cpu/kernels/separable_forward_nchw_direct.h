@@ -135,7 +135,7 @@ void plane_rows(const Activation& activation, int64_t elements, const E* weight,
   using A = typename Element<E>::Accumulate;
   constexpr int kVec = kLanes<A>;
   constexpr int64_t kAskEvery = 64;
-  A sums[kPlaneRows][kVectors * kVec];
+  A sums[kPlaneRows * kVectors * kVec];
   for (int64_t begin = 0; begin < elements; begin += kDepthBlock) {
     const int64_t depth = elements - begin < kDepthBlock ? elements - begin : kDepthBlock;
     Vec<A> acc[kPlaneRows][kVectors];
@@ -159,16 +159,9 @@ void plane_rows(const Activation& activation, int64_t elements, const E* weight,
         }
       }
     }
-    const bool last = begin + depth == elements;
-    DWCONV_UNROLL
-    for (int i = 0; i < kPlaneRows; ++i) {
-      DWCONV_UNROLL
-      for (int j = 0; j < kVectors; ++j) {
-        if (begin > 0) acc[i][j] += load(sums[i] + j * kVec);
-        if (!last) store(sums[i] + j * kVec, acc[i][j]);
-      }
-    }
-    if (last) finish_planes<T, A, kVectors>(activation, acc, bias, to);
+    if (begin > 0) add_sums<A>(sums, kVectors * kVec, acc);
+    if (begin + depth == elements) return finish_planes<T, A, kVectors>(activation, acc, bias, to);
+    keep_sums<A>(acc, sums, kVectors * kVec);
   }
 }
 
