@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,26 @@ def test_stale_forcing_does_not_break_a_problem_it_does_not_fit(layout):
         check_depthwise(*Case("plain", 1, 16, (9, 9)).tensors(torch.float32, layout), Convolution(padding=(1, 1)), peer=False)
     finally:
         _C.force_row("")
+
+
+@pytest.mark.parametrize("forced", [row for row in TABLE if row["name"].endswith("_flat")], ids=label, indirect=True)
+def test_rows_of_pixels_as_lanes(forced):
+    """Vectors that begin at any channel, rows shorter and longer than one; the bits of the kernel whose lanes are channels."""
+    activations = itertools.cycle(["identity", "relu6", "silu"])
+    for channels, size, padding in itertools.product(
+        (1, 2, 5, 8, 16, 17, 24, 33), ((1, 1), (2, 5), (4, 1), (3, 7), (9, 4), (6, 30)), range(4)
+    ):
+        if min(size) + 2 * padding < 3:
+            continue
+        case = Case("", 2, channels, size, padding=(padding, padding))
+        tensors = case.tensors(getattr(torch, forced["dtype"]), "channels_last")
+        act = next(activations)
+        flat = dwconv_ext.depthwise_conv2d(*tensors, *case.conv.args(), act)
+        _C.force_row("depthwise_forward_nhwc", 3, 1)
+        assert torch.equal(dwconv_ext.depthwise_conv2d(*tensors, *case.conv.args(), act), flat)
+        _C.force_row(forced["name"], 3, 1)
+        if channels in (5, 24):
+            check_depthwise(*tensors, case.conv, peer=False)  # the input gradient's padding is negative where this one is 3
 
 
 def in_columns(row: dict) -> bool:

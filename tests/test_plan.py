@@ -64,6 +64,41 @@ def isa(request):
 
 
 @pytest.mark.parametrize(
+    "isa, changes, flat",
+    [
+        ("avx512", {"channels": 33, "size": (112, 112)}, True),  # a third of the lanes would be idle
+        ("avx512", {"channels": 64, "size": (56, 56)}, True),  # in order, and without a choice of columns
+        ("avx512", {"channels": 512, "size": (14, 14)}, False),  # rows end too often
+        ("avx512", {"channels": 20, "size": (14, 14)}, True),
+        ("avx512", {"channels": 64, "size": (56, 56), "dtype": "bfloat16"}, False),
+        ("avx512", {"channels": 33, "size": (56, 56), "dtype": "bfloat16"}, True),
+        ("avx512", {"channels": 33, "size": (112, 112), "stride": (2, 2)}, False),
+        ("avx512", {"channels": 33, "size": (112, 112), "kernel": (5, 5)}, False),
+        ("avx512", {"channels": 33, "size": (112, 112), "dilation": (2, 2)}, False),
+        ("avx2", {"channels": 128, "size": (28, 28)}, False),
+        ("avx2", {"channels": 36, "size": (28, 28), "dtype": "bfloat16"}, True),
+        ("avx2", {"channels": 32, "size": (28, 28), "dtype": "bfloat16"}, False),
+    ],
+    indirect=["isa"],
+)
+def test_which_channels_last_layers_have_rows_of_pixels_as_lanes(isa, changes, flat):
+    p = plan(layout="channels_last", **{"batch": 1, **changes})
+    assert p["name"] == "depthwise_forward_nhwc" + "_flat" * flat
+    assert ("elements of a row" in p["reason"]) == flat
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_a_blocks_scratch_is_not_written_by_rows_of_pixels(layout):
+    """Its pixels lie apart, even where such a kernel is forced."""
+    _C.force_row("depthwise_forward_nhwc_flat", 3, 1)
+    try:
+        p = plan(op="separable_conv2d", layout=layout, channels=33, size=(13, 13))
+    finally:
+        _C.force_row("")
+    assert "elements of a row" not in p["reason"]
+
+
+@pytest.mark.parametrize(
     "isa, changes, family",
     [
         ("avx2", {"size": (7, 7), "channels": 1024}, "transposed"),  # rows narrower than a vector
@@ -190,7 +225,8 @@ def small_l2():
     ],
 )
 def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far, small_l2):
-    assert ("read in order first" in plan(**{"layout": "channels_last", **changes})["reason"]) == far
+    # 5x5, since 3x3 has a kernel that reads in order anyhow.
+    assert ("read in order first" in plan(**{"layout": "channels_last", "kernel": (5, 5), **changes})["reason"]) == far
 
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
@@ -210,9 +246,9 @@ def test_a_large_l2_is_left_to_the_processors_prefetchers_until_memory_is_read()
     image = 2 * 112 * 56 * 56 * 4  # input and output
     for pass_ in ("forward", "backward_weight"):
         for batch, in_memory in ((8, 8 * image >= l3 // 2), (l3 // image, True)):
-            reason = plan(layout="channels_last", channels=112, batch=batch, pass_=pass_)["reason"]
+            reason = plan(layout="channels_last", channels=112, batch=batch, pass_=pass_, kernel=(5, 5))["reason"]
             assert ("read in order first" in reason) == (in_memory or l2 < 1 << 20)
-            long_pixels = plan(layout="channels_last", channels=128, batch=batch, pass_=pass_)["reason"]
+            long_pixels = plan(layout="channels_last", channels=128, batch=batch, pass_=pass_, kernel=(5, 5))["reason"]
             if pass_ == "forward" and l2 >= 1 << 20:
                 assert "read in order first" not in long_pixels
 

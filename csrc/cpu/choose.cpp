@@ -38,10 +38,14 @@ constexpr NchwCosts kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}, {}}
 constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}, {1.2, 5, 0, 0, 160}};
 constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
 
+int64_t moved_bytes(const DepthwiseProblem& p) {
+  return element_size(p.dtype) * p.batch * p.channels * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w);
+}
+
 // A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
 bool is_large(const DepthwiseProblem& p) {
   constexpr int64_t kLarge = 16 << 20;
-  return element_size(p.dtype) * p.batch * p.channels * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) >= kLarge;
+  return moved_bytes(p) >= kLarge;
 }
 
 // A plan is made at every call and looks at many rows: numbers first, no strings.
@@ -56,7 +60,10 @@ bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
   // The direct kernels write dense rows, not a phase of a strided input gradient, and read one plane for one of the output.
   const bool dense = p.out_stride_w <= 1 && p.out_stride_h <= p.out_w;  // rows too: what is written past one is the next
   const bool direct = dense && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
-  return filter && stride && (direct || !is_direct(row));
+  // The flat ones know rows of pixels as rows of numbers. (Where strides are not given, pixels lie close together.)
+  const auto close = [&](int64_t stride) { return stride == 0 || stride == p.channels; };
+  const bool flat = p.depth == 1 && close(p.in_stride_w) && close(p.out_stride_w);
+  return filter && stride && (direct || !is_direct(row)) && (flat || !is_flat(row));
 }
 
 // The first row of the set, or of those below it, that `wanted` takes.
@@ -96,6 +103,30 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::stri
   });
   throw std::runtime_error(std::string(op) + ": no " + std::string(pass) + " kernel for " + dtype_name(p.dtype) + " " +
                            layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
+}
+
+namespace {
+
+// Of an output element in a flat kernel, where one whose lanes are channels takes 1: inside a row, and what a row's ends cost in
+// elements. Fitted to 3x3 filters over rows of 7 to 112 pixels of 8 to 512 channels.
+struct FlatCost {
+  double element, row_ends;
+};
+constexpr FlatCost kFlat64 = {0.84, 5}, kFlat64Converted = {1.02, 4}, kFlatNarrow = {1.1, 8};
+
+}  // namespace
+
+const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p) {
+  const int64_t lanes = lanes_of(p.dtype, isa), channels = std::max<int64_t>(p.channels, 1);
+  const bool wide = isa.table.vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);
+  const FlatCost& cost = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
+  double flat = cost.element * (1 + cost.row_ends / std::max<int64_t>(p.out_w, 1));
+  // From memory the order of addresses counts (far_rows.h makes up for some of it).
+  if (moved_bytes(p) >= machine.l3_bytes / 2) flat *= converted ? 0.85 : 0.75;
+  double of_channels = static_cast<double>(ceil_div(channels, lanes) * lanes) / channels;
+  if (!wide && channels % lanes != 0) of_channels *= converted ? 3 : 1.2;  // vectors in part go through a buffer
+  const auto fits = [&](const KernelRow& row) { return is_flat(row) && takes_filter(row, p); };
+  return flat < of_channels && first_row(isa, "depthwise_conv2d", "forward", p, fits) != nullptr ? "_flat" : "";
 }
 
 const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {

@@ -22,6 +22,7 @@ bool is_of(const KernelRow& row, std::string_view family);
 inline bool is_transposed(const KernelRow& row) { return is_of(row, "_transposed"); }
 inline bool is_direct(const KernelRow& row) { return is_of(row, "_direct"); }
 inline bool is_rows(const KernelRow& row) { return is_of(row, "_rows"); }
+inline bool is_flat(const KernelRow& row) { return is_of(row, "_flat"); }
 
 // The first row of the family that takes the problem, in the set or those below it; the forced one where that fits.
 // std::runtime_error names the rows that came nearest where there is none.
@@ -30,6 +31,9 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::stri
 
 // NCHW: "_transposed", "_rows" or "_direct". planes: what the transposed family has to fill its vectors with.
 const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes);
+
+// channels_last's of a forward pass: "_flat", or "" where lanes are channels. The results are the same bits.
+const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p);
 
 // A fused block's row; in NCHW the kernel that reads and writes planes in place, where there is one, or the one that transposes.
 // stage_family: nchw_family of the depthwise stage.

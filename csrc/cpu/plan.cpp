@@ -7,10 +7,10 @@ namespace dwconv {
 namespace {
 
 constexpr int64_t kMinElementsAWorker = 1 << 14;  // below it a second thread costs more than it brings (a few us)
-constexpr int64_t kRowTile = 4;                   // rows an NCHW register tile has; tiles are multiples of it
-constexpr int64_t kLeastDirectRows = 14;          // of a tile of the direct family: two register tiles
-constexpr int64_t kTilesAWorker = 8;              // enough to even out the tail
-constexpr int64_t kSplitsAWorker = 4;             // the same of a fused block
+constexpr int64_t kRowTile = 4;           // rows a register tile has in NCHW and in a flat kernel; tiles are multiples of it
+constexpr int64_t kLeastDirectRows = 14;  // of a tile of the direct family: two register tiles
+constexpr int64_t kTilesAWorker = 8;      // enough to even out the tail
+constexpr int64_t kSplitsAWorker = 4;     // the same of a fused block
 constexpr int64_t kMaxParts = 32;
 constexpr int64_t kPartBytes = 4 << 20;
 
@@ -71,10 +71,11 @@ std::string describe(const KernelRow& row) {
   const std::string filter =
       row.filter ? "filter " + std::to_string(row.filter) + "x" + std::to_string(row.filter) : "any filter";
   const std::string stride = row.stride ? "stride " + std::to_string(row.stride) : "any stride";
-  const char* const lanes = row.layout == Layout::kNHWC ? "channels are lanes"
-                            : is_transposed(row)        ? "planes are lanes, transposed through scratch"
-                            : is_direct(row)            ? "columns are lanes, read in place"
-                                                        : "columns are lanes";
+  const char* const lanes = is_flat(row)                  ? "elements of a row of pixels are lanes"
+                            : row.layout == Layout::kNHWC ? "channels are lanes"
+                            : is_transposed(row)          ? "planes are lanes, transposed through scratch"
+                            : is_direct(row)              ? "columns are lanes, read in place"
+                                                          : "columns are lanes";
   return filter + ", " + stride + "; " + lanes;
 }
 
@@ -96,12 +97,14 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, nchw_family(isa, "forward", p, planes));
+  const char* const family = p.layout == Layout::kNHWC ? nhwc_family(isa, machine, p) : nchw_family(isa, "forward", p, planes);
+  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, family);
   const int64_t elements = planes * p.out_h * p.out_w;
   if (p.layout == Layout::kNHWC) {
     plan.columns = p.batch;
-    const int64_t fair = ceil_div(p.batch * p.out_h, kTilesAWorker * machine.threads);
-    plan.rows_per_tile = std::clamp<int64_t>(ceil_div(fair, 2) * 2, 1, std::max<int64_t>(p.out_h, 1));
+    const int64_t fair = ceil_div(p.batch * p.out_h, kTilesAWorker * machine.threads),
+                  row_tile = is_flat(*plan.row) ? kRowTile : 2;
+    plan.rows_per_tile = std::clamp<int64_t>(ceil_div(fair, row_tile) * row_tile, 1, std::max<int64_t>(p.out_h, 1));
   } else if (is_transposed(*plan.row)) {
     plan.columns = ceil_div(planes, lanes);
     plan.rows_per_tile = staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, machine.l1_bytes * 2);
@@ -128,7 +131,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
-  if (p.layout == Layout::kNHWC) {
+  if (p.layout == Layout::kNHWC && !is_flat(*plan.row)) {  // the flat ones go in order
     plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine, true);
   }
   plan.next_output = expects_output(p, machine);
@@ -302,6 +305,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   } else {
     stage.layout = Layout::kNHWC;
     stage.out_dtype = format.dtype;
+    stage.out_stride_w = 2 * problem.channels;  // whatever the scratch's is, its pixels do not lie close together
     if (problem.layout == Layout::kNCHW) stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
     plan.depthwise = plan_forward(stage, isa, machine);
   }

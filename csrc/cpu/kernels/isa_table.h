@@ -10,6 +10,7 @@
 #include "depthwise_forward_nchw_direct.h"
 #include "depthwise_forward_nchw_rows.h"
 #include "depthwise_forward_nchw_transposed.h"
+#include "depthwise_forward_nhwc_flat.h"
 #include "separable_forward.h"
 #include "separable_forward_nchw_direct.h"
 

@@ -63,11 +63,6 @@ DWCONV_INLINE U32 splat(const BFloat16Pair* at) {
 DWCONV_INLINE void multiply_add(Vec<float>& sum, U32 a, U32 b) { sum = add_products(sum, a, b); }
 #endif
 
-template <class E>
-DWCONV_INLINE const E* at_bytes(const E* base, int64_t bytes) {
-  return reinterpret_cast<const E*>(reinterpret_cast<const char*>(base) + bytes);
-}
-
 // acc[i] = sum_k a[i * pitch + k] * panel[k]. What comes next is asked for a few lines at a time: more at once than there are
 // buffers for misses would hold up the product.
 template <class E, class A, int kRows, int kColumns>
@@ -80,10 +75,7 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
     DWCONV_UNROLL
     for (int j = 0; j < kColumns; ++j) acc[i][j] = Vec<A>{};
   }
-  // Seven rows are within reach of one base by the address forms [base + {1, 2, 4} * p1], [base + {1, 2} * p3], [base + p5];
-  // a pointer a row would not fit into the general registers. The empty asm keeps the compiler from making those pointers.
-  int64_t p1 = pitch * static_cast<int64_t>(sizeof(E)), p3 = 3 * p1, p5 = 5 * p1;
-  asm("" : "+r"(p1), "+r"(p3), "+r"(p5));
+  const RowSteps steps(pitch * static_cast<int64_t>(sizeof(E)));
   const E* low = a;
   const E* high = a + 7 * pitch;
   for (int64_t left = depth; left > 0; left -= kAskEvery) {
@@ -97,14 +89,7 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
       for (int j = 0; j < kColumns; ++j) __builtin_memcpy(&b[j], panel + j * kVec, sizeof b[j]);
       DWCONV_UNROLL
       for (int i = 0; i < kRows; ++i) {
-        const E* const base = i < 7 ? low : high;
-        const int row = i % 7;
-        const E* const at = row == 0   ? base
-                            : row == 3 ? at_bytes(base, p3)
-                            : row == 5 ? at_bytes(base, p5)
-                            : row == 6 ? at_bytes(base, 2 * p3)
-                                       : at_bytes(base, row * p1);
-        const auto factor = splat(at);
+        const auto factor = splat(i < 7 ? steps.row(low, i) : steps.row(high, i - 7));
         DWCONV_UNROLL
         for (int j = 0; j < kColumns; ++j) multiply_add(acc[i][j], factor, b[j]);
       }

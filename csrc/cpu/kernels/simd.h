@@ -37,6 +37,22 @@ DWCONV_INLINE void expect(const void* begin, const void* end) {
   for (const char* at = static_cast<const char*>(begin); at < end; at += kCacheLine) __builtin_prefetch(at, 1);
 }
 
+// Rows at equal distances in an unrolled loop: seven are within reach of one base by the address forms [base + {1, 2, 4} * p1],
+// [base + {1, 2} * p3], [base + p5]; a pointer a row would not fit into the general registers. The empty asm keeps the compiler
+// from making those pointers.
+struct RowSteps {
+  explicit DWCONV_INLINE RowSteps(int64_t bytes) : p1(bytes), p3(3 * bytes), p5(5 * bytes) {
+    asm("" : "+r"(p1), "+r"(p3), "+r"(p5));
+  }
+  // 0 <= row < 7
+  template <class T>
+  DWCONV_INLINE const T* row(const T* base, int row) const {
+    const int64_t bytes = row == 0 ? 0 : row == 3 ? p3 : row == 5 ? p5 : row == 6 ? 2 * p3 : row * p1;
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + bytes);
+  }
+  int64_t p1, p3, p5;
+};
+
 template <class A>
 struct VecOf;
 template <>
