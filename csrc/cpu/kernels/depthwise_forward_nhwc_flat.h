@@ -1,4 +1,4 @@
-// Depthwise correlation, channels last, stride 1, for numbers of channels that leave much of a vector idle:
+// Depthwise correlation, channels last, stride 1, along rows of pixels (nhwc_family in choose.cpp says when):
 //
 //   out[n, y, j] = act(bias[j % C] + sum_{r, s} w[r, s, j % C] * in[n, y + r - pad_h, j + (s - pad_w) * C])
 //
