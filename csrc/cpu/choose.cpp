@@ -13,6 +13,14 @@ const char* dtype_name(DType dtype) {
 }
 const char* layout_name(Layout layout) { return layout == Layout::kNHWC ? "channels_last" : "NCHW"; }
 
+int64_t input_bytes(const DepthwiseProblem& p) {
+  return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
+}
+int64_t output_bytes(const DepthwiseProblem& p) { return element_size(p.out_dtype) * p.batch * p.channels * p.out_h * p.out_w; }
+bool comes_from_memory(const DepthwiseProblem& p, const Machine& machine) {
+  return input_bytes(p) + output_bytes(p) >= machine.l3_bytes / 2;
+}
+
 bool is_of(const KernelRow& row, std::string_view family) {
   return std::string_view(row.name).find(family) != std::string_view::npos;
 }
@@ -38,14 +46,10 @@ constexpr NchwCosts kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}, {}}
 constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}, {1.2, 5, 0, 0, 160}};
 constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
 
-int64_t moved_bytes(const DepthwiseProblem& p) {
-  return element_size(p.dtype) * p.batch * p.channels * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w);
-}
-
 // A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
 bool is_large(const DepthwiseProblem& p) {
   constexpr int64_t kLarge = 16 << 20;
-  return moved_bytes(p) >= kLarge;
+  return input_bytes(p) + output_bytes(p) >= kLarge;
 }
 
 // A plan is made at every call and looks at many rows: numbers first, no strings.
@@ -122,7 +126,7 @@ const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const Dep
   const FlatCost& cost = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
   double flat = cost.element * (1 + cost.row_ends / std::max<int64_t>(p.out_w, 1));
   // From memory the order of addresses counts (far_rows.h makes up for some of it).
-  if (moved_bytes(p) >= machine.l3_bytes / 2) flat *= converted ? 0.85 : 0.75;
+  if (comes_from_memory(p, machine)) flat *= converted ? 0.85 : 0.75;
   double of_channels = static_cast<double>(ceil_div(channels, lanes) * lanes) / channels;
   if (!wide && channels % lanes != 0) of_channels *= converted ? 3 : 1.2;  // vectors in part go through a buffer
   const auto fits = [&](const KernelRow& row) { return is_flat(row) && takes_filter(row, p); };

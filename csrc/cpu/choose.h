@@ -18,6 +18,11 @@ const char* dtype_name(DType dtype);
 const char* layout_name(Layout layout);
 int64_t lanes_of(DType dtype, const IsaKernels& isa);
 
+int64_t input_bytes(const DepthwiseProblem& p);
+int64_t output_bytes(const DepthwiseProblem& p);
+// L3 does not keep both operands from call to call.
+bool comes_from_memory(const DepthwiseProblem& p, const Machine& machine);
+
 bool is_of(const KernelRow& row, std::string_view family);
 inline bool is_transposed(const KernelRow& row) { return is_of(row, "_transposed"); }
 inline bool is_direct(const KernelRow& row) { return is_of(row, "_direct"); }

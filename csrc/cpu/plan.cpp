@@ -31,12 +31,6 @@ int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_ro
   return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
 }
 
-int64_t input_bytes(const DepthwiseProblem& p) {
-  return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
-}
-
-int64_t output_bytes(const DepthwiseProblem& p) { return element_size(p.out_dtype) * p.batch * p.channels * p.out_h * p.out_w; }
-
 // Whether a channels_last input comes from a far cache. A forward pass does little with an element and gains by going through it
 // in order first (far_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close
 // together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
@@ -53,7 +47,7 @@ bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
 bool is_in_memory(const DepthwiseProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kLongPixel = 512;  // bytes
   if (p.layout != Layout::kNHWC || (forward && p.channels * element_size(p.dtype) >= kLongPixel)) return false;
-  return input_bytes(p) + output_bytes(p) >= machine.l3_bytes / 2;
+  return comes_from_memory(p, machine);
 }
 
 // Whether tiles ask for the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
