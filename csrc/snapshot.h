@@ -6,13 +6,14 @@
 //
 // A snapshot is a tuple, so that Python's garbage collector sees the cycles it is part of (a module keeps one of itself):
 //   (module, its type, its __dict__, contents of the __dict__, (a dict in it, its contents), ...) for each module,
-//   the tensors, and their versions and addresses behind that of the selected instruction set, as bytes.
+//   the tensors, their versions and addresses behind that of the selected instruction set, as bytes, and Lines, as bytes.
 // The contents of a dict are its keys and values in turn, held and compared by identity.
 #pragma once
 
 #include <pybind11/pybind11.h>
 #include <string.h>
 
+#include <set>
 #include <vector>
 
 #include "cpu/cpu_features.h"
@@ -39,37 +40,69 @@ inline bool is_kept(PyObject* key) {
   return PyUnicode_Check(key) && PyUnicode_GET_LENGTH(key) == PyUnicode_GET_LENGTH(kept) && PyUnicode_Compare(key, kept) == 0;
 }
 
-// Calls body(key, value) for each item, until one returns false.
-template <class Body>
-bool each_item(PyObject* dict, Body body) {
+inline py::tuple contents(PyObject* dict) {
+  py::list items;
   Py_ssize_t at = 0;
   PyObject *key, *value;
   while (PyDict_Next(dict, &at, &key, &value)) {
-    if (!is_kept(key) && !body(key, value)) return false;
-  }
-  return true;
-}
-
-inline py::tuple contents(PyObject* dict) {
-  py::list items;
-  each_item(dict, [&](PyObject* key, PyObject* value) {
+    if (is_kept(key)) continue;
     items.append(py::handle(key));
     items.append(py::handle(value));
-    return true;
-  });
+  }
   return py::tuple(items);
 }
 
 inline bool has_contents(PyObject* dict, PyObject* items) {
   const Py_ssize_t count = PyTuple_GET_SIZE(items);
-  Py_ssize_t i = 0;
-  const bool same = each_item(dict, [&](PyObject* key, PyObject* value) {
-    const bool here = i + 1 < count && PyTuple_GET_ITEM(items, i) == key && PyTuple_GET_ITEM(items, i + 1) == value;
-    i += 2;
-    return here;
-  });
-  return same && i == count;
+  Py_ssize_t i = 0, at = 0;
+  PyObject *key, *value;
+  while (PyDict_Next(dict, &at, &key, &value)) {
+    if (i < count && PyTuple_GET_ITEM(items, i) == key && PyTuple_GET_ITEM(items, i + 1) == value) {
+      i += 2;
+    } else if (!is_kept(key)) {  // last: it reads the key itself
+      return false;
+    }
+  }
+  return i == count;
 }
+
+// The cache lines that a check reads, as far as they are known: addresses to prefetch, which may be stale.
+//
+// Between two blocks of a network megabytes go through the caches, and a check's lines, more than 200, lie in L3 or memory again.
+// Read as they come, most wait for the one before; asked for all at once they come at the rate of the cache.
+class Lines {
+ public:
+  void add(const void* begin, size_t bytes) {
+    const uintptr_t first = reinterpret_cast<uintptr_t>(begin);
+    for (uintptr_t line = first / kLine; line <= (first + bytes - 1) / kLine; ++line) lines_.insert(line * kLine);
+  }
+  void add_tuple(PyObject* tuple) { add(tuple, sizeof(PyTupleObject) + PyTuple_GET_SIZE(tuple) * sizeof(PyObject*)); }
+  void add_dict(PyObject* object) {
+    const auto* const dict = reinterpret_cast<PyDictObject*>(object);
+    const size_t items = PyDict_GET_SIZE(object);
+    add(dict, sizeof *dict);
+    if (items == 0) return;
+    constexpr size_t kHeader = 32, kIndexed = 2 + 3 * sizeof(void*);  // a share of the index, hash, key and value
+    add(dict->ma_keys, kHeader + items * kIndexed);
+    if (dict->ma_values != nullptr) add(dict->ma_values, items * sizeof(void*));
+  }
+  py::bytes bytes() const {
+    const std::vector<uintptr_t> addresses(lines_.begin(), lines_.end());
+    return py::bytes(reinterpret_cast<const char*>(addresses.data()), addresses.size() * sizeof(uintptr_t));
+  }
+  static void prefetch(PyObject* bytes) {
+    const char* const text = PyBytes_AS_STRING(bytes);
+    for (Py_ssize_t at = 0; at < PyBytes_GET_SIZE(bytes); at += sizeof(uintptr_t)) {
+      uintptr_t line;
+      memcpy(&line, text + at, sizeof line);
+      __builtin_prefetch(reinterpret_cast<const void*>(line));
+    }
+  }
+
+ private:
+  static constexpr uintptr_t kLine = 64;
+  std::set<uintptr_t> lines_;
+};
 
 inline int64_t integer(PyObject* owned) {
   const py::object number = py::reinterpret_steal<py::object>(owned);
@@ -93,28 +126,44 @@ inline std::vector<int64_t> tensor_states(PyObject* tensors) {
 
 inline py::tuple snapshot(const py::list& modules, const py::tuple& tensors) {
   py::list parts;
+  Lines lines;
+  const auto note = [&](py::list& part, const py::handle dict) {
+    const py::tuple items = contents(dict.ptr());
+    part.append(dict);
+    part.append(items);
+    lines.add_dict(dict.ptr());
+    lines.add_tuple(items.ptr());
+  };
   for (const py::handle module : modules) {
     const py::object attributes = module.attr("__dict__");
     py::list part;
     part.append(module);
     part.append(py::type::handle_of(module));
-    part.append(attributes);
-    part.append(contents(attributes.ptr()));
-    each_item(attributes.ptr(), [&](PyObject*, PyObject* value) {
-      if (PyDict_Check(value)) {
-        part.append(py::handle(value));
-        part.append(contents(value));
-      }
-      return true;
-    });
+    note(part, attributes);
+    for (const auto& [name, value] : py::reinterpret_borrow<py::dict>(attributes)) {
+      if (!is_kept(name.ptr()) && PyDict_Check(value.ptr())) note(part, value);
+    }
     parts.append(py::tuple(part));
+    lines.add(module.ptr(), sizeof(PyObject));
+    lines.add_tuple(PyList_GET_ITEM(parts.ptr(), PyList_GET_SIZE(parts.ptr()) - 1));
   }
+  for (const py::handle tensor : tensors) {
+    constexpr size_t kTensor = 192, kStorage = 64;  // of c10's TensorImpl and StorageImpl
+    const auto cdata = [](const py::object& of) { return reinterpret_cast<const void*>(py::cast<uintptr_t>(of.attr("_cdata"))); };
+    lines.add(tensor.ptr(), sizeof(PyObject) + sizeof(void*));
+    lines.add(cdata(py::reinterpret_borrow<py::object>(tensor)), kTensor);
+    lines.add(cdata(tensor.attr("untyped_storage")()), kStorage);
+  }
+  const py::tuple all(parts);
+  lines.add_tuple(all.ptr());
+  lines.add_tuple(tensors.ptr());
   const std::vector<int64_t> states = tensor_states(tensors.ptr());
-  return py::make_tuple(py::tuple(parts), tensors,
-                        py::bytes(reinterpret_cast<const char*>(states.data()), states.size() * sizeof(int64_t)));
+  return py::make_tuple(all, tensors, py::bytes(reinterpret_cast<const char*>(states.data()), states.size() * sizeof(int64_t)),
+                        lines.bytes());
 }
 
 inline bool is_current(const py::tuple& snapshot) {
+  Lines::prefetch(PyTuple_GET_ITEM(snapshot.ptr(), 3));
   PyObject* const parts = PyTuple_GET_ITEM(snapshot.ptr(), 0);
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(parts); ++i) {
     PyObject* const part = PyTuple_GET_ITEM(parts, i);

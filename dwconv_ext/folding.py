@@ -57,7 +57,7 @@ class Kept(NamedTuple):
 
     def is_of(self, snapshot: tuple, settings: tuple) -> bool:
         """Whether it would be the same for another snapshot: the modules may have changed in what does not matter."""
-        tensors, states = self.snapshot[1:]
+        tensors, states = self.snapshot[1:3]
         return self.settings == settings and states == snapshot[2] and all(map(operator.is_, tensors, snapshot[1]))
 
 
