@@ -41,7 +41,7 @@ struct NchwCosts {
   RowsCost rows;
   RowsCost direct, direct_any;  // of 64-byte sets: squares, any other filter
 };
-constexpr NchwCosts kForward = {7, 7, 1.25, {1, 6, 50, 150, 120}, {}, {}};
+constexpr NchwCosts kForward = {5, 7, 1.25, {1, 3, 50, 150, 150}, {}, {}};
 constexpr NchwCosts kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}, {}};
 constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}, {1.2, 5, 0, 0, 160}};
 constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
