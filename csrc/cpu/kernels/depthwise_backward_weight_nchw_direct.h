@@ -30,9 +30,7 @@ enum class Reads { kAll, kRows, kMasked };
 
 template <Reads kReads, class T>
 DWCONV_INLINE auto load_as(const T* p, LaneMask lanes) {
-  auto v = kReads == Reads::kMasked ? load_masked(p, lanes) : load(p);
-  keep_in_register(v);
-  return v;
+  return in_register(kReads == Reads::kMasked ? load_masked(p, lanes) : load(p));
 }
 
 // A channel's operands: the strides of a row and from an image to the next, and where they end.

@@ -109,10 +109,7 @@ class Walk {
     DWCONV_INLINE void set(const A* w) {
       weight = w;
       DWCONV_UNROLL
-      for (int i = 0; kKept && i < kKernel * kKernel; ++i) {
-        kept[i] = broadcast(weight[i]);
-        keep_in_register(kept[i]);
-      }
+      for (int i = 0; kKept && i < kKernel * kKernel; ++i) kept[i] = in_register(broadcast(weight[i]));
     }
     DWCONV_INLINE Vec<A> operator[](int i) const { return kKept ? kept[i] : broadcast(weight[i]); }
 

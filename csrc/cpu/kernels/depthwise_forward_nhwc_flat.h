@@ -85,15 +85,11 @@ struct FlatRows {
     for (int y = 0; y < kRows; ++y) store_some<!kEdge>(out + y * out_step + j, acc[y][0], columns);
   }
 
-  static DWCONV_INLINE Vec<A> in_register(Vec<A> v) {
-    keep_in_register(v);
-    return v;
-  }
-
   // Most are whole or empty; a masked load is slow but with AVX-512.
   static DWCONV_INLINE Vec<A> load_edge(const T* at, LaneMask lanes) {
     constexpr LaneMask kAll = static_cast<LaneMask>((1u << kVec) - 1u);
-    return DWCONV_VECTOR_BYTES != 64 && lanes == kAll ? load(at) : load_masked(at, lanes);
+    if (DWCONV_VECTOR_BYTES == 64) return load_masked(at, lanes);
+    return lanes == kAll ? load(at) : lanes == 0 ? Vec<A>{} : load_masked(at, lanes);
   }
 
   template <bool kAllRows>

@@ -281,18 +281,20 @@ DWCONV_INLINE void store_some(T* p, V v, int lanes) {
 
 // ---- lanes whose bit is set --------------------------------------------------------------------------------------------
 
-// Both keep_in_register: what the compiler would otherwise read from memory again wherever it is used.
+// in_register: what the compiler would otherwise read from memory again wherever it is used.
 #if DWCONV_INTRINSICS == 64
 using LaneMask = __mmask16;
-DWCONV_INLINE void keep_in_register(LaneMask& mask) { asm("" : "+Yk"(mask)); }
 template <class V>
-DWCONV_INLINE void keep_in_register(V& v) {
+DWCONV_INLINE V in_register(V v) {
   asm("" : "+v"(v));
+  return v;
 }
 #else
 using LaneMask = uint32_t;
 template <class V>
-DWCONV_INLINE void keep_in_register(V&) {}
+DWCONV_INLINE V in_register(V v) {
+  return v;
+}
 #endif
 
 // load_masked: the others are zero, their memory is not touched. store_masked: they are not written. add_masked: sum + a * b;
