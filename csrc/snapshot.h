@@ -13,7 +13,7 @@
 #include <pybind11/pybind11.h>
 #include <string.h>
 
-#include <set>
+#include <algorithm>
 #include <vector>
 
 #include "cpu/cpu_features.h"
@@ -66,15 +66,20 @@ inline bool has_contents(PyObject* dict, PyObject* items) {
   return i == count;
 }
 
+template <class T>
+py::bytes as_bytes(const std::vector<T>& numbers) {
+  return py::bytes(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T));
+}
+
 // The cache lines that a check reads, as far as they are known: addresses to prefetch, which may be stale.
 //
-// Between two blocks of a network megabytes go through the caches, and a check's lines, more than 200, lie in L3 or memory again.
+// Between two blocks of a network megabytes go through the caches, and a check's lines, some 300, lie in L3 or memory again.
 // Read as they come, most wait for the one before; asked for all at once they come at the rate of the cache.
 class Lines {
  public:
   void add(const void* begin, size_t bytes) {
     const uintptr_t first = reinterpret_cast<uintptr_t>(begin);
-    for (uintptr_t line = first / kLine; line <= (first + bytes - 1) / kLine; ++line) lines_.insert(line * kLine);
+    for (uintptr_t line = first / kLine; line <= (first + bytes - 1) / kLine; ++line) addresses_.push_back(line * kLine);
   }
   void add_tuple(PyObject* tuple) { add(tuple, sizeof(PyTupleObject) + PyTuple_GET_SIZE(tuple) * sizeof(PyObject*)); }
   void add_dict(PyObject* object) {
@@ -86,9 +91,10 @@ class Lines {
     add(dict->ma_keys, kHeader + items * kIndexed);
     if (dict->ma_values != nullptr) add(dict->ma_values, items * sizeof(void*));
   }
-  py::bytes bytes() const {
-    const std::vector<uintptr_t> addresses(lines_.begin(), lines_.end());
-    return py::bytes(reinterpret_cast<const char*>(addresses.data()), addresses.size() * sizeof(uintptr_t));
+  py::bytes bytes() {
+    std::sort(addresses_.begin(), addresses_.end());
+    addresses_.erase(std::unique(addresses_.begin(), addresses_.end()), addresses_.end());
+    return as_bytes(addresses_);
   }
   static void prefetch(PyObject* bytes) {
     const char* const text = PyBytes_AS_STRING(bytes);
@@ -101,7 +107,7 @@ class Lines {
 
  private:
   static constexpr uintptr_t kLine = 64;
-  std::set<uintptr_t> lines_;
+  std::vector<uintptr_t> addresses_;
 };
 
 inline int64_t integer(PyObject* owned) {
@@ -143,23 +149,22 @@ inline py::tuple snapshot(const py::list& modules, const py::tuple& tensors) {
     for (const auto& [name, value] : py::reinterpret_borrow<py::dict>(attributes)) {
       if (!is_kept(name.ptr()) && PyDict_Check(value.ptr())) note(part, value);
     }
-    parts.append(py::tuple(part));
+    const py::tuple fixed(part);
+    parts.append(fixed);
     lines.add(module.ptr(), sizeof(PyObject));
-    lines.add_tuple(PyList_GET_ITEM(parts.ptr(), PyList_GET_SIZE(parts.ptr()) - 1));
+    lines.add_tuple(fixed.ptr());
   }
   for (const py::handle tensor : tensors) {
     constexpr size_t kTensor = 192, kStorage = 64;  // of c10's TensorImpl and StorageImpl
-    const auto cdata = [](const py::object& of) { return reinterpret_cast<const void*>(py::cast<uintptr_t>(of.attr("_cdata"))); };
+    const auto cdata = [](const py::handle of) { return reinterpret_cast<const void*>(py::cast<uintptr_t>(of.attr("_cdata"))); };
     lines.add(tensor.ptr(), sizeof(PyObject) + sizeof(void*));
-    lines.add(cdata(py::reinterpret_borrow<py::object>(tensor)), kTensor);
+    lines.add(cdata(tensor), kTensor);
     lines.add(cdata(tensor.attr("untyped_storage")()), kStorage);
   }
   const py::tuple all(parts);
   lines.add_tuple(all.ptr());
   lines.add_tuple(tensors.ptr());
-  const std::vector<int64_t> states = tensor_states(tensors.ptr());
-  return py::make_tuple(all, tensors, py::bytes(reinterpret_cast<const char*>(states.data()), states.size() * sizeof(int64_t)),
-                        lines.bytes());
+  return py::make_tuple(all, tensors, as_bytes(tensor_states(tensors.ptr())), lines.bytes());
 }
 
 inline bool is_current(const py::tuple& snapshot) {
