@@ -138,7 +138,7 @@ extensions = [
     CppExtension(
         "dwconv_ext._C",
         # The instruction-set files take longest: first, so that they start first. AMX and AVX512-BF16 have few kernels.
-        sorted(sources("csrc/cpu/kernels/*.cpp"), key=lambda path: "amx" in path or "bf16" in path)
+        sorted(sources("csrc/cpu/kernels/isa/*.cpp"), key=lambda path: "amx" in path or "bf16" in path)
         + sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
         include_dirs=[PYBIND11],
         extra_compile_args=[

@@ -24,7 +24,6 @@ py::dict row_dict(const KernelRow& row) {
   d["op"] = row.op;
   d["pass"] = row.pass;
   d["dtype"] = dtype_name(row.dtype);
-  d["out_dtype"] = dtype_name(row.out_dtype);
   d["layout"] = layout_name(row.layout);
   d["filter"] = row.filter;
   d["stride"] = row.stride;
@@ -36,7 +35,9 @@ py::dict row_dict(const KernelRow& row) {
 py::list kernel_table() {
   py::list rows;
   for (const IsaKernels& isa : supported_isas()) {
-    for (int32_t i = 0; i < isa.table.count; ++i) rows.append(row_dict(isa.table.rows[i]));
+    for (const KernelTable& table : isa.tables) {
+      for (int32_t i = 0; i < table.count; ++i) rows.append(row_dict(table.rows[i]));
+    }
   }
   return rows;
 }

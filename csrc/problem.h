@@ -28,6 +28,8 @@ enum class ActivationKind : int32_t {
   kLeakyRelu,
 };
 
+static constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
 struct Activation {
   ActivationKind kind = ActivationKind::kIdentity;
   double slope = 0.01;  // leaky_relu only
@@ -36,7 +38,7 @@ struct Activation {
 // All strides are in elements.
 struct DepthwiseProblem {
   DType dtype = DType::kFloat32;      // of input and, but for a fused stage, output
-  DType out_dtype = DType::kFloat32;  // another where the output is a fused block's scratch
+  DType out_dtype = DType::kFloat32;  // another where the output is a fused block's scratch or the input was staged
   Layout layout = Layout::kNCHW;
   int64_t batch = 0, channels = 0, depth = 1;
   int64_t in_h = 0, in_w = 0, out_h = 0, out_w = 0;
@@ -108,8 +110,8 @@ struct PointwiseFormat {
   DType dtype;
 };
 
-// The fused block. The depthwise stage is a kNHWC kernel of out_type = the pointwise format's: of the input's type and strides
-// in channels_last, of the accumulation type in NCHW, where the block's kernel transposes the input for it.
+// The fused block. The depthwise stage is a kNHWC kernel whose out_dtype is the pointwise format's: of the input's type and
+// strides in channels_last, of the accumulation type in NCHW, where the block's kernel transposes the input for it.
 struct SeparableArgs {
   DepthwiseArgs depthwise;  // of the whole input; the block's kernel cuts it
   DepthwiseKernel depthwise_kernel = nullptr;
@@ -119,8 +121,9 @@ struct SeparableArgs {
   const void* residual = nullptr;   // contiguous like the output, or null
   void* output = nullptr;           // contiguous in its layout
   Activation activation;
-  int64_t rows_per_tile = 1;  // of the batch * out_h output rows
-  int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
+  int64_t rows_per_tile = 1;         // of the batch * out_h output rows
+  int64_t splits = 1;                // ranges of output channels; tile = rows * splits + split
+  bool stage_needs_scratch = false;  // the depthwise kernel's own, after the block's
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);
 
@@ -157,7 +160,6 @@ struct KernelRow {
   const char* op;
   const char* pass;
   DType dtype;
-  DType out_dtype;
   Layout layout;
   int32_t filter, stride;
   Layout weight_order;  // of the packed weights (DepthwiseArgs)
@@ -175,7 +177,6 @@ struct KernelRow {
 struct KernelTable {
   const KernelRow* rows;
   int32_t count;
-  int32_t vector_bytes;
 };
 
 }  // namespace dwconv

@@ -5,7 +5,6 @@
 
 namespace dwconv {
 
-int64_t element_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 const char* dtype_name(DType dtype) {
   static const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
@@ -24,7 +23,22 @@ bool comes_from_memory(const DepthwiseProblem& p, const Machine& machine) {
 bool is_of(const KernelRow& row, std::string_view family) {
   return std::string_view(row.name).find(family) != std::string_view::npos;
 }
-int64_t lanes_of(DType dtype, const IsaKernels& isa) { return isa.table.vector_bytes / accumulate_size(dtype); }
+
+const IsaKernels& set_of(DType dtype, const IsaKernels& isa) {
+  // A set has all of a dtype's depthwise kernels or none; the forward pass's come first.
+  const auto has = [&](const KernelTable& table) {
+    return std::any_of(table.rows, table.rows + table.count,
+                       [&](const KernelRow& row) { return row.dtype == dtype && row.depthwise != nullptr; });
+  };
+  const IsaKernels* set = &isa;
+  while (set->base != nullptr && !has(set->tables.front())) set = set->base;
+  return *set;
+}
+int64_t lanes_of(DType dtype, const IsaKernels& isa) { return set_of(dtype, isa).vector_bytes / accumulate_size(dtype); }
+
+bool converts(const KernelRow& row) {
+  return row.depthwise != nullptr && row.layout == Layout::kNHWC && element_size(row.dtype) == 2 && row.filter != 3;
+}
 
 namespace {
 
@@ -54,7 +68,7 @@ bool is_large(const DepthwiseProblem& p) {
 
 // A plan is made at every call and looks at many rows: numbers first, no strings.
 bool is_for(const KernelRow& row, std::string_view op, std::string_view pass, const DepthwiseProblem& p) {
-  return row.dtype == p.dtype && row.out_dtype == p.out_dtype && row.layout == p.layout && row.op == op && row.pass == pass;
+  return row.dtype == p.dtype && row.layout == p.layout && row.op == op && row.pass == pass;
 }
 
 bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
@@ -66,7 +80,7 @@ bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
   const bool direct = dense && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
   // The flat ones know rows of pixels as rows of numbers. (Where strides are not given, pixels lie close together.)
   const auto close = [&](int64_t stride) { return stride == 0 || stride == p.channels; };
-  const bool flat = p.depth == 1 && close(p.in_stride_w) && close(p.out_stride_w);
+  const bool flat = p.depth == 1 && p.out_dtype == p.dtype && close(p.in_stride_w) && close(p.out_stride_w);
   return filter && stride && (direct || !is_direct(row)) && (flat || !is_flat(row));
 }
 
@@ -75,9 +89,10 @@ template <class Wanted>
 const KernelRow* first_row(const IsaKernels& isa, std::string_view op, std::string_view pass, const DepthwiseProblem& p,
                            Wanted wanted) {
   for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
-    for (int32_t i = 0; i < set->table.count; ++i) {
-      const KernelRow& row = set->table.rows[i];
-      if (is_for(row, op, pass, p) && wanted(row)) return &row;
+    for (const KernelTable& table : set->tables) {
+      for (const KernelRow* row = table.rows; row < table.rows + table.count; ++row) {
+        if (is_for(*row, op, pass, p) && wanted(*row)) return row;
+      }
     }
   }
   return nullptr;
@@ -122,7 +137,7 @@ constexpr FlatCost kFlat64 = {0.84, 5}, kFlat64Converted = {1.02, 4}, kFlatNarro
 
 const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p) {
   const int64_t lanes = lanes_of(p.dtype, isa), channels = std::max<int64_t>(p.channels, 1);
-  const bool wide = isa.table.vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);
+  const bool wide = set_of(p.dtype, isa).vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);
   const FlatCost& cost = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
   double flat = cost.element * (1 + cost.row_ends / std::max<int64_t>(p.out_w, 1));
   // From memory the order of addresses counts (far_rows.h makes up for some of it).
@@ -136,7 +151,7 @@ const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const Dep
 const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {
   if (p.layout == Layout::kNHWC) return "";
   const int64_t lanes = lanes_of(p.dtype, isa);
-  const bool wide = isa.table.vector_bytes == 64;
+  const bool wide = set_of(p.dtype, isa).vector_bytes == 64;
   // A strided input gradient's rows are written element by element, for which the narrow sets' costs stand everywhere.
   const NchwCosts& costs = pass == "backward_weight"   ? wide ? kBackwardWeight64 : kBackwardWeight
                            : wide && pass == "forward" ? kForward64
@@ -147,7 +162,8 @@ const char* nchw_family(const IsaKernels& isa, std::string_view pass, const Dept
   };
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
   const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
-  const bool unrolled = p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 && p.dilation_h * p.dilation_w == 1;
+  const bool unrolled = p.dtype != DType::kFloat64 && p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 &&
+                        p.dilation_h * p.dilation_w == 1;
   const bool halves = p.stride_h == 2 && p.stride_w == 2;
   const auto in_rows = [&](const RowsCost& cost, double tap) {
     const double staging = inputs == 1 ? cost.stage : halves ? cost.stage_halves : cost.stage_elements;

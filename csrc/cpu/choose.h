@@ -1,4 +1,4 @@
-// Which row of the kernel table a pass gets: a function of the problem, the instruction set and, for tests, the forced row.
+// Which row of the kernel tables a pass gets: a function of the problem, the instruction set and, for tests, the forced row.
 // plan.cpp makes tiles of it.
 #pragma once
 
@@ -12,10 +12,11 @@ namespace dwconv {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t element_size(DType dtype);
 int64_t accumulate_size(DType dtype);
 const char* dtype_name(DType dtype);
 const char* layout_name(Layout layout);
+// The set whose depthwise and BatchNorm kernels a dtype gets: the one given, or the next below that has any.
+const IsaKernels& set_of(DType dtype, const IsaKernels& isa);
 int64_t lanes_of(DType dtype, const IsaKernels& isa);
 
 int64_t input_bytes(const DepthwiseProblem& p);
@@ -28,6 +29,9 @@ inline bool is_transposed(const KernelRow& row) { return is_of(row, "_transposed
 inline bool is_direct(const KernelRow& row) { return is_of(row, "_direct"); }
 inline bool is_rows(const KernelRow& row) { return is_of(row, "_rows"); }
 inline bool is_flat(const KernelRow& row) { return is_of(row, "_flat"); }
+
+// Whether a kernel can't do without scratch: it stages 16-bit elements as float32 (kernels/stage_lines.h).
+bool converts(const KernelRow& row);
 
 // The first row of the family that takes the problem, in the set or those below it; the forced one where that fits.
 // std::runtime_error names the rows that came nearest where there is none.

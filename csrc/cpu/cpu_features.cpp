@@ -16,11 +16,14 @@
 
 namespace dwconv {
 
-#define DWCONV_DECLARE_ISA(ns) \
-  namespace ns {               \
-  KernelTable kernel_table();  \
+#define DWCONV_DECLARE_ISA(ns)      \
+  namespace ns {                    \
+  KernelTable forward_nhwc_table(); \
+  KernelTable forward_nchw_table(); \
+  KernelTable backward_table();     \
+  KernelTable blocks_table();       \
   }
-#define DWCONV_ADD_ISA(found, ns, id, base) found.push_back({id, #ns, ns::kernel_table(), base})
+#define DWCONV_ALL_TABLES(ns) ns::forward_nhwc_table(), ns::forward_nchw_table(), ns::backward_table(), ns::blocks_table()
 
 DWCONV_DECLARE_ISA(baseline)
 #if defined(DWCONV_BUILDS_X86)
@@ -75,21 +78,21 @@ bool has_amx() {
 std::vector<IsaKernels> find_isas() {
   std::vector<IsaKernels> found;
   found.reserve(5);  // the sets point at one another
-  DWCONV_ADD_ISA(found, baseline, Isa::kBaseline, nullptr);
+  found.push_back({Isa::kBaseline, "baseline", 16, {DWCONV_ALL_TABLES(baseline)}, nullptr});
 #if defined(DWCONV_BUILDS_X86)
   __builtin_cpu_init();
   if (!has_avx2()) return found;
-  DWCONV_ADD_ISA(found, avx2, Isa::kAvx2, nullptr);
+  found.push_back({Isa::kAvx2, "avx2", 32, {DWCONV_ALL_TABLES(avx2)}, nullptr});  // it has all
   if (!has_avx512()) return found;
-  DWCONV_ADD_ISA(found, avx512, Isa::kAvx512, nullptr);
+  found.push_back({Isa::kAvx512, "avx512", 64, {DWCONV_ALL_TABLES(avx512)}, &found.back()});
 #endif
 #if defined(DWCONV_BUILDS_AVX512_BF16)
   if (!has_avx512_bf16()) return found;
-  DWCONV_ADD_ISA(found, avx512_bf16, Isa::kAvx512Bf16, &found.back());
+  found.push_back({Isa::kAvx512Bf16, "avx512_bf16", 64, {DWCONV_ALL_TABLES(avx512_bf16)}, &found.back()});
 #endif
 #if defined(DWCONV_BUILDS_AMX)
   if (!has_amx()) return found;
-  DWCONV_ADD_ISA(found, amx, Isa::kAmx, &found.back());
+  found.push_back({Isa::kAmx, "amx", 64, {amx::blocks_table()}, &found.back()});
 #endif
   return found;
 }

@@ -11,8 +11,9 @@ namespace dwconv {
 struct IsaKernels {
   Isa isa;
   const char* name;
-  KernelTable table;
-  const IsaKernels* base;  // where the set is not complete, the one that has what it lacks
+  int32_t vector_bytes;
+  std::vector<KernelTable> tables;  // a family each
+  const IsaKernels* base;           // the one that has what the set lacks
 };
 
 // Only rows of this name, filter and stride, where they fit; for tests and measurements. A null name forces nothing.

@@ -7,7 +7,6 @@
 
 namespace dwconv::cuda {
 
-int64_t element_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 const std::vector<const KernelRow*>& kernel_table() {

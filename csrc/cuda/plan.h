@@ -108,7 +108,6 @@ class Ranking {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int64_t element_size(DType dtype);
 int64_t accumulate_size(DType dtype);
 
 // The kernel of a pass that has one for each dtype.

@@ -107,11 +107,11 @@ void batch_norm_backward_nchw(const BatchNormArgs& args, void*, Tiles tiles) {
   for (int64_t c; next_tile(tiles, &c);) run(args, c);
 }
 
-template <class T>
+template <class T, int = 0>
 int64_t batch_norm_forward_nchw_scratch(const DepthwiseProblem&, int64_t) {
   return 0;
 }
-template <class T>
+template <class T, int = 0>
 int64_t batch_norm_backward_nchw_scratch(const DepthwiseProblem&, int64_t) {
   return 0;
 }

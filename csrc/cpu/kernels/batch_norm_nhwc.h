@@ -152,11 +152,11 @@ void batch_norm_backward_nhwc(const BatchNormArgs& args, void* scratch, Tiles ti
   for (int64_t part; next_tile(tiles, &part);) run(args, part, scratch);
 }
 
-template <class T>
+template <class T, int = 0>
 int64_t batch_norm_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
   return batch_norm_nhwc_sums_bytes<T>(p);
 }
-template <class T>
+template <class T, int = 0>
 int64_t batch_norm_backward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
   return batch_norm_nhwc_sums_bytes<T>(p);
 }

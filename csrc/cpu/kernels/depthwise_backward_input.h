@@ -18,6 +18,7 @@
 
 #include "depthwise_backward_input_phases.h"
 #include "depthwise_forward_nchw_transposed.h"
+#include "stage_nchw.h"
 
 namespace dwconv::DWCONV_ISA {
 
@@ -43,31 +44,34 @@ DWCONV_INLINE DepthwiseArgs phase_rows(const BackwardInputArgs& args, const Dept
   return piece;
 }
 
-template <class T, class O>
+// T: of the staged or the stored grad_output; never of 16 bits (depthwise_forward_nhwc.h).
+template <class T>
 DWCONV_INLINE void run_phase(const DepthwiseArgs& piece) {
   const DepthwiseProblem& p = piece.problem;
   if (p.out_h <= 0 || p.out_w <= 0) return;
-  const bool square = p.kernel_h == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1;
-  if (square && p.kernel_h == 3) return depthwise_forward_nhwc<T, O, 3, 1>(piece, nullptr, one_tile());
-  if (square && p.kernel_h == 5) return depthwise_forward_nhwc<T, O, 5, 1>(piece, nullptr, one_tile());
-  depthwise_forward_nhwc<T, O, 0, 0>(piece, nullptr, one_tile());
+  if constexpr (kUnrollsFilters<T>) {
+    const bool square = p.kernel_h == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1;
+    if (square && p.kernel_h == 3) return cores::depthwise_forward_nhwc<T, 3, 1>(piece, nullptr, one_tile());
+    if (square && p.kernel_h == 5) return cores::depthwise_forward_nhwc<T, 5, 1>(piece, nullptr, one_tile());
+  }
+  cores::depthwise_forward_nhwc<T, 0, 0>(piece, nullptr, one_tile());
 }
 
-// Rows [row, row + rows_per_tile) of every phase. `p` has the strides of input, which begins at row in_begin of grad_output, and
-// of output, which begins with the phases' rows; the weights are taken from channel `first` on.
-template <class T, class O>
-void run_phases(const BackwardInputArgs& args, const DepthwiseProblem& p, const T* input, int64_t in_begin, O* output,
+// Rows [row, row + rows_per_tile) of every phase, one by one. `p` has the strides of input, which begins at row in_begin of
+// grad_output, and of output, of p.out_dtype, which begins with the phases' rows; the weights are taken from channel `first` on.
+template <class T>
+void run_phases(const BackwardInputArgs& args, const DepthwiseProblem& p, const T* input, int64_t in_begin, void* output,
                 int64_t row, int64_t first) {
   using A = typename AccumulateType<T>::type;
-  if (try_all_phases<T, O>(args, p, input, in_begin, output, row, first)) return;
   for (int64_t i = 0; i < args.phase_count; ++i) {
     const InputPhase& phase = args.phases[i];
     DepthwiseArgs piece = phase_rows(args, p, phase, row);
     piece.problem.pad_h += in_begin;
     piece.weight = static_cast<const A*>(phase.weight) + first;
     piece.input = input;
-    piece.output = output + phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w;
-    run_phase<T, O>(piece);
+    piece.output = static_cast<char*>(output) +
+                   (phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w) * element_size(p.out_dtype);
+    run_phase<T>(piece);
   }
 }
 
@@ -95,8 +99,16 @@ DWCONV_INLINE Range phases_input_rows(const BackwardInputArgs& args, int64_t row
   return all;
 }
 
+// A bound on their number: the phases' filters span the forward filter's reach, in steps of the stride.
+static inline int64_t most_phase_input_rows(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  const int64_t rows = rows_per_tile + ((p.kernel_h - 1) * p.dilation_h) / p.stride_h + 2;
+  return rows < p.in_h ? rows : p.in_h;
+}
+
+// All phases together where the filter is one of those, else one by one: 16-bit elements by way of float32, in `staged`.
 template <class T>
-void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles tiles) {
+void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void* scratch, Tiles tiles) {
+  using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
   DepthwiseProblem near = p;
   near.far_input = near.far_output = false;
@@ -105,17 +117,30 @@ void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles t
     const int64_t n = tile / row_tiles, row = tile % row_tiles * args.rows_per_tile;
     const T* const grad = static_cast<const T*>(args.input) + n * p.in_stride_n;
     T* const image = static_cast<T*>(args.output) + n * p.out_stride_n + row * p.stride_h * p.out_stride_h;
-    FarRows<T>(p.far_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(phases_input_rows(args, row));
+    const Range in_rows = phases_input_rows(args, row);
+    FarRows<T>(p.far_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(in_rows);
     const int64_t left = p.out_h - row * p.stride_h, rows = args.rows_per_tile * p.stride_h;
     expect_rows(p.far_output, image, p.out_stride_h, {0, rows < left ? rows : left});
-    run_phases<T, T>(args, near, grad, 0, image, row, 0);
+    if (try_all_phases<T>(args, near, grad, 0, image, row, 0)) continue;
+    if constexpr (sizeof(T) != sizeof(A)) {
+      A* const staged = static_cast<A*>(scratch);
+      DepthwiseProblem q = near;
+      q.dtype = kDType<A>;
+      q.in_h = in_rows.end - in_rows.begin;
+      q.in_stride_w = p.channels, q.in_stride_h = p.in_w * p.channels, q.in_stride_m = q.in_h * q.in_stride_h;
+      for (int64_t m = 0; m < p.depth; ++m) {
+        for (int64_t y = 0; y < q.in_h; ++y) {
+          for (int64_t x = 0; x < p.in_w; ++x) {
+            const T* const from = grad + m * p.in_stride_m + (in_rows.begin + y) * p.in_stride_h + x * p.in_stride_w;
+            copy_row(staged + m * q.in_stride_m + y * q.in_stride_h + x * p.channels, from, p.channels);
+          }
+        }
+      }
+      run_phases<A>(args, q, staged, in_rows.begin, image, row, 0);
+    } else {
+      run_phases<T>(args, near, grad, 0, image, row, 0);
+    }
   }
-}
-
-// A bound on their number: the phases' filters span the forward filter's reach, in steps of the stride.
-static inline int64_t most_phase_input_rows(const DepthwiseProblem& p, int64_t rows_per_tile) {
-  const int64_t rows = rows_per_tile + ((p.kernel_h - 1) * p.dilation_h) / p.stride_h + 2;
-  return rows < p.in_h ? rows : p.in_h;
 }
 
 template <class T>
@@ -129,6 +154,7 @@ void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, voi
   const int64_t staged_plane = most_phase_input_rows(p, args.rows_per_tile) * p.in_w * kVec;
   A* const result = staged + p.depth * staged_plane;
   DepthwiseProblem q = p;
+  q.dtype = q.out_dtype = kDType<A>;
   q.channels = kVec;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec, q.in_stride_m = staged_plane;
   q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
@@ -150,18 +176,23 @@ void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, voi
                             staged + m * staged_plane);
     }
     q.in_h = in_rows.end - in_rows.begin;
-    run_phases<A, A>(args, q, staged, in_rows.begin, result, row, first % p.channels);
+    if (!try_all_phases<A>(args, q, staged, in_rows.begin, result, row, first % p.channels)) {
+      run_phases<A>(args, q, staged, in_rows.begin, result, row, first % p.channels);
+    }
     lanes_to_planes<T, A>(result, lanes, rows, p.out_w, p.out_stride_h, p.out_stride_w, to);
   }
 }
 
-template <class T>
-int64_t depthwise_backward_input_nhwc_scratch(const DepthwiseProblem&, int64_t) {
-  return 0;
+// Bytes of scratch a worker needs: of a vector more than the rows, since the last pixel's is stored whole.
+template <class T, int = 0>
+int64_t depthwise_backward_input_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using A = typename AccumulateType<T>::type;
+  if (sizeof(T) == sizeof(A)) return 0;
+  const int64_t values = p.depth * most_phase_input_rows(p, rows_per_tile) * p.in_w * p.channels + kLanes<A>;
+  return values * static_cast<int64_t>(sizeof(A));
 }
 
-// Bytes of scratch a worker needs.
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_backward_input_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t pixels = p.depth * most_phase_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.stride_h * p.out_w;

@@ -151,7 +151,7 @@ void depthwise_backward_weight_nchw_direct(const BackwardWeightArgs& args, void*
   });
 }
 
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_backward_weight_nchw_direct_scratch(const DepthwiseProblem& p, int64_t) {
   using A = typename AccumulateType<T>::type;
   constexpr int64_t kVec = kLanes<A>;

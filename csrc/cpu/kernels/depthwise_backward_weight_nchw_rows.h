@@ -167,7 +167,7 @@ void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* s
   });
 }
 
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_backward_weight_nchw_rows_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t staged = staging_of(p, rows_per_tile, 0, kLanes<A>).size;

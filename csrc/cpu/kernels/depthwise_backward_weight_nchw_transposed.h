@@ -43,14 +43,14 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
         }
         if (partial != nullptr) planes_to_lanes<T, A>(input, 0, lanes, q.in_h, p.in_w, p.in_stride_h, staged);
         planes_to_lanes<T, A>(grad, 0, lanes, rows, p.out_w, p.out_stride_h, staged_grad);
-        accumulate_rows<A, kKernel, kStride>(q, staged, staged_grad, 0, rows, p.channels, partial, bias);
+        cores::accumulate_rows<A, kKernel, kStride>(q, staged, staged_grad, 0, rows, p.channels, partial, bias);
       }
     }
   }
 }
 
 // Bytes of scratch a worker needs.
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_backward_weight_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   return (most_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.out_w) * kLanes<A> * static_cast<int64_t>(sizeof(A));

@@ -16,8 +16,9 @@
 // L2.
 #pragma once
 
+#include "cores.h"
 #include "depthwise_backward_weight_nhwc_strip.h"
-#include "depthwise_forward_nhwc.h"
+#include "stage_lines.h"
 
 namespace dwconv::DWCONV_ISA {
 
@@ -25,13 +26,15 @@ inline constexpr int64_t kMaxSum = 64;  // outputs in one running f32 sum
 
 // acc[q][s] += sum_t grad[t] * in_q[(t * kStride + s) * step] over one tile of columns; the first kLeft and the last kRight
 // columns of the input are in the padding.
-template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumns, bool kEdge, int kLeft = 0, int kRight = 0>
+// kWhole: all lanes of the vector are channels.
+template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumns, bool kEdge, bool kWhole, int kLeft = 0,
+          int kRight = 0>
 DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, const T* in, int64_t row_step, uint32_t valid_rows,
                                 int64_t step, uint32_t valid, int lanes, Vec<A> (&acc)[kFilterRows][kTaps]) {
   Vec<A> g[kColumns];
   DWCONV_UNROLL
   for (int t = 0; t < kColumns; ++t) {
-    g[t] = !kEdge || t < columns ? load_some<!kEdge>(grad + t * grad_step, lanes) : Vec<A>{};
+    g[t] = !kEdge || t < columns ? load_some<kWhole>(grad + t * grad_step, lanes) : Vec<A>{};
   }
   DWCONV_UNROLL
   for (int q = 0; q < kFilterRows; ++q) {
@@ -42,7 +45,7 @@ DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, c
     for (int i = kLeft; i < (kColumns - 1) * kStride + kTaps - kRight; ++i) {
       const T* at = row + i * step;
       if (kEdge) at = (valid >> i) & 1 ? at : reinterpret_cast<const T*>(kZeros);
-      const Vec<A> x = load_some<!kEdge>(at, lanes);
+      const Vec<A> x = load_some<kWhole>(at, lanes);
       DWCONV_UNROLL
       for (int t = 0; t < kColumns; ++t) {
         const int s = i - t * kStride;
@@ -87,11 +90,11 @@ DWCONV_INLINE void add_tile(const DepthwiseProblem& p, const GradTile<T>& tile, 
   const T* const grad = tile.grad + tile.x * p.out_stride_w;
   const int64_t row_step = p.dilation_h * p.in_stride_h, step = tap_step * p.in_stride_w;
   const auto add = [&]<bool kEdge, int kLeft, int kRight>() {
-    add_products<T, A, kTaps, kStride, kFilterRows, kColumns, kEdge, kLeft, kRight>(grad, p.out_stride_w, columns, in, row_step,
-                                                                                    tile.valid_rows, step, valid, lanes, acc);
+    add_products<T, A, kTaps, kStride, kFilterRows, kColumns, kEdge, kWhole, kLeft, kRight>(
+        grad, p.out_stride_w, columns, in, row_step, tile.valid_rows, step, valid, lanes, acc);
   };
-  const bool full = kWhole && columns == kColumns;
-  if (full && valid == kAll) return add.template operator()<false, 0, 0>();
+  const bool full = columns == kColumns;
+  if (kWhole && full && valid == kAll) return add.template operator()<false, 0, 0>();
   if constexpr (kWhole && kTaps == 3) {
     if (full && valid == (kAll & ~kFirst)) return add.template operator()<false, 1, 0>();
     if (full && valid == (kAll & ~kLast)) return add.template operator()<false, 0, 1>();
@@ -201,34 +204,38 @@ DWCONV_INLINE void clear(A* values, int64_t count) {
 DWCONV_INLINE bool goes_by_strips(const DepthwiseProblem& p) {
   return p.kernel_h == 3 && p.kernel_w == 3 && p.dilation_h * p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2;
 }
-// A block's taps return to the input rows of a filter for each row of outputs; strips read each line once a tile.
-template <class T>
+// A block's taps return to the input rows of a filter for each row of outputs; strips read each line once a tile. 16-bit elements
+// are staged as float32 but by strips, as in the forward pass (depthwise_forward_nhwc.h).
+template <class T, int kKernel>
 DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
-  return !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w, p.l1_ways);
+  if (kConverts<T, kKernel>) return true;
+  return kKernel != 3 && !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w, p.l1_ways);
 }
 
 // The same from staged lines of input and grad_output, kStaged channels and a block of rows at a time.
 template <class T, int kKernel, int kStride, class A>
 void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
-                            A* partial_bias, T* staged) {
+                            A* partial_bias, StagedType<T, kKernel>* staged) {
+  using S = StagedType<T, kKernel>;
   DepthwiseProblem q = p;
-  q.in_stride_w = q.out_stride_w = kStaged<T>;
-  q.in_stride_h = p.in_w * kStaged<T>, q.out_stride_h = p.out_w * kStaged<T>;
+  q.in_stride_w = q.out_stride_w = kStaged<S>;
+  q.in_stride_h = p.in_w * kStaged<S>, q.out_stride_h = p.out_w * kStaged<S>;
   q.far_input = false;
   FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
-  T* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
+  S* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
   for (const int64_t end = y + rows; y < end; y += block_rows(p)) {
     const int64_t count = y + block_rows(p) < end ? block_rows(p) : end - y;
     const Range in_rows = crop_input(p, y, count, &q);
     far_input.read(in_rows);
     far_grad.read({y, y + count});
-    for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
-      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
-      stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
-      stage_lines<T>(grad + y * p.out_stride_h + c, count, p.out_w, p.out_stride_h, p.out_stride_w, q.channels, staged_grad);
-      accumulate_rows<T, kKernel, kStride>(q, staged, staged_grad, 0, count, p.channels, partial ? partial + c : nullptr,
-                                           partial_bias ? partial_bias + c : nullptr);
+    for (int64_t c = 0; c < p.channels; c += kStaged<S>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<S>));
+      stage_lines<T, S>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels,
+                        staged);
+      stage_lines<T, S>(grad + y * p.out_stride_h + c, count, p.out_w, p.out_stride_h, p.out_stride_w, q.channels, staged_grad);
+      cores::accumulate_rows<S, kKernel, kStride>(q, staged, staged_grad, 0, count, p.channels, partial ? partial + c : nullptr,
+                                                  partial_bias ? partial_bias + c : nullptr);
     }
   }
 }
@@ -253,7 +260,8 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
   const DepthwiseProblem& p = args.problem;
   const int64_t total_rows = p.batch * p.out_h;
   const int64_t taps = p.kernel_h * p.kernel_w;
-  const bool staged = scratch != nullptr && stages_weight<T>(p);
+  using S = StagedType<T, kKernel>;
+  const bool staged = stages_weight<T, kKernel>(p);
   for (int64_t part; next_tile(tiles, &part);) {
     A* const partial = args.partial ? static_cast<A*>(args.partial) + part * taps * p.channels : nullptr;
     A* const bias = args.partial_bias ? static_cast<A*>(args.partial_bias) + part * p.channels : nullptr;
@@ -268,8 +276,8 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
       if constexpr (kKernel == 3) {
         accumulate_strips<T, kStride>(p, image, grad, y, rows, partial, bias, static_cast<A*>(scratch));
       } else if (staged) {
-        accumulate_staged_rows<T, kKernel, kStride>(p, image, grad, y, rows, partial, bias, static_cast<T*>(scratch));
-      } else {
+        accumulate_staged_rows<T, kKernel, kStride>(p, image, grad, y, rows, partial, bias, static_cast<S*>(scratch));
+      } else if constexpr (!kConverts<T, kKernel>) {
         accumulate_rows<T, kKernel, kStride>(p, image, grad, y, rows, p.channels, partial, bias);
       }
       row += rows;
@@ -277,10 +285,10 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
   }
 }
 
-template <class T>
+template <class T, int kKernel>
 int64_t depthwise_backward_weight_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
-  if (goes_by_strips(p)) return kStripScratch<typename AccumulateType<T>::type>;
-  return stages_weight<T>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * kStagedBytes : 0;
+  if (kKernel == 3) return kStripScratch<typename AccumulateType<T>::type>;
+  return stages_weight<T, kKernel>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * kStagedBytes : 0;
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -61,11 +61,11 @@ struct Samples {
   }
 };
 
-template <class T, class O, class A, int kKernel, int kStride, int kVectors, StripKind kKind>
+template <class T, class A, int kKernel, int kStride, int kVectors, StripKind kKind>
 class Walk {
  public:
   // masks: [kStride][kVectors + 1] of the input, then [kVectors] of the output.
-  Walk(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) : f_(f), tile_(tile), masks_(masks) {
+  Walk(const DirectFrame& f, const DirectTile<T, A>& tile, const LaneMask* masks) : f_(f), tile_(tile), masks_(masks) {
     for (int phase = 0; phase < kStride; ++phase) all_ = all_ || masks[phase * (kVectors + 1) + kVectors] != 0;
   }
 
@@ -85,7 +85,7 @@ class Walk {
     const T* row = tile_.in + x * kStride;
     add_rows<0, kKernel - kStride>(row, y, taps, acc);
     row += (kKernel - kStride) * f_.in_row, y += kKernel - kStride;
-    O* out = tile_.out + x;
+    T* out = tile_.out + x;
     for (int64_t i = 0; i < tile_.rows; ++i, out += f_.out_row, row += kStride * f_.in_row, y += kStride) {
       add_rows<kKernel - kStride, kKernel>(row, y, taps, acc);
       Vec<A> done[1][kVectors];
@@ -159,19 +159,19 @@ class Walk {
 
   // References: a copy would read at once what has just been written piece by piece, and wait for it.
   const DirectFrame& f_;
-  const DirectTile<T, O, A>& tile_;
+  const DirectTile<T, A>& tile_;
   const LaneMask* const masks_;
   bool all_ = false;  // the last vector of samples has columns of the image
 };
 
-template <class T, class O, class A, int kKernel, int kStride>
-void direct_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) {
+template <class T, class A, int kKernel, int kStride>
+void direct_plane(const DirectFrame& f, const DirectTile<T, A>& tile, const LaneMask* masks) {
   for_strips<kLanes<A>, kKernel ? kWalkVectors<kKernel> : kAnyVectors>(f.out_w, [&]<int kVectors>(int64_t x) {
     const auto strip = [&]<StripKind kKind>() {
       if constexpr (kKernel > 0) {
-        Walk<T, O, A, kKernel, kStride, kVectors, kKind>(f, tile, masks).run(x);
+        Walk<T, A, kKernel, kStride, kVectors, kKind>(f, tile, masks).run(x);
       } else {
-        AnyFilter<T, O, A, kVectors, kKind>(f, tile, masks).run(x);
+        AnyFilter<T, A, kVectors, kKind>(f, tile, masks).run(x);
       }
     };
     if (!tile.inside) {
@@ -185,7 +185,7 @@ void direct_plane(const DirectFrame& f, const DirectTile<T, O, A>& tile, const L
   });
 }
 
-template <class T, class O, int kKernel, int kStride>
+template <class T, int kKernel, int kStride>
 void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   static_assert(kStride == 1 || (kStride == 2 && kKernel > 0));
@@ -211,8 +211,8 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
     const int64_t y = (tile % row_tiles) * args.rows_per_tile;
     const int64_t rows = y + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y;
     const T* const input = input_begin + n * p.in_stride_n + c * p.in_stride_c;
-    O* const out = static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
-    const DirectTile<T, O, A> here = {
+    T* const out = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
+    const DirectTile<T, A> here = {
         input + (y * kStride - p.pad_h) * p.in_stride_h - p.pad_w,
         static_cast<const A*>(args.weight) + c * p.kernel_h * p.kernel_w,
         args.bias ? static_cast<const A*>(args.bias)[c] : A(0),
@@ -222,14 +222,14 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
         out + (rows - 1) * p.out_stride_h + p.out_w - kLanes<A>,
         input - input_begin >= p.pad_w && input_end - input >= needed,
     };
-    direct_plane<T, O, A, kKernel, kStride>(frame, here, masks);
+    direct_plane<T, A, kKernel, kStride>(frame, here, masks);
   }
 }
 
 inline constexpr Layout depthwise_forward_nchw_direct_weight_order = Layout::kNCHW;
 
 // Bytes of scratch a worker needs.
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_forward_nchw_direct_scratch(const DepthwiseProblem& p, int64_t) {
   constexpr int64_t kVec = kLanes<typename AccumulateType<T>::type>;
   const int64_t blocks = mask_blocks<typename AccumulateType<T>::type>(p) > p.stride_w

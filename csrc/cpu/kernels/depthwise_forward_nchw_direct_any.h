@@ -12,14 +12,14 @@ namespace dwconv::DWCONV_ISA {
 
 inline constexpr int kAnyVectors = 4, kAnyRows = 2;
 
-template <class T, class O, class A, int kVectors, StripKind kKind>
+template <class T, class A, int kVectors, StripKind kKind>
 class AnyFilter {
  public:
-  AnyFilter(const DirectFrame& f, const DirectTile<T, O, A>& tile, const LaneMask* masks) : f_(f), tile_(tile), masks_(masks) {}
+  AnyFilter(const DirectFrame& f, const DirectTile<T, A>& tile, const LaneMask* masks) : f_(f), tile_(tile), masks_(masks) {}
 
   void run(int64_t x) {
     const LaneMask* const out_masks = masks_ + f_.blocks * (kVectors + 1);
-    O* out = tile_.out + x;
+    T* out = tile_.out + x;
     for (int64_t i = 0; i < tile_.rows; i += kAnyRows, out += kAnyRows * f_.out_row) {
       Vec<A> acc[kAnyRows][kVectors];
       DWCONV_UNROLL
@@ -107,7 +107,7 @@ class AnyFilter {
   }
 
   const DirectFrame& f_;
-  const DirectTile<T, O, A>& tile_;
+  const DirectTile<T, A>& tile_;
   const LaneMask* const masks_;
 };
 

@@ -29,17 +29,18 @@ struct RowsFrame {
   int64_t pitch, plane;  // elements of a staged row, of a staged plane
   int64_t depth, taps;
   int64_t out_w, out_row, out_step;
+  DType dtype;  // of the output; the staged rows are of the accumulation type
   const int64_t* tap_offsets;
   Activation activation;
 };
 
 // A tile: some rows of one output plane.
-template <class O, class A>
+template <class A>
 struct RowsTile {
   const A* staged;
   const A* weight;
   A bias;
-  O* out;
+  char* out;
   int64_t rows;
 };
 
@@ -97,10 +98,41 @@ DWCONV_INLINE void store_columns(O* out, int64_t step, Vec<A> v, int64_t columns
   }
 }
 
-// kRowTile rows from row y on, kColumns vectors of columns from column x on, each `next` columns after the one before.
+// Rows of a register tile, from row y of `tile` and column x on, to where they belong; vectors are `next` columns apart.
 // kWhole: output rows are dense and at least a vector wide.
-template <class O, class A, int kKernel, int kColumns, bool kWhole>
-DWCONV_INLINE void rows_tile(const RowsFrame& f, const RowsTile<O, A>& tile, int64_t y, int64_t x, int64_t next) {
+template <class O, class A, bool kWhole, int kColumns>
+DWCONV_INLINE void store_rows(const RowsFrame& f, const RowsTile<A>& tile, int64_t y, int64_t x, int64_t next,
+                              const Vec<A> (&values)[kRowTile][kColumns]) {
+  O* out = reinterpret_cast<O*>(tile.out) + y * f.out_row + x * f.out_step;
+  DWCONV_UNROLL
+  for (int j = 0; j < kRowTile; ++j, out += f.out_row) {
+    if (y + j >= tile.rows) break;
+    DWCONV_UNROLL
+    for (int t = 0; t < kColumns; ++t) {
+      if constexpr (kWhole) {
+        store(out + t * next, values[j][t]);
+      } else {
+        const int64_t columns = f.out_w - x - t * next;
+        const int64_t below = f.out_row == f.out_w ? (tile.rows - 1 - y - j) * f.out_w : 0;
+        store_columns<O, A>(out + t * next * f.out_step, f.out_step, values[j][t], columns, columns + below);
+      }
+    }
+  }
+}
+
+// Where the output is not of the accumulation type: out of line, so that its kinds share the register tiles.
+template <class A, bool kWhole, int kColumns>
+DWCONV_NOINLINE void store_rows_converted(const RowsFrame& f, const RowsTile<A>& tile, int64_t y, int64_t x, int64_t next,
+                                          const Vec<A> (&values)[kRowTile][kColumns]) {
+  if constexpr (sizeof(A) == sizeof(float)) {
+    if (f.dtype == DType::kBFloat16) return store_rows<BFloat16, A, kWhole>(f, tile, y, x, next, values);
+    return store_rows<Float16, A, kWhole>(f, tile, y, x, next, values);
+  }
+}
+
+// kRowTile rows from row y on, kColumns vectors of columns from column x on, each `next` columns after the one before.
+template <class A, int kKernel, int kColumns, bool kWhole>
+DWCONV_INLINE void rows_tile(const RowsFrame& f, const RowsTile<A>& tile, int64_t y, int64_t x, int64_t next) {
   Vec<A> acc[kRowTile][kColumns];
   DWCONV_UNROLL
   for (int j = 0; j < kRowTile; ++j) {
@@ -109,43 +141,33 @@ DWCONV_INLINE void rows_tile(const RowsFrame& f, const RowsTile<O, A>& tile, int
   }
   correlate<A, kKernel>(f, tile.staged + y * f.pitch + x, next, tile.weight, acc);
   activate_all<A>(acc, f.activation);
-  O* out = tile.out + y * f.out_row + x * f.out_step;
-  DWCONV_UNROLL
-  for (int j = 0; j < kRowTile; ++j, out += f.out_row) {
-    if (y + j >= tile.rows) break;
-    DWCONV_UNROLL
-    for (int t = 0; t < kColumns; ++t) {
-      if constexpr (kWhole) {
-        store(out + t * next, acc[j][t]);
-      } else {
-        const int64_t columns = f.out_w - x - t * next;
-        const int64_t below = f.out_row == f.out_w ? (tile.rows - 1 - y - j) * f.out_w : 0;
-        store_columns<O, A>(out + t * next * f.out_step, f.out_step, acc[j][t], columns, columns + below);
-      }
-    }
+  if (f.dtype == kDType<A>) {
+    store_rows<A, A, kWhole>(f, tile, y, x, next, acc);
+  } else {
+    store_rows_converted<A, kWhole>(f, tile, y, x, next, acc);
   }
 }
 
 // need(rows): called before the staged rows that output rows [0, rows) of the tile need are read.
-template <class O, class A, int kKernel, bool kWhole, class Need>
-DWCONV_INLINE void rows_of_plane(const RowsFrame& f, const RowsTile<O, A>& tile, Need need) {
+template <class A, int kKernel, bool kWhole, class Need>
+DWCONV_INLINE void rows_of_plane(const RowsFrame& f, const RowsTile<A>& tile, Need need) {
   constexpr int kVec = kLanes<A>;
   for (int64_t y = 0; y < tile.rows; y += kRowTile) {
     if (y > 0 && tile.rows - y < kRowTile) y = tile.rows - kRowTile;
     need(y + kRowTile < tile.rows ? y + kRowTile : tile.rows);
     int64_t x = 0;
-    for (; f.out_w - x >= 2 * kVec; x += 2 * kVec) rows_tile<O, A, kKernel, 2, kWhole>(f, tile, y, x, kVec);
+    for (; f.out_w - x >= 2 * kVec; x += 2 * kVec) rows_tile<A, kKernel, 2, kWhole>(f, tile, y, x, kVec);
     const int64_t left = f.out_w - x;
     if (left > kVec) {
-      rows_tile<O, A, kKernel, 2, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - 2 * kVec, x == 0 ? left - kVec : kVec);
+      rows_tile<A, kKernel, 2, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - 2 * kVec, x == 0 ? left - kVec : kVec);
     } else if (left > 0) {
-      rows_tile<O, A, kKernel, 1, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - kVec, 0);
+      rows_tile<A, kKernel, 1, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - kVec, 0);
     }
   }
 }
 
 // kKernel == 0: any filter, stride and dilation.
-template <class T, class O, int kKernel, int kStride>
+template <class T, int kKernel, int kStride>
 void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   static_assert(kStride <= 1, "the staging makes every other stride a stride of 1");
@@ -155,10 +177,10 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
   A* const staged = static_cast<A*>(scratch);
   int64_t* const tap_offsets = reinterpret_cast<int64_t*>(staged + (p.depth * s.size + 1) / 2 * 2);
   fill_tap_offsets(p, s, tap_offsets);
-  const RowsFrame frame = {s.pitch,        s.size,      p.depth,     p.kernel_h * p.kernel_w, p.out_w, p.out_stride_h,
-                           p.out_stride_w, tap_offsets, p.activation};
+  const RowsFrame frame = {s.pitch,   s.size,      p.depth,     p.kernel_h * p.kernel_w, p.out_w, p.out_stride_h, p.out_stride_w,
+                           kDType<T>, tap_offsets, p.activation};
   const T* const input_end = static_cast<const T*>(args.input) + p.batch * p.in_stride_n;
-  O* const output_end = static_cast<O*>(args.output) + p.batch * p.out_stride_n;
+  T* const output_end = static_cast<T*>(args.output) + p.batch * p.out_stride_n;
   const bool whole = p.out_stride_w == 1 && p.out_w >= kLanes<A>;
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t plane = tile / row_tiles;
@@ -167,11 +189,12 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
     const int64_t y0 = (tile % row_tiles) * args.rows_per_tile;
     const int64_t rows = y0 + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y0;
     const T* const input = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c;
-    const RowsTile<O, A> here = {
+    T* const out = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h;
+    const RowsTile<A> here = {
         staged,
         static_cast<const A*>(args.weight) + c * frame.depth * frame.taps,
         args.bias ? static_cast<const A*>(args.bias)[c] : A(0),
-        static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h,
+        reinterpret_cast<char*>(out),
         rows,
     };
     const int64_t first = y0 * p.stride_h - p.pad_h;  // input row
@@ -186,13 +209,13 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
         }
         stage_rows(p, s, from, y0, ready, end, staged + m * s.size);
       }
-      if (p.far_output) expect(here.out + out_rows * p.out_stride_h, kRowTile * p.out_stride_h, output_end);
+      if (p.far_output) expect(out + out_rows * p.out_stride_h, kRowTile * p.out_stride_h, output_end);
       ready = end;
     };
     if (whole) {
-      rows_of_plane<O, A, kKernel, true>(frame, here, need);
+      rows_of_plane<A, kKernel, true>(frame, here, need);
     } else {
-      rows_of_plane<O, A, kKernel, false>(frame, here, need);
+      rows_of_plane<A, kKernel, false>(frame, here, need);
     }
   }
 }
@@ -200,7 +223,7 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
 inline constexpr Layout depthwise_forward_nchw_rows_weight_order = Layout::kNCHW;
 
 // Bytes of scratch a worker needs.
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_forward_nchw_rows_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t staged = p.depth * staging_of(p, rows_per_tile, kRowTile, kLanes<A>).size;

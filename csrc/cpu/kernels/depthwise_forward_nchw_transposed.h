@@ -11,12 +11,13 @@
 // scratch stays in L1/L2.
 #pragma once
 
-#include "depthwise_forward_nhwc.h"
+#include "cores.h"
+#include "depthwise_row_pair.h"
 #include "transpose.h"
 
 namespace dwconv::DWCONV_ISA {
 
-template <class T, class O, int kKernel, int kStride>
+template <class T, int kKernel, int kStride>
 void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
@@ -29,6 +30,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
 
   DepthwiseArgs inner = args;
   DepthwiseProblem& q = inner.problem;
+  q.dtype = q.out_dtype = kDType<A>;
   q.batch = 1, q.channels = kVec;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec, q.in_stride_m = staged_plane;
   q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
@@ -41,11 +43,11 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
     const int lanes = lanes_left(planes - first, kVec);
     const Range in_rows = crop_input(p, y, rows, &q);
     const T* from[kVec];
-    O* to[kVec];
+    T* to[kVec];
     for (int l = 0; l < lanes; ++l) {
       const int64_t n = (first + l) / p.channels, c = (first + l) % p.channels;
       from[l] = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + in_rows.begin * p.in_stride_h;
-      to[l] = static_cast<O*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
+      to[l] = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
     }
     for (int64_t m = 0; m < p.depth; ++m) {
       planes_to_lanes<T, A>(from, m * p.in_stride_m, lanes, q.in_h, p.in_w, p.in_stride_h, staged + m * staged_plane);
@@ -53,15 +55,15 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
     inner.rows_per_tile = rows;
     inner.weight = static_cast<const A*>(args.weight) + first % p.channels;
     inner.bias = args.bias ? static_cast<const A*>(args.bias) + first % p.channels : nullptr;
-    depthwise_forward_nhwc<A, A, kKernel, kStride>(inner, nullptr, one_tile());
-    lanes_to_planes<O, A>(result, lanes, rows, p.out_w, p.out_stride_h, p.out_stride_w, to);
+    cores::depthwise_forward_nhwc<A, kKernel, kStride>(inner, nullptr, one_tile());
+    lanes_to_planes<T, A>(result, lanes, rows, p.out_w, p.out_stride_h, p.out_stride_w, to);
   }
 }
 
 inline constexpr Layout depthwise_forward_nchw_transposed_weight_order = Layout::kNHWC;
 
 // Bytes of scratch a worker needs.
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t pixels = p.depth * most_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.out_w;

@@ -13,29 +13,23 @@
 // takes one output row at a time and the taps of a filter row in chunks (chunks slide over the columns just the same).
 // Order: row pairs, column tiles, channel vectors, so that all input streams are read forward, C elements at a time.
 // Tiles: `rows_per_tile` output rows of one image. Traffic: input and output once where kernel_h input rows fit in L1/L2.
+// 16-bit elements: 3x3 filters read them where they lie, others stage them as float32.
 // Samples in the padding read as zero from a zero vector; only tiles that touch the edge pay for the choice (kEdge), and most
 // of these do not either (depthwise_row_pair.h). Pixels whose lines collide in L1 are staged (stage_lines.h).
 // The plan guarantees: weights and bias packed in the accumulation type, channels padded to a pitch that leaves a whole
 // vector readable at every channel (weight_pitch).
 #pragma once
 
+#include "cores.h"
 #include "depthwise_row_pair.h"
 
 namespace dwconv::DWCONV_ISA {
 
-template <class O, class A, bool kEdge, int kRows, int kColumns>
-DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, O* out, int lanes,
+template <class T, bool kEdge, class A, int kRows, int kColumns>
+DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, const NhwcOutput& out, int64_t c, int lanes,
                               Vec<A> (&acc)[kRows][kColumns]) {
   activate_all<A>(acc, p.activation);
-  DWCONV_UNROLL
-  for (int j = 0; j < kRows; ++j) {
-    if (j >= tile.rows) break;
-    DWCONV_UNROLL
-    for (int t = 0; t < kColumns; ++t) {
-      if (kEdge && t >= tile.columns) break;
-      store_some<!kEdge>(out + j * p.out_stride_h + t * p.out_stride_w, acc[j][t], lanes);
-    }
-  }
+  store_values<T, !kEdge, A>(acc, tile.rows, tile.columns, lanes, out.at(tile.y, tile.x, c));
 }
 
 template <class A, int kRows, int kColumns>
@@ -49,14 +43,14 @@ DWCONV_INLINE void start_tile(const DepthwiseArgs& args, int64_t c, Vec<A> (&acc
 }
 
 // A tile of a square filter at a known stride, for channels c, c + kVec, ...
-template <class T, class O, int kKernel, int kStride, int kColumns, bool kEdge>
-void square_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c, int64_t c_end) {
+template <class T, int kKernel, int kStride, int kColumns, bool kEdge>
+void square_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, const NhwcTile& tile, int64_t c,
+                 int64_t c_end) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
   const int64_t pitch = args.weight_pitch;
   const int64_t origin_h = tile.y * kStride - p.pad_h;
   const T* const corner = image + origin_h * p.in_stride_h + (tile.x * kStride - p.pad_w) * p.in_stride_w;
-  out += tile.y * p.out_stride_h + tile.x * p.out_stride_w;
   const int64_t row_filter = kKernel * pitch;
   for (; c < c_end; c += kLanes<A>) {
     const int lanes = lanes_left(c_end - c, kLanes<A>);
@@ -79,7 +73,7 @@ void square_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTi
         }
       }
     }
-    store_tile<O, A, kEdge>(p, tile, out + c, lanes, acc);
+    store_tile<T, kEdge, A>(p, tile, out, c, lanes, acc);
   }
 }
 
@@ -100,8 +94,9 @@ DWCONV_INLINE void add_chunk(const DepthwiseProblem& p, const T* row, int64_t or
 
 // One output row of any filter, stride and dilation. Where dilation equals stride (both 1, as a rule), tap s at column t
 // meets the sample of tap s + 1 at column t - 1, and the taps of a chunk share their loads.
-template <class T, class O, int kColumns, bool kEdge>
-void general_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c, int64_t c_end) {
+template <class T, int kColumns, bool kEdge>
+void general_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, const NhwcTile& tile, int64_t c,
+                  int64_t c_end) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
   const int64_t pitch = args.weight_pitch;
@@ -109,7 +104,6 @@ void general_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcT
   const int64_t origin_w = tile.x * p.stride_w - p.pad_w;
   const Range rows = filter_range(origin_h, p.dilation_h, p.kernel_h, p.in_h);
   const int64_t sliding_end = p.dilation_w == p.stride_w ? p.kernel_w : 0;
-  out += tile.y * p.out_stride_h + tile.x * p.out_stride_w;
   for (; c < c_end; c += kLanes<A>) {
     const int lanes = lanes_left(c_end - c, kLanes<A>);
     Vec<A> acc[1][kColumns];
@@ -129,22 +123,23 @@ void general_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcT
         for (; s < p.kernel_w; ++s) add.template operator()<1>(s);
       }
     }
-    store_tile<O, A, kEdge>(p, tile, out + c, lanes, acc);
+    store_tile<T, kEdge, A>(p, tile, out, c, lanes, acc);
   }
 }
 
-template <class T, class O, int kKernel, int kStride, int kColumns, bool kEdge>
-DWCONV_INLINE void any_tile(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c, int64_t c_end) {
+template <class T, int kKernel, int kStride, int kColumns, bool kEdge>
+DWCONV_INLINE void any_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, const NhwcTile& tile, int64_t c,
+                            int64_t c_end) {
   if constexpr (kKernel > 0) {
-    square_tile<T, O, kKernel, kStride, kColumns, kEdge>(args, image, out, tile, c, c_end);
+    square_tile<T, kKernel, kStride, kColumns, kEdge>(args, image, out, tile, c, c_end);
   } else {
-    general_tile<T, O, kColumns, kEdge>(args, image, out, tile, c, c_end);
+    general_tile<T, kColumns, kEdge>(args, image, out, tile, c, c_end);
   }
 }
 
 // All channels of one tile of kColumns columns, `columns` of which exist.
-template <class T, class O, int kKernel, int kStride, int kColumns>
-DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out, int64_t y, int rows, int64_t x) {
+template <class T, int kKernel, int kStride, int kColumns>
+DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y, int rows, int64_t x) {
   using A = typename AccumulateType<T>::type;
   const DepthwiseProblem& p = args.problem;
   const int64_t stride_w = kKernel ? kStride : p.stride_w;
@@ -155,18 +150,18 @@ DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, O* out
   int64_t c = 0;
   const int64_t whole = p.channels - p.channels % kLanes<A>;
   if constexpr (kPaired<kKernel, kStride>) {
-    if (try_row_pair<T, O, kKernel, kStride, kColumns>(args, image, out, tile, whole)) c = whole;
+    if (try_row_pair<T, kKernel, kStride, kColumns>(args, image, out, tile, whole)) c = whole;
   }
   if (c < whole && tile.columns == kColumns && first >= 0 && last < p.in_w) {
-    any_tile<T, O, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, whole);
+    any_tile<T, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, whole);
     c = whole;
   }
-  if (c < p.channels) any_tile<T, O, kKernel, kStride, kColumns, true>(args, image, out, tile, c, p.channels);
+  if (c < p.channels) any_tile<T, kKernel, kStride, kColumns, true>(args, image, out, tile, c, p.channels);
 }
 
 // Output rows [y_begin, y_end) of one image.
-template <class T, class O, int kKernel, int kStride>
-void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end) {
+template <class T, int kKernel, int kStride>
+void forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y_begin, int64_t y_end) {
   constexpr int kRows = kKernel ? kTileRows : 1;
   constexpr int kWide = kWideTile<kKernel>, kNarrow = kNarrowTile<kKernel, kStride>;
   const DepthwiseProblem& p = args.problem;
@@ -179,83 +174,103 @@ void forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_b
     if (y_end - y < kRows && y > y_begin) y = y_end - kRows;  // a pair again rather than a single row
     const int rows = lanes_left(y_end - y, kRows);
     far_rows.read(input_rows(p, y, rows));
-    expect_rows(p.far_output, out, p.out_stride_h, {y, y + rows});
+    expect_rows(p.far_output, out.data, out.row, {y, y + rows});
     if constexpr (kPaired<kKernel, kStride>) {
-      if (rows == kRows && try_few_channels<T, O, kKernel, kStride>(args, image, out, y, wide)) continue;
+      if (rows == kRows && try_few_channels<T, kKernel, kStride>(args, image, out, y, wide)) continue;
     }
     int64_t x = 0;
-    for (; x < wide; x += kWide) column_tile<T, O, kKernel, kStride, kWide>(args, image, out, y, rows, x);
-    for (; x < out_w; x += kNarrow) column_tile<T, O, kKernel, kStride, kNarrow>(args, image, out, y, rows, x);
+    for (; x < wide; x += kWide) column_tile<T, kKernel, kStride, kWide>(args, image, out, y, rows, x);
+    for (; x < out_w; x += kNarrow) column_tile<T, kKernel, kStride, kNarrow>(args, image, out, y, rows, x);
   }
 }
 
 // A register tile reads a line's vectors one after the other.
-template <class T>
+template <class T, int kKernel>
 DWCONV_INLINE bool stages_forward(const DepthwiseProblem& p) {
+  if (kConverts<T, kKernel>) return true;
   const int64_t rows = (kTileRows - 1) * p.stride_h + p.kernel_h, columns = (kWideColumns - 1) * p.stride_w + p.kernel_w;
-  return p.depth == 1 && lines_collide<T>(p.channels, rows * columns, p.l1_ways);
+  return kKernel > 0 && p.depth == 1 && lines_collide<T>(p.channels, rows * columns, p.l1_ways);
 }
 
-// Output rows a staged piece: 24 KB of lines, but no fewer than the filter has.
-template <class T>
-DWCONV_INLINE int64_t staged_forward_rows(const DepthwiseProblem& p) {
-  constexpr int64_t kBytes = 24 << 10;
+// Output rows a staged piece: 24 KB of lines, 192 KB where the halo's rows are converted once more for each; but no fewer than
+// the filter has.
+template <class T, int kKernel>
+DWCONV_INLINE int64_t staged_piece_rows(const DepthwiseProblem& p) {
+  constexpr int64_t kBytes = kConverts<T, kKernel> ? 192 << 10 : 24 << 10;
   const int64_t rows = (kBytes / (kStagedBytes * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
   return rows > p.kernel_h ? rows / kTileRows * kTileRows : p.kernel_h + 1;
 }
 
 // The same from staged lines, kStaged channels at a time.
-template <class T, class O, int kKernel, int kStride>
-void staged_forward_rows(const DepthwiseArgs& args, const T* image, O* out, int64_t y_begin, int64_t y_end, T* staged) {
+template <class T, int kKernel, int kStride>
+void staged_forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y_begin, int64_t y_end,
+                         StagedType<T, kKernel>* staged) {
   using A = typename AccumulateType<T>::type;
+  using S = StagedType<T, kKernel>;
   const DepthwiseProblem& p = args.problem;
+  const int64_t most = staged_piece_rows<T, kKernel>(p);
   DepthwiseArgs piece = args;
   DepthwiseProblem& q = piece.problem;
-  q.in_stride_w = kStaged<T>, q.in_stride_h = p.in_w * kStaged<T>;
+  q.in_stride_w = kStaged<S>, q.in_stride_h = p.in_w * kStaged<S>;
+  q.in_stride_m = most_input_rows(p, most) * q.in_stride_h;
+  q.batch = 1;
   q.far_input = q.far_output = false;
+  piece.input = staged;
   FarRows<T> far_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
-  const int64_t most = staged_forward_rows<T>(p);
   for (int64_t y = y_begin; y < y_end; y += most) {
     const int64_t rows = y_end - y < most ? y_end - y : most;
     const Range in_rows = crop_input(p, y, rows, &q);
     far_rows.read(in_rows);
-    expect_rows(p.far_output, out, p.out_stride_h, {y, y + rows});
-    for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
-      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
-      stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
+    expect_rows(p.far_output, out.data, out.row, {y, y + rows});
+    piece.rows_per_tile = rows;
+    for (int64_t c = 0; c < p.channels; c += kStaged<S>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<S>));
+      for (int64_t m = 0; m < p.depth; ++m) {
+        stage_lines<T, S>(image + m * p.in_stride_m + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h,
+                          p.in_stride_w, q.channels, staged + m * q.in_stride_m);
+      }
       piece.weight = static_cast<const A*>(args.weight) + c;
       piece.bias = args.bias ? static_cast<const A*>(args.bias) + c : nullptr;
-      forward_rows<T, O, kKernel, kStride>(piece, staged, out + y * p.out_stride_h + c, 0, rows);
+      if constexpr (kConverts<T, kKernel>) {
+        piece.output = out.at(y, 0, c).data;
+        cores::depthwise_forward_nhwc<S, kKernel, kStride>(piece, nullptr, one_tile());
+      } else {
+        forward_rows<S, kKernel, kStride>(piece, staged, out.at(y, 0, c), 0, rows);
+      }
     }
   }
 }
 
-// kKernel == 0: any filter, stride and dilation. scratch: where it is null, nothing is staged.
-template <class T, class O, int kKernel, int kStride>
+// kKernel == 0: any filter, stride and dilation. scratch: where it may be null, nothing is staged then.
+template <class T, int kKernel, int kStride>
 void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
-  const bool staged = kKernel > 0 && scratch != nullptr && stages_forward<T>(p);
+  const bool staged = scratch != nullptr && stages_forward<T, kKernel>(p);
+  const NhwcOutput output = output_of(args);
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t n = tile / row_tiles;
     const int64_t y_begin = (tile % row_tiles) * args.rows_per_tile;
     const int64_t y_end = y_begin + args.rows_per_tile < p.out_h ? y_begin + args.rows_per_tile : p.out_h;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
-    O* const out = static_cast<O*>(args.output) + n * p.out_stride_n;
-    if (staged) {
-      staged_forward_rows<T, O, kKernel, kStride>(args, image, out, y_begin, y_end, static_cast<T*>(scratch));
+    NhwcOutput out = output;
+    out.data += n * p.out_stride_n * element_size(p.out_dtype);
+    if constexpr (kConverts<T, kKernel>) {
+      staged_forward_rows<T, kKernel, kStride>(args, image, out, y_begin, y_end, static_cast<float*>(scratch));
+    } else if (staged) {
+      staged_forward_rows<T, kKernel, kStride>(args, image, out, y_begin, y_end, static_cast<T*>(scratch));
     } else {
-      forward_rows<T, O, kKernel, kStride>(args, image, out, y_begin, y_end);
+      forward_rows<T, kKernel, kStride>(args, image, out, y_begin, y_end);
     }
   }
 }
 
 inline constexpr Layout depthwise_forward_nhwc_weight_order = Layout::kNHWC;
 
-template <class T>
+template <class T, int kKernel>
 int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
-  if (!stages_forward<T>(p)) return 0;
-  return most_input_rows(p, staged_forward_rows<T>(p)) * p.in_w * kStagedBytes;
+  if (!stages_forward<T, kKernel>(p)) return 0;
+  return p.depth * most_input_rows(p, staged_piece_rows<T, kKernel>(p)) * p.in_w * kStagedBytes;
 }
 
 }  // namespace dwconv::DWCONV_ISA

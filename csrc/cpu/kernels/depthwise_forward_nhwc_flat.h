@@ -122,7 +122,7 @@ struct FlatRows {
   uint32_t rows = 0;  // of the kInRows, those inside the image
 };
 
-template <class T, class O, int kKernel, int kStride>
+template <class T, int kKernel, int kStride>
 void depthwise_forward_nhwc_flat(const DepthwiseArgs& args, void* /*scratch*/, Tiles tiles) {
   static_assert(kStride == 1);
   const DepthwiseProblem& p = args.problem;
@@ -132,7 +132,7 @@ void depthwise_forward_nhwc_flat(const DepthwiseArgs& args, void* /*scratch*/, T
     const int64_t begin = (tile % row_tiles) * args.rows_per_tile;
     const int64_t end = begin + args.rows_per_tile < p.out_h ? begin + args.rows_per_tile : p.out_h;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
-    O* const out = static_cast<O*>(args.output) + n * p.out_stride_n;
+    T* const out = static_cast<T*>(args.output) + n * p.out_stride_n;
     for (int64_t y = begin; y < end;) {
       if (end - y < kFlatRows && end - begin >= kFlatRows) y = end - kFlatRows;  // some rows again rather than one by one
       const auto rows = [&]<int kRows>() {
@@ -152,7 +152,7 @@ void depthwise_forward_nhwc_flat(const DepthwiseArgs& args, void* /*scratch*/, T
 
 inline constexpr Layout depthwise_forward_nhwc_flat_weight_order = Layout::kNHWC;
 
-template <class T>
+template <class T, int = 0>
 int64_t depthwise_forward_nhwc_flat_scratch(const DepthwiseProblem&, int64_t) {
   return 0;
 }

@@ -15,11 +15,14 @@ inline constexpr int kNarrowColumns = 7, kWideColumns = 8;  // 16 sums + 14 taps
 #else
 inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps + 1 input of 16 registers at 3x3
 #endif
+// Where the rows of kernels.inc have filters of a known size: elsewhere (x86-64 without AVX, and float64) general ones are
+// enough.
+template <class A>
+inline constexpr bool kUnrollsFilters = DWCONV_VECTOR_BYTES > 16 && sizeof(A) == sizeof(float);
 // A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
 // Squares that RowPair takes: at most kKernel / 2 columns on either side in the padding, which at stride 1 are all or none.
-// Without AVX the larger ones are left out: they would take longer to compile than all else.
 template <int kKernel, int kStride>
-inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1 && DWCONV_VECTOR_BYTES > 16);
+inline constexpr bool kPaired = kKernel == 3 || (kKernel > 0 && kStride == 1);
 template <int kKernel, int kStride>
 inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
 // Any other filter goes by single rows and chunks of a filter row: eight sums are the least that keep two FMAs of four cycles
@@ -87,6 +90,74 @@ DWCONV_INLINE void add_input_row(const T* in, int64_t step, uint32_t valid, cons
   }
 }
 
+template <class T>
+inline constexpr DType kDType = DType::kFloat32;
+template <>
+inline constexpr DType kDType<double> = DType::kFloat64;
+template <>
+inline constexpr DType kDType<BFloat16> = DType::kBFloat16;
+template <>
+inline constexpr DType kDType<Float16> = DType::kFloat16;
+
+// Where a channels_last kernel writes: the input's type T, or another where a fused block's scratch is the output, or float32 was
+// staged for a kernel of 16-bit elements. Its own type is stored in place, any other out of line, so that the register tiles are
+// compiled once for all of them.
+struct NhwcOutput {
+  char* data;
+  int64_t row, column;  // bytes from one to the next
+  DType dtype;
+
+  DWCONV_INLINE NhwcOutput at(int64_t y, int64_t x, int64_t c) const {
+    return {data + y * row + x * column + c * element_size(dtype), row, column, dtype};
+  }
+};
+
+DWCONV_INLINE NhwcOutput output_of(const DepthwiseArgs& args) {
+  const DepthwiseProblem& p = args.problem;
+  const int64_t unit = element_size(p.out_dtype);
+  return {static_cast<char*>(args.output), p.out_stride_h * unit, p.out_stride_w * unit, p.out_dtype};
+}
+
+// rows x columns vectors, `lanes` lanes of each, kColumns vectors from row to row.
+template <class O, class A>
+DWCONV_INLINE void store_as(const Vec<A>* values, int pitch, int rows, int columns, int lanes, const NhwcOutput& to) {
+  for (int j = 0; j < rows; ++j) {
+    for (int t = 0; t < columns; ++t) {
+      store_lanes(reinterpret_cast<O*>(to.data + j * to.row + t * to.column), values[j * pitch + t], lanes);
+    }
+  }
+}
+template <class A>
+DWCONV_NOINLINE void store_other(const Vec<A>* values, int pitch, int rows, int columns, int lanes, const NhwcOutput& to) {
+  if constexpr (sizeof(A) == sizeof(float)) {
+    switch (to.dtype) {
+      case DType::kFloat32:
+        return store_as<float, A>(values, pitch, rows, columns, lanes, to);
+      case DType::kBFloat16:
+        return store_as<BFloat16, A>(values, pitch, rows, columns, lanes, to);
+      case DType::kFloat16:
+        return store_as<Float16, A>(values, pitch, rows, columns, lanes, to);
+      case DType::kFloat64:
+        return;
+    }
+  }
+}
+
+// The first `rows` rows and `columns` columns of a register tile. kWhole: all columns and lanes.
+template <class T, bool kWhole, class A, int kRows, int kColumns>
+DWCONV_INLINE void store_values(const Vec<A> (&values)[kRows][kColumns], int rows, int columns, int lanes, const NhwcOutput& to) {
+  if (to.dtype != kDType<T>) return store_other<A>(values[0], kColumns, rows, kWhole ? kColumns : columns, lanes, to);
+  DWCONV_UNROLL
+  for (int j = 0; j < kRows; ++j) {
+    if (j >= rows) break;
+    DWCONV_UNROLL
+    for (int t = 0; t < kColumns; ++t) {
+      if (!kWhole && t >= columns) break;
+      store_some<kWhole>(reinterpret_cast<T*>(to.data + j * to.row + t * to.column), values[j][t], lanes);
+    }
+  }
+}
+
 // Where a register tile lies: its first output row and column, its extent, and its input columns inside the image.
 struct NhwcTile {
   int64_t y, x;
@@ -131,17 +202,15 @@ DWCONV_INLINE void add_input_rows(const T* in, int64_t row_step, int64_t step, u
 }
 
 // What a pair of output rows has in common for all of its tiles and channels.
-template <class T, class O, int kKernel, int kStride>
+template <class T, int kKernel, int kStride>
 struct RowPair {
   using A = typename AccumulateType<T>::type;
   static constexpr int kPad = kKernel / 2;
 
   // y: the first of the two rows.
-  RowPair(const DepthwiseArgs& args, const T* image, O* output, int64_t y)
+  RowPair(const DepthwiseArgs& args, const T* image, const NhwcOutput& output, int64_t y)
       : step(args.problem.in_stride_w),
         row_step(args.problem.in_stride_h),
-        out_step(args.problem.out_stride_w),
-        out_row_step(args.problem.out_stride_h),
         pitch(args.weight_pitch),
         filter(static_cast<const A*>(args.weight)),
         bias(static_cast<const A*>(args.bias)),
@@ -150,7 +219,7 @@ struct RowPair {
     const DepthwiseProblem& p = args.problem;
     const int64_t origin_h = y * kStride - p.pad_h;
     in = image + origin_h * row_step - p.pad_w * step;
-    out = output + y * out_row_step;
+    out = output.at(y, 0, 0);
     for (int i = 0; i < kKernel + kStride; ++i) {
       rows |= uint32_t(static_cast<uint64_t>(origin_h + i) < static_cast<uint64_t>(p.in_h)) << i;
     }
@@ -169,19 +238,15 @@ struct RowPair {
     add_input_rows<T, A, kKernel, kStride, kLeft, kRight>(in + x * kStride * step + c, row_step, step, rows, filter + c, pitch,
                                                           acc);
     activate_all<A>(acc, activation);
-    O* const to = out + x * out_step + c;
+    const NhwcOutput to = out.at(0, x, c);
     if (expects) {
       DWCONV_UNROLL
       for (int j = 0; j < kTileRows; ++j) {
         DWCONV_UNROLL
-        for (int t = 0; t < kColumns; ++t) __builtin_prefetch(to + j * out_row_step + (kColumns + t) * out_step, 1);
+        for (int t = 0; t < kColumns; ++t) __builtin_prefetch(to.data + j * to.row + (kColumns + t) * to.column, 1);
       }
     }
-    DWCONV_UNROLL
-    for (int j = 0; j < kTileRows; ++j) {
-      DWCONV_UNROLL
-      for (int t = 0; t < kColumns; ++t) store(to + j * out_row_step + t * out_step, acc[j][t]);
-    }
+    store_values<T, true, A>(acc, kTileRows, kColumns, kLanes<A>, to);
   }
 
   template <int kColumns, int kLeft, int kRight>
@@ -205,23 +270,24 @@ struct RowPair {
     for (; x < out_w; x += kNarrow) edges.template operator()<kNarrow>(x);
   }
 
-  int64_t step, row_step, out_step, out_row_step, pitch;
+  int64_t step, row_step, pitch;
   const A* filter;
   const A* bias;
   Activation activation;
   bool expects;  // the next tile's output
   const T* in;   // of the tile at column 0, the padding included
-  O* out;
+  NhwcOutput out;
   uint32_t rows = 0;  // of the input rows a tile reads, those inside the image
 };
 
 // Whether RowPair did the tile: two rows, and all or none of kPad columns on either side in the padding.
-template <class T, class O, int kKernel, int kStride, int kColumns>
-DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, O* out, const NhwcTile& tile, int64_t c_end) {
+template <class T, int kKernel, int kStride, int kColumns>
+DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, const NhwcTile& tile,
+                                int64_t c_end) {
   constexpr int kPad = kKernel / 2, kCount = (kColumns - 1) * kStride + kKernel;
   constexpr uint32_t kAll = (1u << kCount) - 1u, kLeft = (1u << kPad) - 1u, kRight = kLeft << (kCount - kPad);
   if (tile.rows != kTileRows || tile.columns != kColumns || args.problem.depth != 1) return false;
-  const RowPair<T, O, kKernel, kStride> pair(args, image, out, tile.y);
+  const RowPair<T, kKernel, kStride> pair(args, image, out, tile.y);
   if (tile.valid == kAll) {
     pair.template all_channels<kColumns, 0, 0>(tile.x, c_end);
   } else if (tile.valid == (kAll & ~kLeft)) {
@@ -237,8 +303,8 @@ DWCONV_INLINE bool try_row_pair(const DepthwiseArgs& args, const T* image, O* ou
 }
 
 // The same for all columns of a pair of rows: for the few channels of staged images, where a tile is soon done.
-template <class T, class O, int kKernel, int kStride>
-bool try_few_channels(const DepthwiseArgs& args, const T* image, O* out, int64_t y, int64_t wide) {
+template <class T, int kKernel, int kStride>
+bool try_few_channels(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y, int64_t wide) {
   using A = typename AccumulateType<T>::type;
   constexpr int64_t kPad = kKernel / 2;
   const DepthwiseProblem& p = args.problem;
@@ -247,7 +313,7 @@ bool try_few_channels(const DepthwiseArgs& args, const T* image, O* out, int64_t
       (past > 0 && past != kPad) || (p.out_w - wide) % kNarrowTile<kKernel, kStride> != 0) {
     return false;
   }
-  const RowPair<T, O, kKernel, kStride> pair(args, image, out, y);
+  const RowPair<T, kKernel, kStride> pair(args, image, out, y);
   pair.all_columns(wide, p.out_w, p.pad_w > 0, past > 0, p.channels);
   return true;
 }

@@ -1,53 +1,72 @@
-// Expands kernels.inc into one instruction set's table. Included once, last, by each isa_*.cpp.
+// Expands a family's part of kernels.inc into a table of one instruction set. Included once, last, by each isa/*.h.
+//   DWCONV_FORWARD_NHWC, DWCONV_FORWARD_NCHW, DWCONV_BACKWARD, DWCONV_BLOCKS    one of them is defined: the family
+// A file each, so that they compile side by side.
 #pragma once
 
-#include "batch_norm_nchw.h"
-#include "batch_norm_nhwc.h"
+#if defined(DWCONV_FORWARD_NHWC)
+#define DWCONV_TABLE forward_nhwc_table
+#include "depthwise_forward_nhwc.h"
+#include "depthwise_forward_nhwc_flat.h"
+#elif defined(DWCONV_FORWARD_NCHW)
+#define DWCONV_TABLE forward_nchw_table
+#include "depthwise_forward_nchw_direct.h"
+#include "depthwise_forward_nchw_rows.h"
+#include "depthwise_forward_nchw_transposed.h"
+#elif defined(DWCONV_BACKWARD)
+#define DWCONV_TABLE backward_table
 #include "depthwise_backward_input.h"
 #include "depthwise_backward_weight_nchw_direct.h"
 #include "depthwise_backward_weight_nchw_rows.h"
 #include "depthwise_backward_weight_nchw_transposed.h"
-#include "depthwise_forward_nchw_direct.h"
-#include "depthwise_forward_nchw_rows.h"
-#include "depthwise_forward_nchw_transposed.h"
-#include "depthwise_forward_nhwc_flat.h"
+#elif defined(DWCONV_BLOCKS)
+#define DWCONV_TABLE blocks_table
+#include "batch_norm_nchw.h"
+#include "batch_norm_nhwc.h"
 #include "separable_forward.h"
 #include "separable_forward_nchw_direct.h"
+#endif
 
 namespace dwconv::DWCONV_ISA {
 
 // clang-format off
-#define DWCONV_ROW(FUNCTION, OP, PASS, T, DTYPE, OUT_DTYPE, LAYOUT, FILTER, STRIDE, ORDER, ...)               \
-  {.name = #FUNCTION, .op = OP, .pass = PASS, .dtype = DType::DTYPE, .out_dtype = DType::OUT_DTYPE,          \
-   .layout = Layout::LAYOUT, .filter = FILTER, .stride = STRIDE, .weight_order = ORDER, .isa = DWCONV_ISA_ID, \
-   .vector_bytes = DWCONV_VECTOR_BYTES, .scratch = &FUNCTION##_scratch<T>, __VA_ARGS__},
-#define DWCONV_DEPTHWISE(function, T, O, dtype, out_dtype, layout, kernel, stride)                    \
-  DWCONV_ROW(function, "depthwise_conv2d", "forward", T, dtype, out_dtype, layout, kernel, stride, \
-             function##_weight_order, .depthwise = &function<T, O, kernel, stride>)
-#define DWCONV_BACKWARD_INPUT(function, T, dtype, layout)                                     \
-  DWCONV_ROW(function, "depthwise_conv2d", "backward_input", T, dtype, dtype, layout, 0, 0, \
+#define DWCONV_ROW(FUNCTION, OP, PASS, T, DTYPE, LAYOUT, FILTER, STRIDE, ORDER, ...)                           \
+  {.name = #FUNCTION, .op = OP, .pass = PASS, .dtype = DType::DTYPE, .layout = Layout::LAYOUT,                 \
+   .filter = FILTER, .stride = STRIDE, .weight_order = ORDER, .isa = DWCONV_ISA_ID,                            \
+   .vector_bytes = DWCONV_VECTOR_BYTES, .scratch = &FUNCTION##_scratch<T, FILTER>, __VA_ARGS__},
+#define DWCONV_FORWARD(function, T, dtype, layout, kernel, stride)                         \
+  DWCONV_ROW(function, "depthwise_conv2d", "forward", T, dtype, layout, kernel, stride,    \
+             function##_weight_order, .depthwise = &function<T, kernel, stride>)
+#define DWCONV_BACKWARD_INPUT(function, T, dtype, layout)                          \
+  DWCONV_ROW(function, "depthwise_conv2d", "backward_input", T, dtype, layout, 0, 0, \
              Layout::kNHWC, .backward_input = &function<T>)
-#define DWCONV_BACKWARD_WEIGHT(function, T, dtype, layout, kernel, stride)                             \
-  DWCONV_ROW(function, "depthwise_conv2d", "backward_weight", T, dtype, dtype, layout, kernel, stride, \
+#define DWCONV_BACKWARD_WEIGHT(function, T, dtype, layout, kernel, stride)                       \
+  DWCONV_ROW(function, "depthwise_conv2d", "backward_weight", T, dtype, layout, kernel, stride, \
              Layout::kNHWC, .backward_weight = &function<T, kernel, stride>)
-#define DWCONV_SEPARABLE(function, T, dtype, layout)                                                    \
-  DWCONV_ROW(function, "separable_conv2d", "forward", T, dtype, dtype, layout, 0, 0, Layout::kNHWC, \
+#define DWCONV_SEPARABLE(function, T, dtype, layout)                                         \
+  DWCONV_ROW(function, "separable_conv2d", "forward", T, dtype, layout, 0, 0, Layout::kNHWC, \
              .separable = &function<T>, .pointwise = pointwise_format<T>())
-#define DWCONV_BATCH_NORM(function, pass, T, dtype, layout)                                         \
-  DWCONV_ROW(function, "batch_norm_act", pass, T, dtype, dtype, layout, 0, 0, Layout::kNHWC, \
+#define DWCONV_BATCH_NORM(function, pass, T, dtype, layout)                              \
+  DWCONV_ROW(function, "batch_norm_act", pass, T, dtype, layout, 0, 0, Layout::kNHWC, \
              .batch_norm = &function<T>)
 // clang-format on
 
 static const KernelRow kRows[] = {
 #include "../kernels.inc"
-#undef DWCONV_ROW
-#undef DWCONV_DEPTHWISE
-#undef DWCONV_BACKWARD_INPUT
-#undef DWCONV_BACKWARD_WEIGHT
-#undef DWCONV_SEPARABLE
-#undef DWCONV_BATCH_NORM
 };
 
-KernelTable kernel_table() { return {kRows, static_cast<int32_t>(sizeof kRows / sizeof kRows[0]), DWCONV_VECTOR_BYTES}; }
+KernelTable DWCONV_TABLE() { return {kRows, static_cast<int32_t>(sizeof kRows / sizeof kRows[0])}; }
+
+#if DWCONV_VECTOR_BYTES > 16
+// Cores that no row of this file is, or that it calls only where they may be inlined (cores.h).
+#if defined(DWCONV_FORWARD_NHWC) && !defined(DWCONV_BFLOAT16_PAIRS)
+template void depthwise_forward_nhwc<float, 5, 1>(const DepthwiseArgs&, void*, Tiles);
+#elif defined(DWCONV_BACKWARD) && !defined(DWCONV_BFLOAT16_PAIRS)
+#define DWCONV_CORE(T, kernel, stride)                                                                                         \
+  template void accumulate_rows<T, kernel, stride>(const DepthwiseProblem&, const T*, const T*, int64_t, int64_t, int64_t, T*, \
+                                                   T*);
+DWCONV_SQUARES(DWCONV_CORE, float)
+#undef DWCONV_CORE
+#endif
+#endif
 
 }  // namespace dwconv::DWCONV_ISA

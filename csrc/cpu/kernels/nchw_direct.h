@@ -37,20 +37,20 @@ struct DirectFrame {
 };
 
 // A tile: some rows of one output plane; `in` is where output (0, 0) of the tile has its first tap, in the plane or not.
-template <class T, class O, class A>
+template <class T, class A>
 struct DirectTile {
   const T* in;
   const A* weight;
   A bias;
-  O* out;
+  T* out;
   int64_t y, rows;      // y: of the plane
-  const O* last_whole;  // the last place where a whole vector stays within the tile
+  const T* last_whole;  // the last place where a whole vector stays within the tile
   bool inside;          // whole vectors stay within the input
 };
 
 // A row of a strip. What lies past a narrow row is the next one, which is stored after it.
-template <class T, class O, class A, class V, int kVectors>
-DWCONV_INLINE void store_row(const DirectTile<T, O, A>& tile, O* out, const V (&v)[kVectors], const LaneMask* columns) {
+template <class T, class A, class V, int kVectors>
+DWCONV_INLINE void store_row(const DirectTile<T, A>& tile, T* out, const V (&v)[kVectors], const LaneMask* columns) {
   constexpr int kLast = kVectors - 1;
   DWCONV_UNROLL
   for (int t = 0; t < kLast; ++t) store(out + t * kLanes<A>, v[t]);

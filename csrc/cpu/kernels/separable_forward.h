@@ -62,12 +62,14 @@ DWCONV_INLINE void for_each_image(const DepthwiseProblem& p, int64_t row, int64_
 
 // The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
 template <class T, class A, class M, bool kNhwc>
-void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
+void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, void* scratch, M* middle) {
   const DepthwiseProblem& whole = args.depthwise.problem;
   DepthwiseArgs stage = args.depthwise;
   DepthwiseProblem& p = stage.problem;
   p.batch = 1;
   p.far_input = p.far_output = false;  // separable_tiles asks for them
+  p.dtype = kNhwc ? kDType<T> : kDType<A>;
+  p.out_dtype = kDType<M>;
   p.out_stride_w = pitch;
   p.out_stride_h = whole.out_w * pitch;
   for_each_image(whole, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
@@ -78,7 +80,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
       p.pad_h = whole.pad_h - y * whole.stride_h;
       stage.input = image;
       stage.output = middle + pixel * pitch;
-      args.depthwise_kernel(stage, nullptr, one_tile());
+      args.depthwise_kernel(stage, scratch, one_tile());
     } else {
       constexpr int kVec = kLanes<A>;
       const Range in_rows = crop_input(whole, y, count, &p);
@@ -123,6 +125,25 @@ void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int
   });
 }
 
+// Bytes of scratch a worker needs.
+template <class T, int = 0>
+int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
+  const int64_t pixel = middle_pitch<P>(p.channels) * sizeof(typename P::Middle) + kPanel<A> * sizeof(A);
+  return P::padded_pixels(rows_per_tile * p.out_w) * pixel;
+}
+
+template <class T, int = 0>
+int64_t separable_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
+  const int64_t staged = most_input_rows(p, rows_per_tile < p.out_h ? rows_per_tile : p.out_h) * p.in_w * kLanes<A>;
+  const int64_t product = P::padded_pixels(rows_per_tile * p.out_w) * kPanel<A>;
+  const int64_t more = staged > product ? staged - product : 0;
+  return separable_forward_nhwc_scratch<T>(p, rows_per_tile) + more * static_cast<int64_t>(sizeof(A));
+}
+
 template <class T, bool kNhwc>
 void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   using P = typename ProductOf<T>::type;
@@ -139,13 +160,16 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   // The product, or its sums so far; in NCHW the staging of the depthwise stage before.
   A* const product = reinterpret_cast<A*>(middle + middle_size);
   if (depth != p.channels) memset(middle, 0, middle_size * sizeof(M));  // the channels that no stage writes
+  // In channels_last what the depthwise stage needs itself comes after it.
+  char* const after = static_cast<char*>(scratch) + separable_forward_nhwc_scratch<T>(p, args.rows_per_tile);
+  void* const stage_scratch = kNhwc && args.stage_needs_scratch ? after : nullptr;
   const P pointwise(tile_pixels);
   int64_t staged_row = -1;
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t row = tile / args.splits * args.rows_per_tile;
     const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
     const int64_t split = tile % args.splits;
-    if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
+    if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, stage_scratch, middle);
     staged_row = row;
     const int64_t first_panel = panels * split / args.splits, end_panel = panels * (split + 1) / args.splits;
     const int64_t work = rows * p.out_w * p.channels;  // of a panel
@@ -185,25 +209,6 @@ void separable_forward_nhwc(const SeparableArgs& args, void* scratch, Tiles tile
 template <class T>
 void separable_forward_nchw_transposed(const SeparableArgs& args, void* scratch, Tiles tiles) {
   separable_tiles<T, false>(args, scratch, tiles);
-}
-
-// Bytes of scratch a worker needs.
-template <class T>
-int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
-  using P = typename ProductOf<T>::type;
-  using A = typename P::A;
-  const int64_t pixel = middle_pitch<P>(p.channels) * sizeof(typename P::Middle) + kPanel<A> * sizeof(A);
-  return P::padded_pixels(rows_per_tile * p.out_w) * pixel;
-}
-
-template <class T>
-int64_t separable_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
-  using P = typename ProductOf<T>::type;
-  using A = typename P::A;
-  const int64_t staged = most_input_rows(p, rows_per_tile < p.out_h ? rows_per_tile : p.out_h) * p.in_w * kLanes<A>;
-  const int64_t product = P::padded_pixels(rows_per_tile * p.out_w) * kPanel<A>;
-  const int64_t more = staged > product ? staged - product : 0;
-  return separable_forward_nhwc_scratch<T>(p, rows_per_tile) + more * static_cast<int64_t>(sizeof(A));
 }
 
 template <class T>

@@ -185,7 +185,7 @@ template <class T>
 using PlaneElement = typename ElementOf<typename ProductOf<T>::type>::type;
 
 // Bytes of scratch a worker needs; what the depthwise stage needs itself comes after it.
-template <class T>
+template <class T, int = 0>
 int64_t separable_forward_nchw_direct_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using E = PlaneElement<T>;
   using M = PlaneMiddle<E>;

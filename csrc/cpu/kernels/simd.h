@@ -231,21 +231,28 @@ DWCONV_INLINE void store_lanes(T* p, Vec<float> v, int lanes) {
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << lanes) - 1u), (__m256i)narrow(v, T{}));
 }
 #else
+// Out of line: the loops in each of a register tile's places would be most of what the compiler has to translate.
 template <class T>
-DWCONV_INLINE auto load_lanes(const T* p, int lanes) {
-  constexpr int n = kLanes<typename AccumulateType<T>::type>;
-  if (__builtin_expect(lanes == n, 1)) return load(p);
-  T buffer[n] = {};
+DWCONV_NOINLINE auto load_part(const T* p, int lanes) {
+  T buffer[kLanes<typename AccumulateType<T>::type>] = {};
   for (int i = 0; i < lanes; ++i) buffer[i] = p[i];
   return load(buffer);
 }
 template <class T, class V>
-DWCONV_INLINE void store_lanes(T* p, V v, int lanes) {
-  constexpr int n = kLanes<typename AccumulateType<T>::type>;
-  if (__builtin_expect(lanes == n, 1)) return store(p, v);
-  T buffer[n];
+DWCONV_NOINLINE void store_part(T* p, V v, int lanes) {
+  T buffer[kLanes<typename AccumulateType<T>::type>];
   store(buffer, v);
   for (int i = 0; i < lanes; ++i) p[i] = buffer[i];
+}
+template <class T>
+DWCONV_INLINE auto load_lanes(const T* p, int lanes) {
+  if (__builtin_expect(lanes == kLanes<typename AccumulateType<T>::type>, 1)) return load(p);
+  return load_part(p, lanes);
+}
+template <class T, class V>
+DWCONV_INLINE void store_lanes(T* p, V v, int lanes) {
+  if (__builtin_expect(lanes == kLanes<typename AccumulateType<T>::type>, 1)) return store(p, v);
+  store_part(p, v, lanes);
 }
 #if DWCONV_INTRINSICS == 32
 DWCONV_INLINE __m256i lane_mask(int lanes) {
@@ -328,7 +335,7 @@ DWCONV_INLINE Vec<double> keep_lanes(Vec<double> v, LaneMask lanes) {
 }
 #else
 template <class T>
-DWCONV_INLINE auto load_masked(const T* p, LaneMask lanes) {
+DWCONV_NOINLINE auto load_masked(const T* p, LaneMask lanes) {
   constexpr int n = kLanes<typename AccumulateType<T>::type>;
   T buffer[n] = {};
   for (int i = 0; i < n; ++i) {
@@ -337,7 +344,7 @@ DWCONV_INLINE auto load_masked(const T* p, LaneMask lanes) {
   return load(buffer);
 }
 template <class T, class V>
-DWCONV_INLINE void store_masked(T* p, V v, LaneMask lanes) {
+DWCONV_NOINLINE void store_masked(T* p, V v, LaneMask lanes) {
   constexpr int n = kLanes<typename AccumulateType<T>::type>;
   T buffer[n];
   store(buffer, v);

@@ -1,5 +1,6 @@
+// Compiles the family of kernels that the including file names (isa_table.h).
 // 16-byte vectors: x86-64's SSE2, AArch64's NEON, or whatever else the compiler maps them to.
 #define DWCONV_ISA baseline
 #define DWCONV_ISA_ID Isa::kBaseline
 #define DWCONV_VECTOR_BYTES 16
-#include "isa_table.h"
+#include "../isa_table.h"

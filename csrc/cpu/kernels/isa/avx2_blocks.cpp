@@ -1,0 +1,2 @@
+#define DWCONV_BLOCKS
+#include "avx2.h"

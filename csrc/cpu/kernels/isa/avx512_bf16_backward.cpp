@@ -1,0 +1,2 @@
+#define DWCONV_BACKWARD
+#include "avx512_bf16.h"

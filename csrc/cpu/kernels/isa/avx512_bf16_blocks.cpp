@@ -1,0 +1,2 @@
+#define DWCONV_BLOCKS
+#include "avx512_bf16.h"

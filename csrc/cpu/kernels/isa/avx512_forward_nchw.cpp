@@ -1,0 +1,2 @@
+#define DWCONV_FORWARD_NCHW
+#include "avx512.h"

@@ -1,0 +1,2 @@
+#define DWCONV_BACKWARD
+#include "baseline.h"

@@ -1,0 +1,2 @@
+#define DWCONV_BLOCKS
+#include "baseline.h"
