@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from dwconv_ext import __main__
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +70,80 @@ def test_torch_does_not_warn_of_a_toolkit_without_a_gpu(command, tmp_path):
     """Where torch's C++ build tools are imported they find a toolkit in CUDA_HOME, and no GPU."""
     said = python(*command, CUDA_HOME=str(tmp_path), DWCONV_EXT_CUDA="0", CUDA_VISIBLE_DEVICES="").stderr
     assert "CUDA_HOME" not in said
+
+
+def made(*arguments: str) -> list[str]:
+    """The commands that make would run."""
+    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_make_installs_the_package_into_its_own_environment_alone():
+    commands = made("-W", "pyproject.toml", "build")
+    compiled = [i for i, command in enumerate(commands) if "setup.py -q build_ext --inplace" in command]
+    installed = [i for i, command in enumerate(commands) if "pip install" in command and command.endswith("--no-deps -e .")]
+    assert len(compiled) == len(installed) == 1 and compiled < installed
+    commands = made("-W", "pyproject.toml", f"PYTHON={sys.executable}", "build")
+    assert commands == [f"{sys.executable} setup.py -q build_ext --inplace"]
+
+
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="not the environment that make makes")
+def test_the_environment_holds_the_package(tmp_path):
+    command = [sys.executable, "-c", "import dwconv_ext; print(dwconv_ext.__file__)"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == str(ROOT / "dwconv_ext/__init__.py"), done.stderr
+    done = subprocess.run([sys.executable, "examples/summary.py"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert "4,231,976" in done.stdout, done.stderr
+
+
+@pytest.fixture
+def setup_without_compilers(tmp_path):
+    """setup.py where ninja is a shell script and linking does nothing; gives how it ended."""
+
+    def run(ninja: str, *command: str) -> subprocess.CompletedProcess:
+        script = tmp_path / "bin" / "ninja"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\n{ninja}\n")
+        script.chmod(0o755)
+        environment = {"PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}", "LDFLAGS": "--version"}
+        return subprocess.run(
+            [sys.executable, "setup.py", "-q", *command],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment, "DWCONV_EXT_CUDA": "0"},
+        )
+
+    return run
+
+
+def test_build_times_are_those_of_the_build_that_compiled(setup_without_compilers, tmp_path):
+    objects = (
+        "sed -n 's/^build \\(.*\\): compile .*/\\1/p' build.ninja | while read -r file; do mkdir -p ${file%/*}; touch $file; done"
+    )
+    folders = ["--build-temp", str(tmp_path / "temp"), "--build-lib"]
+    done = setup_without_compilers(f"{objects}; sleep 0.2", "build_ext", *folders, str(tmp_path / "first"))
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "first/dwconv_ext/_build_times.json").read_text())["_C"]
+    assert first["compiled"] == first["files"] > 5 and first["elapsed_s"] >= 0.2 and first["processor_s"] >= 0
+    done = setup_without_compilers("true", "build_ext", *folders, str(tmp_path / "second"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "second/dwconv_ext/_build_times.json").read_text()) == {"_C": first}
+
+
+def test_an_editable_install_compiles_into_the_usual_folder(setup_without_compilers, tmp_path):
+    done = setup_without_compilers(f"pwd > {tmp_path}/where; false", "editable_wheel", "--dist-dir", str(tmp_path))
+    assert done.returncode != 0
+    where = Path((tmp_path / "where").read_text().strip())
+    assert where.parent == ROOT / "build" and where.name.startswith("temp.")
+
+
+def test_the_report_says_how_long_the_build_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(__main__._C, "__file__", str(tmp_path / "_C.so"))
+    assert __main__.report()["build"] == "not noted"
+    halves = {"_C": (12, 14, 34.5, 60.1), "_C_cuda": (7, 7, 80.0, 99.9)}
+    names = ("compiled", "files", "elapsed_s", "processor_s")
+    times = {name: dict(zip(names, half, strict=True)) for name, half in halves.items()}
+    (tmp_path / "_build_times.json").write_text(json.dumps(times))
+    cpu = "CPU half 34.5 s, 60.1 s of processor time (12 of 14 files)"
+    assert __main__.report()["build"] == f"{cpu}; CUDA half 80.0 s, 99.9 s of processor time (7 of 7 files)"
