@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dwconv_ext import __main__
+from tools import build_time
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,3 +150,16 @@ def test_the_report_says_how_long_the_build_took(tmp_path, monkeypatch):
     (tmp_path / "_build_times.json").write_text(json.dumps(times))
     cpu = "CPU half 34.5 s, 60.1 s of processor time (12 of 14 files)"
     assert __main__.report()["build"] == f"{cpu}; CUDA half 80.0 s, 99.9 s of processor time (7 of 7 files)"
+
+
+def test_build_time_measures_the_builds_own_commands(tmp_path):
+    """Every source file of the CPU half, with the build's flags; and where it can be built, of the CUDA half."""
+    found = build_time.commands(tmp_path / "cpu", None)
+    sources = [path for folder in (".", "cpu", "cpu/kernels") for path in (ROOT / "csrc" / folder).glob("*.cpp")]
+    assert set(found) == {str(path.relative_to(ROOT)) for path in sources}
+    assert all(" -O3 -std=c++20 " in command and str(tmp_path) in command for command in found.values())
+    if torch.version.cuda is None or shutil.which("nvcc") is None:
+        return
+    found = build_time.commands(tmp_path / "cuda", build_time.DEVELOPMENT)
+    assert set(found) == {str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cuda").iterdir() if p.suffix in (".cu", ".cpp")}
+    assert "sm_90a" in found["csrc/cuda/kernels_hopper.cu"] and not list(tmp_path.rglob("*.o"))
