@@ -35,13 +35,14 @@ print(time.process_time() - begin, *{name.split(".")[0] for name in set(sys.modu
 
 
 def test_importing_costs_little_beside_torch():
-    """Processor time, which other programs lengthen little; and nothing but Python's own library comes along."""
-    seconds = []
-    for _ in range(3):
+    """Processor time, which other programs lengthen little, the least of three; and only Python's own library comes along."""
+
+    def seconds() -> float:
         first, *packages = python("-c", IMPORT).stdout.split()
-        seconds.append(float(first))
         assert set(packages) <= {"dwconv_ext", *sys.stdlib_module_names}
-    assert min(seconds) <= 0.2
+        return float(first)
+
+    assert any(seconds() <= 0.2 for _ in range(3))
 
 
 COUNT = """

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -21,23 +23,21 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+# torch is not imported: a child's peak memory begins with its parent's.
 ROOT = Path(__file__).parent.parent
 DEVELOPMENT = "8.0;9.0+PTX"  # the Makefile's
-
-
 PAGE = """\
 # What the build takes
 
-Written by `make -s build-time > docs/build_time.md`: the build's own commands, each run alone. Processor
-time is the compiler's and its children's, memory the largest process's. T is what `g++ -O3 -std=c++20
--fPIC -c` takes for a file that holds only `#include <torch/extension.h>`: {unit:.1f} s here.
+Written by `make -s build-time > docs/build_time.md`: the build's own commands, each run alone.
+Processor time is the compiler's and its children's, memory the largest process's. T is what
+`g++ -O3 -std=c++20 -fPIC -c` takes for a file that holds only `#include <torch/extension.h>`.
 
 {machine}
 
 | what | processor time | in T | memory |
-| --- | ---: | ---: | ---: |"""
+| --- | ---: | ---: | ---: |
+| T | {unit:.1f} s | 1.00 | {memory:.0f} MB |"""
 
 
 class Cost(NamedTuple):
@@ -56,7 +56,7 @@ def measured(command: str, folder: str) -> Cost:
 def unit(folder: str) -> Cost:
     source = Path(folder, "unit.cpp")
     source.write_text("#include <torch/extension.h>\n")
-    headers = Path(torch.__file__).parent / "include"
+    headers = Path(importlib.util.find_spec("torch").origin).parent / "include"
     includes = [f"-I{path}" for path in (headers, headers / "torch/csrc/api/include", sysconfig.get_path("include"))]
     return measured(shlex.join(["g++", "-O3", "-std=c++20", "-fPIC", "-c", *includes, str(source), "-o", f"{source}.o"]), folder)
 
@@ -102,9 +102,9 @@ def machine() -> str:
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    date = datetime.date.today().isoformat()
-    return f"{model}, {os.cpu_count()} cores. {compiler}.\ntorch {torch.__version__}. {date}, commit {commit or 'unknown'}."
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    facts = f"torch {importlib.metadata.version('torch')}. {datetime.date.today().isoformat()}, commit {commit or 'unknown'}."
+    return f"{model}, {os.cpu_count()} cores. {compiler}.\n{facts}"
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     if not rows:
         sys.exit(f"build_time: no source file's path contains {options.files!r}")
     longest = max(costs, key=lambda file: costs[file].seconds)
-    print(PAGE.format(machine=machine(), unit=one.seconds))
+    print(PAGE.format(machine=machine(), unit=one.seconds, memory=one.megabytes))
     for half, total in sums:
         print(f"| **{half}** | {total:.1f} s | {total / one.seconds:.2f} | |")
     for half, file, cost in sorted(rows, key=lambda row: (list(halves).index(row[0]), -row[2].seconds)):
