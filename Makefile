@@ -6,6 +6,7 @@
 # make models  the table of whole models, converted against untouched
 # make sweep   the time an element costs at neighbouring sizes and as N, C and H grow
 # make traffic the bytes that the CUDA kernels move, counted without a card
+# make build-time  what each source file takes to compile; make wheel: a wheel for every machine, make check-wheel tries it
 # make gpu-check  on a machine with a card: build, tests, compute-sanitizer, benchmark; offline, in PYTHON's environment (python3)
 # make lint    ruff and clang-format, as the pre-commit hooks run them; make format applies them
 #
@@ -17,13 +18,14 @@ ifdef PYTHON
 PY := $(PYTHON)
 else
 PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.ready-package
 endif
 BASE_PYTHON ?= python3
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 # Development builds cover two architectures and PTX; an installed package covers all (setup.py).
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 
-.PHONY: test slow fuzz sanitize demo bench models sweep traffic gpu-check lint format build clean
+.PHONY: test slow fuzz sanitize demo bench models sweep traffic build-time wheel check-wheel gpu-check lint format build compiled clean
 .DELETE_ON_ERROR:
 
 test: environment-test build
@@ -68,6 +70,20 @@ sweep: environment-bench build
 traffic: environment-bench build
 	$(PY) -m benchmarks traffic --json docs/results/traffic.json --markdown docs/results/traffic.md
 
+build-time: environment-test
+	$(PY) tools/build_time.py
+
+# All instruction sets and all architectures, compiled into a folder of its own. torch brings its libraries and CUDA's.
+FROM_TORCH := libtorch* libc10* libcuda*
+wheel: environment-wheel
+	rm -f build/wheel/*.whl dist/*.whl
+	env -u TORCH_CUDA_ARCH_LIST $(PY) setup.py -q build --build-base build/wheel bdist_wheel --dist-dir build/wheel
+	PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) -m auditwheel repair --wheel-dir dist $(FROM_TORCH:%=--exclude '%.so*') build/wheel/*.whl
+	du -h dist/*.whl
+
+check-wheel: $(VENV)/bin/python
+	$(VENV)/bin/python tools/check_wheel.py dist/*.whl
+
 # Nothing is fetched: torch, ninja, pybind11, pytest and numpy must be there.
 gpu-check:
 	$(or $(PYTHON),python3) tools/gpu_check.py
@@ -82,11 +98,18 @@ format: environment-dev
 	$(PY) -m ruff check --fix .
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(CLANG_FORMAT) -i
 
-build:
+build: compiled $(INSTALLED)
+
+compiled:
 	$(PY) setup.py -q build_ext --inplace
 
 clean:
-	rm -rf build *.egg-info dwconv_ext/*.so
+	rm -rf build *.egg-info dwconv_ext/*.so dwconv_ext/_build_times.json
+
+# An editable install, once: it finds everything compiled.
+$(VENV)/.ready-package: pyproject.toml dwconv_ext/__init__.py | compiled
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
 
 # One stamp an extra of pyproject.toml: what is installed already is not installed again.
 ifdef PYTHON

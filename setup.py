@@ -7,20 +7,29 @@ MAX_JOBS              parallel compilations
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import pybind11
 import torch
 from setuptools import Extension, setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+# It says where nvcc is but no GPU, which a build does not need.
+logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime is found" not in record.getMessage())
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
 
 ROOT = Path(__file__).parent
+os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # pip's ninja, also where the environment is not activated
 PYBIND11 = pybind11.get_include()  # first on the include path: torch's bundled copy refuses the stable ABI's macros
 
 
@@ -171,11 +180,41 @@ if nvcc is not None:
     )
 
 
+def compilers_seconds() -> float:
+    """Processor time of the processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 class Build(BuildExtension):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.editable_mode:  # setuptools would compile everything anew in a folder of its own
+            self.build_temp = str(ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+
+    def run(self) -> None:
+        super().run()
+        kept = {ext.name: self._timed_file(ext) for ext in self.extensions}
+        times = {name.split(".")[1]: json.loads(file.read_text()) for name, file in kept.items() if file.exists()}
+        Path(self.get_ext_fullpath("dwconv_ext._C")).with_name("_build_times.json").write_text(json.dumps(times) + "\n")
+
+    def _timed_file(self, ext: Extension) -> Path:
+        return Path(self.build_temp, f"{ext.name}.time.json")
+
+    def _keep_time(self, ext: Extension, begin: float, used: float) -> None:
+        """Of what was compiled: beside the objects, so that a build that finds them up to date has it too."""
+        objects = [Path(self.build_temp, source).with_suffix(".o") for source in ext.sources] + [*map(Path, ext.extra_objects)]
+        compiled = sum(file.exists() and file.stat().st_mtime >= self.begin for file in objects)
+        if compiled:
+            elapsed, processor = round(time.time() - begin, 1), round(compilers_seconds() - used, 1)
+            facts = {"compiled": compiled, "files": len(objects), "elapsed_s": elapsed, "processor_s": processor}
+            self._timed_file(ext).write_text(json.dumps(facts) + "\n")
+
     def _check_cuda_version(self, *args: object) -> None:
         """torch's check compares minors too; cuda_decision() has already compared the majors."""
 
     def build_extensions(self) -> None:
+        self.begin = time.time()
         if with_hopper:
             self.hopper_object = Path(self.build_temp, "kernels_hopper.o").absolute()
             self.hopper = self._start_hopper()
@@ -189,15 +228,19 @@ class Build(BuildExtension):
             return None
         self.hopper_object.parent.mkdir(parents=True, exist_ok=True)
         flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xcompiler=-fPIC", "-gencode=arch=compute_90a,code=sm_90a"]
-        return subprocess.Popen([str(nvcc), *flags, "-c", str(ROOT / HOPPER), "-o", str(self.hopper_object)])
+        command = [str(nvcc), *flags, "-c", str(ROOT / HOPPER), "-o", str(self.hopper_object)]
+        print(*command, flush=True)  # as ninja does, which tools/build_time.py reads
+        return subprocess.Popen(command)
 
     def build_extension(self, ext: Extension) -> None:
+        begin, used = time.time(), compilers_seconds()
         if with_hopper and ext.name == "dwconv_ext._C_cuda":
             if self.hopper is not None and self.hopper.wait() != 0:
                 self.hopper_object.unlink(missing_ok=True)
                 raise SystemExit(f"dwconv_ext: {HOPPER} does not compile")
             ext.extra_objects.append(str(self.hopper_object))
         super().build_extension(ext)
+        self._keep_time(ext, begin, used)
 
 
 setup(ext_modules=extensions, cmdclass={"build_ext": Build})

@@ -25,7 +25,7 @@ from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
 from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
 from .planning import plan  # noqa: E402
 
-from . import cost, models  # noqa: E402 isort: skip
+from . import cost, flops, models  # noqa: E402, F401 isort: skip
 
 if _C_cuda is None:
     register_missing_cuda(cuda_status)

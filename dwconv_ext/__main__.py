@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -25,11 +27,26 @@ def _kernels() -> str:
     return ", ".join(f"{name} ({count})" for name, count in Counter(row["name"] for row in chosen).items())
 
 
+def _build_times() -> str:
+    """What setup.py noted of the compilation, of each half."""
+    try:
+        times = json.loads(Path(_C.__file__).with_name("_build_times.json").read_text())
+    except FileNotFoundError:
+        return "not noted"
+    halves = {"_C": "CPU", "_C_cuda": "CUDA"}
+    return "; ".join(
+        f"{halves[name]} half {half['elapsed_s']} s, {half['processor_s']} s of processor time "
+        f"({half['compiled']} of {half['files']} files)"
+        for name, half in times.items()
+    )
+
+
 def report() -> dict[str, str]:
     """The facts that an issue report should have, by name."""
     l1, l2, l3 = _C.cache_bytes()
     facts = {
         "dwconv_ext": f"{dwconv_ext.__version__}, built against torch {_C.build_torch} by {_C.build_compiler}",
+        "build": _build_times(),
         "torch": f"{torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         "CPU": f"{_processor()}, L1 {l1 >> 10} KiB, L2 {l2 >> 10} KiB, L3 {l3 >> 20} MiB",
         "instruction sets": " ".join(_C.cpu_flags()),

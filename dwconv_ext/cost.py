@@ -11,14 +11,12 @@ section 3.1):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from .functional import IntOrPair, _pair
 from .modules import DepthwiseConv2d, FusedDSConv
@@ -190,44 +188,3 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
         macs = 0 if isinstance(module, nn.modules.batchnorm._BatchNorm) else layer.macs
         rows.append(Row(names[id(module)], type(module).__name__, tuple(layer.output_size), own, macs, kernel))
     return CostTable(tuple(rows))
-
-
-# --- torch.utils.flop_counter ------------------------------------------------------------------------------------------
-# FLOPs, two a multiply-add, as its own formulas count them.
-
-
-# onednn.py calls torch's two, which its counter may know by itself one day, or a torch may lack.
-def _uncounted(*names: str) -> list[Any]:
-    ops = (getattr(torch.ops.mkldnn, name, None) for name in names)
-    return [op for op in ops if op is not None and op not in flop_registry]
-
-
-@register_flop_formula([torch.ops.dwconv_ext.depthwise_conv2d, *_uncounted("_convolution_pointwise")])
-def _convolution_flops(x, w, *_, out_shape=None, **__) -> int:
-    return conv_flop_count(list(x), list(w), list(out_shape))
-
-
-@register_flop_formula(_uncounted("_linear_pointwise"))
-def _linear_flops(x, w, *_, out_shape=None, **__) -> int:
-    return 2 * math.prod(x) * out_shape[-1]
-
-
-@register_flop_formula(torch.ops.dwconv_ext.depthwise_conv2d_backward)
-def _depthwise_backward_flops(grad, x, w, stride, padding, dilation, mask, *_, **__) -> int:
-    return conv_flop_count(list(x), list(w), list(grad)) * (bool(mask[0]) + bool(mask[1]))
-
-
-@register_flop_formula(torch.ops.dwconv_ext.separable_conv2d)
-def _separable_flops(x, dw, db, pw, *_, out_shape=None, **__) -> int:
-    return _block_flops(x, dw, pw, out_shape)
-
-
-def _block_flops(x, dw, pw, out_shape) -> int:
-    batch, _channels, height, width = out_shape
-    intermediate = [batch, dw[0], height, width]
-    return conv_flop_count(list(x), list(dw), intermediate) + conv_flop_count(intermediate, list(pw), list(out_shape))
-
-
-@register_flop_formula(torch.ops.dwconv_ext.separable_conv2d_packed)
-def _packed_flops(x, packed, block, *_, out_shape=None, **__) -> int:
-    return _block_flops(x, [x[1], 1, *block[1:3]], [block[0], x[1], 1, 1], out_shape)

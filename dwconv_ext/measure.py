@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import timeit
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -30,16 +32,27 @@ def inputs_of(model: nn.Module, layers: list[nn.Module], example_input: Any) -> 
     return seen
 
 
+def now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def seconds(function: Callable[[], object], calls: int) -> float:
+    """Of a call, after two that warm up. torch.utils.benchmark's Timer does as much, and imports torch's C++ build tools."""
+    timer = timeit.Timer(function, timer=now)
+    timer.timeit(2)
+    return timer.timeit(calls) / calls
+
+
 def speedup(ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> float:
     """How many times faster ours is: the median over rounds of bursts in turn."""
-    from torch.utils.benchmark import Timer  # here: importing it warns where there is no CUDA device
-
-    timers = [Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for f in (ours, theirs)]
-    once = max(min(t.timeit(1).mean for _ in range(3)) for t in timers)
+    once = max(min(seconds(f, 1) for _ in range(3)) for f in (ours, theirs))
     calls = max(1, min(200, int(BURST_S / max(once, 1e-7))))
     ratios = []
     for _ in range(ROUNDS):
-        mine, plain = (t.timeit(calls).mean for t in timers)
+        mine, plain = (seconds(f, calls) for f in (ours, theirs))
         ratios.append(plain / mine)
     return median(ratios)
 

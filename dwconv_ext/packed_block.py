@@ -17,9 +17,12 @@ from .functional import ACTIVATIONS, IntOrPair, _pair, padding_of
 ops = torch.ops.dwconv_ext
 
 
-@torch.compiler.assume_constant_result
 def _selected_isa() -> str:
     return _C.selected_isa()
+
+
+# What torch.compiler.assume_constant_result sets. Calling it imports torch._dynamo, which takes about as long as torch itself.
+_selected_isa._dynamo_marked_constant = True
 
 
 class PackedBlock:

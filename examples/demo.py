@@ -12,6 +12,7 @@ The pictures go to one PNG.
 from __future__ import annotations
 
 import argparse
+import timeit
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from dwconv_ext import FusedDSConv, depthwise_conv2d, unfuse
@@ -44,11 +44,11 @@ def filter_bank(size: int = 7) -> Tensor:
 
 def in_turn(functions: dict[str, callable], rounds: int = 9) -> dict[str, float]:
     """Median milliseconds a call, the functions timed in turn."""
-    timers = {name: Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for name, f in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(5).mean * 1e3)
+        for name, function in functions.items():
+            function()  # what the one before left in the caches does not count
+            times[name].append(timeit.timeit(function, number=5) / 5 * 1e3)
     return {name: median(values) for name, values in times.items()}
 
 

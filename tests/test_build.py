@@ -116,7 +116,7 @@ def test_constraints_pin_what_is_required():
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if "==" in line
     }
-    for extra in ("test", "bench", "examples", "dev"):
+    for extra in ("test", "bench", "examples", "dev", "wheel"):
         lines = subprocess.run(
             [sys.executable, "tools/requirements.py", extra], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
