@@ -3,7 +3,7 @@
 #pragma once
 
 #if !defined(DWCONV_EMULATOR)
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #define DWCONV_LIBRARY dwconv_ext

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCES = [
     *sorted((ROOT / "csrc/cuda").glob("kernels_*.cu")),
-    *sorted((ROOT / "csrc/cuda").glob("*_cuda.cu")),
+    *sorted((ROOT / "csrc/cuda").glob("[!m]*_cuda.cpp")),  # but for module_cuda.cpp: the emulator has its own
     *sorted((ROOT / "csrc/cuda").glob("plan*.cpp")),
     ROOT / "csrc/ops.cpp",
     *sorted(HERE.glob("*.cpp")),

@@ -82,18 +82,21 @@ DWCONV_DEVICE void finish_part(const BackwardWeightTileArgs& args, A (&acc)[K][K
   const int64_t channels = args.problem.channels;
   A* const partial = static_cast<A*>(args.partial);
   A* const partial_bias = static_cast<A*>(args.partial_bias);
-#pragma unroll
+  // The filter's rows take turns in acc[0], so that this code is there once and not K times.
+#pragma unroll 1
   for (int r = 0; r < K; ++r) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       A row[K];
 #pragma unroll
-      for (int s = 0; s < K; ++s) row[s] = acc[r][s][v];
+      for (int s = 0; s < K; ++s) row[s] = acc[0][s][v];
       add_slots(row, scratch, slot, slots, lane, lanes, active);
       if (!active || slot != 0 || channel + v >= channels || partial == nullptr) continue;
 #pragma unroll
       for (int s = 0; s < K; ++s) partial[((part * channels + channel + v) * K + r) * K + s] = row[s];
     }
+#pragma unroll
+    for (int i = 0; i < (K - 1) * K * V; ++i) acc[i / (K * V)][i / V % K][i % V] = acc[i / (K * V) + 1][i / V % K][i % V];
   }
   if (partial_bias == nullptr) return;
   add_slots(bias, scratch, slot, slots, lane, lanes, active);

@@ -116,11 +116,11 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
       const T* filter[1] = {filters + r * kernel_w * slab + channel};
       multiply_filter_row<1, V>(tile + ((y + r) * columns + x) * slab + channel, filter, {true}, kernel_w, slab, acc);
     }
+    activate_short(p.activation, acc);
     T* const line = static_cast<T*>(args.output) + n * p.out_stride_n + (y0 + y) * p.out_stride_h + c0 + channel;
 #pragma unroll
     for (int k = 0; k < kLargeColumns; ++k) {
       if (x0 + x + k < p.out_w) {
-        activate_short(p.activation, acc[0][k]);
         store_channels<T, V>(line + (x0 + x + k) * p.out_stride_w, acc[0][k], channels - channel, t.aligned);
       }
     }
@@ -190,6 +190,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
     return static_cast<T*>(args.output) + numbers.offset(k, p.out_stride_n, p.out_stride_c) + y0 * p.out_stride_h + x0;
   };
   if (active) {
+    activate_short(p.activation, acc);
     const T* const first = out_first(q);
 #pragma unroll
     for (int i = 0; i < kLargeRows; ++i) {
@@ -197,7 +198,6 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
       T* const row = out.row(q, y + i, first) + x;
 #pragma unroll
       for (int k = 0; k < kLargeColumns; ++k) {
-        activate_short(p.activation, acc[i][k]);
         if (x0 + x + k < out_w) row[k] = from_accumulate<T>(acc[i][k][0]);
       }
     }

@@ -109,6 +109,7 @@ depthwise_nchw(DepthwiseTileArgs args) {
   }
   synchronize();  // the input's tile becomes the output's
   if (active) {
+    activate_short(p.activation, acc);
     const T* const first = out_first(q);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -116,7 +117,6 @@ depthwise_nchw(DepthwiseTileArgs args) {
       T* const row = out.row(q, y0 + y + i - out_top, first) - out_left;
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
-        activate_short(p.activation, acc[i][k]);
         if (x0 + x + k >= out_left && x0 + x + k < out_right) row[x0 + x + k] = from_accumulate<T>(acc[i][k][0]);
       }
     }

@@ -125,13 +125,13 @@ depthwise_nhwc(DepthwiseTileArgs args) {
       for (int q = 0; q < kSpan; ++q) widen<T, V>(from + (j * columns + q) * slab, row[q]);
       multiply_row<Taps, kPatchRows, kPatchColumns, V>(j, row, filter, acc);
     }
+    activate_short(p.activation, acc);
 #pragma unroll
     for (int i = 0; i < kPatchRows; ++i) {
       T* const line = out + (y0 + y + i) * p.out_stride_h;
 #pragma unroll
       for (int k = 0; k < kPatchColumns; ++k) {
         if (y0 + y + i < 0 || y0 + y + i >= out_h || x0 + x + k < 0 || x0 + x + k >= out_w) continue;
-        activate_short(p.activation, acc[i][k]);
         store_channels<T, V>(line + (x0 + x + k) * p.out_stride_w, acc[i][k], channels - channel, t.aligned);
       }
     }

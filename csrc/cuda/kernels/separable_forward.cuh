@@ -56,12 +56,11 @@ DWCONV_DEVICE void stage_weights(const SeparableBlockArgs& args, int64_t first, 
   }
 }
 
-// `count` neighbouring values of a row of sums to out + offset, with the residual there.
+// `count` neighbouring results to out + offset, with the residual there.
 template <class T, int V>
 DWCONV_DEVICE void finish_values(const SeparableBlockArgs& args, int64_t offset, int count, bool whole,
                                  accumulate_t<T> (&value)[V]) {
   using A = accumulate_t<T>;
-  activate_all(args.activation, value);
   if (args.residual != nullptr) {
     const T* const residual = static_cast<const T*>(args.residual) + offset;
     if (whole) {
@@ -105,6 +104,7 @@ DWCONV_DEVICE void finish_pixels(const SeparableBlockArgs& args, const TileMap& 
     read_shared(staging + row * kStagingPitch + o, value);
 #pragma unroll
     for (int v = 0; v < V; ++v) value[v] += bias[v];
+    activate_all(args.activation, value);
     finish_values<T, V>(args, offset + first + o, count, whole, value);
   }
 }
@@ -130,6 +130,7 @@ DWCONV_DEVICE void finish_planes(const SeparableBlockArgs& args, const TileMap& 
     read_shared(staging + row * kStagingPitch + lane % kVectors * V, value);
 #pragma unroll
     for (int v = 0; v < V; ++v) value[v] += bias;
+    activate_all(args.activation, value);
     const int64_t offset = start + o * plane;
     const T* const out = static_cast<const T*>(args.output) + offset;
     const T* const residual = args.residual != nullptr ? static_cast<const T*>(args.residual) + offset : out;
@@ -159,8 +160,14 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   const int split = static_cast<int>(block % args.splits);
   block /= args.splits;
   const int64_t row0 = static_cast<int64_t>(block / args.tiles_w) * args.tile_rows;
-  const int warp = thread_index() / kWarp, part_of = warp / Tile::kWarps, parts_m = args.warps_m * kWarpRows / Tile::kRows;
-  const int m0 = part_of % parts_m * Tile::kRows, n0 = part_of / parts_m * Tile::kColumns;
+  // The first row and column of the part of the product that the thread's warp or warpgroup has. It is made again wherever it is
+  // used, as is all that depends on the thread's index: there are no registers for it beside the sums.
+  const auto share = [&] {
+    int thread = thread_index();
+    in_order(thread);
+    const int part = thread / (kWarp * Tile::kWarps), parts_m = args.warps_m * kWarpRows / Tile::kRows;
+    return Place{part % parts_m * Tile::kRows, part / parts_m * Tile::kColumns};
+  };
 
   // Shared memory: the tile's map, slots, then the ring of weights, in whose place the sums are staged, then two slabs' filters.
   TileMap map;
@@ -174,7 +181,6 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   const int slot_bytes = dense ? args.pixels * kSlabBytes : kSlab * pitch * static_cast<int>(sizeof(T));
   const int stage_bytes = outputs * kSlabBytes;
   unsigned char* const ring = slots + args.slots * slot_bytes;
-  A* const staging = reinterpret_cast<A*>(ring) + warp * kStaged * kStagingPitch;
   const int staging_bytes = block_size() / kWarp * kStaged * kStagingPitch * static_cast<int>(sizeof(A));
   A* const filters = reinterpret_cast<A*>(ring + most(args.stages * stage_bytes, staging_bytes));
   const int filter_values = static_cast<int>(p.kernel_h * p.kernel_w) * kSlab;
@@ -217,6 +223,7 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       }
     }
     tile.clear();
+    const Place mine = share();
     int now = 0;  // the stage of the slab that is multiplied
     const auto slot_of = [&](int slab, int stage) { return slots + (args.slots == slabs ? slab : stage) * slot_bytes; };
     const auto stage_ahead = [&](int slab) {
@@ -240,21 +247,26 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       const unsigned char* const slot = slot_of(slab, now);
       const unsigned char* const stage = ring + now * stage_bytes;
       if (!Tile::kLines) stage_ahead(slab + args.stages - 1);
-      tile.multiply(kChannelsLast ? slot : stage, m0, Columns<T, kByDepth>{kChannelsLast ? stage : slot, pitch}, n0);
+      tile.multiply(kChannelsLast ? slot : stage, mine.row, Columns<T, kByDepth>{kChannelsLast ? stage : slot, pitch},
+                    mine.column);
       if (Tile::kLines) stage_ahead(slab + args.stages - 1);  // while the matrix units are at work
       now = now + 1 < args.stages ? now + 1 : 0;
     }
     tile.complete();
     synchronize();  // the ring becomes the staging area
-#pragma unroll
+#pragma unroll 1
     for (int part = 0; part < kWarpRows / kStaged; ++part) {
+      int thread = thread_index();
+      in_order(thread);
+      A* const staging = reinterpret_cast<A*>(ring) + thread / kWarp * kStaged * kStagingPitch;
       tile.write(part, staging, kStagingPitch);
       synchronize_warp();
-      const Place place = Tile::place(part);
+      const Place all = share(), place = Tile::place(part);
+      const int row = all.row + place.row, column = all.column + place.column;
       if constexpr (kChannelsLast) {
-        finish_pixels<T, kStaged>(args, map, m0 + place.row, first + n0 + place.column, staging);
+        finish_pixels<T, kStaged>(args, map, row, first + column, staging);
       } else {
-        finish_planes<T, kStaged>(args, map, n0 + place.column, first + m0 + place.row, staging);
+        finish_planes<T, kStaged>(args, map, column, first + row, staging);
       }
       synchronize_warp();
     }
