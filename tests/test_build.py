@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import dwconv_ext
+
 ROOT = Path(__file__).parent.parent
 HAS_CUDA_TORCH = torch.version.cuda is not None
 
@@ -24,6 +26,43 @@ def setup(*, cuda: str | None = None, **environment: str) -> subprocess.Complete
         env["DWCONV_EXT_CUDA"] = cuda
     command = [sys.executable, "setup.py", "-q", "--name"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**env, **environment})
+
+
+# Rows of csrc/cpu/kernels.inc over all instruction sets, and of csrc/cuda/kernels.inc: each is compiled in every build.
+INSTANCES = {"cpu": 350, "cuda": 282}
+
+
+def cpu_instances() -> int:
+    """As the preprocessor counts them: a CPU's own kernel table has no more than what it can run."""
+    count = 0
+    for unit in sorted((ROOT / "csrc" / "cpu" / "kernels" / "isa").glob("*.cpp")):
+        defines = unit.read_text() + (unit.parent / re.search(r'#include "(.*)"', unit.read_text())[1]).read_text()
+        wanted = re.findall(r"^#define (?:DWCONV_VECTOR_BYTES|DWCONV_[A-Z0-9_]+$).*", defines, re.M)
+        source = "\n".join([*wanted, f'#include "{ROOT}/csrc/cpu/kernels.inc"', ""])
+        command = [os.environ.get("CXX", "c++"), "-E", "-P", "-x", "c++", "-"]
+        rows = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+        found = len(re.findall(r"\bDWCONV_[A-Z_]+\(", rows))
+        assert found > 0, unit
+        count += found
+    return count
+
+
+def cuda_instances() -> int:
+    return len(dwconv_ext._C_cuda.kernel_table())
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(dwconv_ext._C_cuda is None, reason="built without its CUDA half")),
+    ],
+)
+def test_kernel_instances_stay_few(device):
+    """More of them must be worth every build's time: see docs/adding_a_kernel.md, then change the number."""
+    count = {"cpu": cpu_instances, "cuda": cuda_instances}[device]()
+    assert count <= 1.1 * INSTANCES[device], f"{count} kernel instances, {INSTANCES[device]} when last counted"
+    assert count >= 0.9 * INSTANCES[device], f"{count} kernel instances: write the smaller number down"
 
 
 def fake_toolkit(folder: Path, release: str) -> Path:

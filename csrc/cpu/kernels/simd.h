@@ -4,7 +4,7 @@
 // selection at any width, and the compiler contracts a * b + c into FMA. Only what the extension cannot say well is written
 // per instruction set: float16 conversion and masked loads and stores.
 //
-// Included once by each isa_*.cpp, after its target pragma, with these defined:
+// Included by each file of isa/, after its target pragma, with these defined:
 //   DWCONV_ISA              namespace and name (baseline, avx2, avx512, avx512_bf16, amx)
 //   DWCONV_VECTOR_BYTES     16, 32 or 64
 //   DWCONV_BFLOAT16_PAIRS   where it has AVX512_BF16; DWCONV_AMX where it has AMX-BF16 too
