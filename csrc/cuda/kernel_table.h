@@ -24,7 +24,10 @@ struct KernelGroup {
 };
 
 KernelGroup nhwc_kernels();
+KernelGroup nhwc_weight_kernels();
+KernelGroup nchw_rows_kernels();
 KernelGroup nchw_kernels();
+KernelGroup nchw_weight_kernels();
 KernelGroup separable_kernels();
 KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 

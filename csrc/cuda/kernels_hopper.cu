@@ -5,7 +5,7 @@
 namespace dwconv::cuda {
 
 static const KernelRow kRows[] = {
-#define DWCONV_ROWS_HOPPER
+#define DWCONV_GROUP_HOPPER
 #include "kernels.inc"
 };
 

@@ -1,14 +1,11 @@
 #include "kernel_table.h"
 #include "kernels/depthwise_any.cuh"
-#include "kernels/depthwise_backward_weight_any.cuh"
-#include "kernels/depthwise_backward_weight_large.cuh"
-#include "kernels/depthwise_backward_weight_rows_nchw.cuh"
 #include "kernels/depthwise_large.cuh"
 
 namespace dwconv::cuda {
 
 static const KernelRow kRows[] = {
-#define DWCONV_ROWS_NCHW
+#define DWCONV_GROUP_NCHW
 #include "kernels.inc"
 };
 

@@ -1,14 +1,12 @@
 #include "kernel_table.h"
 #include "kernels/depthwise_any.cuh"
-#include "kernels/depthwise_backward_weight_any.cuh"
-#include "kernels/depthwise_backward_weight_large.cuh"
-#include "kernels/depthwise_backward_weight_rows.cuh"
 #include "kernels/depthwise_large.cuh"
+#include "kernels/depthwise_rows.cuh"
 
 namespace dwconv::cuda {
 
 static const KernelRow kRows[] = {
-#define DWCONV_ROWS_NHWC
+#define DWCONV_GROUP_NHWC
 #include "kernels.inc"
 };
 

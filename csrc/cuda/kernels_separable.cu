@@ -4,7 +4,7 @@
 namespace dwconv::cuda {
 
 static const KernelRow kRows[] = {
-#define DWCONV_ROWS_SEPARABLE
+#define DWCONV_GROUP_SEPARABLE
 #include "kernels.inc"
 };
 
