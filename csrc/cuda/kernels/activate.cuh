@@ -43,7 +43,7 @@ DWCONV_DEVICE void activate_short(const Activation& activation, A (&x)[N]) {
 }
 
 // Of several values, with one look at what it is. A long activation's code is there for a quarter of the values, which move up in
-// between: for all of them it would be a third of the fused kernels' code and of their time to compile.
+// between: for all of them it would be a large part of the fused kernels' code.
 template <class A, int N>
 DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
   if (is_short(activation.kind)) {
