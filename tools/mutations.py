@@ -609,7 +609,7 @@ PYTHON = [
         "ops.depthwise_conv2d(x, v, «z if u is None else None», *ctx.conv),",
         "None",
         "the bias's cotangent is lost where the input's is not wanted",
-        "tests/test_derivatives.py -k test_second_derivatives",
+        "tests/test_derivatives.py -k test_second_derivatives_of_several",
     ),
     Fault(
         "block_middle_activation",
@@ -670,7 +670,7 @@ PYTHON = [
     Fault(
         "stale_eps",
         "folding.py",
-        "settings = (*self._settings()«, *(bn.eps for bn in parts[1::2])»)",
+        "settings = (*self._settings(), «*(bn.eps for bn in parts[1::2])»)",
         "",
         "a stale folded weight: another eps is not noticed",
         "tests/test_separable.py -k test_cache_is_dropped",
