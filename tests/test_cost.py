@@ -76,6 +76,7 @@ def test_table():
     assert rows["3"].kernel == "" and rows["3"].output == (2, 5)
     assert table.parameters == sum(p.numel() for p in model.parameters())
     assert rows["1.pointwise"].multiply_adds == 2 * 8 * 16 * 36
+    assert rows["1.bn1"].multiply_adds == rows["1.bn2"].multiply_adds == 0  # folded, and in no paper's count
     text = str(table).splitlines()
     assert text[0].split() == ["name", "layer", "output", "parameters", "multiply-adds", "kernel"]
     assert f"{table.parameters:,}" in text[-1] and len(text) == len(rows) + 4
