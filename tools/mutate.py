@@ -156,7 +156,7 @@ def run_tests(arguments: list[str], fault: Fault | None, seconds: float) -> tupl
             if fault is not None:
                 os.environ["DWCONV_PLANTED"] = str(number(fault))
                 sys.dont_write_bytecode = is_python(fault)
-            code = pytest.main(["-v", "-rfE", "--tb=line", "-p", "no:cacheprovider", *arguments])
+            code = pytest.main(["-v", "-rfE", "--tb=line", "--assert=plain", "-p", "no:cacheprovider", *arguments])
             sys.stdout.flush()
             os._exit(code)
         end = time.monotonic() + seconds

@@ -25,13 +25,13 @@ class Fault(NamedTuple):
     tests: str
 
 
-# Tests that are asked by many.
-ISA = "tests/test_depthwise.py -k 'test_every_instruction_set{}'"
-ROWS = "tests/test_kernels.py -k 'test_row{}'"
-BLOCKS = "tests/test_separable.py -k 'test_every_instruction_set{}'"
-NORM = "tests/test_batch_norm.py -k test_shapes"
-PLAN = "tests/test_plan.py"
-EMULATED = "tests/test_cuda.py -k"
+# Tests that are asked by many, one instruction set's first.
+ISA = "tests/test_depthwise.py -k 'test_every_instruction_set and avx2- and {}'"
+ROWS = "tests/test_kernels.py -k 'test_row and {}'"
+BLOCKS = "tests/test_separable.py -k 'test_every_instruction_set and {}'"
+NORM = "tests/test_batch_norm.py -k 'test_shapes and avx2'"
+CUDA_CASE = "tests/test_cuda.py -k 'test_depthwise and {}'"
+
 
 CPU_KERNELS = [
     Fault(
@@ -40,7 +40,7 @@ CPU_KERNELS = [
         "if (static_cast<uint64_t>(origin_h + i) >= static_cast<uint64_t>(«p.in_h»)) continue;",
         "p.in_h - 1",
         "a dropped edge: the last input row of a tile of a square filter",
-        ISA.format(""),
+        ISA.format("last_stage"),
     ),
     Fault(
         "nhwc_dilation",
@@ -48,7 +48,7 @@ CPU_KERNELS = [
         "const int64_t first = origin_w + s * «p.dilation_w»;",
         "p.dilation_h",
         "the other axis's dilation in one family",
-        ISA.format(""),
+        ISA.format("dilated"),
     ),
     Fault(
         "nhwc_staged_rows",
@@ -56,7 +56,7 @@ CPU_KERNELS = [
         "const int64_t rows = y_end - y < most ? y_end - y : most;\n    const Range in_rows = crop_input(p, «y», rows, &q);",
         "y + 1",
         "an off-by-one in the rows that are staged",
-        ISA.format(" and pixels_in"),
+        ISA.format("pixels_in"),
     ),
     Fault(
         "filter_range_end",
@@ -64,7 +64,7 @@ CPU_KERNELS = [
         "int64_t end = size <= origin ? 0 : «(size - origin + dilation - 1)» / dilation;",
         "(size - origin)",
         "a rounding down: the last tap of a dilated filter is lost",
-        ISA.format(" and dilat"),
+        ISA.format("dilated"),
     ),
     Fault(
         "mask_first_column",
@@ -72,7 +72,7 @@ CPU_KERNELS = [
         "const int64_t begin = first < 0 ? «-first» : 0;",
         "-first - 1",
         "an off-by-one in a halo's mask: a column before the image counts",
-        ISA.format(""),
+        ISA.format("last_stage"),
     ),
     Fault(
         "few_channels_right",
@@ -80,7 +80,7 @@ CPU_KERNELS = [
         "pair.all_columns(wide, p.out_w, p.pad_w > 0, «past > 0», p.channels);",
         "past > kPad",
         "the right edge taken for inner columns",
-        ISA.format(""),
+        ISA.format("mobilenet"),
     ),
     Fault(
         "flat_inner_end",
@@ -88,7 +88,7 @@ CPU_KERNELS = [
         "const int64_t last = f.in_width - «(kKernel - 1)» * f.channels + f.pad;",
         "(kKernel - 2)",
         "an off-by-one in a halo: vectors that reach over the row's end are read whole",
-        "tests/test_kernels.py -k test_rows_of_pixels_as_lanes",
+        "tests/test_kernels.py -k 'test_rows_of_pixels_as_lanes and avx2 and float32'",
     ),
     Fault(
         "far_rows_skipped",
@@ -96,7 +96,7 @@ CPU_KERNELS = [
         "const int64_t end = begin + args.rows_per_tile - 1 + «(phase.kernel_h - 1) * phase.dilation_h + 1»;",
         "(phase.kernel_h - 1) * phase.dilation_h",
         "an off-by-one in a halo: the last row that a phase of an input gradient reads",
-        ISA.format(""),
+        ISA.format("phases_in_tiles"),
     ),
     Fault(
         "phases_edge",
@@ -104,7 +104,7 @@ CPU_KERNELS = [
         "if (kEdge && static_cast<uint64_t>(v - f.pad_w + k) >= static_cast<uint64_t>(«f.in_w»)) continue;",
         "f.in_w - 1",
         "a dropped edge: the last column of grad_output",
-        ISA.format(" and stride2"),
+        ISA.format("stride2"),
     ),
     Fault(
         "phases_tile_origin",
@@ -112,7 +112,7 @@ CPU_KERNELS = [
         "f.pad_h = phases[0][0]->pad_h - row + «in_begin», f.pad_w",
         "0",
         "a tile's first row taken for the image's",
-        ISA.format(" and stride2"),
+        ISA.format("phases_in_tiles"),
     ),
     Fault(
         "transposed_bias",
@@ -120,7 +120,7 @@ CPU_KERNELS = [
         "inner.bias = args.bias ? static_cast<const A*>(args.bias) + «first % p.channels» : nullptr;",
         "0",
         "the first planes' bias for all planes",
-        ROWS.format(""),
+        ROWS.format("avx2-depthwise_forward_nchw_transposed"),
     ),
     Fault(
         "staged_right_edge",
@@ -128,7 +128,7 @@ CPU_KERNELS = [
         "zero_row(row + columns.end, pitch - columns.end);",
         "zero_row(row + columns.end + 1, pitch - columns.end - 1);",
         "an off-by-one in a halo: the first column of the padding on the right is left as it was",
-        ROWS.format(""),
+        ROWS.format("avx2-depthwise_forward_nchw_rows"),
     ),
     Fault(
         "staged_phase_begin",
@@ -136,7 +136,7 @@ CPU_KERNELS = [
         "int64_t begin = origin >= 0 ? 0 : «(-origin + p.stride_w - 1)» / p.stride_w;",
         "(-origin)",
         "a rounding down: a phase of a strided row begins a column early",
-        ROWS.format(" and nchw_rows"),
+        ISA.format("stride2"),
     ),
     Fault(
         "direct_edge_mask",
@@ -144,7 +144,7 @@ CPU_KERNELS = [
         "return kMasked ? load_masked(at, lanes) : «keep_lanes(load(at), lanes)»;",
         "load(at)",
         "a missing mask: the row before and the row after leak in",
-        ROWS.format(" and nchw_direct"),
+        ROWS.format("avx512-depthwise_forward_nchw_direct"),
     ),
     Fault(
         "direct_swapped_mask",
@@ -152,7 +152,7 @@ CPU_KERNELS = [
         "v[1][i] = keep_lanes(v[1][i], masks[«kCount + i»]);",
         "i",
         "a swapped mask: the even columns' for the odd ones",
-        "tests/test_kernels.py -k test_columns_as_lanes",
+        "tests/test_kernels.py -k 'test_columns_as_lanes and avx512-depthwise_forward_nchw_direct and s2'",
     ),
     Fault(
         "direct_any_last_row",
@@ -160,7 +160,7 @@ CPU_KERNELS = [
         "const int64_t end = f_.in_h - y < f_.kernel_h + 1 ? f_.in_h - y : «f_.kernel_h + 1»;",
         "f_.kernel_h",
         "the second output row loses its last filter row",
-        ROWS.format(" and nchw_direct"),
+        ROWS.format("avx512-depthwise_forward_nchw_direct and f0"),
     ),
     Fault(
         "weight_bias_tail",
@@ -168,7 +168,7 @@ CPU_KERNELS = [
         "if (x < p.out_w) sum[0] += load_some<kWhole>(grad + x * p.out_stride_w, b.lanes);",
         ";",
         "the last column of an odd number is missing in the bias gradient",
-        ISA.format(""),
+        ISA.format("efficientnet"),
     ),
     Fault(
         "weight_staged_channels",
@@ -176,7 +176,7 @@ CPU_KERNELS = [
         "__builtin_memcpy(to, pixel, «count * sizeof(T)»);",
         "count / 2 * sizeof(T)",
         "a wrong tail of channels where colliding cache lines are staged",
-        ISA.format(""),
+        ISA.format("pixels_in_few_cache_sets_tail"),
     ),
     Fault(
         "strip_last_row",
@@ -184,7 +184,7 @@ CPU_KERNELS = [
         "valid_columns(first_h, 1, «p.in_h», kInputRows),",
         "p.in_h - 1",
         "a dropped edge in the weight gradient of a strip",
-        ISA.format(""),
+        ISA.format("last_stage"),
     ),
     Fault(
         "strip_pitch",
@@ -192,7 +192,7 @@ CPU_KERNELS = [
         "add_to_partial<A>(sums + tap * kPitch, q.channels, partial + tap * «p.channels» + c);",
         "q.channels",
         "a wrong stride, which only more channels than a strip's show",
-        ISA.format(" and pixels_in"),
+        ISA.format("pixels_in_one_cache_set"),
     ),
     Fault(
         "nchw_weight_tail_mask",
@@ -200,7 +200,7 @@ CPU_KERNELS = [
         "acc[i] += g * «load_lanes(source[i] + offset + whole, tail)»;",
         "load(source[i] + offset + whole)",
         "NaN behind a row's end times nothing is NaN",
-        ROWS.format(" and weight_nchw_rows"),
+        "tests/test_memory.py -k 'leak and avx2-depthwise_backward_weight_nchw_rows'",
     ),
     Fault(
         "nchw_direct_weight_mask",
@@ -208,7 +208,7 @@ CPU_KERNELS = [
         "acc[r][s] = add_masked(acc[r][s], v, g[j], masks[s]);",
         "acc[r][s] += v * g[j];",
         "a missing mask in a weight gradient",
-        ROWS.format(" and weight_nchw_direct"),
+        ROWS.format("avx512-depthwise_backward_weight_nchw_direct"),
     ),
     Fault(
         "depth_blocks",
@@ -216,7 +216,7 @@ CPU_KERNELS = [
         "if («!block.first») add_sums<A>(sums, kPanel<A>, acc);",
         "false",
         "sums lost between depth blocks",
-        BLOCKS.format(" and deep"),
+        BLOCKS.format("avx2-deep"),
     ),
     Fault(
         "residual_tail",
@@ -232,7 +232,7 @@ CPU_KERNELS = [
         "if («add != nullptr») value += to_accumulate(add[l][offset + i * step]);",
         "false",
         "the residual is not added in the tail of a plane",
-        "tests/test_separable.py -k test_residual_and_no_bias",
+        "tests/test_separable.py -k 'strided_block and avx2 and float32'",
     ),
     Fault(
         "block_padding",
@@ -240,7 +240,7 @@ CPU_KERNELS = [
         "p.pad_h = whole.pad_h - y * «whole.stride_h»;",
         "1",
         "a strided block's tiles begin at the wrong row",
-        BLOCKS.format(" and stride2"),
+        "tests/test_separable.py -k 'strided_block and avx2 and float32'",
     ),
     Fault(
         "block_unwritten_channels",
@@ -248,7 +248,7 @@ CPU_KERNELS = [
         "if («depth != p.channels») memset(middle, 0, middle_size * sizeof(M));",
         "false",
         "channels that no stage writes are not cleared",
-        BLOCKS.format(""),
+        BLOCKS.format("avx512_bf16-"),
     ),
     Fault(
         "planes_depth_blocks",
@@ -256,7 +256,7 @@ CPU_KERNELS = [
         "if («begin > 0») add_sums<A>(sums, kVectors * kVec, acc);",
         "false",
         "sums lost between depth blocks, where pixels are lanes",
-        "tests/test_kernels.py -k test_blocks_with_pixels_as_lanes",
+        "tests/test_kernels.py -k 'test_blocks_with_pixels_as_lanes and sums and float32'",
     ),
     Fault(
         "planes_odd_channel",
@@ -264,7 +264,7 @@ CPU_KERNELS = [
         "if («c + 1 < count») __builtin_memcpy(&halves[1]",
         "c + 2 < count",
         "the last channel of bfloat16 pairs is lost",
-        "tests/test_kernels.py -k test_blocks_with_pixels_as_lanes",
+        "tests/test_kernels.py -k 'test_blocks_with_pixels_as_lanes and avx512_bf16'",
     ),
     Fault(
         "amx_depth_blocks",
@@ -272,7 +272,7 @@ CPU_KERNELS = [
         "add_block<true>(«k == 0», count, a, pitch",
         "true",
         "sums lost between depth blocks on AMX tiles",
-        BLOCKS.format(" and deep"),
+        BLOCKS.format("amx-deep"),
     ),
     Fault(
         "nan_clamped",
@@ -280,7 +280,7 @@ CPU_KERNELS = [
         "return (Vec<float>)«_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x)»;",
         "_mm256_max_ps((__m256)x, _mm256_set1_ps(limit))",
         "NaN handling: an activation makes zero of NaN",
-        "tests/test_separable.py -k test_activations_at_the_ends",
+        "tests/test_separable.py -k 'test_activations_at_the_ends and avx2'",
     ),
     Fault(
         "bfloat16_ties",
@@ -296,7 +296,7 @@ CPU_KERNELS = [
         "r = r + n * «2.12194440e-4f»;",
         "2.0e-4f",
         "a constant of the exponential with too few digits",
-        "tests/test_separable.py -k test_activations",
+        "tests/test_separable.py -k 'test_activations and avx2 and silu and float32'",
     ),
     Fault(
         "norm_nchw_mask",
@@ -331,7 +331,7 @@ CPU_REST = [
         "phase.taps = {first + (count - 1) * step, -step, count};",
         "phase.taps = {first, step, count};",
         "the filter is not flipped in the input gradient",
-        ISA.format(""),
+        ISA.format("last_stage"),
     ),
     Fault(
         "multiplier_bias",
@@ -339,7 +339,7 @@ CPU_REST = [
         "pack_bias(dtype, b.const_data_ptr(), s.channels, s.multiplier, «m», plan.weight_pitch, packed_bias);",
         "0",
         "the first filter's bias for all filters of a channel",
-        ISA.format(" and multiplier"),
+        ISA.format("multiplier"),
     ),
     Fault(
         "repeated_tile_padding",
@@ -347,7 +347,7 @@ CPU_REST = [
         "q.pad_h = «first - top»;",
         "p.pad_h",
         "tiles of a channel multiplier's repeated rows each begin with the padding",
-        ISA.format(" and multiplier"),
+        ISA.format("repeated_rows"),
     ),
     Fault(
         "packed_wrap",
@@ -355,7 +355,7 @@ CPU_REST = [
         "for (c = k.channels; c < k.pitch; ++c) row[c] = «row[c - k.channels]»;",
         "A{}",
         "packed filters do not go round: vectors that begin at a later channel meet zeros",
-        ROWS.format(" and flat"),
+        ROWS.format("avx2-depthwise_forward_nhwc_flat"),
     ),
     Fault(
         "lost_part",
@@ -363,7 +363,7 @@ CPU_REST = [
         "for (int64_t part = 0; part < «parts»; ++part) {",
         "std::max<int64_t>(parts - 1, 1)",
         "the last part's sums are lost",
-        ISA.format(""),
+        ISA.format("mobilenet"),
     ),
     Fault(
         "packed_for_any",
@@ -387,7 +387,7 @@ CPU_REST = [
         "const int64_t most = std::max(budget / row_bytes, «least»);",
         "total_rows",
         "a block's tile may outgrow the cache",
-        PLAN,
+        "tests/test_plan.py",
     ),
     Fault(
         "dilation_ignored",
@@ -395,7 +395,7 @@ CPU_REST = [
         "row.filter == p.kernel_w && p.dilation_h == 1 && «p.dilation_w == 1»",
         "true",
         "a kernel for undilated filters is chosen for one that is dilated along its rows",
-        ISA.format(" and dilat"),
+        ISA.format("dilated_columns"),
     ),
     Fault(
         "pixels_apart",
@@ -403,7 +403,7 @@ CPU_REST = [
         "const bool flat = p.depth == 1 && «close(p.in_stride_w)» && close(p.out_stride_w);",
         "true",
         "a kernel for dense rows of pixels is chosen for a slice of the channels",
-        "tests/test_depthwise.py -k test_views",
+        "tests/test_depthwise.py -k 'test_views and some_channels'",
     ),
     Fault(
         "family_by_cost",
@@ -411,7 +411,7 @@ CPU_REST = [
         'return «transposed < rows» ? "_transposed" : "_rows";',
         "transposed > rows",
         "the dearer family",
-        PLAN,
+        "tests/test_plan.py",
     ),
     Fault(
         "tile_twice",
@@ -419,7 +419,7 @@ CPU_REST = [
         "tiles.stop = first + tiles.grain < share.end ? first + tiles.grain : «share.end»;",
         "share.end - (tiles.grain > 1)",
         "the last tile of a share is nobody's",
-        "tests/test_depthwise.py -k test_same_bits",
+        "tests/test_depthwise.py -k on_a_large_image",
     ),
     Fault(
         "workspace_kept",
@@ -470,7 +470,7 @@ CUDA = [
         "copy_wait<0>();\n  «synchronize();»\n\n  const int lanes",
         ";",
         "a missing barrier: the tile is read before all threads have staged it",
-        EMULATED + " test_depthwise_bits",
+        CUDA_CASE.format("bits_do_not_depend"),
     ),
     Fault(
         "cuda_reused_tile",
@@ -478,7 +478,7 @@ CUDA = [
         "«synchronize();»  // the input's tile becomes the output's",
         ";",
         "a missing barrier before shared memory is used for something else",
-        EMULATED + " test_depthwise_bits",
+        CUDA_CASE.format("bits_do_not_depend"),
     ),
     Fault(
         "cuda_halo",
@@ -486,7 +486,7 @@ CUDA = [
         "const bool inside = «static_cast<unsigned>(x + q) < static_cast<unsigned>(width)»;",
         "x + q < width",
         "an off-by-one in a halo: columns before the image are read",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("last_stage"),
     ),
     Fault(
         "cuda_flip",
@@ -494,7 +494,7 @@ CUDA = [
         "if («!flipped») return;",
         "true",
         "the filter is not flipped in the input gradient",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("last_stage and channels_last"),
     ),
     Fault(
         "cuda_zero_times_nan",
@@ -502,7 +502,7 @@ CUDA = [
         "if («x >= columns») continue;",
         "false",
         "NaN handling: outputs that do not exist times NaN",
-        EMULATED + " 'test_neighbours or test_nan'",
+        "tests/test_cuda.py -k 'test_neighbours or test_nan'",
     ),
     Fault(
         "cuda_tree",
@@ -510,7 +510,7 @@ CUDA = [
         "const int half = «(left + 1) / 2»;\n    synchronize();",
         "left / 2",
         "sums of an odd number of threads are lost",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("last_stage"),
     ),
     Fault(
         "cuda_bias_tail",
@@ -518,7 +518,7 @@ CUDA = [
         "bias[v] = v < count ? «load_one(bias_run + v)» : A(0);",
         "A(0)",
         "a lost bias, in a tail of channels",
-        EMULATED + " test_separable",
+        "tests/test_cuda.py -k 'test_separable and panel_minus_1'",
     ),
     Fault(
         "cuda_residual_tail",
@@ -526,7 +526,7 @@ CUDA = [
         "value[v] += v < count ? «load_one(residual + v)» : A(0);",
         "A(0)",
         "the residual is not added in the tail",
-        EMULATED + " test_activations_and_residual",
+        "tests/test_cuda.py -k 'test_activations_and_residual and relu'",
     ),
     Fault(
         "cuda_missing_wait",
@@ -534,7 +534,7 @@ CUDA = [
         "copy_wait<1>();",
         "copy_wait<2>();",
         "a missing wait for an asynchronous copy",
-        EMULATED + " test_separable",
+        "tests/test_cuda.py -k 'test_separable and mobilenet'",
     ),
     Fault(
         "cuda_image_below",
@@ -542,7 +542,7 @@ CUDA = [
         "const bool valid = inside && «static_cast<unsigned>(y) < static_cast<unsigned>(in_h)» &&",
         "y >= 0",
         "a dropped edge: rows of the next image are staged",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("mobilenet and channels_last"),
     ),
     Fault(
         "cuda_transposed_stride",
@@ -550,7 +550,7 @@ CUDA = [
         "return «static_cast<int64_t>(q) * stride == at» ? static_cast<int>(q) : -1;",
         "true",
         "a wrong stride: taps between the samples count in the input gradient",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("stride_beyond_filter"),
     ),
     Fault(
         "cuda_nan_clamped",
@@ -558,7 +558,7 @@ CUDA = [
         "x[i] = «greater(x[i], A(0))»;",
         "(x[i] > A(0) ? x[i] : A(0))",
         "NaN handling: relu makes zero of NaN",
-        EMULATED + " 'test_activations_at_the_ends or test_nan'",
+        "tests/test_cuda.py -k '(test_activations_at_the_ends or test_nan)'",
     ),
     Fault(
         "cuda_large_tail",
@@ -566,7 +566,7 @@ CUDA = [
         "if («taps & 1») step(std::integral_constant<int, 1>{});",
         "(taps & 7) == 1",
         "the last tap of a large filter's row is lost",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("replknet"),
     ),
     Fault(
         "cuda_transposed_tiles",
@@ -574,7 +574,7 @@ CUDA = [
         "t.tiles_w = static_cast<int32_t>(ceil_div(«p.out_w + first_w», t.tile_w));",
         "p.out_w",
         "the last columns of a strided input gradient have no tile",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("stride2"),
     ),
     Fault(
         "cuda_dilated_misfit",
@@ -582,7 +582,7 @@ CUDA = [
         'if («!undilated») return "dilated";',
         "false",
         "a kernel for undilated filters is chosen for a dilated one",
-        EMULATED + " test_depthwise",
+        CUDA_CASE.format("dilated"),
     ),
 ]
 
