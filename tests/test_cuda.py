@@ -167,6 +167,18 @@ def test_nan_and_inf_reach_what_they_should(value, layout, device):
     torch.testing.assert_close(ours, torch.nn.functional.conv2d(x, w, padding=1, groups=20), equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_at_an_edge_reaches_only_the_taps_that_meet_it(layout, device):
+    """Outputs that would exist in a whole tile, but for the image's end, give no tap of the weight gradient NaN."""
+    x = torch.randn(1, 16, 9, 9)
+    x[:, :, :, -1] = float("nan")
+    x, w = on(device, (x.contiguous(memory_format=LAYOUTS[layout]), torch.randn(16, 1, 3, 3)))
+    w.requires_grad_()
+    y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+    (grad,) = torch.autograd.grad(y, w, torch.ones_like(y))
+    assert grad[..., 1:].isnan().all() and not grad[..., 0].isnan().any()
+
+
 @given(problems())
 @settings(max_examples=60)
 def test_random_problems(problem):

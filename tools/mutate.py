@@ -181,7 +181,7 @@ def look_for(fault: Fault, all_tests: bool) -> Outcome:
         if code == 1 and failed:
             return Outcome(fault, failed[0], "fails")
         if code < 0 and begun:
-            return Outcome(fault, begun[-1].strip(), "dies")
+            return Outcome(fault, begun[-1].split(" Fatal Python error")[0], "dies")
         if code != 0:
             return Outcome(fault, how=f"pytest {shlex.join(arguments)} gave {code}: {out[-2000:]}")
     return Outcome(fault, how="no test fails")

@@ -30,6 +30,7 @@ ISA = "tests/test_depthwise.py -k 'test_every_instruction_set and avx2- and {}'"
 ROWS = "tests/test_kernels.py -k 'test_row and {}'"
 BLOCKS = "tests/test_separable.py -k 'test_every_instruction_set and {}'"
 NORM = "tests/test_batch_norm.py -k 'test_shapes and avx2'"
+KERNEL = "tests/test_cuda.py -k 'test_every_kernel_runs and {}'"
 CUDA_CASE = "tests/test_cuda.py -k 'test_depthwise and {}'"
 
 
@@ -371,7 +372,7 @@ CPU_REST = [
         "return «memcmp(&format, packed, sizeof format) == 0»;",
         "true",
         "a missing check: weights packed for another block",
-        "tests/test_separable.py -k test_what_packed_weights_are_not_for",
+        "tests/test_errors.py -k test_packed",
     ),
     Fault(
         "parts_by_threads",
@@ -387,7 +388,7 @@ CPU_REST = [
         "const int64_t most = std::max(budget / row_bytes, «least»);",
         "total_rows",
         "a block's tile may outgrow the cache",
-        "tests/test_plan.py",
+        "tests/test_plan.py -k 'split or nchw_blocks or block_asks'",
     ),
     Fault(
         "dilation_ignored",
@@ -411,7 +412,7 @@ CPU_REST = [
         'return «transposed < rows» ? "_transposed" : "_rows";',
         "transposed > rows",
         "the dearer family",
-        "tests/test_plan.py",
+        "tests/test_plan.py -k 'columns_are_lanes_where'",
     ),
     Fault(
         "tile_twice",
@@ -451,7 +452,7 @@ CPU_REST = [
         "residual.size(2) == s.out_h && «residual.size(3) == s.out_w»",
         "true",
         "a missing check: a residual of another width",
-        "tests/test_errors.py -k separable",
+        "tests/test_errors.py -k residual",
     ),
     Fault(
         "stale_version",
@@ -486,7 +487,7 @@ CUDA = [
         "const bool inside = «static_cast<unsigned>(x + q) < static_cast<unsigned>(width)»;",
         "x + q < width",
         "an off-by-one in a halo: columns before the image are read",
-        CUDA_CASE.format("last_stage"),
+        KERNEL.format("depthwise_nchw-forward-float32"),
     ),
     Fault(
         "cuda_flip",
@@ -502,7 +503,7 @@ CUDA = [
         "if («x >= columns») continue;",
         "false",
         "NaN handling: outputs that do not exist times NaN",
-        "tests/test_cuda.py -k 'test_neighbours or test_nan'",
+        "tests/test_cuda.py -k test_nan_at_an_edge",
     ),
     Fault(
         "cuda_tree",
@@ -510,7 +511,7 @@ CUDA = [
         "const int half = «(left + 1) / 2»;\n    synchronize();",
         "left / 2",
         "sums of an odd number of threads are lost",
-        CUDA_CASE.format("last_stage"),
+        KERNEL.format("depthwise_backward_weight_nhwc-backward_weight-float32"),
     ),
     Fault(
         "cuda_bias_tail",
@@ -518,7 +519,7 @@ CUDA = [
         "bias[v] = v < count ? «load_one(bias_run + v)» : A(0);",
         "A(0)",
         "a lost bias, in a tail of channels",
-        "tests/test_cuda.py -k 'test_separable and panel_minus_1'",
+        "tests/test_cuda.py -k 'test_separable and panel_minus_1 and always and channels_last'",
     ),
     Fault(
         "cuda_residual_tail",
@@ -526,7 +527,7 @@ CUDA = [
         "value[v] += v < count ? «load_one(residual + v)» : A(0);",
         "A(0)",
         "the residual is not added in the tail",
-        "tests/test_cuda.py -k 'test_activations_and_residual and relu'",
+        "tests/test_cuda.py -k 'test_activations_and_residual and identity and channels_last'",
     ),
     Fault(
         "cuda_missing_wait",
@@ -534,7 +535,7 @@ CUDA = [
         "copy_wait<1>();",
         "copy_wait<2>();",
         "a missing wait for an asynchronous copy",
-        "tests/test_cuda.py -k 'test_separable and mobilenet'",
+        "tests/test_cuda.py -k 'test_separable and mobilenet_first and always'",
     ),
     Fault(
         "cuda_image_below",
@@ -542,7 +543,7 @@ CUDA = [
         "const bool valid = inside && «static_cast<unsigned>(y) < static_cast<unsigned>(in_h)» &&",
         "y >= 0",
         "a dropped edge: rows of the next image are staged",
-        CUDA_CASE.format("mobilenet and channels_last"),
+        KERNEL.format("depthwise_nhwc-forward-float32"),
     ),
     Fault(
         "cuda_transposed_stride",
@@ -550,7 +551,7 @@ CUDA = [
         "return «static_cast<int64_t>(q) * stride == at» ? static_cast<int>(q) : -1;",
         "true",
         "a wrong stride: taps between the samples count in the input gradient",
-        CUDA_CASE.format("stride_beyond_filter"),
+        KERNEL.format("depthwise_any_nhwc-backward_input-float32"),
     ),
     Fault(
         "cuda_nan_clamped",
@@ -566,7 +567,7 @@ CUDA = [
         "if («taps & 1») step(std::integral_constant<int, 1>{});",
         "(taps & 7) == 1",
         "the last tap of a large filter's row is lost",
-        CUDA_CASE.format("replknet"),
+        KERNEL.format("depthwise_large_nhwc-forward-float32"),
     ),
     Fault(
         "cuda_transposed_tiles",
@@ -574,7 +575,7 @@ CUDA = [
         "t.tiles_w = static_cast<int32_t>(ceil_div(«p.out_w + first_w», t.tile_w));",
         "p.out_w",
         "the last columns of a strided input gradient have no tile",
-        CUDA_CASE.format("stride2"),
+        KERNEL.format("depthwise_nhwc-backward_input-float32 and s2"),
     ),
     Fault(
         "cuda_dilated_misfit",
@@ -582,7 +583,7 @@ CUDA = [
         'if («!undilated») return "dilated";',
         "false",
         "a kernel for undilated filters is chosen for a dilated one",
-        CUDA_CASE.format("dilated"),
+        CUDA_CASE.format("dilated and channels_last and h100"),
     ),
 ]
 
