@@ -487,7 +487,7 @@ CUDA = [
         "const bool inside = «static_cast<unsigned>(x + q) < static_cast<unsigned>(width)»;",
         "x + q < width",
         "an off-by-one in a halo: columns before the image are read",
-        KERNEL.format("depthwise_nchw-forward-float32"),
+        KERNEL.format("depthwise_forward_nchw-forward-float32"),
     ),
     Fault(
         "cuda_flip",
@@ -543,7 +543,7 @@ CUDA = [
         "const bool valid = inside && «static_cast<unsigned>(y) < static_cast<unsigned>(in_h)» &&",
         "y >= 0",
         "a dropped edge: rows of the next image are staged",
-        KERNEL.format("depthwise_nhwc-forward-float32"),
+        KERNEL.format("depthwise_forward_nhwc-forward-float32"),
     ),
     Fault(
         "cuda_transposed_stride",
@@ -575,7 +575,7 @@ CUDA = [
         "t.tiles_w = static_cast<int32_t>(ceil_div(«p.out_w + first_w», t.tile_w));",
         "p.out_w",
         "the last columns of a strided input gradient have no tile",
-        KERNEL.format("depthwise_nhwc-backward_input-float32 and s2"),
+        KERNEL.format("depthwise_backward_input_nhwc and float32 and s2"),
     ),
     Fault(
         "cuda_dilated_misfit",
