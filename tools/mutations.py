@@ -575,7 +575,7 @@ CUDA = [
         "t.tiles_w = static_cast<int32_t>(ceil_div(«p.out_w + first_w», t.tile_w));",
         "p.out_w",
         "the last columns of a strided input gradient have no tile",
-        KERNEL.format("depthwise_backward_input_nhwc and float32 and s2"),
+        CUDA_CASE.format("stride2_even and h100"),
     ),
     Fault(
         "cuda_dilated_misfit",
