@@ -79,6 +79,7 @@ CASES = [
     Case("lopsided_padding", 1, 24, (7, 9), padding=(3, 0)),
     Case("dilated", 2, 16, (13, 14), dilation=(2, 2)),
     Case("dilated_rows_only", 1, 17, (12, 8), (3, 5), dilation=(3, 1)),
+    Case("dilated_columns_only", 2, 17, (9, 13), dilation=(1, 2)),
     Case("dilated_strided", 1, 18, (17, 16), (3, 3), (2, 2), dilation=(2, 2)),
     Case("dilation_beyond_stride", 1, 16, (19, 18), (3, 3), (2, 3), dilation=(3, 2)),
     Case("stride_beyond_filter", 1, 16, (11, 13), (2, 2), (4, 5)),
@@ -92,8 +93,12 @@ CASES = [
     Case("empty_batch", 0, 16, (7, 7)),
 ]
 
-# What only the CPU treats apart: in channels_last their pixels' lines fall into a few sets of the L1 cache.
+# What only the CPU treats apart: in channels_last their pixels' lines fall into a few sets of the L1 cache, or there are more
+# rows than a tile has.
 CACHE_CASES = [
     Case("pixels_in_one_cache_set", 1, 2048, (7, 7)),
     Case("pixels_in_few_cache_sets_stride2", 1, 1024, (11, 8), (5, 5), (2, 2)),
+    Case("pixels_in_few_cache_sets_tail", 1, 96, (3, 140), (5, 5)),  # channels that the staged lines' size does not divide
+    Case("phases_in_tiles", 1, 16, (60, 61), (5, 5), (2, 2)),
+    Case("repeated_rows_in_tiles", 1, 24, (60, 31), (3, 3), multiplier=3),  # a multiplier's, more than 256 KB
 ]

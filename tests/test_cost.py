@@ -43,10 +43,11 @@ def test_formulas_count_what_modules_have(kernel, m, n, size):
 
 def test_flop_counter_counts_our_ops_like_torchs():
     x = torch.randn(2, 8, 9, 9)
-    w = torch.randn(16, 1, 3, 3, requires_grad=True)
-    with FlopCounterMode(display=False) as ours:
-        depthwise_conv2d(x.requires_grad_(), w, padding=1).sum().backward()
-    assert ours.get_total_flops() == 3 * 2 * 2 * 16 * 81 * 9  # forward and two gradients
+    w, b = torch.randn(16, 1, 3, 3, requires_grad=True), torch.randn(16, requires_grad=True)
+    for bias in (None, b):
+        with FlopCounterMode(display=False) as ours:
+            depthwise_conv2d(x.requires_grad_(), w, bias, padding=1).sum().backward()
+        assert ours.get_total_flops() == 3 * 2 * 2 * 16 * 81 * 9  # forward and two gradients; a bias's is none
     block = FusedDSConv(8, 24).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         block(x)
@@ -75,6 +76,7 @@ def test_table():
     assert rows["3"].kernel == "" and rows["3"].output == (2, 5)
     assert table.parameters == sum(p.numel() for p in model.parameters())
     assert rows["1.pointwise"].multiply_adds == 2 * 8 * 16 * 36
+    assert rows["1.bn1"].multiply_adds == rows["1.bn2"].multiply_adds == 0  # folded, and in no paper's count
     text = str(table).splitlines()
     assert text[0].split() == ["name", "layer", "output", "parameters", "multiply-adds", "kernel"]
     assert f"{table.parameters:,}" in text[-1] and len(text) == len(rows) + 4

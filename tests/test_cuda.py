@@ -221,6 +221,24 @@ def test_every_kernel_runs(index, emulated):
     assert label(row) in ran or (row["name"] == "sum_parts" and f"sum_parts-sum_parts-{row['dtype']}-NCHW-f0-s0" in ran), ran
 
 
+WEIGHT_ROWS = [
+    i for i, r in enumerate(TABLE) if (r["pass"], r["dtype"], r["stride"]) == ("backward_weight", "float32", 1) and r["filter"]
+]
+
+
+@pytest.mark.parametrize("index", WEIGHT_ROWS, ids=lambda i: label(TABLE[i]))
+def test_nan_at_an_edge_reaches_only_the_taps_that_meet_it(index, emulated):
+    """Outputs that would exist in a whole tile, but for the image's end, give no tap of the weight gradient NaN."""
+    kernel, layout = TABLE[index]["filter"], "nchw" if TABLE[index]["layout"] == "NCHW" else "channels_last"
+    emulated.force_row(index)
+    x, w, _ = Case("", 1, 16, (9, 48 if TABLE[index]["aligned"] else 9), (kernel, kernel)).tensors(torch.float32, layout)
+    x[..., -1] = float("nan")
+    w.requires_grad_()
+    y = dwconv_ext.depthwise_conv2d(x, w, padding=kernel // 2)
+    (grad,) = torch.autograd.grad(y, w, torch.ones_like(y))
+    assert grad[..., kernel // 2 :].isnan().all() and not grad[..., : kernel // 2].isnan().any()
+
+
 # ---- races, barriers, stray accesses ---------------------------------------------------------------------------------------
 
 

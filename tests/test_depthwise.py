@@ -165,6 +165,21 @@ def test_nan_and_inf_go_where_torch_sends_them(value, layout):
     torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ties_are_rounded_to_even(layout, dtype, isa):
+    """Sums half way between two neighbours, on either side, and just beside that."""
+    x = ((1 + 7 * torch.rand(2, 19, 7, 33)) * torch.randn(2, 19, 7, 33).sign()).to(dtype)
+    ulp = 2 * UNIT[dtype] * torch.exp2(x.float().abs().log2().floor())
+    half = torch.tensor([0.5, -0.5, 1.5, 0.5 - 2**-6, 0.5 + 2**-6])[torch.arange(33) % 5] * ulp
+    rest = half.to(dtype)
+    assert torch.equal(rest.float(), half)
+    x, rest = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (x, rest))
+    pair = torch.stack((x, rest), -1).flatten(3).contiguous(memory_format=LAYOUTS[layout])  # side by side
+    y = dwconv_ext.depthwise_conv2d(pair, torch.ones(19, 1, 1, 2, dtype=dtype), stride=(1, 2))
+    assert torch.equal(y, (x.float() + rest.float()).to(dtype))
+
+
 def test_neighbours_of_a_slice_do_not_leak_in():
     base = torch.full((2, 40, 8, 24), float("nan"))
     x = base[:, 8:28, :, 5:17]

@@ -108,6 +108,21 @@ def test_second_derivatives_agree_with_torch():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("of", ["x", "w", "b", "xw", "xb", "wb", "xwb"])
+def test_second_derivatives_of_several_gradients_at_once(of):
+    """gradgradcheck asks for one gradient's derivative after another, never for those of their sum."""
+    named = dict(zip("xwb", operands((3, 3), 2), strict=True))
+    factors = {name: torch.randn_like(named[name]) for name in of}
+    grad = torch.randn(2, 6, 6, 5, dtype=torch.float64, requires_grad=True)
+    second = []
+    for function in (depthwise_conv2d, lambda *t, **k: F.conv2d(*t, **k, groups=3)):
+        y = function(*named.values(), padding=1)
+        first = torch.autograd.grad(y, [named[name] for name in of], grad, create_graph=True)
+        total = sum((g * factors[name]).sum() for name, g in zip(of, first, strict=True))
+        second.append(torch.autograd.grad(total, (grad, *named.values()), materialize_grads=True))
+    torch.testing.assert_close(*second)
+
+
 OPCHECK = {
     "forward": lambda x, w, b: (ops.depthwise_conv2d.default, (x, w, b, (2, 1), (1, 1), (1, 1))),
     "forward_no_bias": lambda x, w, b: (ops.depthwise_conv2d.default, (x, w, None, (1, 1), (1, 1), (1, 1))),

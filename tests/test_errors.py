@@ -108,6 +108,7 @@ WRONG_SEPARABLE = {
     "activation": ((X, DW, None, PW, None), {"pw_act": "swish"}, "pw_act must be one of identity, relu.*got 'swish'"),
     "dw_activation": ((X, DW, None, PW, None), {"dw_act": ""}, "dw_act must be one of"),
     "residual_shape": ((X, DW, None, PW, None), {"residual": X}, r"residual must have the output's shape \[2, 6, 6, 6\]"),
+    "residual_width": ((X, DW, None, PW, None), {"residual": torch.randn(2, 6, 6, 5)}, r"residual must have the output's shape"),
     "residual_dtype": (
         (X, DW, None, PW, None),
         {"residual": torch.randn(2, 6, 6, 6).half()},

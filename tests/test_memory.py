@@ -12,6 +12,8 @@ import torch
 from cases import LAYOUTS
 from test_kernels import TABLE, forced, label  # noqa: F401 (a fixture)
 
+import dwconv_ext
+
 PAGE = mmap.PAGESIZE
 ROWS = [row for row in TABLE if row["op"] == "depthwise_conv2d"]
 SIZES = [(2, 3), (7, 7), (9, 17), (5, 30), (14, 14)]
@@ -76,3 +78,19 @@ def test_planes_do_not_leak_into_others(forced):  # noqa: F811
         assert torch.equal(got[n, c], y[n, c]) and torch.equal(got_input[n, c], grad_input[n, c])
         for ours, clean in zip(got_weight_and_bias, weight_and_bias, strict=True):
             assert torch.equal(ours[c], clean[c])
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * PAGE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_a_large_workspace_is_given_back():
+    small = torch.randn(1, 4, 5, 5), torch.randn(4, 1, 3, 3)
+    large = torch.randn(1, 1 << 16, 1, 1), torch.randn(1 << 16, 1, 9, 9)
+    dwconv_ext.depthwise_conv2d(*small)
+    dwconv_ext.depthwise_conv2d(*large, padding=4)  # packs 20 MB of weights
+    before = resident_bytes()
+    dwconv_ext.depthwise_conv2d(*small)
+    assert before - resident_bytes() > 16 << 20

@@ -73,6 +73,15 @@ def test_every_instruction_set(block, layout, isa):
         check_separable(*tensors, conv, "relu6", "identity")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_strided_block_of_several_tiles(layout, dtype, isa):
+    """Each begins in the middle of the image, and has pixels and outputs left over; with a residual."""
+    tensors, conv = operands((1, 96, 21, (101, 61), (3, 3), Convolution((2, 2), (1, 1))), dtype, layout)
+    residual = torch.randn(1, 21, 51, 31).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    check_separable(*tensors, conv, "relu", "relu", residual, peer=False)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
