@@ -15,7 +15,8 @@ from torch.nn.utils import parametrizations, prune
 from dwconv_ext import convert, unfuse
 from dwconv_ext.onednn import PackedLinear
 
-# oneDNN multiplies bfloat16 where the processor can, or where ONEDNN_MAX_CPU_ISA lets it; elsewhere such layers are torch's.
+pytestmark = pytest.mark.isa
+# oneDNN multiplies bfloat16 where the processor can and ONEDNN_MAX_CPU_ISA lets it; elsewhere such layers are torch's.
 BFLOAT16_PACKS = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
