@@ -13,7 +13,6 @@ from tolerance import UNIT
 import dwconv_ext
 
 
-@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", [*CASES, *CACHE_CASES], ids=str)

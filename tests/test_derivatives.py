@@ -171,6 +171,7 @@ class TwoConvolutions(torch.nn.Module):
         return self.block(self.first(x)).mean((2, 3))
 
 
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.parametrize("layout, backend", [("nchw", "aot_eager"), ("channels_last", "inductor")])
 @pytest.mark.parametrize("training", [False, True])
 def test_compile_fullgraph_with_dynamic_shapes(training, layout, backend):
@@ -200,6 +201,7 @@ def test_export_and_reload(tmp_path):
     torch.testing.assert_close(torch.export.load(tmp_path / "model.pt2").module()(x), model(x))
 
 
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_output_keeps_the_layout(layout):
     torch._dynamo.reset()

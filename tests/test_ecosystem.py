@@ -38,6 +38,7 @@ def close(a, b, limit=1e-4):
     assert (a - b).abs().max() <= limit * b.abs().max()
 
 
+@pytest.mark.xdist_group("inductor")
 def test_compile_fullgraph(pair):
     plain, converted = pair
     torch._dynamo.reset()
@@ -46,6 +47,7 @@ def test_compile_fullgraph(pair):
         close(torch.compile(converted, fullgraph=True)(x), plain(x))
 
 
+@pytest.mark.xdist_group("inductor")
 def test_frozen_graph_packs_once(pair):
     """With freezing, folding and packing are done when the graph is compiled, and a call runs packed weights."""
     plain, converted = pair

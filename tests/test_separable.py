@@ -57,7 +57,6 @@ def operands(block, dtype, layout, seed=0):
     ), conv
 
 
-@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", BLOCKS)
