@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulator import one_at_a_time
 
 import dwconv_ext
 
@@ -21,17 +20,20 @@ BUILD = ROOT / "build" / "emulated"
 FLAGS = "-O0 -w -Dalways_inline=unused -DDWCONV_EMULATE_AVX512 -DDWCONV_POISON_SCRATCH -DDWCONV_FEW_KERNELS"
 FILES = ("kernels", "memory", "plan", "depthwise", "separable", "batch_norm")
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or "avx2" not in dwconv_ext._C.supported_isas(), reason="the emulation is compiled for AVX2"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or "avx2" not in dwconv_ext._C.supported_isas(),
+        reason="the emulation is compiled for AVX2",
+    ),
+    pytest.mark.xdist_group("emulated"),
+]
 
 
 @pytest.fixture(scope="module")
 def library():
     build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(BUILD), "--build-lib", str(BUILD / "lib")]
     environment = {**os.environ, "DWCONV_EXT_CUDA": "0", "DWCONV_EXT_CXXFLAGS": FLAGS}
-    with one_at_a_time(BUILD):
-        done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return BUILD / "lib"
 
