@@ -28,8 +28,10 @@ export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 .PHONY: test slow fuzz sanitize demo bench models sweep traffic build-time wheel check-wheel gpu-check lint format build compiled clean
 .DELETE_ON_ERROR:
 
+# One process a core, four at most (each holds a gigabyte), of one thread each: threads of several processes that wait for each
+# other on the same cores would spin. The tests that need more threads set them.
 test: environment-test build
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadgroup
 
 slow: environment-test build
 	$(PY) -m pytest -m slow

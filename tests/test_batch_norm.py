@@ -202,6 +202,7 @@ def assert_same_step(ours, plain, x, tolerance=1e-4):
         assert (got[name] - value).abs().max() <= tolerance * scale, name
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU])
 def test_a_converted_block_trains_like_the_original(any_size, act, layout):
@@ -212,6 +213,7 @@ def test_a_converted_block_trains_like_the_original(any_size, act, layout):
     assert ops_of(ours, x).count("batch_norm_act") == 2
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("momentum", [0.1, None, 1.0])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("tracked", [True, False])
@@ -226,6 +228,7 @@ def test_kinds_of_batch_norm(any_size, affine, tracked, momentum):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.isa
 def test_narrow_parameters_and_autocast(any_size):
     x = torch.randn(4, 32, 12, 12)
     block = FusedDSConv(32, 32)
@@ -274,6 +277,7 @@ def test_dropout_between_batch_norm_and_activation(any_size):
     assert ops_of(ours, x).count("batch_norm_act") == 2
 
 
+@pytest.mark.isa
 def test_small_inputs_and_what_torch_takes_apart_are_left_to_torch():
     bn = nn.BatchNorm2d(32).train()
     large = torch.randn(8, 32, 32, 32)

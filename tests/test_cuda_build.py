@@ -12,6 +12,7 @@ import pytest
 
 import dwconv_ext
 
+pytestmark = pytest.mark.xdist_group("cuda_build")
 if dwconv_ext._C_cuda is None:
     pytest.skip(f"no CUDA half: {dwconv_ext.cuda_status}", allow_module_level=True)
 

@@ -108,6 +108,7 @@ def test_several_processes(tmp_path):
     assert done.stdout.count("epoch 1: loss") == 1 and (tmp_path / "best.pt").is_file()
 
 
+@pytest.mark.xdist_group("trained")
 def test_predict_and_show_weights(trained, script, tmp_path):
     text = script(
         "predict.py", "--checkpoint", trained / "best.pt", "--count", 7, "--output", tmp_path / "grid.png", "--device", "cpu"
@@ -133,6 +134,7 @@ def test_help(name, script, capsys):
     assert stopped.value.code == 0 and "--help" in capsys.readouterr().out
 
 
+@pytest.mark.xdist_group("trained")
 @pytest.mark.parametrize(
     "name, arguments, message",
     [

@@ -105,6 +105,7 @@ def test_activations_at_the_ends(activation, isa):
     torch.testing.assert_close(ours, want, equal_nan=True, rtol=2e-6, atol=1e-30)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_residual_and_no_bias(layout, dtype):
@@ -149,6 +150,7 @@ def test_what_packed_weights_are_not_for():
     assert not lopsided.takes(x, None)
 
 
+@pytest.mark.isa
 def test_module_runs_packed_weights_where_it_can(monkeypatch):
     calls = []
     monkeypatch.setattr(PackedBlock, "__call__", lambda self, *args: calls.append(args) or packed_call(self, *args))
@@ -247,6 +249,7 @@ def trained(block: FusedDSConv) -> FusedDSConv:
     return block
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("name", "activation"), MODULES.items())
@@ -298,6 +301,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_cache_is_dropped(change):
@@ -444,6 +448,7 @@ def test_copy_pickle_and_save(tmp_path):
         assert torch.equal(other(x), want)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @torch.no_grad()
 def test_module_in_other_dtypes(dtype):

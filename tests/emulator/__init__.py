@@ -5,6 +5,7 @@ python tests/emulator/__init__.py       builds it (make build does)
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -37,8 +38,22 @@ def cuda_headers() -> Path | None:
     return next((home for home in homes if all((home / name).is_file() for name in wanted)), None)
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """pytest-xdist's workers want the same build at once: the first makes it, and the others find it made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build(folder: Path, *flags: str) -> Path:
     """The module in `folder`, by ninja: what is up to date stays. `flags` go to the compiler and the linker."""
+    with one_at_a_time(folder):
+        return _build(folder, *flags)
+
+
+def _build(folder: Path, *flags: str) -> Path:
     import ninja
     import pybind11
     import torch
@@ -51,7 +66,6 @@ def build(folder: Path, *flags: str) -> Path:
     common = ["-O2", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"]
     common += ["-Wno-maybe-uninitialized", "-DDWCONV_EMULATOR", *(f"-I{path}" for path in include), *flags]
     libraries = Path(torch.__file__).parent / "lib"
-    folder.mkdir(parents=True, exist_ok=True)
     module = folder / f"_emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
     with (folder / "build.ninja").open("w") as file:
         writer = ninja.Writer(file)
