@@ -38,7 +38,7 @@ struct Activation {
 // All strides are in elements.
 struct DepthwiseProblem {
   DType dtype = DType::kFloat32;      // of input and, but for a fused stage, output
-  DType out_dtype = DType::kFloat32;  // another where the output is a fused block's scratch or the input was staged
+  DType out_dtype = DType::kFloat32;  // another where the output is a fused block's scratch
   Layout layout = Layout::kNCHW;
   int64_t batch = 0, channels = 0, depth = 1;
   int64_t in_h = 0, in_w = 0, out_h = 0, out_w = 0;
@@ -121,9 +121,8 @@ struct SeparableArgs {
   const void* residual = nullptr;   // contiguous like the output, or null
   void* output = nullptr;           // contiguous in its layout
   Activation activation;
-  int64_t rows_per_tile = 1;         // of the batch * out_h output rows
-  int64_t splits = 1;                // ranges of output channels; tile = rows * splits + split
-  bool stage_needs_scratch = false;  // the depthwise kernel's own, after the block's
+  int64_t rows_per_tile = 1;  // of the batch * out_h output rows
+  int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);
 

@@ -36,10 +36,6 @@ const IsaKernels& set_of(DType dtype, const IsaKernels& isa) {
 }
 int64_t lanes_of(DType dtype, const IsaKernels& isa) { return set_of(dtype, isa).vector_bytes / accumulate_size(dtype); }
 
-bool converts(const KernelRow& row) {
-  return row.depthwise != nullptr && row.layout == Layout::kNHWC && element_size(row.dtype) == 2 && row.filter != 3;
-}
-
 namespace {
 
 // Which of NCHW's families: planes as lanes (transposed), or output columns as lanes, staged (rows) or read in place (direct).

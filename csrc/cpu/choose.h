@@ -30,9 +30,6 @@ inline bool is_direct(const KernelRow& row) { return is_of(row, "_direct"); }
 inline bool is_rows(const KernelRow& row) { return is_of(row, "_rows"); }
 inline bool is_flat(const KernelRow& row) { return is_of(row, "_flat"); }
 
-// Whether a kernel can't do without scratch: it stages 16-bit elements as float32 (kernels/stage_lines.h).
-bool converts(const KernelRow& row);
-
 // The first row of the family that takes the problem, in the set or those below it; the forced one where that fits.
 // std::runtime_error names the rows that came nearest where there is none.
 const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,

@@ -88,9 +88,7 @@ void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t
   const int64_t row_tiles = (p.out_h + plan.rows_per_tile - 1) / plan.rows_per_tile;
   plan.tiles = p.batch * row_tiles;
   plan.workers = std::min(plan.workers, plan.tiles);
-  const int64_t repeated_bytes = (std::min((plan.rows_per_tile - 1) * p.stride_h + reach, p.in_h) * row_bytes + 63) / 64 * 64;
-  const bool converted = converts(*plan.row);
-  plan.scratch_bytes = repeated_bytes + (converted ? plan.row->scratch(p, plan.rows_per_tile) : 0);
+  plan.scratch_bytes = std::min((plan.rows_per_tile - 1) * p.stride_h + reach, p.in_h) * row_bytes;
   run_tiles(plan, [&](void* scratch, Tiles tiles) {
     for (int64_t tile; next_tile(tiles, &tile);) {
       const int64_t n = tile / row_tiles, y = tile % row_tiles * plan.rows_per_tile;
@@ -109,7 +107,7 @@ void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t
       piece.input = scratch;
       piece.output = offset(static_cast<char*>(args.output), n * p.out_stride_n + y * p.out_stride_h, p.dtype);
       piece.rows_per_tile = q.out_h;
-      plan.row->depthwise(piece, converted ? static_cast<char*>(scratch) + repeated_bytes : nullptr, one_tile());
+      plan.row->depthwise(piece, nullptr, one_tile());
     }
   });
 }

@@ -302,7 +302,6 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
     stage.out_stride_w = 2 * problem.channels;  // whatever the scratch's is, its pixels do not lie close together
     if (problem.layout == Layout::kNCHW) stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
     plan.depthwise = plan_forward(stage, set_of(problem.dtype, isa), machine);
-    if (!converts(*plan.depthwise.row)) plan.depthwise.scratch_bytes = 0;  // others need it for the input's rows alone
   }
   plan.splits = tiles.splits;
   whole.rows_per_tile = tiles.rows_per_tile;
@@ -311,7 +310,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
 
   const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
-  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + plan.depthwise.scratch_bytes;
+  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + (of_planes ? plan.depthwise.scratch_bytes : 0);
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);

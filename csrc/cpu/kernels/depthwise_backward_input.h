@@ -18,7 +18,6 @@
 
 #include "depthwise_backward_input_phases.h"
 #include "depthwise_forward_nchw_transposed.h"
-#include "stage_nchw.h"
 
 namespace dwconv::DWCONV_ISA {
 
@@ -44,17 +43,16 @@ DWCONV_INLINE DepthwiseArgs phase_rows(const BackwardInputArgs& args, const Dept
   return piece;
 }
 
-// T: of the staged or the stored grad_output; never of 16 bits (depthwise_forward_nhwc.h).
 template <class T>
 DWCONV_INLINE void run_phase(const DepthwiseArgs& piece) {
   const DepthwiseProblem& p = piece.problem;
   if (p.out_h <= 0 || p.out_w <= 0) return;
-  if constexpr (kUnrollsFilters<T>) {
+  if constexpr (kUnrollsFilters<typename AccumulateType<T>::type>) {
     const bool square = p.kernel_h == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1;
-    if (square && p.kernel_h == 3) return cores::depthwise_forward_nhwc<T, 3, 1>(piece, nullptr, one_tile());
-    if (square && p.kernel_h == 5) return cores::depthwise_forward_nhwc<T, 5, 1>(piece, nullptr, one_tile());
+    if (square && p.kernel_h == 3) return forward_core<T, 3, 1>(piece, nullptr, one_tile());
+    if (square && p.kernel_h == 5) return forward_core<T, 5, 1>(piece, nullptr, one_tile());
   }
-  cores::depthwise_forward_nhwc<T, 0, 0>(piece, nullptr, one_tile());
+  forward_core<T, 0, 0>(piece, nullptr, one_tile());
 }
 
 // Rows [row, row + rows_per_tile) of every phase, one by one. `p` has the strides of input, which begins at row in_begin of
@@ -105,10 +103,8 @@ static inline int64_t most_phase_input_rows(const DepthwiseProblem& p, int64_t r
   return rows < p.in_h ? rows : p.in_h;
 }
 
-// All phases together where the filter is one of those, else one by one: 16-bit elements by way of float32, in `staged`.
 template <class T>
-void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void* scratch, Tiles tiles) {
-  using A = typename AccumulateType<T>::type;
+void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles tiles) {
   const DepthwiseProblem& p = args.problem;
   DepthwiseProblem near = p;
   near.far_input = near.far_output = false;
@@ -117,29 +113,10 @@ void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void* scratch,
     const int64_t n = tile / row_tiles, row = tile % row_tiles * args.rows_per_tile;
     const T* const grad = static_cast<const T*>(args.input) + n * p.in_stride_n;
     T* const image = static_cast<T*>(args.output) + n * p.out_stride_n + row * p.stride_h * p.out_stride_h;
-    const Range in_rows = phases_input_rows(args, row);
-    FarRows<T>(p.far_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(in_rows);
+    FarRows<T>(p.far_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(phases_input_rows(args, row));
     const int64_t left = p.out_h - row * p.stride_h, rows = args.rows_per_tile * p.stride_h;
     expect_rows(p.far_output, image, p.out_stride_h, {0, rows < left ? rows : left});
-    if (try_all_phases<T>(args, near, grad, 0, image, row, 0)) continue;
-    if constexpr (sizeof(T) != sizeof(A)) {
-      A* const staged = static_cast<A*>(scratch);
-      DepthwiseProblem q = near;
-      q.dtype = kDType<A>;
-      q.in_h = in_rows.end - in_rows.begin;
-      q.in_stride_w = p.channels, q.in_stride_h = p.in_w * p.channels, q.in_stride_m = q.in_h * q.in_stride_h;
-      for (int64_t m = 0; m < p.depth; ++m) {
-        for (int64_t y = 0; y < q.in_h; ++y) {
-          for (int64_t x = 0; x < p.in_w; ++x) {
-            const T* const from = grad + m * p.in_stride_m + (in_rows.begin + y) * p.in_stride_h + x * p.in_stride_w;
-            copy_row(staged + m * q.in_stride_m + y * q.in_stride_h + x * p.channels, from, p.channels);
-          }
-        }
-      }
-      run_phases<A>(args, q, staged, in_rows.begin, image, row, 0);
-    } else {
-      run_phases<T>(args, near, grad, 0, image, row, 0);
-    }
+    if (!try_all_phases<T>(args, near, grad, 0, image, row, 0)) run_phases<T>(args, near, grad, 0, image, row, 0);
   }
 }
 
@@ -183,15 +160,12 @@ void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, voi
   }
 }
 
-// Bytes of scratch a worker needs: of a vector more than the rows, since the last pixel's is stored whole.
 template <class T, int = 0>
-int64_t depthwise_backward_input_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
-  using A = typename AccumulateType<T>::type;
-  if (sizeof(T) == sizeof(A)) return 0;
-  const int64_t values = p.depth * most_phase_input_rows(p, rows_per_tile) * p.in_w * p.channels + kLanes<A>;
-  return values * static_cast<int64_t>(sizeof(A));
+int64_t depthwise_backward_input_nhwc_scratch(const DepthwiseProblem&, int64_t) {
+  return 0;
 }
 
+// Bytes of scratch a worker needs.
 template <class T, int = 0>
 int64_t depthwise_backward_input_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;

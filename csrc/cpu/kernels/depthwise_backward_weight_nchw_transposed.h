@@ -19,18 +19,17 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
   const int64_t taps = p.kernel_h * p.kernel_w;
   A* const staged = static_cast<A*>(scratch);
   A* const staged_grad = staged + most_input_rows(p, args.rows_per_tile) * p.in_w * kVec;
+  A* const sums = staged_grad + args.rows_per_tile * p.out_w * kVec;  // [taps][kVec], of whole vectors where planes are left over
+  A* const bias_sums = sums + taps * kVec;
   DepthwiseProblem q = p;
+  q.channels = kVec;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec;
   q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t part = tile / groups;
     const int64_t c = tile % groups * kVec;
     const int lanes = lanes_left(p.channels - c, kVec);
-    A* const partial = args.partial ? static_cast<A*>(args.partial) + part * taps * p.channels + c : nullptr;
-    A* const bias = args.partial_bias ? static_cast<A*>(args.partial_bias) + part * p.channels + c : nullptr;
-    for (int64_t tap = 0; partial != nullptr && tap < taps; ++tap) clear(partial + tap * p.channels, lanes);
-    clear(bias, lanes);
-    q.channels = lanes;
+    clear(sums, (taps + 1) * kVec);
     for (int64_t n = p.batch * part / args.parts; n < p.batch * (part + 1) / args.parts; ++n) {
       for (int64_t y = 0; y < p.out_h; y += args.rows_per_tile) {
         const int64_t rows = y + args.rows_per_tile < p.out_h ? args.rows_per_tile : p.out_h - y;
@@ -41,11 +40,17 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
               static_cast<const T*>(args.input) + n * p.in_stride_n + (c + l) * p.in_stride_c + in_rows.begin * p.in_stride_h;
           grad[l] = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + (c + l) * p.out_stride_c + y * p.out_stride_h;
         }
-        if (partial != nullptr) planes_to_lanes<T, A>(input, 0, lanes, q.in_h, p.in_w, p.in_stride_h, staged);
+        if (args.partial != nullptr) planes_to_lanes<T, A>(input, 0, lanes, q.in_h, p.in_w, p.in_stride_h, staged);
         planes_to_lanes<T, A>(grad, 0, lanes, rows, p.out_w, p.out_stride_h, staged_grad);
-        cores::accumulate_rows<A, kKernel, kStride>(q, staged, staged_grad, 0, rows, p.channels, partial, bias);
+        cores::accumulate_rows<A, kKernel, kStride>(q, staged, staged_grad, 0, rows, kVec, args.partial ? sums : nullptr,
+                                                    args.partial_bias ? bias_sums : nullptr);
       }
     }
+    const auto keep = [&](void* partial, int64_t row, const A* values) {  // row: of [parts][taps] or [parts]
+      if (partial != nullptr) __builtin_memcpy(static_cast<A*>(partial) + row * p.channels + c, values, lanes * sizeof(A));
+    };
+    for (int64_t tap = 0; tap < taps; ++tap) keep(args.partial, part * taps + tap, sums + tap * kVec);
+    keep(args.partial_bias, part, bias_sums);
   }
 }
 
@@ -53,7 +58,8 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
 template <class T, int = 0>
 int64_t depthwise_backward_weight_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
-  return (most_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.out_w) * kLanes<A> * static_cast<int64_t>(sizeof(A));
+  const int64_t vectors = most_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.out_w + p.kernel_h * p.kernel_w + 1;
+  return vectors * kLanes<A> * static_cast<int64_t>(sizeof(A));
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -57,14 +57,23 @@ DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, c
   }
 }
 
-// What a block of rows is: `rows` output rows from y on of one image, and one vector of channels.
+// What a block of rows is: `rows` output rows from y on of one image, and one vector of channels. Where channels are left over,
+// the last vector lies over the one before and its first `done` lanes are not added again; only fewer channels than a vector has
+// lanes (kWhole is false) are read lane by lane.
 template <class T>
 struct GradBlock {
   const T* image;  // input and grad_output of the image, at the vector's first channel
   const T* grad;
   int64_t y, rows;
-  int lanes;
+  int lanes, done;
 };
+
+// to[lane] += values[lane], of the block's lanes.
+template <bool kWhole, class T, class A>
+DWCONV_INLINE void add_lanes(const GradBlock<T>& b, Vec<A> values, A* to) {
+  if (kWhole && b.done > 0) values = keep_lanes(values, static_cast<LaneMask>(~((1u << b.done) - 1u)));
+  store_some<kWhole>(to, load_some<kWhole>(to, b.lanes) + values, b.lanes);
+}
 
 // A tile of output columns [x, x + kColumns) of row y, and the filter taps it meets.
 template <class T>
@@ -127,8 +136,7 @@ DWCONV_INLINE void block_taps(const DepthwiseProblem& p, const GradBlock<T>& b, 
   for (int q = 0; q < kFilterRows; ++q) {
     DWCONV_UNROLL
     for (int s = 0; s < kTaps; ++s) {
-      A* const at = to + (q * p.kernel_w + s) * pitch;
-      store_some<kWhole>(at, load_some<kWhole>(at, b.lanes) + acc[q][s], b.lanes);
+      add_lanes<kWhole, T, A>(b, acc[q][s], to + (q * p.kernel_w + s) * pitch);
     }
   }
 }
@@ -142,12 +150,15 @@ void block_weight(const DepthwiseProblem& p, const GradBlock<T>& b, int64_t pitc
     for (; r + 2 <= kKernel; r += 2) block_taps<T, A, kKernel, kStride, 2, kWhole>(p, b, r, 0, pitch, partial);
     for (; r < kKernel; ++r) block_taps<T, A, kKernel, kStride, 1, kWhole>(p, b, r, 0, pitch, partial);
   } else {
-    const int64_t sliding_end = p.dilation_w == p.stride_w ? p.kernel_w : 0;
+    // Fewer channels than lanes go tap by tap.
+    [[maybe_unused]] const int64_t sliding_end = p.dilation_w == p.stride_w ? p.kernel_w : 0;
     for (int64_t r = 0; r < p.kernel_h; ++r) {
       int64_t s = 0;
-      for (; s + 8 <= sliding_end; s += 8) block_taps<T, A, 8, 1, 1, kWhole>(p, b, r, s, pitch, partial);
-      for (; s + 4 <= sliding_end; s += 4) block_taps<T, A, 4, 1, 1, kWhole>(p, b, r, s, pitch, partial);
-      for (; s + 2 <= sliding_end; s += 2) block_taps<T, A, 2, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+      if constexpr (kWhole) {
+        for (; s + 8 <= sliding_end; s += 8) block_taps<T, A, 8, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+        for (; s + 4 <= sliding_end; s += 4) block_taps<T, A, 4, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+        for (; s + 2 <= sliding_end; s += 2) block_taps<T, A, 2, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+      }
       for (; s < p.kernel_w; ++s) block_taps<T, A, 1, 1, 1, kWhole>(p, b, r, s, pitch, partial);
     }
   }
@@ -165,7 +176,7 @@ void block_bias(const DepthwiseProblem& p, const GradBlock<T>& b, A* partial) {
     }
     if (x < p.out_w) sum[0] += load_some<kWhole>(grad + x * p.out_stride_w, b.lanes);
   }
-  store_some<kWhole>(partial, load_some<kWhole>(partial, b.lanes) + (sum[0] + sum[1]), b.lanes);
+  add_lanes<kWhole, T, A>(b, sum[0] + sum[1], partial);
 }
 
 DWCONV_INLINE int64_t block_rows(const DepthwiseProblem& p) { return p.out_w < kMaxSum ? kMaxSum / p.out_w : 1; }
@@ -182,16 +193,17 @@ void accumulate_rows(const DepthwiseProblem& p, const T* image, const T* grad, i
     const int64_t count = y + block < end ? block : end - y;
     far_input.read(input_rows(p, y, count));
     far_grad.read({y, y + count});
-    for (int64_t c = 0; c < p.channels; c += kVec) {
-      const int lanes = lanes_left(p.channels - c, kVec);
-      const GradBlock<T> b = {image + c, grad + c, y, count, lanes};
-      if (lanes == kVec) {
-        if (partial != nullptr) block_weight<T, A, kKernel, kStride, true>(p, b, pitch, partial + c);
-        if (partial_bias != nullptr) block_bias<T, A, true>(p, b, partial_bias + c);
-      } else {
-        if (partial != nullptr) block_weight<T, A, kKernel, kStride, false>(p, b, pitch, partial + c);
-        if (partial_bias != nullptr) block_bias<T, A, false>(p, b, partial_bias + c);
-      }
+    if (p.channels < kVec) {
+      const GradBlock<T> b = {image, grad, y, count, static_cast<int>(p.channels), 0};
+      if (partial != nullptr) block_weight<T, A, 0, 0, false>(p, b, pitch, partial);
+      if (partial_bias != nullptr) block_bias<T, A, false>(p, b, partial_bias);
+      continue;
+    }
+    for (int64_t next = 0; next < p.channels; next += kVec) {
+      const int64_t c = next + kVec <= p.channels ? next : p.channels - kVec;
+      const GradBlock<T> b = {image + c, grad + c, y, count, kVec, static_cast<int>(next - c)};
+      if (partial != nullptr) block_weight<T, A, kKernel, kStride, true>(p, b, pitch, partial + c);
+      if (partial_bias != nullptr) block_bias<T, A, true>(p, b, partial_bias + c);
     }
   }
 }
@@ -204,38 +216,34 @@ DWCONV_INLINE void clear(A* values, int64_t count) {
 DWCONV_INLINE bool goes_by_strips(const DepthwiseProblem& p) {
   return p.kernel_h == 3 && p.kernel_w == 3 && p.dilation_h * p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2;
 }
-// A block's taps return to the input rows of a filter for each row of outputs; strips read each line once a tile. 16-bit elements
-// are staged as float32 but by strips, as in the forward pass (depthwise_forward_nhwc.h).
-template <class T, int kKernel>
+// A block's taps return to the input rows of a filter for each row of outputs; strips read each line once a tile.
+template <class T>
 DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
-  if (kConverts<T, kKernel>) return true;
-  return kKernel != 3 && !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w, p.l1_ways);
+  return !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w, p.l1_ways);
 }
 
 // The same from staged lines of input and grad_output, kStaged channels and a block of rows at a time.
 template <class T, int kKernel, int kStride, class A>
 void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
-                            A* partial_bias, StagedType<T, kKernel>* staged) {
-  using S = StagedType<T, kKernel>;
+                            A* partial_bias, T* staged) {
   DepthwiseProblem q = p;
-  q.in_stride_w = q.out_stride_w = kStaged<S>;
-  q.in_stride_h = p.in_w * kStaged<S>, q.out_stride_h = p.out_w * kStaged<S>;
+  q.in_stride_w = q.out_stride_w = kStaged<T>;
+  q.in_stride_h = p.in_w * kStaged<T>, q.out_stride_h = p.out_w * kStaged<T>;
   q.far_input = false;
   FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
-  S* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
+  T* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
   for (const int64_t end = y + rows; y < end; y += block_rows(p)) {
     const int64_t count = y + block_rows(p) < end ? block_rows(p) : end - y;
     const Range in_rows = crop_input(p, y, count, &q);
     far_input.read(in_rows);
     far_grad.read({y, y + count});
-    for (int64_t c = 0; c < p.channels; c += kStaged<S>) {
-      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<S>));
-      stage_lines<T, S>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels,
-                        staged);
-      stage_lines<T, S>(grad + y * p.out_stride_h + c, count, p.out_w, p.out_stride_h, p.out_stride_w, q.channels, staged_grad);
-      cores::accumulate_rows<S, kKernel, kStride>(q, staged, staged_grad, 0, count, p.channels, partial ? partial + c : nullptr,
-                                                  partial_bias ? partial_bias + c : nullptr);
+    for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
+      stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
+      stage_lines<T>(grad + y * p.out_stride_h + c, count, p.out_w, p.out_stride_h, p.out_stride_w, q.channels, staged_grad);
+      accumulate_rows<T, kKernel, kStride>(q, staged, staged_grad, 0, count, p.channels, partial ? partial + c : nullptr,
+                                           partial_bias ? partial_bias + c : nullptr);
     }
   }
 }
@@ -260,8 +268,7 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
   const DepthwiseProblem& p = args.problem;
   const int64_t total_rows = p.batch * p.out_h;
   const int64_t taps = p.kernel_h * p.kernel_w;
-  using S = StagedType<T, kKernel>;
-  const bool staged = stages_weight<T, kKernel>(p);
+  const bool staged = scratch != nullptr && stages_weight<T>(p);
   for (int64_t part; next_tile(tiles, &part);) {
     A* const partial = args.partial ? static_cast<A*>(args.partial) + part * taps * p.channels : nullptr;
     A* const bias = args.partial_bias ? static_cast<A*>(args.partial_bias) + part * p.channels : nullptr;
@@ -276,8 +283,8 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
       if constexpr (kKernel == 3) {
         accumulate_strips<T, kStride>(p, image, grad, y, rows, partial, bias, static_cast<A*>(scratch));
       } else if (staged) {
-        accumulate_staged_rows<T, kKernel, kStride>(p, image, grad, y, rows, partial, bias, static_cast<S*>(scratch));
-      } else if constexpr (!kConverts<T, kKernel>) {
+        accumulate_staged_rows<T, kKernel, kStride>(p, image, grad, y, rows, partial, bias, static_cast<T*>(scratch));
+      } else {
         accumulate_rows<T, kKernel, kStride>(p, image, grad, y, rows, p.channels, partial, bias);
       }
       row += rows;
@@ -288,7 +295,7 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
 template <class T, int kKernel>
 int64_t depthwise_backward_weight_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
   if (kKernel == 3) return kStripScratch<typename AccumulateType<T>::type>;
-  return stages_weight<T, kKernel>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * kStagedBytes : 0;
+  return stages_weight<T>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * kStagedBytes : 0;
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -141,10 +141,13 @@ DWCONV_INLINE void rows_tile(const RowsFrame& f, const RowsTile<A>& tile, int64_
   }
   correlate<A, kKernel>(f, tile.staged + y * f.pitch + x, next, tile.weight, acc);
   activate_all<A>(acc, f.activation);
-  if (f.dtype == kDType<A>) {
+  if (__builtin_expect(f.dtype == kDType<A>, 1)) {
     store_rows<A, A, kWhole>(f, tile, y, x, next, acc);
   } else {
-    store_rows_converted<A, kWhole>(f, tile, y, x, next, acc);
+    Vec<A> copy[kRowTile][kColumns];  // of which the function has the address, so that the sums stay in registers
+    DWCONV_UNROLL
+    for (int i = 0; i < kRowTile * kColumns; ++i) copy[i / kColumns][i % kColumns] = acc[i / kColumns][i % kColumns];
+    store_rows_converted<A, kWhole>(f, tile, y, x, next, copy);
   }
 }
 

@@ -55,7 +55,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
     inner.rows_per_tile = rows;
     inner.weight = static_cast<const A*>(args.weight) + first % p.channels;
     inner.bias = args.bias ? static_cast<const A*>(args.bias) + first % p.channels : nullptr;
-    cores::depthwise_forward_nhwc<A, kKernel, kStride>(inner, nullptr, one_tile());
+    forward_core<A, kKernel, kStride>(inner, nullptr, one_tile());
     lanes_to_planes<T, A>(result, lanes, rows, p.out_w, p.out_stride_h, p.out_stride_w, to);
   }
 }

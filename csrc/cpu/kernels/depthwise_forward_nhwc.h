@@ -13,7 +13,6 @@
 // takes one output row at a time and the taps of a filter row in chunks (chunks slide over the columns just the same).
 // Order: row pairs, column tiles, channel vectors, so that all input streams are read forward, C elements at a time.
 // Tiles: `rows_per_tile` output rows of one image. Traffic: input and output once where kernel_h input rows fit in L1/L2.
-// 16-bit elements: 3x3 filters read them where they lie, others stage them as float32.
 // Samples in the padding read as zero from a zero vector; only tiles that touch the edge pay for the choice (kEdge), and most
 // of these do not either (depthwise_row_pair.h). Pixels whose lines collide in L1 are staged (stage_lines.h).
 // The plan guarantees: weights and bias packed in the accumulation type, channels padded to a pitch that leaves a whole
@@ -185,18 +184,16 @@ void forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& o
 }
 
 // A register tile reads a line's vectors one after the other.
-template <class T, int kKernel>
+template <class T>
 DWCONV_INLINE bool stages_forward(const DepthwiseProblem& p) {
-  if (kConverts<T, kKernel>) return true;
   const int64_t rows = (kTileRows - 1) * p.stride_h + p.kernel_h, columns = (kWideColumns - 1) * p.stride_w + p.kernel_w;
-  return kKernel > 0 && p.depth == 1 && lines_collide<T>(p.channels, rows * columns, p.l1_ways);
+  return p.depth == 1 && lines_collide<T>(p.channels, rows * columns, p.l1_ways);
 }
 
-// Output rows a staged piece: 24 KB of lines, 192 KB where the halo's rows are converted once more for each; but no fewer than
-// the filter has.
-template <class T, int kKernel>
+// Output rows a staged piece: 24 KB of lines, but no fewer than the filter has.
+template <class T>
 DWCONV_INLINE int64_t staged_piece_rows(const DepthwiseProblem& p) {
-  constexpr int64_t kBytes = kConverts<T, kKernel> ? 192 << 10 : 24 << 10;
+  constexpr int64_t kBytes = 24 << 10;
   const int64_t rows = (kBytes / (kStagedBytes * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
   return rows > p.kernel_h ? rows / kTileRows * kTileRows : p.kernel_h + 1;
 }
@@ -204,49 +201,36 @@ DWCONV_INLINE int64_t staged_piece_rows(const DepthwiseProblem& p) {
 // The same from staged lines, kStaged channels at a time.
 template <class T, int kKernel, int kStride>
 void staged_forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y_begin, int64_t y_end,
-                         StagedType<T, kKernel>* staged) {
+                         T* staged) {
   using A = typename AccumulateType<T>::type;
-  using S = StagedType<T, kKernel>;
   const DepthwiseProblem& p = args.problem;
-  const int64_t most = staged_piece_rows<T, kKernel>(p);
   DepthwiseArgs piece = args;
   DepthwiseProblem& q = piece.problem;
-  q.in_stride_w = kStaged<S>, q.in_stride_h = p.in_w * kStaged<S>;
-  q.in_stride_m = most_input_rows(p, most) * q.in_stride_h;
-  q.batch = 1;
+  q.in_stride_w = kStaged<T>, q.in_stride_h = p.in_w * kStaged<T>;
   q.far_input = q.far_output = false;
-  piece.input = staged;
   FarRows<T> far_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  const int64_t most = staged_piece_rows<T>(p);
   for (int64_t y = y_begin; y < y_end; y += most) {
     const int64_t rows = y_end - y < most ? y_end - y : most;
     const Range in_rows = crop_input(p, y, rows, &q);
     far_rows.read(in_rows);
     expect_rows(p.far_output, out.data, out.row, {y, y + rows});
-    piece.rows_per_tile = rows;
-    for (int64_t c = 0; c < p.channels; c += kStaged<S>) {
-      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<S>));
-      for (int64_t m = 0; m < p.depth; ++m) {
-        stage_lines<T, S>(image + m * p.in_stride_m + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h,
-                          p.in_stride_w, q.channels, staged + m * q.in_stride_m);
-      }
+    for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
+      q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
+      stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
       piece.weight = static_cast<const A*>(args.weight) + c;
       piece.bias = args.bias ? static_cast<const A*>(args.bias) + c : nullptr;
-      if constexpr (kConverts<T, kKernel>) {
-        piece.output = out.at(y, 0, c).data;
-        cores::depthwise_forward_nhwc<S, kKernel, kStride>(piece, nullptr, one_tile());
-      } else {
-        forward_rows<S, kKernel, kStride>(piece, staged, out.at(y, 0, c), 0, rows);
-      }
+      forward_rows<T, kKernel, kStride>(piece, staged, out.at(y, 0, c), 0, rows);
     }
   }
 }
 
-// kKernel == 0: any filter, stride and dilation. scratch: where it may be null, nothing is staged then.
+// kKernel == 0: any filter, stride and dilation. scratch: where it is null, nothing is staged.
 template <class T, int kKernel, int kStride>
 void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   const DepthwiseProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
-  const bool staged = scratch != nullptr && stages_forward<T, kKernel>(p);
+  const bool staged = kKernel > 0 && scratch != nullptr && stages_forward<T>(p);
   const NhwcOutput output = output_of(args);
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t n = tile / row_tiles;
@@ -255,9 +239,7 @@ void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tile
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
     NhwcOutput out = output;
     out.data += n * p.out_stride_n * element_size(p.out_dtype);
-    if constexpr (kConverts<T, kKernel>) {
-      staged_forward_rows<T, kKernel, kStride>(args, image, out, y_begin, y_end, static_cast<float*>(scratch));
-    } else if (staged) {
+    if (staged) {
       staged_forward_rows<T, kKernel, kStride>(args, image, out, y_begin, y_end, static_cast<T*>(scratch));
     } else {
       forward_rows<T, kKernel, kStride>(args, image, out, y_begin, y_end);
@@ -269,8 +251,8 @@ inline constexpr Layout depthwise_forward_nhwc_weight_order = Layout::kNHWC;
 
 template <class T, int kKernel>
 int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
-  if (!stages_forward<T, kKernel>(p)) return 0;
-  return p.depth * most_input_rows(p, staged_piece_rows<T, kKernel>(p)) * p.in_w * kStagedBytes;
+  if (kKernel == 0 || !stages_forward<T>(p)) return 0;
+  return most_input_rows(p, staged_piece_rows<T>(p)) * p.in_w * kStagedBytes;
 }
 
 }  // namespace dwconv::DWCONV_ISA

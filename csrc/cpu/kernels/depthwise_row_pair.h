@@ -146,7 +146,12 @@ DWCONV_NOINLINE void store_other(const Vec<A>* values, int pitch, int rows, int 
 // The first `rows` rows and `columns` columns of a register tile. kWhole: all columns and lanes.
 template <class T, bool kWhole, class A, int kRows, int kColumns>
 DWCONV_INLINE void store_values(const Vec<A> (&values)[kRows][kColumns], int rows, int columns, int lanes, const NhwcOutput& to) {
-  if (to.dtype != kDType<T>) return store_other<A>(values[0], kColumns, rows, kWhole ? kColumns : columns, lanes, to);
+  if (__builtin_expect(to.dtype != kDType<T>, 0)) {
+    Vec<A> copy[kRows * kColumns];  // the values themselves would be in memory all along if a function had their address
+    DWCONV_UNROLL
+    for (int i = 0; i < kRows * kColumns; ++i) copy[i] = values[i / kColumns][i % kColumns];
+    return store_other<A>(copy, kColumns, rows, kWhole ? kColumns : columns, lanes, to);
+  }
   DWCONV_UNROLL
   for (int j = 0; j < kRows; ++j) {
     if (j >= rows) break;

@@ -62,7 +62,7 @@ DWCONV_INLINE void for_each_image(const DepthwiseProblem& p, int64_t row, int64_
 
 // The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
 template <class T, class A, class M, bool kNhwc>
-void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, void* scratch, M* middle) {
+void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
   const DepthwiseProblem& whole = args.depthwise.problem;
   DepthwiseArgs stage = args.depthwise;
   DepthwiseProblem& p = stage.problem;
@@ -80,7 +80,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
       p.pad_h = whole.pad_h - y * whole.stride_h;
       stage.input = image;
       stage.output = middle + pixel * pitch;
-      args.depthwise_kernel(stage, scratch, one_tile());
+      args.depthwise_kernel(stage, nullptr, one_tile());
     } else {
       constexpr int kVec = kLanes<A>;
       const Range in_rows = crop_input(whole, y, count, &p);
@@ -160,16 +160,13 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   // The product, or its sums so far; in NCHW the staging of the depthwise stage before.
   A* const product = reinterpret_cast<A*>(middle + middle_size);
   if (depth != p.channels) memset(middle, 0, middle_size * sizeof(M));  // the channels that no stage writes
-  // In channels_last what the depthwise stage needs itself comes after it.
-  char* const after = static_cast<char*>(scratch) + separable_forward_nhwc_scratch<T>(p, args.rows_per_tile);
-  void* const stage_scratch = kNhwc && args.stage_needs_scratch ? after : nullptr;
   const P pointwise(tile_pixels);
   int64_t staged_row = -1;
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t row = tile / args.splits * args.rows_per_tile;
     const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
     const int64_t split = tile % args.splits;
-    if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, stage_scratch, middle);
+    if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
     staged_row = row;
     const int64_t first_panel = panels * split / args.splits, end_panel = panels * (split + 1) / args.splits;
     const int64_t work = rows * p.out_w * p.channels;  // of a panel

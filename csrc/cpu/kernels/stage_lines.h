@@ -4,12 +4,10 @@
 //
 //   staged [row][column][kStaged]
 //
-// and read from that; and 16-bit elements on their way to a kernel of float32. Single cache lines would each be waited for, since
+// and read from that. Single cache lines would each be waited for, since
 // the prefetchers find nothing in them to follow. A tile is done with its channels before the next, so that it writes whole
 // lines: the outputs' share the few sets too.
 #pragma once
-
-#include <type_traits>
 
 #include "../../problem.h"
 #include "simd.h"
@@ -62,26 +60,14 @@ DWCONV_INLINE bool lines_collide(int64_t channels, int64_t lines, int64_t ways) 
   return lines > 2 * ways * (together < kSets ? kSets / together : 1);
 }
 
-// 16-bit elements of any filter but 3x3 are staged as float32, and share the float32 kernel's register tiles: what the conversion
-// costs, a load and a store an element, is little beside 25 multiply-adds.
-template <class T, int kKernel>
-inline constexpr bool kConverts = sizeof(T) == 2 && kKernel != 3;
-template <class T, int kKernel>
-using StagedType = std::conditional_t<kConverts<T, kKernel>, float, T>;
-
-// `count` channels of rows x columns pixels to [row][column][kStaged<S>], as they are or converted.
-template <class T, class S>
+// `count` channels of rows x columns pixels to [row][column][kStaged].
+template <class T>
 DWCONV_INLINE void stage_lines(const T* from, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
-                               int64_t count, S* to) {
+                               int64_t count, T* to) {
   for (int64_t y = 0; y < rows; ++y, from += row_stride) {
     const T* pixel = from;
-    for (int64_t x = 0; x < columns; ++x, pixel += column_stride, to += kStaged<S>) {
-      if constexpr (sizeof(T) != sizeof(S)) {
-        constexpr int kVec = kLanes<S>;
-        int64_t c = 0;
-        for (; c + kVec <= count; c += kVec) store(to + c, load(pixel + c));
-        if (c < count) store(to + c, load_lanes(pixel + c, static_cast<int>(count - c)));
-      } else if (count == kStaged<S>) {
+    for (int64_t x = 0; x < columns; ++x, pixel += column_stride, to += kStaged<T>) {
+      if (count == kStaged<T>) {
         __builtin_memcpy(to, pixel, kStagedBytes);
       } else {
         __builtin_memcpy(to, pixel, count * sizeof(T));
