@@ -155,9 +155,13 @@ void block_weight(const DepthwiseProblem& p, const GradBlock<T>& b, int64_t pitc
     for (int64_t r = 0; r < p.kernel_h; ++r) {
       int64_t s = 0;
       if constexpr (kWhole) {
-        for (; s + 8 <= sliding_end; s += 8) block_taps<T, A, 8, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+        if constexpr (kManyTiles) {
+          for (; s + 8 <= sliding_end; s += 8) block_taps<T, A, 8, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+        }
         for (; s + 4 <= sliding_end; s += 4) block_taps<T, A, 4, 1, 1, kWhole>(p, b, r, s, pitch, partial);
-        for (; s + 2 <= sliding_end; s += 2) block_taps<T, A, 2, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+        if constexpr (kManyTiles) {
+          for (; s + 2 <= sliding_end; s += 2) block_taps<T, A, 2, 1, 1, kWhole>(p, b, r, s, pitch, partial);
+        }
       }
       for (; s < p.kernel_w; ++s) block_taps<T, A, 1, 1, 1, kWhole>(p, b, r, s, pitch, partial);
     }

@@ -151,21 +151,28 @@ DWCONV_INLINE void rows_tile(const RowsFrame& f, const RowsTile<A>& tile, int64_
   }
 }
 
+// kRowTile rows from row y on. Not inlined: the input's types share it.
+template <class A, int kKernel, bool kWhole>
+DWCONV_NOINLINE void tile_of_rows(const RowsFrame& frame, const RowsTile<A>& tile, int64_t y) {
+  constexpr int kVec = kLanes<A>;
+  const RowsFrame f = frame;
+  int64_t x = 0;
+  for (; f.out_w - x >= 2 * kVec; x += 2 * kVec) rows_tile<A, kKernel, 2, kWhole>(f, tile, y, x, kVec);
+  const int64_t left = f.out_w - x;
+  if (left > kVec) {
+    rows_tile<A, kKernel, 2, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - 2 * kVec, x == 0 ? left - kVec : kVec);
+  } else if (left > 0) {
+    rows_tile<A, kKernel, 1, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - kVec, 0);
+  }
+}
+
 // need(rows): called before the staged rows that output rows [0, rows) of the tile need are read.
 template <class A, int kKernel, bool kWhole, class Need>
 DWCONV_INLINE void rows_of_plane(const RowsFrame& f, const RowsTile<A>& tile, Need need) {
-  constexpr int kVec = kLanes<A>;
   for (int64_t y = 0; y < tile.rows; y += kRowTile) {
     if (y > 0 && tile.rows - y < kRowTile) y = tile.rows - kRowTile;
     need(y + kRowTile < tile.rows ? y + kRowTile : tile.rows);
-    int64_t x = 0;
-    for (; f.out_w - x >= 2 * kVec; x += 2 * kVec) rows_tile<A, kKernel, 2, kWhole>(f, tile, y, x, kVec);
-    const int64_t left = f.out_w - x;
-    if (left > kVec) {
-      rows_tile<A, kKernel, 2, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - 2 * kVec, x == 0 ? left - kVec : kVec);
-    } else if (left > 0) {
-      rows_tile<A, kKernel, 1, kWhole>(f, tile, y, x == 0 ? 0 : f.out_w - kVec, 0);
-    }
+    tile_of_rows<A, kKernel, kWhole>(f, tile, y);
   }
 }
 

@@ -117,8 +117,10 @@ void general_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& o
         int64_t s = 0;
         for (; s + kChunk <= sliding_end; s += kChunk) add.template operator()<kChunk>(s);
         if (kChunk > 4 && s + 4 <= sliding_end) add.template operator()<4>(s), s += 4;
-        if (s + 3 == sliding_end) add.template operator()<3>(s), s += 3;
-        if (s + 2 == sliding_end) add.template operator()<2>(s), s += 2;
+        if constexpr (kManyTiles) {
+          if (s + 3 == sliding_end) add.template operator()<3>(s), s += 3;
+          if (s + 2 == sliding_end) add.template operator()<2>(s), s += 2;
+        }
         for (; s < p.kernel_w; ++s) add.template operator()<1>(s);
       }
     }
@@ -151,9 +153,11 @@ DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, const 
   if constexpr (kPaired<kKernel, kStride>) {
     if (try_row_pair<T, kKernel, kStride, kColumns>(args, image, out, tile, whole)) c = whole;
   }
-  if (c < whole && tile.columns == kColumns && first >= 0 && last < p.in_w) {
-    any_tile<T, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, whole);
-    c = whole;
+  if constexpr (kManyTiles && !kPaired<kKernel, kStride>) {  // else what is left is single rows, and sums over several planes
+    if (c < whole && tile.columns == kColumns && first >= 0 && last < p.in_w) {
+      any_tile<T, kKernel, kStride, kColumns, false>(args, image, out, tile, 0, whole);
+      c = whole;
+    }
   }
   if (c < p.channels) any_tile<T, kKernel, kStride, kColumns, true>(args, image, out, tile, c, p.channels);
 }

@@ -141,8 +141,6 @@ void depthwise_forward_nhwc_flat(const DepthwiseArgs& args, void* /*scratch*/, T
       };
       if (end - y >= kFlatRows) {
         rows.template operator()<kFlatRows>();
-      } else if (end - y >= 2) {
-        rows.template operator()<2>();
       } else {
         rows.template operator()<1>();
       }

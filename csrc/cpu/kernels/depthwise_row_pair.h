@@ -19,6 +19,8 @@ inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps +
 // enough.
 template <class A>
 inline constexpr bool kUnrollsFilters = DWCONV_VECTOR_BYTES > 16 && sizeof(A) == sizeof(float);
+// Without AVX fewer kinds of tiles are compiled: right is enough there.
+inline constexpr bool kManyTiles = DWCONV_VECTOR_BYTES > 16;
 // A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
 // Squares that RowPair takes: at most kKernel / 2 columns on either side in the padding, which at stride 1 are all or none.
 template <int kKernel, int kStride>
