@@ -88,9 +88,9 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 def test_a_large_workspace_is_given_back():
     small = torch.randn(1, 4, 5, 5), torch.randn(4, 1, 3, 3)
-    large = torch.randn(1, 1 << 16, 1, 1), torch.randn(1 << 16, 1, 9, 9)
+    large = torch.randn(1, 1 << 17, 1, 1), torch.randn(1 << 17, 1, 9, 9)
     dwconv_ext.depthwise_conv2d(*small)
-    dwconv_ext.depthwise_conv2d(*large, padding=4)  # packs 20 MB of weights
+    dwconv_ext.depthwise_conv2d(*large, padding=4)  # packs 42 MB of weights: more than a C library keeps
     before = resident_bytes()
     dwconv_ext.depthwise_conv2d(*small)
-    assert before - resident_bytes() > 16 << 20
+    assert before - resident_bytes() > 32 << 20
