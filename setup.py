@@ -153,7 +153,7 @@ extensions = [
         extra_compile_args=[
             *CXX_FLAGS,
             f'-DDWCONV_BUILD_TORCH="{torch.__version__}"',
-            f'-DDWCONV_BUILD_CUDA="{reason if nvcc is None else "yes"}"',
+            f'-DDWCONV_BUILD_CUDA="{reason if nvcc is None else nvcc_version(nvcc)}"',
         ],
         py_limited_api=False,
     )

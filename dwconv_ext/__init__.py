@@ -16,7 +16,7 @@ from ._load import load_cpu, load_cuda, register_missing_cuda
 __version__ = "0.1.0"
 
 _C = load_cpu()
-_C_cuda, cuda_status = load_cuda()
+_C_cuda, cuda_status = load_cuda(_C.build_cuda)
 
 from . import registration  # noqa: E402, F401 (the ops must exist first)
 from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402

@@ -56,8 +56,6 @@ def report() -> dict[str, str]:
     }
     if _C_cuda is None:
         facts["CUDA"] = f"no: {cuda_status}"
-        if _C.build_cuda != "yes":
-            facts["CUDA"] += f" ({_C.build_cuda})"
     else:
         facts["CUDA"] = f"built with {_C_cuda.cuda_version} for {_C_cuda.architectures}"
         if torch.cuda.is_available():

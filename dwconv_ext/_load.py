@@ -42,20 +42,19 @@ def load_cpu() -> ModuleType:
         ) from error
 
 
-def load_cuda() -> tuple[ModuleType | None, str]:
-    """The module ``_C_cuda`` or None, and why it is not there."""
+def load_cuda(built: str) -> tuple[ModuleType | None, str]:
+    """The module ``_C_cuda`` or None, and why it is not there. built: ``_C.build_cuda``, a CUDA version or why there is none."""
     if torch.version.cuda is None:
         return None, f"torch {torch.__version__} is a CPU-only build"
-    if importlib.util.find_spec("dwconv_ext._C_cuda") is None:
-        return None, "the CUDA half was not built (no nvcc, a CPU-only torch, or DWCONV_EXT_CUDA=0)"
+    if not built[0].isdigit() or importlib.util.find_spec("dwconv_ext._C_cuda") is None:
+        return None, f"the CUDA half was not built ({built})"
+    # Before it is loaded, which would register its kernels.
+    if built.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return None, f"the CUDA half was built for CUDA {built}, torch {torch.__version__} for {torch.version.cuda}; {REBUILD}"
     try:
-        module = importlib.import_module("dwconv_ext._C_cuda")
+        return importlib.import_module("dwconv_ext._C_cuda"), "loaded"
     except ImportError as error:
         return None, f"the CUDA half does not load under torch {torch.__version__} ({error}); {REBUILD}"
-    built, have = module.cuda_version.split(".")[0], torch.version.cuda.split(".")[0]
-    if built != have:
-        return None, f"the CUDA half was built for CUDA {built}, torch {torch.__version__} for CUDA {have}; {REBUILD}"
-    return module, "loaded"
 
 
 def register_missing_cuda(why: str) -> None:

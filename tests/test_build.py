@@ -14,6 +14,8 @@ import emulator
 import pytest
 import torch
 
+from dwconv_ext import _load
+
 ROOT = Path(__file__).parent.parent
 HAS_CUDA_TORCH = torch.version.cuda is not None
 
@@ -164,6 +166,15 @@ def test_kernel_files_are_torch_free(path):
     if "cpu" in path.parts:
         standard = {"stdint.h", "string.h", "immintrin.h"}
         assert all(i in standard or (path.parent / i).exists() for i in includes)
+
+
+@pytest.mark.skipif(not HAS_CUDA_TORCH, reason="needs a CUDA build of torch")
+@pytest.mark.parametrize("built, says", [("11.8", "was built for CUDA 11.8"), ("DWCONV_EXT_CUDA=0", "was not built (DWCONV")])
+def test_a_cuda_half_that_does_not_fit_is_not_loaded(built, says, monkeypatch):
+    monkeypatch.setattr(_load.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_load.importlib, "import_module", lambda name: pytest.fail("it would register its kernels"))
+    module, why = _load.load_cuda(built)
+    assert module is None and says in why
 
 
 def test_importing_says_nothing():
