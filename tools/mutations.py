@@ -401,7 +401,7 @@ CPU_REST = [
     Fault(
         "pixels_apart",
         "choose.cpp",
-        "const bool flat = p.depth == 1 && «close(p.in_stride_w)» && close(p.out_stride_w);",
+        "const bool flat = p.depth == 1 && p.out_dtype == p.dtype && «close(p.in_stride_w)» && close(p.out_stride_w);",
         "true",
         "a kernel for dense rows of pixels is chosen for a slice of the channels",
         "tests/test_depthwise.py -k 'test_views and some_channels'",
@@ -734,7 +734,7 @@ PYTHON = [
     ),
     Fault(
         "bias_counted",
-        "cost.py",
+        "flops.py",
         "(bool(mask[0]) + bool(mask[1])«»)",
         " + bool(mask[2])",
         "the bias gradient is counted as a convolution",
