@@ -150,11 +150,7 @@ extensions = [
         sorted(sources("csrc/cpu/kernels/isa/*.cpp"), key=lambda path: "amx" in path or "bf16" in path)
         + sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
         include_dirs=[PYBIND11],
-        extra_compile_args=[
-            *CXX_FLAGS,
-            f'-DDWCONV_BUILD_TORCH="{torch.__version__}"',
-            f'-DDWCONV_BUILD_CUDA="{reason if nvcc is None else nvcc_version(nvcc)}"',
-        ],
+        extra_compile_args=CXX_FLAGS,
         py_limited_api=False,
     )
 ]
@@ -213,8 +209,20 @@ class Build(BuildExtension):
     def _check_cuda_version(self, *args: object) -> None:
         """torch's check compares minors too; cuda_decision() has already compared the majors."""
 
+    def _write_facts(self) -> None:
+        """What module.cpp says of the build: a header of its own, so that nothing else is compiled anew where it changes."""
+        folder = Path(self.build_temp, "facts").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        cuda = reason if nvcc is None else nvcc_version(nvcc)
+        text = f'#define DWCONV_BUILD_TORCH "{torch.__version__}"\n#define DWCONV_BUILD_CUDA "{cuda}"\n'
+        header = folder / "build_facts.h"
+        if not header.exists() or header.read_text() != text:
+            header.write_text(text)
+        self.extensions[0].include_dirs.append(str(folder))
+
     def build_extensions(self) -> None:
         self.begin = time.time()
+        self._write_facts()
         if with_hopper:
             self.hopper_object = Path(self.build_temp, "kernels_hopper.o").absolute()
             self.hopper = self._start_hopper()

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "build_facts.h"  // which setup.py writes
 #include "cpu/plan.h"
 #include "snapshot.h"
 
@@ -98,13 +99,6 @@ py::dict plan(const std::string& op, const std::string& pass, const std::string&
 
 }  // namespace
 }  // namespace dwconv
-
-#ifndef DWCONV_BUILD_TORCH
-#define DWCONV_BUILD_TORCH "unknown"
-#endif
-#ifndef DWCONV_BUILD_CUDA
-#define DWCONV_BUILD_CUDA "unknown"
-#endif
 
 PYBIND11_MODULE(_C, m) {
   using namespace dwconv;
