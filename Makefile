@@ -56,7 +56,7 @@ sanitize: environment-test
 	    tests/test_separable.py tests/test_batch_norm.py
 
 # Where no GPU would run the CUDA half, the demo does not wait for it.
-ifeq ($(shell nvidia-smi -L 2>/dev/null)$(wildcard dwconv_ext/_C_cuda*.so),)
+ifeq ($(shell nvidia-smi -L 2>/dev/null | grep ^GPU)$(wildcard dwconv_ext/_C_cuda*.so),)
 demo: export DWCONV_EXT_CUDA ?= 0
 endif
 demo: environment-examples build

@@ -7,10 +7,9 @@ Triton, which takes several times as long as all of this package.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import math
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -60,12 +59,12 @@ class _WhenImported(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != COUNTER:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def run_and_register(module: ModuleType) -> None:
+                sys.meta_path.remove(self)  # looking for it without importing it was not yet the import
                 run(module)
                 register(module)
 

@@ -199,3 +199,22 @@ def test_where_the_input_lies_changes_no_bit(case, dtype, isa):
         _C.set_near_bytes(-1)
         _C.select_isa(before)
     assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
+
+
+WEIGHT_ROWS = [row for row in TABLE if row["pass"] == "backward_weight"]
+
+
+@pytest.mark.parametrize("forced", WEIGHT_ROWS, ids=label, indirect=True)
+def test_nan_at_an_edge_reaches_only_the_taps_that_meet_it(forced):
+    """Outputs that a tile would have past the image's end give no tap of the weight gradient NaN."""
+    size, stride = forced["filter"] or 5, forced["stride"] or 1
+    padding, memory = size // 2, LAYOUTS["nchw" if forced["layout"] == "NCHW" else "channels_last"]
+    for width in (5, 9, 18):
+        x = torch.randn(1, 20, 9, width).to(getattr(torch, forced["dtype"])).contiguous(memory_format=memory)
+        x[..., -1] = float("nan")
+        w = torch.randn(20, 1, size, size).to(x.dtype).requires_grad_()
+        y = dwconv_ext.depthwise_conv2d(x, w, stride=stride, padding=padding)
+        (grad,) = torch.autograd.grad(y, w, torch.ones_like(y))
+        meets = [divmod(width - 1 + padding - tap, stride) for tap in range(size)]
+        expected = [remainder == 0 and 0 <= column < y.shape[-1] for column, remainder in meets]
+        assert grad.isnan().all(dim=(0, 1, 2)).tolist() == grad.isnan().any(dim=(0, 1, 2)).tolist() == expected

@@ -55,9 +55,16 @@ print(counter.get_total_flops())
 """
 
 
-@pytest.mark.parametrize("first", ["dwconv_ext", "torch.utils.flop_counter"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import dwconv_ext",
+        "import torch.utils.flop_counter",
+        "import dwconv_ext, importlib.util; importlib.util.find_spec('torch.utils.flop_counter')",  # looked for, not imported
+    ],
+)
 def test_the_flop_counter_knows_the_ops_whatever_is_imported_first(first):
-    done = python("-c", COUNT.format(imports=f"import {first}\nimport dwconv_ext"))
+    done = python("-c", COUNT.format(imports=f"{first}\nimport dwconv_ext"))
     assert int(done.stdout) == 2 * 4 * 5 * 5 * 9
 
 

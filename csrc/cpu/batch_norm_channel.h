@@ -45,7 +45,7 @@ static inline Piece corrected(int64_t count, double mean, double squares, double
 struct Moments {
   int64_t count = 0;
   double mean = 0, squares = 0;
-  void join(int64_t more, double its_mean, double its_squares, double missed) {
+  __attribute__((always_inline)) void join(int64_t more, double its_mean, double its_squares, double missed) {
     const Piece piece = corrected(more, its_mean, its_squares, missed);
     dwconv::join(join_weights(count, more), piece.mean, piece.squares, &mean, &squares);
     count += more;

@@ -49,7 +49,7 @@ DWCONV_INLINE void add_products(const T* grad, int64_t grad_step, int columns, c
       DWCONV_UNROLL
       for (int t = 0; t < kColumns; ++t) {
         const int s = i - t * kStride;
-        if (s >= 0 && s < kTaps) sum[s] += x * g[t];
+        if (s >= 0 && s < kTaps && (!kEdge || t < columns)) sum[s] += x * g[t];  // no zero meets a NaN
       }
     }
     DWCONV_UNROLL

@@ -58,7 +58,7 @@ DWCONV_INLINE void add_strip_vector(const StripTile<T> tile, int64_t c, int lane
         DWCONV_UNROLL
         for (int t = 0; t < kColumns; ++t) {
           const int s = k - t * kStride;
-          if (s >= 0 && s < 3) acc[r][s] += x * g[j][t];
+          if (s >= 0 && s < 3 && (!kEdge || t < tile.columns)) acc[r][s] += x * g[j][t];  // no zero meets a NaN
         }
       }
     }
