@@ -182,6 +182,12 @@ def compilers_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def add_once(values: list[str], value: str) -> None:
+    """bdist_wheel builds twice with the same extensions: another command line would compile all files anew."""
+    if value not in values:
+        values.append(value)
+
+
 class Build(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -218,7 +224,7 @@ class Build(BuildExtension):
         header = folder / "build_facts.h"
         if not header.exists() or header.read_text() != text:
             header.write_text(text)
-        self.extensions[0].include_dirs.append(str(folder))
+        add_once(self.extensions[0].include_dirs, str(folder))
 
     def build_extensions(self) -> None:
         self.begin = time.time()
@@ -246,7 +252,7 @@ class Build(BuildExtension):
             if self.hopper is not None and self.hopper.wait() != 0:
                 self.hopper_object.unlink(missing_ok=True)
                 raise SystemExit(f"dwconv_ext: {HOPPER} does not compile")
-            ext.extra_objects.append(str(self.hopper_object))
+            add_once(ext.extra_objects, str(self.hopper_object))
         super().build_extension(ext)
         self._keep_time(ext, begin, used)
 
