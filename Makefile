@@ -83,7 +83,7 @@ build-time: environment-test
 FROM_TORCH := libtorch* libc10* libcuda*
 wheel: environment-wheel
 	rm -f build/wheel/*.whl dist/*.whl
-	env -u TORCH_CUDA_ARCH_LIST $(PY) setup.py -q build --build-base build/wheel bdist_wheel --dist-dir build/wheel
+	env -u TORCH_CUDA_ARCH_LIST $(PY) setup.py -q build --build-base build/wheel bdist_wheel --skip-build --dist-dir build/wheel
 	PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) -m auditwheel repair --wheel-dir dist $(FROM_TORCH:%=--exclude '%.so*') build/wheel/*.whl
 	du -h dist/*.whl
 

@@ -183,7 +183,7 @@ def compilers_seconds() -> float:
 
 
 def add_once(values: list[str], value: str) -> None:
-    """bdist_wheel builds twice with the same extensions: another command line would compile all files anew."""
+    """A command that builds twice with the same extensions would else compile all files anew."""
     if value not in values:
         values.append(value)
 
