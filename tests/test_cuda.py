@@ -326,8 +326,8 @@ else:
         for j, processors in enumerate((1, 132)):
             E.set_card({{"processors": processors}})
             for case in CASES[(i + j) % 2 :: 2]:  # each case with large tiles in one layout, with small ones in the other
-                if case.kernel[0] * case.kernel[1] > 500:
-                    continue
+                if case.kernel[0] * case.kernel[1] > 500 or case.name == "bf16_trap":
+                    continue  # takes seconds, and reaches what others reach
                 x, w, b = case.tensors(torch.float16, layout)
                 y = ops.depthwise_conv2d(x, w, b, *case.conv.args())
                 ops.depthwise_conv2d_backward(torch.ones_like(y), x, w, *case.conv.args(), [True] * 3)

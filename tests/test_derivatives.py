@@ -187,8 +187,9 @@ class TwoConvolutions(torch.nn.Module):
 
 
 @pytest.mark.xdist_group("inductor")
-@pytest.mark.parametrize("layout, backend", [("nchw", "aot_eager"), ("channels_last", "inductor")])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "training, layout, backend", [(False, "nchw", "aot_eager"), (True, "nchw", "aot_eager"), (True, "channels_last", "inductor")]
+)
 def test_compile_fullgraph_with_dynamic_shapes(training, layout, backend):
     torch._dynamo.reset()
     model = TwoConvolutions().train(training)

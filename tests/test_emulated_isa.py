@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from emulator import one_at_a_time
 
 import dwconv_ext
 
@@ -33,7 +34,8 @@ pytestmark = [
 def library():
     build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(BUILD), "--build-lib", str(BUILD / "lib")]
     environment = {**os.environ, "DWCONV_EXT_CUDA": "0", "DWCONV_EXT_CXXFLAGS": FLAGS}
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)
+    with one_at_a_time(BUILD):
+        done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return BUILD / "lib"
 

@@ -183,11 +183,17 @@ def everything(case, dtype):
     return results
 
 
-@pytest.mark.parametrize("isa", _C.supported_isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+# An instruction set that has no rows of its own for a dtype runs those of the one below.
+SETS = [(isa, dtype) for isa, dtype in dict.fromkeys((r["isa"], r["dtype"]) for r in TABLE) if dtype in ("float32", "bfloat16")]
+
+
+@pytest.mark.parametrize("isa, dtype", SETS)
 @pytest.mark.parametrize("case", CASES + CACHE_CASES, ids=str)
 def test_where_the_input_lies_changes_no_bit(case, dtype, isa):
-    case = replace(case, channels=case.channels + 128)  # pixels so large that their rows are gone through in order
+    height, width = case.size
+    size = (min(height, 9) if width > 200 else height, width)  # rows are what is gone through; columns end tiles
+    case = replace(case, channels=case.channels + 128, size=size)  # so many that a pixel's rows are gone through in order
+    dtype = getattr(torch, dtype)
     before = _C.selected_isa()
     _C.select_isa(isa)
     try:
