@@ -124,7 +124,7 @@ def test_timing_tells_slow_from_fast():
 
 def test_demo(tmp_path):
     picture = tmp_path / "demo.png"
-    command = [sys.executable, "examples/demo.py", "--epochs", "6", "--output", str(picture)]
+    command = [sys.executable, "examples/demo.py", "--epochs", "3", "--output", str(picture)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_with_root_on_path())
     assert result.returncode == 0, result.stderr
     accuracy = float(result.stdout.split("; ")[1].split("%")[0])

@@ -331,11 +331,10 @@ else:
                 x, w, b = case.tensors(torch.float16, layout)
                 y = ops.depthwise_conv2d(x, w, b, *case.conv.args())
                 ops.depthwise_conv2d_backward(torch.ones_like(y), x, w, *case.conv.args(), [True] * 3)
+            E.force_fusion(("always", "never")[j])
             for block in BLOCKS.values():
-                for fusion in ("always", "never"):
-                    E.force_fusion(fusion)
-                    tensors, conv = operands(block, torch.float16, layout)
-                    ops.separable_conv2d(*tensors, *conv.args(), "relu", "relu")
+                tensors, conv = operands(block, torch.float16, layout)
+                ops.separable_conv2d(*tensors, *conv.args(), "relu", "relu")
 print("done")
 """
 

@@ -21,13 +21,9 @@ BUILD = ROOT / "build" / "emulated"
 FLAGS = "-O0 -w -Dalways_inline=unused -DDWCONV_EMULATE_AVX512 -DDWCONV_POISON_SCRATCH -DDWCONV_FEW_KERNELS"
 FILES = ("kernels", "memory", "plan", "depthwise", "separable", "batch_norm")
 
-pytestmark = [
-    pytest.mark.skipif(
-        platform.machine() != "x86_64" or "avx2" not in dwconv_ext._C.supported_isas(),
-        reason="the emulation is compiled for AVX2",
-    ),
-    pytest.mark.xdist_group("emulated"),
-]
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or "avx2" not in dwconv_ext._C.supported_isas(), reason="the emulation is compiled for AVX2"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +36,12 @@ def library():
     return BUILD / "lib"
 
 
-def pytest_in(library: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"pythonpath={library} tests", *arguments]
+def test_every_row_case_and_block(library):
+    files = [f"tests/test_{name}.py" for name in FILES]
+    options = ["-q", "-p", "no:cacheprovider", "-o", f"pythonpath={library} tests", "-k", "avx512 or amx or random", "-rA"]
     environment = {name: value for name, value in os.environ.items() if name != "DWCONV_EXT_ISA"}
+    command = [sys.executable, "-m", "pytest", *options, *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_row_case_and_block(library, name):
-    out = pytest_in(library, f"tests/test_{name}.py", "-k", "avx512 or amx or random", "-rA")
-    passed = re.findall(r"PASSED .*test_row\[(\w+)-", out)
-    assert name != "kernels" or {"avx512", "avx512_bf16", "amx"} <= set(passed), sorted(set(passed))
+    passed = set(re.findall(r"PASSED .*test_row\[(\w+)-", done.stdout))
+    assert {"avx512", "avx512_bf16", "amx"} <= passed, sorted(passed)
