@@ -82,13 +82,13 @@ build-time: environment-test
 # All instruction sets and all architectures, compiled into a folder of its own. torch brings its libraries and CUDA's.
 FROM_TORCH := libtorch* libc10* libcuda*
 wheel: environment-wheel
-	rm -f build/wheel/*.whl dist/*.whl
+	rm -rf build/wheel/lib* build/wheel/bdist* build/wheel/*.whl dist/*.whl
 	env -u TORCH_CUDA_ARCH_LIST $(PY) setup.py -q build --build-base build/wheel bdist_wheel --skip-build --dist-dir build/wheel
 	PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) -m auditwheel repair --wheel-dir dist $(FROM_TORCH:%=--exclude '%.so*') build/wheel/*.whl
 	du -h dist/*.whl
 
-check-wheel: $(VENV)/bin/python
-	$(VENV)/bin/python tools/check_wheel.py dist/*.whl
+check-wheel: $(if $(PYTHON),,$(PY))
+	$(PY) tools/check_wheel.py dist/*.whl
 
 # Nothing is fetched: torch, ninja, pybind11, pytest and numpy must be there.
 gpu-check:

@@ -2,6 +2,7 @@
 
 DWCONV_EXT_CUDA=0|1   leave the CUDA half out, or fail where it cannot be built
 TORCH_CUDA_ARCH_LIST  architectures of the CUDA half ("8.0;9.0+PTX"); by default the list in default_architectures()
+DWCONV_EXT_CXXFLAGS   further flags of the CPU half's compiler
 MAX_JOBS              parallel compilations
 """
 

@@ -22,9 +22,10 @@ def _processor() -> str:
 
 
 def _kernels() -> str:
-    """The rows that the chosen instruction set has, by family."""
-    chosen = [row for row in _C.kernel_table() if row["isa"] == _C.selected_isa()]
-    return ", ".join(f"{name} ({count})" for name, count in Counter(row["name"] for row in chosen).items())
+    """The rows of the chosen instruction set and of those below it, whose rows it runs where it has none of its own."""
+    sets = _C.supported_isas()
+    sets = sets[: sets.index(_C.selected_isa()) + 1]
+    return ", ".join(f"{name} ({n})" for name, n in Counter(r["name"] for r in _C.kernel_table() if r["isa"] in sets).items())
 
 
 def _build_times() -> str:
