@@ -6,6 +6,7 @@
 #include "build_facts.h"  // which setup.py writes
 #include "cpu/plan.h"
 #include "snapshot.h"
+#include "watched_tensors.h"
 
 namespace py = pybind11;
 
@@ -131,6 +132,11 @@ PYBIND11_MODULE(_C, m) {
       "Of the packed weights of a fused block.");
   m.def("snapshot", &snapshot, "What modules and tensors are now (csrc/snapshot.h).", py::arg("modules"), py::arg("tensors"));
   m.def("is_current", &is_current, "Whether the modules and tensors of a snapshot are still what they were.");
+  py::class_<WatchedTensors>(m, "WatchedTensors", "Whether tensors are still what they were (csrc/watched_tensors.h).")
+      .def(py::init<py::tuple>(), py::arg("tensors"))
+      .def("unchanged", &WatchedTensors::unchanged, "Whether these are the same tensors with the same content.",
+           py::arg("tensors"))
+      .def_static("forget_all", &WatchedTensors::forget_all, "Finds every tensor changed that was watched before.");
   m.def("force_row", &force_row,
         "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);

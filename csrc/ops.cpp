@@ -26,8 +26,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   // The same on the CPU, without derivatives, for many calls with the same weights: their packed bytes, and the rest of the
   // arguments as numbers, which take less of a short call's time (block: out_channels, kernel_h, kernel_w, stride, padding,
   // dilation, dw_act, pw_act; slopes: dw_slope, pw_slope). isa is the selected instruction set, whose kernels read them: named so
-  // that compiled graphs kept for one CPU aren't taken for another's.
-  m.def("separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa) -> Tensor");
+  // that compiled graphs kept for one CPU aren't taken for another's. input_dtype: of the inputs where it is not the weights':
+  // folded weights are float32 also where inputs are bfloat16 or float16, whose range they may leave.
+  m.def(
+      "separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa, "
+      "str input_dtype=\"\") -> Tensor");
   m.def("separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None) -> Tensor");
   // act((input - mean) / sqrt(variance + eps) * weight + bias) by the batch's own mean and (biased) variance, which it returns;
   // these two, weight and bias have the accumulation type: float64 where input has, else float32.

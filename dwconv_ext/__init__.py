@@ -21,6 +21,7 @@ _C_cuda, cuda_status = load_cuda(_C.build_cuda)
 from . import registration  # noqa: E402, F401 (the ops must exist first)
 from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402
 from .convert import convert, unfuse  # noqa: E402
+from .folded_weights import clear_caches  # noqa: E402
 from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
 from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
 from .planning import plan  # noqa: E402
@@ -35,6 +36,7 @@ __all__ = [
     "DepthwiseConv2dFunction",
     "FusedDSConv",
     "SeparableConv2dFunction",
+    "clear_caches",
     "convert",
     "cost",
     "depthwise_conv2d",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autograd import activation_backward, activation_function, below_autograd, call, taken_apart
@@ -119,44 +120,45 @@ class _Eager(torch.autograd.function._SingleLevelFunction):
     backward = staticmethod(BatchNormActFunction.backward)
 
 
-def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str) -> bool:
-    """Whether ``batch_norm_act(bn, x, act, ...)`` is what bn and the activation would compute of x now, and sooner.
+def _takes(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None, act: str) -> bool:
+    """Whether the op computes what BatchNorm in training mode and the activation would of x, and sooner.
 
-    It is not in eval mode, on CUDA (which has no kernel for it), for a small input, in channels_last without an activation
-    (torch's own is as fast there, but for the Function's cost), or where torch takes the computation apart by itself:
-    torch.compile fuses BatchNorm and activation too, and torch.func's transforms know torch's.
+    It does not on CUDA (which has no kernel for it), for a small input, in channels_last without an activation (torch's own is as
+    fast there, but for the Function's cost), or where torch takes the computation apart by itself: torch.compile fuses BatchNorm
+    and activation too, and torch.func's transforms know torch's.
     """
     if type(x) is not Tensor or x.numel() < min(LEAST_NCHW, LEAST_CHANNELS_LAST):  # first: small layers feel every check
         return False
-    if not bn.training or not x.is_cpu or x.dtype not in DTYPES or x.dim() != 4:
+    if not x.is_cpu or x.dtype not in DTYPES or x.dim() != 4 or x.numel() <= x.shape[1]:  # torch has the message for it
         return False
-    if x.shape[1] != bn.num_features or x.numel() <= x.shape[1]:  # torch has the message for it
+    if any(t is not None and t.shape != x.shape[1:2] for t in (w, b, mean)):
         return False
     channels_last = x.stride(1) == 1 and x.shape[1] > 1
     if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW) or (channels_last and act == "identity"):
         return False
     if taken_apart() or torch.jit.is_tracing():
         return False
-    return all(t is None or t.dtype in (x.dtype, accumulation_dtype(x.dtype)) for t in (bn.weight, bn.bias))
+    return all(t is None or t.dtype in (x.dtype, accumulation_dtype(x.dtype)) for t in (w, b))
 
 
-def batch_norm_act(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str, slope: float) -> Tensor:
-    """``act(bn(x))`` for a BatchNorm in training mode that :func:`takes` allows; its running statistics are updated."""
+def train_batch_norm_act(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    momentum: float, eps: float, act: str = "identity", slope: float = 0.01,
+) -> Tensor:  # fmt: skip
+    """``act(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps))``; the running statistics move."""
+    if not _takes(x, weight, bias, running_mean, act):
+        y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+        return activation_function(y, act, slope)
     wide = accumulation_dtype(x.dtype)
-    w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (bn.weight, bn.bias))
-    # Not by way of the dispatcher, which would come back to Python for the Function: takes() saw what it is there for.
+    w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (weight, bias))
+    # Not by way of the dispatcher, which would come back to Python for the Function: _takes() saw what it is there for.
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
-    y, mean, variance = (_Eager.apply if needed else BatchNormActFunction.forward)(x, w, b, bn.eps, act, slope)
-    if bn.track_running_stats and bn.running_mean is not None:
-        factor = bn.momentum
-        if bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
-            if factor is None:
-                factor = 1 / float(bn.num_batches_tracked)
+    y, mean, variance = (_Eager.apply if needed else BatchNormActFunction.forward)(x, w, b, eps, act, slope)
+    if running_mean is not None and running_var is not None:
         n = x.numel() // x.shape[1]
         with torch.no_grad():
-            _move(bn.running_mean, mean, factor or 0.0)
-            _move(bn.running_var, variance * (n / (n - 1)), factor or 0.0)
+            _move(running_mean, mean, momentum)
+            _move(running_var, variance * (n / (n - 1)), momentum)
     return y
 
 
@@ -170,6 +172,27 @@ def _move(running: Tensor, value: Tensor, factor: float) -> None:
 
 def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
     """``act(bn(x))`` for any module bn, in any mode, by the op where that is the same."""
-    if type(bn) is nn.BatchNorm2d and not has_hooks(bn) and takes(bn, x, act):
-        return batch_norm_act(bn, x, act, slope)
-    return activation_function(bn(x), act, slope)
+    if type(bn) is not nn.BatchNorm2d or not bn.training or has_hooks(bn) or "forward" in bn.__dict__ or x.dim() != 4:
+        return activation_function(bn(x), act, slope)
+    mean, var, factor = bn.running_mean, bn.running_var, bn.momentum
+    if not bn.track_running_stats:
+        mean = var = None
+    elif bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1 / float(bn.num_batches_tracked)
+    return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor or 0.0, bn.eps, act, slope)
+
+
+def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str) -> bool:
+    return bn.training and _takes(x, bn.weight, bn.bias, bn.running_mean, act)
+
+
+def batch_norm_act(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str, slope: float) -> Tensor:
+    factor = bn.momentum
+    if bn.track_running_stats and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1 / float(bn.num_batches_tracked)
+    mean, var = (bn.running_mean, bn.running_var) if bn.track_running_stats else (None, None)
+    return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor or 0.0, bn.eps, act, slope)

@@ -148,10 +148,10 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
-def _(dw, db, pw, pb, isa):
+def _(dw, db, pw, pb, isa, input_dtype=""):
     wanted = "separable_conv2d_pack: dw_weight and pw_weight must be 4-dimensional"
     torch._check(dw.dim() == 4 and pw.dim() == 4, lambda: f"{wanted}, but got {list(dw.shape)} and {list(pw.shape)}")
-    dtype = str(dw.dtype).removeprefix("torch.")
+    dtype = input_dtype or str(dw.dtype).removeprefix("torch.")
     return dw.new_empty((_C.block_bytes(dtype, dw.shape[0], pw.shape[0], *dw.shape[2:]),), dtype=torch.uint8)
 
 

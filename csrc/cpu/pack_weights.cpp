@@ -108,7 +108,15 @@ void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels
       }
     }
   };
-  if (format.dtype == DType::kBFloat16) return pack(2, [](BFloat16 value) { return value; }, BFloat16{});
+  if (format.dtype == DType::kBFloat16) {
+    if (dtype == DType::kBFloat16) return pack(2, [](BFloat16 value) { return value; }, BFloat16{});
+    const auto narrowed = [](float value) {
+      BFloat16 narrow;
+      from_accumulate(value, &narrow);
+      return narrow;
+    };
+    return pack(2, narrowed, float{});
+  }
   with_type(dtype, [&](auto zero) { pack(1, [](auto value) { return to_accumulate(value); }, zero); });
 }
 
@@ -152,7 +160,7 @@ BlockPlaces block_places(const BlockFormat& f) {
 
 int64_t block_bytes(const BlockFormat& format) { return block_places(format).end; }
 
-void pack_block(const BlockFormat& f, const BlockWeights& weights, void* packed) {
+void pack_block(const BlockFormat& f, DType dtype, const BlockWeights& weights, void* packed) {
   char* const to = static_cast<char*>(packed);
   const BlockPlaces at = block_places(f);
   // What lies between the kinds, less than a line each, too: packed twice is the same bytes.
@@ -161,12 +169,12 @@ void pack_block(const BlockFormat& f, const BlockWeights& weights, void* packed)
   memcpy(packed, &f, sizeof f);
   DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
                               Layout::kNHWC, f.pitch};
-  pack_depthwise(f.dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight);
+  pack_depthwise(dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight);
   packing.order = Layout::kNCHW;
-  pack_depthwise(f.dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight_planes);
-  if (weights.dw_bias != nullptr) pack_bias(f.dtype, weights.dw_bias, f.channels, 1, 0, f.pitch, to + at.dw_bias);
-  pack_pointwise_panels(f.dtype, weights.pw_weight, f.out_channels, f.channels, f.pointwise, to + at.pw_weight);
-  if (weights.pw_bias != nullptr) widen(f.dtype, weights.pw_bias, f.out_channels, to + at.pw_bias);
+  pack_depthwise(dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight_planes);
+  if (weights.dw_bias != nullptr) pack_bias(dtype, weights.dw_bias, f.channels, 1, 0, f.pitch, to + at.dw_bias);
+  pack_pointwise_panels(dtype, weights.pw_weight, f.out_channels, f.channels, f.pointwise, to + at.pw_weight);
+  if (weights.pw_bias != nullptr) widen(dtype, weights.pw_bias, f.out_channels, to + at.pw_bias);
 }
 
 bool is_packed_for(const BlockFormat& format, const void* packed) {

@@ -38,8 +38,8 @@ struct BlockWeights {
   const void* dw_weight_planes;                           // dw_weight in the order kNCHW
 };
 int64_t block_bytes(const BlockFormat& format);
-// Of contiguous tensors of the format's dtype; a null bias is zero.
-void pack_block(const BlockFormat& format, const BlockWeights& weights, void* packed);
+// Of contiguous tensors of `dtype`, the format's or its accumulation type; a null bias is zero.
+void pack_block(const BlockFormat& format, DType dtype, const BlockWeights& weights, void* packed);
 // Whether the bytes were packed for this; `packed` has room for a BlockFormat.
 bool is_packed_for(const BlockFormat& format, const void* packed);
 BlockWeights packed_weights(const BlockFormat& format, const void* packed);

@@ -18,7 +18,7 @@ void pack(const BlockFormat& format, const Tensor& dw_weight, const std::optiona
   const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
   const Tensor dw = dense(dw_weight), pw = dense(pw_weight);
   const Tensor db = dw_bias ? dense(*dw_bias) : dw, pb = pw_bias ? dense(*pw_bias) : pw;
-  pack_block(format,
+  pack_block(format, check_dtype(kPack, "dw_weight", dw_weight),
              {dw.const_data_ptr(), dw_bias ? db.const_data_ptr() : nullptr, pw.const_data_ptr(),
               pw_bias ? pb.const_data_ptr() : nullptr, nullptr},
              packed);
@@ -26,12 +26,18 @@ void pack(const BlockFormat& format, const Tensor& dw_weight, const std::optiona
 
 // A block's weights in the order this CPU's kernels read, for many calls with the same.
 Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
-                             const std::optional<Tensor>& pw_bias, const std::string isa) {
+                             const std::optional<Tensor>& pw_bias, const std::string isa, const std::string input_dtype) {
   STD_TORCH_CHECK(isa == selected_isa().name, kPack, ": isa must be the selected instruction set, ", selected_isa().name,
                   ", but got '", isa, "'");
   STD_TORCH_CHECK(dw_weight.dim() == 4 && dw_weight.size(0) > 0 && dw_weight.size(1) == 1 && dw_weight.numel() > 0, kPack,
                   ": dw_weight must have shape (C, 1, kH, kW), but got ", to_string(dw_weight));
-  const DType dtype = check_dtype(kPack, "dw_weight", dw_weight);
+  DType dtype = check_dtype(kPack, "dw_weight", dw_weight);
+  if (!input_dtype.empty() && input_dtype != dtype_name(dtype)) {
+    STD_TORCH_CHECK(dtype == DType::kFloat32 && (input_dtype == "bfloat16" || input_dtype == "float16"), kPack,
+                    ": input_dtype must be the weights', or bfloat16 or float16 where these are float32, but got '", input_dtype,
+                    "'");
+    dtype = input_dtype == "bfloat16" ? DType::kBFloat16 : DType::kFloat16;
+  }
   const int64_t channels = dw_weight.size(0);
   check_pointwise(kPack, dw_bias, pw_weight, pw_bias, channels, dw_weight);
   const BlockFormat format = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels,

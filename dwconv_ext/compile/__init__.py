@@ -1,0 +1,10 @@
+"""``torch.compile(model, backend="dwconv_ext")``: whole models on this package's kernels, captured by Dynamo.
+
+Dynamo's guards keep the graph true to the model; the backend puts fused ops into it (patterns.py) and leaves the rest to another
+backend.
+"""
+
+from .backend import backend
+from .report import Refusal, Report, last_report
+
+__all__ = ["Refusal", "Report", "backend", "last_report"]

@@ -1,0 +1,54 @@
+"""The backend that torch.compile is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo import lookup_backend
+
+from . import graph as g
+from .patterns import fuse
+from .report import Report, keep
+
+OPTIONS = {"base": None}
+
+
+def _has_subgraphs(module: fx.GraphModule) -> bool:
+    return any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in module.graph.nodes)
+
+
+def _on_cuda(module: fx.GraphModule) -> bool:
+    return any((t := g.tensor_of(node)) is not None and t.is_cuda for node in module.graph.nodes)
+
+
+def backend(
+    module: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """``torch.compile(model, backend="dwconv_ext")``.
+
+    Args:
+        options: ``base``: the backend that the rest of the graph is given, "eager", "aot_eager" or "inductor"; by default
+            "inductor" on CUDA and "eager" on the CPU, where compiling takes seconds instead of minutes and the fused operations
+            are most of the time.
+        mode: inductor's ("reduce-overhead", ...); it makes inductor the base.
+
+    Raises:
+        ValueError: an unknown option.
+    """
+    unknown = set(options or {}) - set(OPTIONS)
+    if unknown:
+        raise ValueError(f"options must be among {', '.join(OPTIONS)}, but got {', '.join(sorted(unknown))}")
+    base = (options or {}).get("base")
+    if base is None:
+        base = "inductor" if _on_cuda(module) or mode not in (None, "default") else "eager"
+    if base == "eager" and _has_subgraphs(module):
+        base = "aot_eager"  # a checkpoint's body runs twice, which only functional graphs survive
+    report = Report(base)
+    fuse(module, packed=base == "eager", report=report)
+    keep(report)
+    if base == "inductor" and mode is not None:
+        return lookup_backend(base)(module, example_inputs, config_patches=torch._inductor.list_mode_options(mode))
+    return lookup_backend(base)(module, example_inputs)

@@ -1,0 +1,149 @@
+"""Dynamo's graph, read: calls with their arguments by name, and what must not be moved across."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+_CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV2D_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_WRITES_IN_PLACE = {
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow, operator.imod,
+    operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.imatmul, operator.iconcat,
+    operator.setitem, operator.delitem,
+}  # fmt: skip
+_READ_ONLY = {"torch", "torch.nn.functional", "torch._C._nn", "_operator", "builtins", "math"}
+
+
+def value_of(node: Any) -> Any:
+    """What Dynamo saw there: a fake tensor, a number; the argument itself where it is no node."""
+    return node.meta.get("example_value") if isinstance(node, fx.Node) else node
+
+
+def tensor_of(node: Any) -> Tensor | None:
+    value = value_of(node)
+    return value if isinstance(value, Tensor) else None
+
+
+def number_of(value: Any) -> Any:
+    """A Python number. One that Dynamo left open, as dynamic=True leaves an eps, is fixed, with a guard."""
+    value = value_of(value)
+    if isinstance(value, torch.SymFloat):
+        return float(value)
+    return int(value) if isinstance(value, torch.SymInt) else value
+
+
+def convolution(node: fx.Node) -> dict[str, Any] | None:
+    """The arguments of a 2-D convolution by name; None too where its numbers are none, as Dynamo has numpy's."""
+    if node.op != "call_function" or node.target not in (torch.conv2d, F.conv2d):
+        return None
+    arguments = {**_CONV2D_DEFAULTS, **dict(zip(_CONV2D, node.args, strict=False)), **node.kwargs}
+    for name in ("stride", "padding", "dilation", "groups"):
+        value = arguments[name]
+        value = tuple(map(number_of, value)) if isinstance(value, (tuple, list)) else number_of(value)
+        if not all(isinstance(v, (int, str)) for v in (value if isinstance(value, tuple) else (value,))):
+            return None
+        arguments[name] = value
+    return arguments
+
+
+_BATCH_NORM = inspect.signature(F.batch_norm)
+
+
+def batch_norm(node: fx.Node) -> dict[str, Any] | None:
+    """The arguments of a BatchNorm by name."""
+    if node.op != "call_function" or node.target is not F.batch_norm:
+        return None
+    bound = _BATCH_NORM.bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _bound(node: fx.Node) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # a builtin has no signature
+        return dict(node.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def activation(node: fx.Node) -> tuple[str, float] | None:
+    """The op's name and slope of an activation of node.args[0]; "identity" of what does nothing in eval mode."""
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "call_method":
+        return {"relu": ("relu", 0.01), "relu_": ("relu", 0.01)}.get(name)
+    if node.op != "call_function" or not node.args:
+        return None
+    if node.target in (torch.relu, torch.relu_):
+        return "relu", 0.01
+    module = getattr(node.target, "__module__", None)
+    if module not in ("torch.nn.functional", "torch._C._nn"):
+        return None
+    arguments = _bound(node)
+    if name in ("relu", "relu6", "silu", "hardswish"):
+        return name, 0.01
+    if name == "gelu":
+        kinds = {"none": "gelu", "tanh": "gelu_tanh"}
+        kind = kinds.get(arguments.get("approximate", "none"))
+        return None if kind is None else (kind, 0.01)
+    if name == "leaky_relu":
+        slope = arguments.get("negative_slope", node.args[1] if len(node.args) > 1 else 0.01)
+        return "leaky_relu", float(number_of(slope))
+    if name == "hardtanh":
+        low, high = (number_of(arguments.get(n, d)) for n, d in (("min_val", -1.0), ("max_val", 1.0)))
+        return ("relu6", 0.01) if (low, high) == (0, 6) else None
+    if name.startswith(("dropout", "feature_dropout")) and arguments.get("training") is False:
+        return "identity", 0.01
+    return None
+
+
+def addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The two operands of a plain sum of tensors; the first is where the result goes where that is written in place."""
+    plus = node.op == "call_function" and node.target in (operator.add, torch.add, operator.iadd)
+    plus = plus or (node.op == "call_method" and node.target in ("add", "add_"))
+    if not plus or node.kwargs or len(node.args) != 2 or not all(tensor_of(a) is not None for a in node.args):
+        return None
+    return tuple(node.args)
+
+
+def adds_in_place(node: fx.Node) -> bool:
+    return node.target in (operator.iadd, "add_")
+
+
+def changes_mode(node: fx.Node) -> bool:
+    """Whether what follows may run under another grad or autocast mode, or in a graph of its own."""
+    name = getattr(node.target, "__name__", "")
+    if node.op == "call_module":
+        return True
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
+    return name in ("_set_grad_enabled", "_enter_autocast", "_exit_autocast") or name.startswith(("_enter_", "_exit_"))
+
+
+def may_write(node: fx.Node) -> bool:
+    """Whether it may change a tensor that was there before. What is not known not to, may."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
+        return True
+    if node.op == "call_method":
+        return node.target.endswith("_") or node.target in ("__setitem__", "set_", "resize_")
+    if node.op != "call_function" or node.target in _WRITES_IN_PLACE:
+        return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    name, module = getattr(node.target, "__name__", "_"), getattr(node.target, "__module__", None)
+    if module is None and getattr(torch, name, None) is node.target:
+        module = "torch"
+    if module not in _READ_ONLY or name.endswith("_"):
+        return True
+    arguments = _bound(node)
+    return bool(arguments.get("inplace")) or (node.target is F.batch_norm and arguments["training"] is not False)

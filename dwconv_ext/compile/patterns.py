@@ -1,0 +1,317 @@
+"""The pass: convolutions, BatchNorms and activations in Dynamo's graph become this package's fused operations.
+
+In inference (the result wants no derivative):
+
+    depthwise [- BN] [- act] - pointwise [- BN] [- act] [+ shortcut]     FoldedBlock
+    convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
+
+In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation on the CPU.
+
+A pattern's inner values have no other user; its nodes lie in one grad and autocast mode, and nothing between the first and the last
+may write a tensor; its weights are inputs of the graph (parameters, buffers), not results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..batch_norm import train_batch_norm_act
+from ..folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv
+from ..functional import DTYPES, depthwise_conv2d
+from . import graph as g
+from .report import Report
+
+_TENSORS = ("running_mean", "running_var", "weight", "bias")
+
+
+@dataclass
+class Layer:
+    """A convolution, and the BatchNorm and the activation that follow it alone."""
+
+    conv: dict[str, Any]
+    nodes: list[fx.Node]
+    norm: dict[str, Any] | None = None
+    activation: str = "identity"
+    slope: float = 0.01
+
+    @property
+    def tensors(self) -> list[Any]:
+        norm = self.norm or {}
+        return [self.conv["weight"], self.conv["bias"], *(norm.get(name) for name in _TENSORS)]
+
+    @property
+    def eps(self) -> float:
+        return 0.0 if self.norm is None else float(g.number_of(self.norm["eps"]))
+
+    @property
+    def is_depthwise(self) -> bool:
+        weight = g.tensor_of(self.conv["weight"])
+        return self.conv["groups"] == weight.shape[0] and weight.shape[1] == 1 and weight.shape[0] > 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        conv, weight = self.conv, g.tensor_of(self.conv["weight"])
+        plain = (
+            conv["groups"] == 1 and conv["stride"] in (1, (1, 1), (1,)) and conv["padding"] in (0, (0, 0), (0,), "valid", "same")
+        )
+        return tuple(weight.shape[2:]) == (1, 1) and plain
+
+
+class Fused(nn.Module):
+    """A fused layer as a node of the graph: (input, shortcut or None, *tensors).
+
+    packed: whether it may keep packed weights; not where the next backend takes it apart.
+    """
+
+    def __init__(self, layer: FoldedBlock | FoldedConv, packed: bool) -> None:
+        super().__init__()
+        self.layer, self.packed = layer, packed
+
+    def forward(self, input: Tensor, residual: Tensor | None, *tensors: Tensor | None) -> Tensor:
+        if self.packed:
+            return self.layer(input, tensors, residual)
+        return self.layer.functional(input, tensors, residual)
+
+
+@dataclass
+class _Pass:
+    module: fx.GraphModule
+    packed: bool
+    report: Report
+    order: dict[fx.Node, int] = field(default_factory=dict)
+    region: dict[fx.Node, int] = field(default_factory=dict)
+    writes: list[int] = field(default_factory=list)
+    used: set[fx.Node] = field(default_factory=set)
+
+    def run(self) -> None:
+        graph, region = self.module.graph, 0
+        for at, node in enumerate(graph.nodes):
+            region += g.changes_mode(node)
+            self.order[node], self.region[node] = at, region
+            if g.may_write(node):
+                self.writes.append(at)
+        nodes = list(graph.nodes)
+        for node in nodes:
+            if node not in self.used and g.convolution(node) is not None:
+                self.convolution(node)
+        for node in nodes:
+            if node not in self.used and self.packed:
+                self.training_norm(node)
+        graph.lint()
+        self.module.recompile()
+
+    # --- what follows what -------------------------------------------------------------------------------------------
+
+    def next(self, node: fx.Node) -> fx.Node | None:
+        """The only user, in the same mode."""
+        users = list(node.users)
+        if len(users) != 1 or users[0].op == "output" or self.region[users[0]] != self.region[node]:
+            return None
+        return users[0]
+
+    def undisturbed(self, nodes: list[fx.Node]) -> bool:
+        """Nothing that may write lies between, but the nodes themselves."""
+        own = {self.order[node] for node in nodes}
+        first, last = min(own), max(own)
+        return not any(first < at < last and at not in own for at in self.writes)
+
+    def layer(self, node: fx.Node) -> Layer | None:
+        """What starts at this node, if it is a 2-D convolution of a batch."""
+        conv = g.convolution(node)
+        if conv is None:
+            return None
+        input, output = g.tensor_of(conv["input"]), g.tensor_of(node)
+        if input is None or output is None or input.dim() != 4 or output.dtype not in DTYPES:
+            return None
+        if g.tensor_of(conv["weight"]) is None:
+            return None
+        layer = Layer(conv, [node])
+        after = self.next(node)
+        norm = None if after is None else g.batch_norm(after)
+        if norm is not None and norm["input"] is node and norm["training"] is False and norm["running_mean"] is not None:
+            layer.norm = norm
+            layer.nodes.append(after)
+        self.activate(layer)
+        return layer
+
+    def activate(self, layer: Layer) -> None:
+        node = self.next(layer.nodes[-1])
+        while node is not None and node.args and node.args[0] is layer.nodes[-1]:
+            found = g.activation(node)
+            if found is None or (found[0] != "identity" and layer.activation != "identity"):
+                return
+            layer.nodes.append(node)
+            if found[0] != "identity":
+                layer.activation, layer.slope = found
+            node = self.next(node)
+
+    def shortcut(self, last: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+        """The sum that follows, and its other operand, of the same shape and dtype."""
+        node = self.next(last)
+        operands = None if node is None else g.addition(node)
+        if operands is None or operands[0] is operands[1]:
+            return None
+        if g.adds_in_place(node) and operands[0] is not last:  # written into the shortcut, which others may see
+            return None
+        other = operands[1] if operands[0] is last else operands[0]
+        a, b, c = (g.tensor_of(n) for n in (last, other, node))
+        if a.shape != b.shape or not a.dtype == b.dtype == c.dtype or a.device != b.device:
+            return None
+        return node, other
+
+    # --- inference ---------------------------------------------------------------------------------------------------
+
+    def convolution(self, node: fx.Node) -> None:
+        layer = self.layer(node)
+        if layer is None:
+            return
+        if g.tensor_of(layer.nodes[-1]).requires_grad or g.tensor_of(node).requires_grad:
+            if layer.is_depthwise or self.multiplies(layer):
+                self.replace_in_training(layer)
+            return
+        why = self.why_not_folded(layer)
+        if why:
+            if layer.is_depthwise or self.multiplies(layer):
+                self.report.refuse(node, why)
+                self.replace_in_training(layer)
+            return
+        if layer.is_depthwise:
+            why = self.block(layer)
+            if not why:
+                return
+            self.report.refuse(node, why)
+        elif layer.norm is None and layer.activation == "identity" and not (layer.is_pointwise or self.multiplies(layer)):
+            return  # torch's own, as it is
+        self.single(layer)
+
+    @staticmethod
+    def multiplies(layer: Layer) -> bool:
+        weight, groups = g.tensor_of(layer.conv["weight"]), layer.conv["groups"]
+        return groups > 1 and weight.shape[1] == 1 and weight.shape[0] % groups == 0
+
+    def why_not_folded(self, layer: Layer) -> str:
+        if any(isinstance(t, fx.Node) and t.op not in ("placeholder", "get_attr") for t in layer.tensors):
+            return "its weights are computed"
+        dtypes = {g.tensor_of(n).dtype for n in layer.nodes}
+        if len(dtypes) != 1:
+            return "its dtype changes on the way"
+        if not self.undisturbed(layer.nodes):
+            return "something may be written in between"
+        return ""
+
+    def block(self, first: Layer) -> str:
+        """The block that starts with this depthwise layer, fused; else why not."""
+        last = first.nodes[-1]
+        node = self.next(last)
+        if node is None:
+            return f"its result has {len(last.users)} users, or leaves the graph or its mode"
+        second = self.layer(node)
+        if second is None or second.conv["input"] is not last:
+            return f"{getattr(node.target, '__name__', node.target)} follows, not a pointwise convolution"
+        if not second.is_pointwise:
+            return "the convolution that follows is not pointwise"
+        nodes = [*first.nodes, *second.nodes]
+        output = g.tensor_of(second.nodes[-1])
+        why = self.why_not_folded(second)
+        if not why and output.requires_grad:
+            why = "a derivative of its second half is wanted"
+        if not why and (output.dtype != g.tensor_of(last).dtype or not self.undisturbed(nodes)):
+            why = "something may be written in between, or the dtype changes"
+        if why:
+            return why
+        residual = self.shortcut(second.nodes[-1])
+        if residual is not None and self.undisturbed([*nodes, residual[0]]):
+            nodes.append(residual[0])
+        else:
+            residual = None
+        conv = first.conv
+        activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
+        settings = BlockSettings(conv["stride"], conv["padding"], conv["dilation"], activations, slopes, (first.eps, second.eps))
+        self.replace(nodes, conv["input"], residual, FoldedBlock(settings), [*first.tensors, *second.tensors])
+        self.report.fused["blocks"] += 1
+        return ""
+
+    def single(self, layer: Layer) -> None:
+        conv, nodes = layer.conv, list(layer.nodes)
+        residual = self.shortcut(nodes[-1]) if layer.is_pointwise else None
+        if residual is not None and self.undisturbed([*nodes, residual[0]]):
+            nodes.append(residual[0])
+        else:
+            residual = None
+        how = (conv["stride"], conv["padding"], conv["dilation"], conv["groups"])
+        folded = FoldedConv(ConvSettings(*how, layer.activation, layer.slope, layer.eps))
+        self.replace(nodes, conv["input"], residual, folded, layer.tensors)
+        kind = "depthwise" if layer.is_depthwise or self.multiplies(layer) else "pointwise" if layer.is_pointwise else "other"
+        self.report.fused[f"{kind} convolutions"] += 1
+
+    def replace(
+        self, nodes: list[fx.Node], input: fx.Node, residual: tuple | None, layer: FoldedBlock | FoldedConv, tensors: list[Any]
+    ) -> None:
+        graph, last = self.module.graph, nodes[-1]
+        name = f"dwconv_ext_{last.name}"
+        self.module.add_submodule(name, Fused(layer, self.packed))
+        with graph.inserting_before(last):
+            if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
+                input = self.cast(input, g.tensor_of(last).dtype)
+            fused = graph.call_module(name, (input, None if residual is None else residual[1], *tensors))
+        self.swap(nodes, fused)
+
+    def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        cast = self.module.graph.call_method("to", (node, dtype))
+        cast.meta["example_value"] = g.tensor_of(node).to(dtype)
+        return cast
+
+    def swap(self, nodes: list[fx.Node], new: fx.Node) -> None:
+        """The new node in the place of these, the last of which has its value."""
+        last = nodes[-1]
+        new.meta.update({key: last.meta[key] for key in ("example_value", "stack_trace", "nn_module_stack") if key in last.meta})
+        self.order[new], self.region[new] = self.order[last], self.region[last]
+        last.replace_all_uses_with(new)
+        for node in sorted(nodes, key=self.order.__getitem__, reverse=True):
+            self.used.add(node)
+            self.module.graph.erase_node(node)
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def replace_in_training(self, layer: Layer) -> None:
+        """The depthwise convolution alone, differentiable."""
+        conv, node = layer.conv, layer.nodes[0]
+        with self.module.graph.inserting_before(node):
+            operands = []
+            for name in ("input", "weight", "bias"):
+                operand = conv[name]
+                if operand is not None and g.tensor_of(operand).dtype != g.tensor_of(node).dtype:
+                    operand = self.cast(operand, g.tensor_of(node).dtype)
+                operands.append(operand)
+            new = self.module.graph.call_function(
+                depthwise_conv2d, (*operands, conv["stride"], conv["padding"], conv["dilation"])
+            )
+        self.swap([node], new)
+        self.report.fused["depthwise convolutions"] += 1
+
+    def training_norm(self, node: fx.Node) -> None:
+        norm = g.batch_norm(node)
+        if norm is None or norm["training"] is not True:
+            return
+        input = g.tensor_of(norm["input"])
+        if input is None or input.dim() != 4 or input.device.type != "cpu":
+            return
+        layer = Layer({}, [node])
+        self.activate(layer)
+        if not self.undisturbed(layer.nodes):
+            layer = Layer({}, [node])
+        names = ("input", *_TENSORS, "momentum", "eps")
+        with self.module.graph.inserting_before(layer.nodes[-1]):
+            arguments = (*(norm[name] for name in names), layer.activation, layer.slope)
+            new = self.module.graph.call_function(train_batch_norm_act, arguments)
+        self.swap(layer.nodes, new)
+        self.report.fused["training BatchNorms"] += 1
+
+
+def fuse(module: fx.GraphModule, packed: bool, report: Report) -> None:
+    """Puts the fused operations into the graph; packed: see :class:`Fused`."""
+    _Pass(module, packed, report).run()

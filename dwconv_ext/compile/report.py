@@ -1,0 +1,61 @@
+"""What became of the convolutions of a compiled graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import fx
+
+
+class Refusal(NamedTuple):
+    """A convolution that is no more than it is, or less than it could be."""
+
+    layer: str  # the node's name in Dynamo's graph
+    why: str
+    line: str  # of the model's source, where Dynamo knows it
+
+
+@dataclass
+class Report:
+    """Of one graph: what was fused, and what not, and why. Prints as a table.
+
+    base: the backend that the rest of the graph was given.
+    """
+
+    base: str = ""
+    fused: Counter = field(default_factory=Counter)
+    refused: list[Refusal] = field(default_factory=list)
+
+    def refuse(self, node: fx.Node, why: str) -> None:
+        self.refused.append(Refusal(node.name, why, source_line(node)))
+
+    def __str__(self) -> str:
+        what = ", ".join(f"{n} {name}" for name, n in self.fused.most_common()) or "nothing fused"
+        widths = [max((len(row[i]) for row in self.refused), default=0) for i in (0, 1)]
+        rows = (f"{r.layer.ljust(widths[0])}  {r.why.ljust(widths[1])}  {r.line}".rstrip() for r in self.refused)
+        return "\n".join([f"{what}; the rest by {self.base}", *rows])
+
+
+def source_line(node: fx.Node) -> str:
+    """The innermost line of the stack that Dynamo noted, as file:line: text."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().strip("^~ ")]
+    for at in range(len(lines) - 1, -1, -1):
+        if lines[at].startswith("File "):
+            parts = lines[at].split(", ")
+            place = f"{parts[0].removeprefix('File ').strip(chr(34))}:{parts[1].removeprefix('line ')}"
+            return f"{place}: {lines[at + 1]}" if at + 1 < len(lines) else place
+    return ""
+
+
+_last: list[Report] = []
+
+
+def keep(report: Report) -> None:
+    _last[:] = [report]
+
+
+def last_report() -> Report | None:
+    """Of the graph that was compiled last in this process; None before the first. A model with graph breaks has several."""
+    return _last[0] if _last else None

@@ -1,0 +1,166 @@
+"""Convolutions with the BatchNorms after them folded in: the depthwise-separable block, and any single convolution.
+
+Both take their tensors at every call and keep what they make of them (folded_weights.py). Where a derivative is wanted, and under
+torch.compile, torch.export and torch.func, they are the same computation in differentiable operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _C
+from .autograd import activation_function, taken_apart
+from .folded_weights import Kept, Tensors, fold
+from .functional import ACTIVATIONS, DTYPES, IntOrPair, _pair, depthwise_conv2d, padding_of, separable_conv2d
+
+ops = torch.ops.dwconv_ext
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_plain(t: Tensor, dtype: torch.dtype) -> bool:
+    return type(t) is Tensor and t.dtype is dtype and t.is_cpu
+
+
+def _wanted(input: Tensor, tensors: Tensors) -> bool:
+    """Whether a derivative of this call is wanted, or something looks at each of its operations."""
+    if taken_apart():
+        return True
+    return torch.is_grad_enabled() and (input.requires_grad or any(t is not None and t.requires_grad for t in tensors))
+
+
+class BlockSettings(NamedTuple):
+    stride: IntOrPair
+    padding: str | IntOrPair
+    dilation: IntOrPair
+    activations: tuple[str, str]
+    slopes: tuple[float, float]
+    eps: tuple[float, float]
+
+
+class FoldedBlock:
+    """``act2(bn2(pointwise(act1(bn1(depthwise(x)))))) [+ residual]`` with BatchNorms in eval mode, as one kernel.
+
+    Its twelve tensors: weight, bias of the depthwise convolution, mean, variance, weight, bias of the BatchNorm after it, and the
+    same of the pointwise convolution. Biases may be None, and the four of a BatchNorm where there is none.
+    """
+
+    def __init__(self, settings: BlockSettings) -> None:
+        self.settings = settings
+        self.kept = Kept()
+
+    def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
+        dtype = input.dtype
+        if _wanted(input, tensors) or not self._packs(input, tensors, residual):
+            return self.functional(input, tensors, residual)
+        packed, block, slopes = self.kept.get(tensors, dtype, lambda: self._pack(tensors, dtype))
+        return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
+
+    def _packs(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
+        """What the packed kernel does not take is separable_conv2d's to compute or to refuse."""
+        dtype, weight = input.dtype, tensors[0]
+        if dtype not in DTYPES or not _is_plain(input, dtype) or input.dim() != 4 or input.size(1) != weight.size(0):
+            return False
+        if not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
+            return False
+        if self.settings.padding == "same" and any(self._padding(weight)[1]):
+            return False
+        return residual is None or _is_plain(residual, dtype)
+
+    def _padding(self, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        s = self.settings
+        return padding_of(s.padding, weight.shape[2:], _pair("stride", s.stride), _pair("dilation", s.dilation))
+
+    def _pack(self, tensors: Tensors, dtype: torch.dtype) -> tuple:
+        s, folded = self.settings, self.folded(tensors)
+        numbers = map(ACTIVATIONS.index, s.activations)
+        sizes = (*folded[0].shape[2:], *_pair("stride", s.stride), *self._padding(folded[0])[0], *_pair("dilation", s.dilation))
+        packed = ops.separable_conv2d_pack(*folded, _C.selected_isa(), _name(dtype))
+        return packed, [folded[2].shape[0], *sizes, *numbers], list(s.slopes)
+
+    def folded(self, tensors: Tensors) -> Tensors:
+        """Weight and bias of both convolutions, in the accumulation type."""
+        first, second = self.settings.eps
+        return (*fold(*tensors[:6], first), *fold(*tensors[6:], second))
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
+        """The same in operations that torch can take apart and differentiate."""
+        s = self.settings
+        weights = (None if t is None else t.to(input.dtype) for t in self.folded(tensors))
+        return separable_conv2d(
+            input, *weights, s.stride, s.padding, s.dilation, *s.activations, residual, dw_slope=s.slopes[0], pw_slope=s.slopes[1]
+        )
+
+
+class ConvSettings(NamedTuple):
+    stride: IntOrPair
+    padding: str | IntOrPair
+    dilation: IntOrPair
+    groups: int
+    activation: str
+    slope: float
+    eps: float
+
+
+class FoldedConv:
+    """``act(bn(conv(x))) [+ residual]`` as one convolution, with the BatchNorm in eval mode.
+
+    A depthwise one runs on this package's kernels; so does a pointwise one, as the block whose depthwise stage copies; any other is
+    torch's. Its six tensors: weight, bias, and mean, variance, weight, bias of the BatchNorm; None for what there is not.
+    """
+
+    def __init__(self, settings: ConvSettings) -> None:
+        self.settings = settings
+        self.kept = Kept()
+        s = settings
+        self.block = FoldedBlock(BlockSettings(1, 0, 1, ("identity", s.activation), (0.01, s.slope), (0.0, s.eps)))
+
+    def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
+        if _wanted(input, tensors):
+            return self.functional(input, tensors, residual)
+        if self._is_pointwise(tensors[0]) and self._packs(input, tensors, residual):
+            packed, block, slopes = self.kept.get(tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
+            return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
+        weights = self.kept.get(tensors, input.dtype, lambda: self._folded(tensors, input.dtype))
+        return self._convolve(input, weights, residual)
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
+        """The same in operations that torch can take apart and differentiate."""
+        return self._convolve(input, self._folded(tensors, input.dtype), residual)
+
+    def _is_pointwise(self, weight: Tensor) -> bool:
+        s = self.settings
+        if weight.shape[2:] != (1, 1) or s.groups != 1 or s.stride not in (1, (1, 1)):
+            return False
+        return s.padding in (0, (0, 0), "valid", "same")
+
+    def _packs(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
+        dtype, weight = input.dtype, tensors[0]
+        if dtype not in DTYPES or not _is_plain(input, dtype) or input.dim() != 4 or input.size(1) != weight.size(1):
+            return False
+        if not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
+            return False
+        return residual is None or _is_plain(residual, dtype)
+
+    def _pack(self, tensors: Tensors, dtype: torch.dtype) -> tuple:
+        copy = tensors[0].new_ones((tensors[0].shape[1], 1, 1, 1))
+        return self.block._pack((copy, None, None, None, None, None, *tensors), dtype)
+
+    def _folded(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        return tuple(None if t is None else t.to(dtype) for t in fold(*tensors, self.settings.eps))
+
+    def _convolve(self, input: Tensor, weights: Tensors, residual: Tensor | None = None) -> Tensor:
+        s = self.settings
+        weight, bias = weights
+        if s.groups > 1 and s.groups == weight.shape[0] and weight.shape[1] == 1:
+            output = depthwise_conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.activation, slope=s.slope)
+        else:
+            output = F.conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.groups)
+            output = activation_function(output, s.activation, s.slope, inplace=not output.requires_grad)
+        return output if residual is None else output + residual
