@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from dwconv_ext.packed_block import PackedBlock
+from dwconv_ext.folded_layers import BlockSettings, FoldedBlock
 
 from .timing import Stopwatch
 
@@ -49,8 +49,9 @@ class Roofline:
         channels, pixels = 512, 4096
         x = torch.randn(1, channels, 1, pixels).to(self.dtype).contiguous(memory_format=torch.channels_last)
         depthwise, pointwise = (torch.randn(channels, c, 1, 1).to(self.dtype) for c in (1, channels))
-        block = PackedBlock((depthwise, None, pointwise, None), (1, 1), (0, 0), (1, 1), ("relu", "relu"), (0.0, 0.0))
-        ours = rate(2 * pixels * channels * (channels + 1), lambda: block(x))
+        block = FoldedBlock(BlockSettings(1, 0, 1, ("relu", "relu"), (0.0, 0.0), (0.0, 0.0)))
+        none = (None,) * 5
+        ours = rate(2 * pixels * channels * (channels + 1), lambda: block(x, (depthwise, *none, pointwise, *none)))
         faster = max({self.dtype, torch.float32}, key=lambda dtype: square(dtype, 128))
         return max(ours, square(faster, 1024))
 

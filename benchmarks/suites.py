@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dwconv_ext import FusedDSConv, convert, depthwise_conv2d, unfuse
+from dwconv_ext.folded_layers import FoldedBlock
 from dwconv_ext.models import MobileNetV1
 
 from . import peers
@@ -210,7 +211,7 @@ def _randomize(bn: nn.BatchNorm2d) -> None:
 
 
 def _block_nodes(block: FusedDSConv, stride: int, padding: tuple[int, int]) -> list[dict]:
-    dw, db, pw, pb, _ = block._folded_weights()
+    dw, db, pw, pb = FoldedBlock(block._settings()).folded(block._tensors())
     return [
         {"weight": dw, "bias": db, "stride": stride, "padding": padding, "groups": len(dw), "relu": True},
         {"weight": pw, "bias": pb, "stride": 1, "padding": (0, 0), "groups": 1, "relu": True},

@@ -5,7 +5,6 @@
 
 #include "build_facts.h"  // which setup.py writes
 #include "cpu/plan.h"
-#include "snapshot.h"
 #include "watched_tensors.h"
 
 namespace py = pybind11;
@@ -130,8 +129,6 @@ PYBIND11_MODULE(_C, m) {
                                         kernel_h, kernel_w));
       },
       "Of the packed weights of a fused block.");
-  m.def("snapshot", &snapshot, "What modules and tensors are now (csrc/snapshot.h).", py::arg("modules"), py::arg("tensors"));
-  m.def("is_current", &is_current, "Whether the modules and tensors of a snapshot are still what they were.");
   py::class_<WatchedTensors>(m, "WatchedTensors", "Whether tensors are still what they were (csrc/watched_tensors.h).")
       .def(py::init<py::tuple>(), py::arg("tensors"))
       .def("unchanged", &WatchedTensors::unchanged, "Whether these are the same tensors with the same content.",

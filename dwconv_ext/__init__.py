@@ -19,6 +19,7 @@ _C = load_cpu()
 _C_cuda, cuda_status = load_cuda(_C.build_cuda)
 
 from . import registration  # noqa: E402, F401 (the ops must exist first)
+from ._when_imported import when_imported  # noqa: E402
 from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402
 from .convert import convert, unfuse  # noqa: E402
 from .folded_weights import clear_caches  # noqa: E402
@@ -27,6 +28,16 @@ from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
 from .planning import plan  # noqa: E402
 
 from . import cost, flops, models  # noqa: E402, F401 isort: skip
+
+
+def _backend(*args: object, **kwargs: object) -> object:
+    from .compile import backend  # which imports Dynamo
+
+    return backend(*args, **kwargs)
+
+
+# torch.compile(model, backend="dwconv_ext"): the entry point in pyproject.toml serves those who don't import the package.
+when_imported("torch._dynamo.backends.registry", lambda registry: registry.register_backend(_backend, name="dwconv_ext"))
 
 if _C_cuda is None:
     register_missing_cuda(cuda_status)

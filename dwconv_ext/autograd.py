@@ -45,19 +45,12 @@ def taken_apart() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def is_plain(t: Any, dtype: torch.dtype) -> bool:
-    """Whether this is an ordinary CPU tensor of the dtype, which autocast leaves alone and no derivative is wanted of."""
-    if type(t) is not Tensor or t.dtype is not dtype or not t.is_cpu or torch.is_autocast_enabled("cpu"):
-        return False
-    return not (torch.is_grad_enabled() and t.requires_grad)
-
-
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def is_training_step(x: Any, w: Tensor, b: Tensor | None) -> bool:
     """Whether a derivative is wanted of a layer of these, ordinary tensors and a batch on the CPU, and nothing but autograd looks
-    at its op."""
+    at its op: then its Function need not be reached through the dispatcher, which takes 40 us beside a network's tensors."""
     if taken_apart() or not torch.is_grad_enabled() or type(x) is not Tensor or x.dim() != 4 or not x.is_cpu:
         return False
     if type(w) not in _ORDINARY or (b is not None and type(b) not in _ORDINARY):
@@ -135,24 +128,6 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         if dx is None and dw is None and db is not None:
             terms.append(ops.depthwise_conv2d(torch.zeros_like(x), w, db, *ctx.conv))
         return _sum(*terms)
-
-
-class EagerDepthwiseConv2dFunction(torch.autograd.function._SingleLevelFunction):
-    """DepthwiseConv2dFunction for a training step's forward pass, where :func:`is_training_step`.
-
-    Beside a network's tensors Python is out of the caches: what takes 7 us by itself, the way through the dispatcher and back and
-    a setup_context of its own, took 50 in RepViT at batch 8 (docs/decisions.md). So this is one call of Python.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.conv = (stride, padding, dilation)
-        ctx.has_bias = b is not None
-        with below_autograd():
-            return ops.depthwise_conv2d.default(x, w, b, stride, padding, dilation)
-
-    backward = staticmethod(DepthwiseConv2dFunction.backward)
 
 
 class DepthwiseConv2dBackwardFunction(torch.autograd.Function):

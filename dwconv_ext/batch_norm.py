@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autograd import activation_backward, activation_function, below_autograd, call, taken_apart
-from .folding import has_hooks
+from .autograd import activation_backward, activation_function, below_autograd, call, single_level, taken_apart
 from .functional import DTYPES, accumulation_dtype
 
 ops = torch.ops.dwconv_ext
@@ -103,21 +102,7 @@ class BatchNormActFunction(torch.autograd.Function):
         return activation_backward(dz, _affine(normalised, w, b), act, slope).to(x.dtype), None, None
 
 
-class _Eager(torch.autograd.function._SingleLevelFunction):
-    """BatchNormActFunction in one call of Python, as EagerDepthwiseConv2dFunction is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float) -> tuple:
-        with below_autograd():
-            output = ops.batch_norm_act.default(x, w, b, eps, act, slope)
-        _, mean, variance = output
-        ctx.how = (eps, act, slope)
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w, b, mean, variance)
-        return output
-
-    backward = staticmethod(BatchNormActFunction.backward)
+_BatchNormAct = single_level(BatchNormActFunction)
 
 
 def _takes(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None, act: str) -> bool:
@@ -153,7 +138,7 @@ def train_batch_norm_act(
     w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (weight, bias))
     # Not by way of the dispatcher, which would come back to Python for the Function: _takes() saw what it is there for.
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
-    y, mean, variance = (_Eager.apply if needed else BatchNormActFunction.forward)(x, w, b, eps, act, slope)
+    y, mean, variance = (_BatchNormAct.apply if needed else BatchNormActFunction.forward)(x, w, b, eps, act, slope)
     if running_mean is not None and running_var is not None:
         n = x.numel() // x.shape[1]
         with torch.no_grad():
@@ -170,9 +155,16 @@ def _move(running: Tensor, value: Tensor, factor: float) -> None:
         running.copy_(running.to(value.dtype).lerp(value, factor))
 
 
+def is_plain_module(module: nn.Module) -> bool:
+    """Whether a call of it is a call of its class's forward: it has no hooks, and none in forward's place."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    return "forward" not in module.__dict__
+
+
 def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
     """``act(bn(x))`` for any module bn, in any mode, by the op where that is the same."""
-    if type(bn) is not nn.BatchNorm2d or not bn.training or has_hooks(bn) or "forward" in bn.__dict__ or x.dim() != 4:
+    if type(bn) is not nn.BatchNorm2d or not bn.training or not is_plain_module(bn) or x.dim() != 4:
         return activation_function(bn(x), act, slope)
     mean, var, factor = bn.running_mean, bn.running_var, bn.momentum
     if not bn.track_running_stats:
@@ -181,18 +173,4 @@ def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Te
         bn.num_batches_tracked.add_(1)
         if factor is None:
             factor = 1 / float(bn.num_batches_tracked)
-    return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor or 0.0, bn.eps, act, slope)
-
-
-def takes(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str) -> bool:
-    return bn.training and _takes(x, bn.weight, bn.bias, bn.running_mean, act)
-
-
-def batch_norm_act(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, act: str, slope: float) -> Tensor:
-    factor = bn.momentum
-    if bn.track_running_stats and bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-        if factor is None:
-            factor = 1 / float(bn.num_batches_tracked)
-    mean, var = (bn.running_mean, bn.running_var) if bn.track_running_stats else (None, None)
     return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor or 0.0, bn.eps, act, slope)

@@ -6,7 +6,7 @@ torch.compile, torch.export and torch.func, they are the same computation in dif
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,21 @@ def _is_plain(t: Tensor, dtype: torch.dtype) -> bool:
     return type(t) is Tensor and t.dtype is dtype and t.is_cpu
 
 
-def _wanted(input: Tensor, tensors: Tensors) -> bool:
+def _wanted(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
     """Whether a derivative of this call is wanted, or something looks at each of its operations."""
     if taken_apart():
         return True
-    return torch.is_grad_enabled() and (input.requires_grad or any(t is not None and t.requires_grad for t in tensors))
+    if not torch.is_grad_enabled():
+        return False
+    return input.requires_grad or any(t is not None and t.requires_grad for t in (residual, *tensors))
+
+
+def as_autocast(input: Tensor) -> Tensor:
+    """The input in the dtype that autocast would run a convolution in."""
+    device = input.device.type
+    if not torch.is_autocast_enabled(device) or input.dtype is torch.float64:
+        return input
+    return input.to(torch.get_autocast_dtype(device))
 
 
 class BlockSettings(NamedTuple):
@@ -57,7 +67,7 @@ class FoldedBlock:
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         dtype = input.dtype
-        if _wanted(input, tensors) or not self._packs(input, tensors, residual):
+        if _wanted(input, residual, tensors) or not self._packs(input, tensors, residual):
             return self.functional(input, tensors, residual)
         packed, block, slopes = self.kept.get(tensors, dtype, lambda: self._pack(tensors, dtype))
         return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
@@ -68,6 +78,8 @@ class FoldedBlock:
         if dtype not in DTYPES or not _is_plain(input, dtype) or input.dim() != 4 or input.size(1) != weight.size(0):
             return False
         if not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
+            return False
+        if not set(self.settings.activations) <= set(ACTIVATIONS):
             return False
         if self.settings.padding == "same" and any(self._padding(weight)[1]):
             return False
@@ -111,8 +123,8 @@ class ConvSettings(NamedTuple):
 class FoldedConv:
     """``act(bn(conv(x))) [+ residual]`` as one convolution, with the BatchNorm in eval mode.
 
-    A depthwise one runs on this package's kernels; so does a pointwise one, as the block whose depthwise stage copies; any other is
-    torch's. Its six tensors: weight, bias, and mean, variance, weight, bias of the BatchNorm; None for what there is not.
+    A depthwise one runs on this package's kernels; so does a pointwise one, as the block whose depthwise stage copies; any other
+    is torch's. Its six tensors: weight, bias, and mean, variance, weight, bias of the BatchNorm; None for what there is not.
     """
 
     def __init__(self, settings: ConvSettings) -> None:
@@ -122,7 +134,7 @@ class FoldedConv:
         self.block = FoldedBlock(BlockSettings(1, 0, 1, ("identity", s.activation), (0.01, s.slope), (0.0, s.eps)))
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
-        if _wanted(input, tensors):
+        if _wanted(input, residual, tensors):
             return self.functional(input, tensors, residual)
         if self._is_pointwise(tensors[0]) and self._packs(input, tensors, residual):
             packed, block, slopes = self.kept.get(tensors, input.dtype, lambda: self._pack(tensors, input.dtype))

@@ -25,7 +25,8 @@ _PLAIN = (Tensor, nn.Parameter)
 def clear_caches() -> None:
     """Forgets all folded and packed weights; they are made anew at the next call.
 
-    Needed only after a few elements of a weight were written past torch's version counter, through ``.data`` or by another process.
+    Needed only after a few elements of a weight were written past torch's version counter, through ``.data`` or by another
+    process.
     """
     _C.WatchedTensors.forget_all()
 

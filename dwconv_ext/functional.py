@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .autograd import call
+from .autograd import DepthwiseConv2dFunction, call, is_training_step, single_level
 
 ops = torch.ops.dwconv_ext
 
 IntOrPair = int | Sequence[int]
 ACTIVATIONS = ("identity", "relu", "relu6", "silu", "hardswish", "gelu", "gelu_tanh", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that have kernels
+
+
+_DepthwiseConv2d = single_level(DepthwiseConv2dFunction)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -127,7 +130,10 @@ def depthwise_conv2d(
     batched, unbatched = _batched("depthwise_conv2d", input)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     batched, padding = _resolve_padding(batched, weight, padding, stride, dilation)
-    output = call(ops.depthwise_conv2d.default, batched, weight, bias, stride, padding, dilation, act, slope)
+    if act == "identity" and is_training_step(batched, weight, bias):
+        output = _DepthwiseConv2d.apply(batched, weight, bias, stride, padding, dilation)
+    else:
+        output = call(ops.depthwise_conv2d.default, batched, weight, bias, stride, padding, dilation, act, slope)
     return output.squeeze(0) if unbatched else output
 
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .chain import Chain
-from .trace import in_mode
-
 ROUNDS = 5
 BURST_S = 0.004
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """By the flags alone, put back as they were."""
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        for m, _ in flags:
+            m.training = False
+        yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
 
 
 def inputs_of(model: nn.Module, layers: list[nn.Module], example_input: Any) -> dict[nn.Module, Tensor]:
@@ -24,7 +35,7 @@ def inputs_of(model: nn.Module, layers: list[nn.Module], example_input: Any) -> 
     handles = [m.register_forward_pre_hook(lambda m, args: seen.setdefault(m, args[0].detach())) for m in layers]
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
-        with in_mode(model, training=False), torch.no_grad():
+        with in_eval_mode(model), torch.no_grad():
             model(*arguments)
     finally:
         for handle in handles:
@@ -67,17 +78,7 @@ def depthwise_speedup(conv: nn.Conv2d, x: Tensor) -> float:
         return speedup(lambda: conv._conv_forward(x, conv.weight, conv.bias), theirs)
 
 
-def chain_speedup(chain: Chain, x: Tensor) -> float:
-    """A chain over its parts one by one, the depthwise convolution by torch."""
-    conv = chain._parts()[0]
-    kind = type(conv)
-    with in_mode(chain.owner, training=False), torch.no_grad():
-
-        def theirs() -> Tensor:
-            conv.__class__ = nn.Conv2d
-            try:
-                return chain.unfused(x)
-            finally:
-                conv.__class__ = kind
-
-        return speedup(lambda: chain(x), theirs)
+def sequential_speedup(container: nn.Sequential, x: Tensor) -> float:
+    """A container that fuses its neighbours over one that doesn't, forward in eval mode."""
+    with in_eval_mode(container), torch.no_grad():
+        return speedup(lambda: container(x), lambda: nn.Sequential.forward(container, x))

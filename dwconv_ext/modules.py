@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autograd import EagerDepthwiseConv2dFunction, is_training_step
-from .batch_norm import norm_then_activation
-from .folding import Folding
-from .functional import ACTIVATIONS, IntOrPair, _pair, depthwise_conv2d, separable_conv2d
-from .packed_block import PackedBlock
+from .batch_norm import is_plain_module, norm_then_activation
+from .folded_layers import BlockSettings, FoldedBlock, as_autocast
+from .folded_weights import Tensors
+from .functional import ACTIVATIONS, IntOrPair, _pair, depthwise_conv2d
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -22,6 +20,7 @@ class DepthwiseConv2d(nn.Conv2d):
     ``in_channels`` (the channel multiplier).
 
     Example:
+        >>> import torch
         >>> DepthwiseConv2d(32, 32, 3, padding=1)(torch.randn(1, 32, 56, 56)).shape
         torch.Size([1, 32, 56, 56])
     """
@@ -43,16 +42,13 @@ class DepthwiseConv2d(nn.Conv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, in_channels, bias, padding_mode, device, dtype
         )
 
-    def _conv_forward(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, act: str = "identity", slope: float = 0.01
-    ) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not isinstance(input, Tensor):  # torch.fx's
+            return super()._conv_forward(input, weight, bias)
         if self.padding_mode == "zeros":
-            # In a training step every call of Python counts (EagerDepthwiseConv2dFunction), those of checks too.
-            if act == "identity" and type(self.padding) is tuple and is_training_step(input, weight, bias):
-                return EagerDepthwiseConv2dFunction.apply(input, weight, bias, self.stride, self.padding, self.dilation)
-            return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, act, slope=slope)
+            return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
         padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation, act, slope=slope)
+        return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation)
 
 
 _MODULE_NAMES: dict[type[nn.Module], str] = {
@@ -66,27 +62,34 @@ _MODULE_NAMES: dict[type[nn.Module], str] = {
 }
 
 
+def activation_of_module(module: nn.Module) -> tuple[str, float] | None:
+    """The op's name and negative slope of an activation module; None where the ops have none."""
+    name = _MODULE_NAMES.get(type(module))
+    if name is None:
+        return None
+    if name == "gelu" and module.approximate == "tanh":
+        name = "gelu_tanh"
+    return name, float(module.negative_slope) if name == "leaky_relu" else 0.01
+
+
 def activation_of(name: str, activation: str | nn.Module) -> tuple[str, float]:
-    """The op's name and negative slope of an activation given as a string or as an nn.Module."""
+    """The same of an activation given as a string or as an nn.Module."""
     if isinstance(activation, str):
-        if activation in ACTIVATIONS:
-            return activation, 0.01
-    elif type(activation) in _MODULE_NAMES:
-        kind = _MODULE_NAMES[type(activation)]
-        if kind == "gelu" and activation.approximate == "tanh":
-            kind = "gelu_tanh"
-        return kind, float(getattr(activation, "negative_slope", 0.01))
-    modules = ", ".join(f"nn.{m.__name__}" for m in _MODULE_NAMES)
-    raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)} or an instance of {modules}, but got {activation!r}")
+        found = (activation, 0.01) if activation in ACTIVATIONS else None
+    else:
+        found = activation_of_module(activation)
+    if found is None:
+        modules = ", ".join(f"nn.{m.__name__}" for m in _MODULE_NAMES)
+        raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)} or an instance of {modules}, but got {activation!r}")
+    return found
 
 
-class FusedDSConv(Folding):
+class FusedDSConv(nn.Module):
     """Depthwise-separable block: depthwise - BatchNorm - activation - pointwise - BatchNorm - activation.
 
     In eval mode the block is one kernel (:func:`separable_conv2d`) with both BatchNorms folded into the convolutions; the
-    folded weights are cached until a parameter or running statistic changes (in-place edits, ``load_state_dict``, ``.to()``,
-    ``train()``; edits through ``.data`` are invisible to torch's version counters: call :meth:`clear_cache` after those). In
-    training mode it runs our depthwise kernels, torch's pointwise convolution and, on the CPU, BatchNorm and activation as one
+    folded weights are kept until a parameter or running statistic changes (folded_weights.py says what is seen). In training
+    mode it runs our depthwise kernels, torch's pointwise convolution and, on the CPU, BatchNorm and activation as one
     op that keeps nothing between the two.
 
     The parts ``depthwise``, ``bn1``, ``pointwise`` and ``bn2`` are ordinary modules: a state_dict moves to and from
@@ -110,6 +113,7 @@ class FusedDSConv(Folding):
         ValueError: an activation that is not in the list.
 
     Example:
+        >>> import torch
         >>> block = FusedDSConv(32, 64).eval()
         >>> block(torch.randn(1, 32, 112, 112)).shape
         torch.Size([1, 64, 112, 112])
@@ -148,40 +152,47 @@ class FusedDSConv(Folding):
         self.bn1 = nn.BatchNorm2d(in_channels, eps, momentum, **factory)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias, **factory)
         self.bn2 = nn.BatchNorm2d(out_channels, eps, momentum, **factory)
-        self.clear_cache()
+        self._block: FoldedBlock | None = None
 
-    # A call of a small block is some tens of microseconds: what runs in each looks its modules up directly, not through
-    # nn.Module.__getattr__.
+    def clear_cache(self) -> None:
+        """Forgets the folded weights; the next forward in eval mode folds anew."""
+        if self._block is not None:
+            self._block.kept.clear()
+
     def _parts(self) -> tuple[nn.Module, ...]:
         modules = self._modules
         return modules["depthwise"], modules["bn1"], modules["pointwise"], modules["bn2"]
 
-    def _takes(self, conv: nn.Conv2d) -> bool:
-        return conv.padding_mode == "zeros"
+    def _folds(self, input: Tensor) -> bool:
+        """Whether every BatchNorm is a fixed scale and shift now, and nothing waits for what lies between the parts."""
+        conv, bn1, pointwise, bn2 = parts = self._parts()
+        if (type(conv), type(pointwise)) != (DepthwiseConv2d, nn.Conv2d) or not all(map(is_plain_module, parts)):
+            return False
+        for bn in (bn1, bn2):
+            if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or bn.training or bn._buffers["running_mean"] is None:
+                return False
+        if conv.padding_mode != "zeros" or pointwise.kernel_size != (1, 1) or not isinstance(input, Tensor):
+            return False
+        return conv._parameters.get("weight") is not None or "parametrizations" in conv._modules
 
-    def _settings(self) -> tuple:
-        conv = self._parts()[0]
-        return conv.stride, conv.padding, conv.dilation, (self.dw_activation, self.activation), (self.dw_slope, self.slope)
+    def _tensors(self) -> Tensors:
+        tensors: list[Tensor | None] = []
+        parts = self._parts()
+        for conv, bn in (parts[:2], parts[2:]):
+            tensors += (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        return tuple(tensors)
 
-    def _pack(self, folded: tuple[Tensor, ...]) -> PackedBlock:
-        return PackedBlock(folded, *self._settings())
-
-    def _fused(self, folded: tuple, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The block as one kernel, residual added to its output."""
-        packed = folded[-1]
-        if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or torch.is_grad_enabled()):
-            packed = self._pack(folded[:-1])  # a frozen graph packs once, as it folds once
-        if packed is not None and packed.takes(input, residual):
-            return packed(input, residual)
-        stride, padding, dilation, activations, slopes = self._settings()
-        return separable_conv2d(
-            input, *folded[:-1], stride, padding, dilation, *activations, residual, dw_slope=slopes[0], pw_slope=slopes[1]
-        )
+    def _settings(self) -> BlockSettings:
+        conv, bn1, _, bn2 = self._parts()
+        activations, slopes = (self.dw_activation, self.activation), (self.dw_slope, self.slope)
+        return BlockSettings(conv.stride, conv.padding, conv.dilation, activations, slopes, (bn1.eps, bn2.eps))
 
     def forward(self, input: Tensor) -> Tensor:
-        folded = self._ready()
-        if folded is not None:
-            return self._fused(folded, input)
+        if self._folds(input):
+            settings = self._settings()
+            if self._block is None or self._block.settings != settings:
+                self._block = FoldedBlock(settings)
+            return self._block(as_autocast(input), self._tensors())
         x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
         return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
 

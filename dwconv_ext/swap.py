@@ -1,6 +1,8 @@
-"""Depthwise convolutions given a class that runs on our kernels: the same object, its parameters, hooks and names as before."""
+"""Layers given a class that runs on our kernels: the same object, its parameters, hooks and names as before."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +10,11 @@ from torch import nn
 
 from .functional import DTYPES
 from .modules import DepthwiseConv2d
-from .onednn import PackedLinear
+from .sequential import SequentialMixin, flattened, is_sequential
 
 
 class Swapped:
-    """Mixed into a subclass of nn.Conv2d: its own behaviour, our kernel. Found again by its original when unpickled."""
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        _, _, state, *rest = super().__reduce_ex__(protocol)
-        return (_new_swapped, (type(self).__bases__[-1],), state, *rest)
+    """Mixed into a subclass of nn.Conv2d: its own behaviour, our kernel."""
 
 
 class _SamePadded(Swapped):
@@ -36,20 +34,47 @@ def _depthwise_forward(self: nn.Conv2d, input: torch.Tensor, weight: torch.Tenso
     return DepthwiseConv2d._conv_forward(self, input, weight, bias)
 
 
+def _reduce_ex(self: nn.Module, protocol: int) -> tuple:
+    """Made again from the class it was written with when unpickled."""
+    _, _, state, *rest = super(type(self), self).__reduce_ex__(protocol)
+    return (_new_swapped, (_written_with(type(self)),), state, *rest)
+
+
 _swapped: dict[type, type] = {nn.Conv2d: DepthwiseConv2d}
 
 
 def class_for(kind: type) -> type:
-    """The class that a depthwise convolution of this class is given."""
+    """The class that a depthwise convolution, or a sequential container, of this class is given."""
     if kind not in _swapped:
-        mixin = _SamePadded if _is_timm_same(kind) else Swapped
-        methods = {"_conv_forward": _depthwise_forward, "__module__": __name__, "__doc__": kind.__doc__}
-        _swapped[kind] = type(f"Depthwise{kind.__name__}", (mixin, kind), methods)
+        methods: dict[str, Any] = {"__module__": __name__, "__doc__": kind.__doc__, "__reduce_ex__": _reduce_ex}
+        if issubclass(kind, nn.Sequential):
+            name, mixin = f"Fusing{kind.__name__}", SequentialMixin
+            methods["forward"] = SequentialMixin.forward
+        else:
+            name, mixin = f"Depthwise{kind.__name__}", _SamePadded if _is_timm_same(kind) else Swapped
+            methods["_conv_forward"] = _depthwise_forward
+        _swapped[kind] = type(name, (mixin, kind), {**methods, "__prepare_scriptable__": _prepare_scriptable})
     return _swapped[kind]
+
+
+def _prepare_scriptable(self: nn.Module) -> nn.Module:
+    """torch.jit.script reads a class's source: it is given the plain model."""
+    from .convert import unfuse
+
+    return unfuse(self)
 
 
 def _new_swapped(kind: type) -> nn.Module:
     return object.__new__(class_for(kind))
+
+
+def _is_ours(kind: type) -> bool:
+    return kind is DepthwiseConv2d or (issubclass(kind, (Swapped, SequentialMixin)) and kind.__module__ == __name__)
+
+
+def _written_with(kind: type) -> type:
+    """The class that one of ours stands for."""
+    return nn.Conv2d if kind is DepthwiseConv2d else kind.__bases__[-1]
 
 
 def _is_timm_same(kind: type) -> bool:
@@ -61,12 +86,12 @@ def why_not(conv: nn.Conv2d) -> str:
     kind = type(conv)
     if kind is DepthwiseConv2d or isinstance(conv, Swapped):
         return ""
-    if conv.weight.dtype not in DTYPES:
-        return f"the kernels have no {str(conv.weight.dtype).removeprefix('torch.')}"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
         return "its sizes are not known before the first call"
     if hasattr(conv, "parametrizations"):
         return "its weight is parametrized"
+    if conv.weight.dtype not in DTYPES:
+        return f"the kernels have no {str(conv.weight.dtype).removeprefix('torch.')}"
     if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
         return "its forward was replaced on the instance"
     if kind is nn.Conv2d or _is_timm_same(kind):
@@ -82,12 +107,19 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
 
 
+def fuses(module: nn.Module) -> bool:
+    """Whether it is a sequential container with a convolution to fuse something with."""
+    return is_sequential(module) and any(isinstance(layer, nn.Conv2d) for layer in flattened(module))
+
+
 def restore(module: nn.Module) -> None:
     """The class that the module was written with."""
-    if type(module) is DepthwiseConv2d:
-        module.__class__ = nn.Conv2d
-    elif type(module) is PackedLinear:
-        module.__class__ = nn.Linear
-        module.__dict__.pop("_kept", None)
-    elif isinstance(module, Swapped):
-        module.__class__ = type(module).__bases__[-1]
+    kind = type(module)
+    if _is_ours(kind):
+        module.__class__ = _written_with(kind)
+    elif "parametrizations" in module.__dict__.get("_modules", {}) and _is_ours(kind.__bases__[0]):
+        # torch.nn.utils.parametrize made a subclass of ours.
+        base = _written_with(kind.__bases__[0])
+        methods = {name: value for name, value in kind.__dict__.items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(f"Parametrized{base.__name__}", (base,), methods)
+    module.__dict__.pop("_folded", None)

@@ -158,10 +158,12 @@ def check_batch_norm(
     terms = min(n, 512) + 16  # the longest chain of additions, and what an exponential and a root add
     spread = double[0].abs() + per(double[0].abs().mean(dims))
     normalised = per(inv_std) * (spread + apart)
-    g = grad.double().abs() * SLOPE.get(act, 1.0) * (1 + z.abs() if act in SLOPE else 1)
+    # Where the slope depends on z, so do z's errors, which its terms bring and not their sum.
+    z_terms = per(scale.abs()) * (spread + apart) + per(bias.abs())
+    g = grad.double().abs() * SLOPE.get(act, 1.0) * (1 + z_terms if act in SLOPE else 1)
     sums = g.sum(dims), (g * normalised).sum(dims)
     absolute = [
-        SLOPE.get(act, 1.0) * (per(scale.abs()) * (spread + apart) + per(bias.abs())),
+        SLOPE.get(act, 1.0) * z_terms,
         per(scale.abs()) * (g + per(sums[0] / n) + normalised * per(sums[1] / n)),
         sums[1],
         sums[0],

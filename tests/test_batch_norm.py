@@ -222,8 +222,11 @@ def test_kinds_of_batch_norm(any_size, affine, tracked, momentum):
     ours = copy.deepcopy(plain)
     for _ in range(3):
         x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
-        assert batch_norm.takes(ours, x, "relu")
-        torch.testing.assert_close(batch_norm.batch_norm_act(ours, x, "relu", 0.01), plain(x).relu())
+        calls = []
+        with Recorded(calls):
+            y = batch_norm.norm_then_activation(ours, x, "relu", 0.01)
+        assert "batch_norm_act" in calls
+        torch.testing.assert_close(y, plain(x).relu())
     for got, want in zip(ours.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(got, want)
 
@@ -274,26 +277,30 @@ def test_dropout_between_batch_norm_and_activation(any_size):
     want = plain(x)
     torch.manual_seed(5)
     torch.testing.assert_close(ours(x), want, rtol=1e-4, atol=1e-5)
-    assert ops_of(ours, x).count("batch_norm_act") == 2
+    assert ops_of(ours, x).count("batch_norm_act") == 1
 
 
 @pytest.mark.isa
 def test_small_inputs_and_what_torch_takes_apart_are_left_to_torch():
     bn = nn.BatchNorm2d(32).train()
+
+    def by_the_op(x, act="relu", bn=bn):
+        calls = []
+        with Recorded(calls):
+            batch_norm.norm_then_activation(bn, x, act, 0.01)
+        return "batch_norm_act" in calls
+
     large = torch.randn(8, 32, 32, 32)
-    assert batch_norm.takes(bn, large, "relu")
-    assert not batch_norm.takes(bn, large[:1, :, :8, :8], "relu")
+    assert by_the_op(large) and not by_the_op(large[:1, :, :8, :8])
     last = torch.randn(64, 32, 32, 32).contiguous(memory_format=torch.channels_last)
-    assert batch_norm.takes(bn, last, "relu") and not batch_norm.takes(bn, last, "identity")
-    assert batch_norm.takes(bn, last.contiguous(), "identity")
-    assert not batch_norm.takes(bn, large[0], "relu")
-    assert not batch_norm.takes(bn, large[:, :31], "relu")
-    assert not batch_norm.takes(bn, large.to("meta"), "relu")
-    assert not batch_norm.takes(bn.double(), large, "relu")
-    assert not batch_norm.takes(bn.float().eval(), large, "relu")
-    seen = []
-    torch.func.vmap(lambda x: seen.append(batch_norm.takes(bn.train(), x, "relu")) or x)(large[None])
-    assert seen == [False]
+    assert by_the_op(last) and not by_the_op(last, "identity") and by_the_op(last.contiguous(), "identity")
+    for refused in (large[0], large[:, :31]):
+        with pytest.raises((ValueError, RuntimeError)):
+            batch_norm.norm_then_activation(bn, refused, "relu", 0.01)
+    assert not by_the_op(large, bn=copy.deepcopy(bn).eval())
+    assert torch.func.vmap(
+        lambda x: batch_norm.norm_then_activation(nn.BatchNorm2d(32, track_running_stats=False), x, "relu", 0)
+    )(large[None]).shape == (1, *large.shape)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         FusedDSConv(8, 8, padding=1).train()(torch.randn(1, 8, 1, 1))
 
@@ -372,7 +379,7 @@ def test_stochastic_depth_is_called_as_it_is_now(any_size):
     plain = Residual(DropPath()).train()
     ours = convert(copy.deepcopy(plain))
     x = torch.randn(2, 16, 7, 7)
-    assert ops_of(ours, x).count("batch_norm_act") == 2
+    assert ops_of(ours, x).count("batch_norm_act") == 1
     ours.last.keep = plain.last.keep = 0.5
     torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)

@@ -84,7 +84,7 @@ def test_a_wrong_result_is_not_timed(what, monkeypatch, capsys):
     if what == "depthwise":
         monkeypatch.setattr(suites, name, lambda *args: right(*args) * 1.001)
     else:
-        monkeypatch.setattr(right, "forward", lambda self, x: self._folded_weights()[0].new_ones(1))
+        monkeypatch.setattr(right, "forward", lambda self, x: x.new_ones(1))
     try:
         status = program.main([what, "--layers", "7x7", "--batch", "1", "--rounds", "1", "--no-compile", "--no-runtimes"])
     except RuntimeError:

@@ -88,7 +88,7 @@ def test_table_of_a_converted_model_counts_the_same():
     ).eval()
     a, b = cost.table(plain, (1, 8, 7, 7)), cost.table(convert(plain), (1, 8, 7, 7))
     assert (a.parameters, a.multiply_adds) == (b.parameters, b.multiply_adds)
-    assert [r.kernel for r in a.rows] == [""] * 4 and b.rows[0].kernel.startswith("separable")
+    assert [r.kernel for r in a.rows] == [""] * 4 and b.rows[0].kernel.startswith("depthwise")
 
 
 def test_table_without_torchinfo(monkeypatch):

@@ -55,12 +55,10 @@ def test_second_derivatives_where_only_some_are_needed(leave_out):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_modules_training_step_is_the_functions(stride, bias):
-    """The module takes a shorter way to the same kernels, derivatives of any order among them; not while a trace is taken."""
     module = DepthwiseConv2d(6, 6, 3, stride, padding=1, bias=bias, dtype=torch.float64)
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64, requires_grad=True)
     operands = [x, *module.parameters()]
     ours = module(x)
-    assert "Eager" in type(ours.grad_fn).__name__
     function = depthwise_conv2d(x, module.weight, module.bias, stride, 1)
     assert torch.equal(ours, function)
     along = torch.randn_like(ours)

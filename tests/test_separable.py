@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from blocks import Recorded
 from cases import DTYPES, LAYOUTS
 from properties import given, st
 from reference import ACTIVATIONS, Convolution, check_separable
@@ -17,9 +18,9 @@ from torch import nn
 
 import dwconv_ext
 from dwconv_ext import FusedDSConv
-from dwconv_ext.packed_block import PackedBlock
+from dwconv_ext.folded_layers import BlockSettings, FoldedBlock
 
-packed_call = PackedBlock.__call__
+NONE = (None,) * 4
 SAME = Convolution(padding=(1, 1))
 # name: batch, in, out, size, kernel, convolution
 BLOCKS = {
@@ -120,47 +121,61 @@ def test_residual_and_no_bias(layout, dtype):
 def test_packed_weights_give_the_same_bits(block, layout, isa):
     for dtype in DTYPES:
         (x, *weights), conv = operands(BLOCKS[block], dtype, layout)
-        packed = PackedBlock(weights, *conv.args(), ("silu", "leaky_relu"), (0.3, 0.2))
-        assert packed.takes(x, None)
+        folded = FoldedBlock(BlockSettings(*conv.args(), ("silu", "leaky_relu"), (0.3, 0.2), (0.0, 0.0)))
+        tensors = (*weights[:2], *NONE, *weights[2:], *NONE)
         options = {"dw_act": "silu", "pw_act": "leaky_relu", "dw_slope": 0.3, "pw_slope": 0.2}
         want = dwconv_ext.separable_conv2d(x, *weights, *conv.args(), **options)
-        assert torch.equal(packed(x), want) and packed(x).stride() == want.stride()
         residual = torch.randn(want.shape).to(dtype)
-        assert packed.takes(x, residual)
-        assert torch.equal(
-            packed(x, residual), dwconv_ext.separable_conv2d(x, *weights, *conv.args(), **options, residual=residual)
-        )
-        without = PackedBlock((weights[0], None, weights[2], None), *conv.args(), ("relu", "relu"), (0.0, 0.0))
-        assert torch.equal(without(x), dwconv_ext.separable_conv2d(x, weights[0], None, weights[2], None, *conv.args()))
+        calls = []
+        with Recorded(calls):
+            got, added = folded(x, tensors), folded(x, tensors, residual)
+        assert calls.count("separable_conv2d_packed") == 2 and calls.count("separable_conv2d_pack") == 1
+        assert torch.equal(got, want) and got.stride() == want.stride()
+        assert torch.equal(added, dwconv_ext.separable_conv2d(x, *weights, *conv.args(), **options, residual=residual))
+        without = FoldedBlock(BlockSettings(*conv.args(), ("relu", "relu"), (0.0, 0.0), (0.0, 0.0)))
+        want = dwconv_ext.separable_conv2d(x, weights[0], None, weights[2], None, *conv.args())
+        assert torch.equal(without(x, (weights[0], None, *NONE, weights[2], None, *NONE)), want)
 
 
 def test_what_packed_weights_are_not_for():
     (x, *weights), conv = operands(BLOCKS["panel"], torch.float32, "nchw")
-    packed = PackedBlock(weights, *conv.args(), ("relu", "relu"), (0.0, 0.0))
+    tensors = (*weights[:2], *NONE, *weights[2:], *NONE)
     residual = torch.randn(1, 64, 7, 8)
-    assert packed.takes(x, residual)
-    for other in (x[0], x.double(), x[:, 1:], x.to("meta"), x.clone().requires_grad_(), nn.Parameter(x)):
-        assert not packed.takes(other, residual)
-    assert not packed.takes(x, residual.double()) and not packed.takes(x, residual.clone().requires_grad_())
+    settings = BlockSettings(*conv.args(), ("relu", "relu"), (0.0, 0.0), (0.0, 0.0))
+
+    def packs(x, residual=None, tensors=tensors, settings=settings):
+        calls = []
+        try:
+            with Recorded(calls):
+                FoldedBlock(settings)(x, tensors, residual)
+        except (RuntimeError, NotImplementedError):
+            return False
+        return "separable_conv2d_packed" in calls
+
+    assert packs(x) and packs(x, residual)
+    for other in (x[:, 1:], x.to("meta"), x.clone().requires_grad_(), nn.Parameter(x)):
+        assert not packs(other, residual)
+    assert not packs(x, residual.double()) and not packs(x, residual.clone().requires_grad_())
     with torch.no_grad():
-        assert packed.takes(x.clone().requires_grad_(), None)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not packed.takes(x, None)
-    lopsided = PackedBlock((torch.randn(16, 1, 2, 2), *weights[1:]), (1, 1), "same", (1, 1), ("relu", "relu"), (0.0, 0.0))
-    assert not lopsided.takes(x, None)
+        assert packs(x.clone().requires_grad_())
+    lopsided = settings._replace(padding="same")
+    assert not packs(x, tensors=(torch.randn(16, 1, 2, 2), *tensors[1:]), settings=lopsided)
 
 
 @pytest.mark.isa
-def test_module_runs_packed_weights_where_it_can(monkeypatch):
-    calls = []
-    monkeypatch.setattr(PackedBlock, "__call__", lambda self, *args: calls.append(args) or packed_call(self, *args))
+def test_module_runs_packed_weights_where_it_can():
     block, x = trained(FusedDSConv(8, 12, padding="same")).eval(), torch.randn(2, 8, 9, 9)
     want = unfused(block, nn.ReLU).eval()(x)
-    torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-5)
-    assert not calls, "the weights' gradients are lost"
+
+    def packs(x):
+        calls = []
+        with Recorded(calls):
+            torch.testing.assert_close(block(x).float(), want, rtol=1e-4, atol=1e-5)
+        return "separable_conv2d_packed" in calls
+
+    assert not packs(x), "the weights' gradients are lost"
     with torch.no_grad():
-        torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-5)
-        assert len(calls) == 1
+        assert packs(x)
         torch.testing.assert_close(block(x[0]), want[0], rtol=1e-4, atol=1e-5)
         with torch.autocast("cpu", torch.bfloat16):
             assert block(x).dtype == torch.bfloat16
@@ -172,9 +187,7 @@ def test_module_runs_packed_weights_where_it_can(monkeypatch):
     assert block(x.clone().requires_grad_()).requires_grad
     with pytest.raises(RuntimeError, match=r"C = 7 channels of input"):
         block(x[:, 1:])
-    assert len(calls) == 1
-    block(x)
-    assert len(calls) == 2
+    assert packs(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -308,39 +321,58 @@ def test_cache_is_dropped(change):
     block = trained(FusedDSConv(8, 12)).eval()
     x = torch.randn(2, 8, 9, 9)
     before = block(x)
-    assert block._kept is not None, "nothing was cached"
-    cached = block._kept
-    assert torch.equal(block(x), before) and block._kept is cached
+    cached = block._block.kept._made
+    assert cached is not None, "nothing was kept"
+    assert torch.equal(block(x), before) and block._block.kept._made is cached
     CHANGES[change](block)
     torch.testing.assert_close(block(x), unfused(block, nn.ReLU).eval()(x), rtol=1e-4, atol=1e-5)
     assert not torch.equal(block(x), before) or change == "to_and_back"
 
 
 NOTICED = {
-    "attribute": lambda m: setattr(m.bn1, "anything", 1),
-    "mode": lambda m: setattr(m.bn2, "training", True),
-    "hook": lambda m: m.pointwise.register_forward_hook(lambda *_: None),
-    "class": lambda m: setattr(m.depthwise, "__class__", nn.Conv2d),
-    "in_place": lambda m: m.depthwise.weight.add_(1),
-    "data": lambda m: setattr(m.bn1.weight, "data", m.bn1.weight.data.clone()),
-    "buffer": lambda m: m.bn1.register_buffer("more", torch.ones(1)),
-    "no_bias": lambda m: m.bn1.register_parameter("bias", None),
-    "child": lambda m: m.pointwise.add_module("inner", nn.ReLU()),
-    "instruction_set": lambda m: dwconv_ext._C.select_isa("baseline"),
+    "in_place": lambda t: t[0].add_(1),
+    "one_element": lambda t: t[0].view(-1)[777].mul_(2),
+    "all_of_data": lambda t: t[1].data.mul_(2),
+    "other_data": lambda t: setattr(t[0], "data", t[0].data.clone()),
+    "clear_caches": lambda t: dwconv_ext.clear_caches(),
+    "optimiser": lambda t: torch.optim.SGD([torch.zeros(1)], 1.0).step(),
 }
 
 
 @pytest.mark.parametrize("change", NOTICED)
 @torch.no_grad()
-def test_a_snapshot_notices(change, isa):
-    block = trained(FusedDSConv(8, 12)).eval()
-    modules = [block, *block._parts()]
-    tensors = tuple(t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
-    snapshot = dwconv_ext._C.snapshot(modules, tensors)
-    block._kept = None  # the one attribute that is left out: where a snapshot is kept
-    assert dwconv_ext._C.is_current(snapshot)
-    NOTICED[change](block)
-    assert dwconv_ext._C.is_current(snapshot) == (change == "instruction_set" and isa == "baseline")
+def test_what_watched_tensors_notice(change):
+    tensors = (nn.Parameter(torch.randn(64, 50)), torch.randn(3), None)
+    watched = dwconv_ext._C.WatchedTensors(tensors)
+    assert watched.unchanged(tensors)
+    NOTICED[change](tensors)
+    assert not watched.unchanged(tensors)
+
+
+def test_watched_tensors_are_these_objects():
+    a, b = torch.randn(5), torch.randn(5)
+    watched = dwconv_ext._C.WatchedTensors((a, None))
+    assert watched.unchanged((a, None))
+    assert not any(map(watched.unchanged, [(b, None), (a,), (a, b), (a.clone(), None), (a.view(5), None)]))
+
+
+def test_watched_tensors_know_the_instruction_set(isa):
+    tensors = (torch.randn(5),)
+    watched = dwconv_ext._C.WatchedTensors(tensors)
+    dwconv_ext._C.select_isa("baseline")
+    assert watched.unchanged(tensors) == (isa == "baseline")
+
+
+@torch.no_grad()
+def test_a_channel_that_is_always_zero_stays_finite_in_float16():
+    """Its mean, times a scale of some hundred, does not fit float16; what the block gives does."""
+    block = FusedDSConv(16, 16).eval()
+    block.depthwise.weight.zero_()
+    block.depthwise.weight[:, 0, 1, 1] = 300
+    block.bn1.running_mean.fill_(300)
+    block.bn1.running_var.fill_(1e-12)
+    y = block.half()(torch.ones(1, 16, 8, 8).half())
+    assert y.isfinite().all()
 
 
 @torch.no_grad()
@@ -350,9 +382,9 @@ def test_what_is_kept_stays_in_copies_too():
     block(x)
     for other in (block, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
         other(x)
-        kept = other._kept
+        made = other._block.kept._made
         other(x)
-        assert kept is not None and other._kept is kept
+        assert made is not None and other._block.kept._made is made
 
 
 @torch.no_grad()
@@ -384,7 +416,7 @@ def test_a_parametrized_weight_is_folded_anew():
 def test_weights_that_want_gradients_again_get_them():
     block = trained(FusedDSConv(8, 12)).eval().requires_grad_(False)
     x = torch.randn(2, 8, 9, 9)
-    assert not block(x).requires_grad and block._kept is not None
+    assert not block(x).requires_grad and block._block.kept._made is not None
     block.bn1.requires_grad_()
     block(x).sum().backward()
     assert block.bn1.weight.grad is not None

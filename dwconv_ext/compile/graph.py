@@ -40,9 +40,13 @@ def number_of(value: Any) -> Any:
 
 def convolution(node: fx.Node) -> dict[str, Any] | None:
     """The arguments of a 2-D convolution by name; None too where its numbers are none, as Dynamo has numpy's."""
-    if node.op != "call_function" or node.target not in (torch.conv2d, F.conv2d):
+    if node.op != "call_function" or node.target not in (torch.conv2d, F.conv2d, torch.ops.dwconv_ext.depthwise_conv2d.default):
         return None
     arguments = {**_CONV2D_DEFAULTS, **dict(zip(_CONV2D, node.args, strict=False)), **node.kwargs}
+    if node.target is torch.ops.dwconv_ext.depthwise_conv2d.default:  # of a DepthwiseConv2d
+        if len(node.args) > 6 and node.args[6] != "identity":
+            return None
+        arguments["groups"] = tensor_of(node.args[0]).shape[1]
     for name in ("stride", "padding", "dilation", "groups"):
         value = arguments[name]
         value = tuple(map(number_of, value)) if isinstance(value, (tuple, list)) else number_of(value)

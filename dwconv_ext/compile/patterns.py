@@ -7,8 +7,8 @@ In inference (the result wants no derivative):
 
 In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation on the CPU.
 
-A pattern's inner values have no other user; its nodes lie in one grad and autocast mode, and nothing between the first and the last
-may write a tensor; its weights are inputs of the graph (parameters, buffers), not results.
+A pattern's inner values have no other user; its nodes lie in one grad and autocast mode, and nothing between the first and the
+last may write a tensor; its weights are inputs of the graph (parameters, buffers), not results.
 """
 
 from __future__ import annotations

@@ -1,0 +1,190 @@
+"""nn.Sequential that fuses neighbours as it runs: what ``convert`` makes of the sequential containers of a model.
+
+At each call it looks at its present children, nested sequential containers looked through, and runs
+
+    depthwise [- BN] [- act] - pointwise [- BN] [- act]     as one kernel, in eval mode without derivatives (FoldedBlock)
+    convolution - BN [- act]                                 as one convolution, the same (FoldedConv)
+    BN - act                                                 as one operation, in training (batch_norm.py)
+
+and everything else as nn.Sequential does: children that were appended, replaced, hooked, patched or parametrized since.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+
+from .autograd import taken_apart
+from .batch_norm import is_plain_module, norm_then_activation
+from .folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast
+from .folded_weights import Tensors
+from .modules import DepthwiseConv2d, activation_of_module
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_NO_NORM = (None, None, None, None)
+
+
+def is_sequential(module: nn.Module) -> bool:
+    """Whether a call of it is a call of its children in turn, and no more."""
+    return isinstance(module, nn.Sequential) and type(module).forward in (nn.Sequential.forward, SequentialMixin.forward)
+
+
+def flattened(container: nn.Module) -> list[nn.Module]:
+    """The children in the order of their calls."""
+    layers: list[nn.Module] = []
+    for child in container._modules.values():
+        if is_sequential(child) and is_plain_module(child):
+            layers += flattened(child)
+        else:
+            layers.append(child)
+    return layers
+
+
+def _globally_hooked() -> bool:
+    hooks = module_hooks
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )
+
+
+class _Layer:
+    """A convolution with the BatchNorm and the activation that follow it: layers[begin:end]."""
+
+    __slots__ = ("activation", "conv", "end", "norm", "slope")
+
+    def __init__(self, layers: list[nn.Module], begin: int) -> None:
+        self.conv, self.norm, self.end = layers[begin], None, begin + 1
+        self.activation, self.slope = "identity", 0.01
+        count = len(layers)
+        if self.end < count and type(layers[self.end]) in _NORMS:
+            bn = layers[self.end]
+            if bn.training or bn._buffers.get("running_mean") is None or not is_plain_module(bn):
+                return
+            self.norm = bn
+            self.end += 1
+        while self.end < count and is_plain_module(layers[self.end]):
+            module = layers[self.end]
+            if isinstance(module, nn.Identity) or (isinstance(module, nn.modules.dropout._DropoutNd) and not module.training):
+                self.end += 1
+                continue
+            found = activation_of_module(module)
+            if found is None:
+                return
+            self.activation, self.slope = found
+            self.end += 1
+            return
+
+    def tensors(self) -> Tensors:
+        conv, norm = self.conv._parameters, self.norm
+        if norm is None:
+            return (conv["weight"], conv["bias"], *_NO_NORM)
+        at, scale = norm._buffers, norm._parameters
+        return conv["weight"], conv["bias"], at["running_mean"], at["running_var"], scale["weight"], scale["bias"]
+
+    @property
+    def eps(self) -> float:
+        return 0.0 if self.norm is None else self.norm.eps
+
+
+def _is_conv(module: nn.Module) -> bool:
+    if type(module) not in (nn.Conv2d, DepthwiseConv2d) or module.padding_mode != "zeros":
+        return False
+    return is_plain_module(module) and "_conv_forward" not in module.__dict__ and module._parameters.get("weight") is not None
+
+
+def _is_depthwise(conv: nn.Module) -> bool:
+    return type(conv) is DepthwiseConv2d and conv.out_channels == conv.in_channels
+
+
+def _is_pointwise(conv: nn.Module) -> bool:
+    if (conv.kernel_size, conv.stride, conv.groups) != ((1, 1), (1, 1), 1):
+        return False
+    return conv.padding in ((0, 0), "valid", "same")
+
+
+def find_block(layers: list[nn.Module], begin: int) -> tuple[_Layer, _Layer] | None:
+    """The depthwise-separable block that begins here."""
+    if not (_is_conv(layers[begin]) and _is_depthwise(layers[begin])):
+        return None
+    first = _Layer(layers, begin)
+    if first.end == len(layers) or not (_is_conv(layers[first.end]) and _is_pointwise(layers[first.end])):
+        return None
+    return first, _Layer(layers, first.end)
+
+
+class SequentialMixin:
+    """Mixed into nn.Sequential, or a subclass of it with the same forward."""
+
+    def forward(self, input: Any) -> Any:
+        layers = flattened(self)
+        if type(input) is not Tensor or input.dim() != 4 or taken_apart() or torch.jit.is_tracing() or _globally_hooked():
+            return nn.Sequential.forward(self, input)
+        at = 0
+        while at < len(layers):
+            input, at = self._step(layers, at, input)
+        return input
+
+    def _step(self, layers: list[nn.Module], at: int, input: Any) -> tuple[Any, int]:
+        """What the layers from `at` on give, and from where to go on."""
+        layer = layers[at]
+        if type(input) is not Tensor:
+            return layer(input), at + 1
+        if type(layer) is nn.BatchNorm2d and layer.training and at + 1 < len(layers) and is_plain_module(layers[at + 1]):
+            found = activation_of_module(layers[at + 1])
+            if found is not None:
+                return norm_then_activation(layer, input, *found), at + 2
+        if not _is_conv(layer):
+            return layer(input), at + 1
+        x = as_autocast(input)
+        if not _fits(x, layer):
+            return layer(input), at + 1
+        block = find_block(layers, at)
+        if block is not None:
+            first, second = block
+            tensors = (*first.tensors(), *second.tensors())
+            if not _wants_gradient(x, tensors):
+                conv = first.conv
+                activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
+                settings = BlockSettings(conv.stride, conv.padding, conv.dilation, activations, slopes, (first.eps, second.eps))
+                return self._kept(conv, FoldedBlock, settings)(x, tensors), second.end
+        found = _Layer(layers, at)
+        if found.norm is None and not _is_pointwise(layer):
+            return layer(input), at + 1
+        tensors = found.tensors()
+        if _wants_gradient(x, tensors):
+            return layer(input), at + 1
+        how = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        settings = ConvSettings(*how, found.activation, found.slope, found.eps)
+        return self._kept(layer, FoldedConv, settings)(x, tensors), found.end
+
+    def _kept(self, conv: nn.Module, kind: type, settings: Any) -> Any:
+        """The folded form that begins with this convolution."""
+        kept: dict = self.__dict__.setdefault("_folded", {})
+        layer = kept.get(conv)
+        if layer is None or layer.settings != settings:
+            if len(kept) > sum(1 for _ in self.modules()):  # convolutions that are gone
+                kept.clear()
+            layer = kept[conv] = kind(settings)
+        return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
+        return {name: value for name, value in state.items() if name != "_folded"}
+
+
+def _fits(input: Tensor, conv: nn.Module) -> bool:
+    """What does not is the convolution's to refuse."""
+    weight = conv._parameters["weight"]
+    if input.dim() != 4 or not input.is_cpu or not weight.is_cpu or input.shape[1] != conv.in_channels:
+        return False
+    return input.dtype is weight.dtype or torch.is_autocast_enabled("cpu")
+
+
+def _wants_gradient(input: Tensor, tensors: Tensors) -> bool:
+    return torch.is_grad_enabled() and (input.requires_grad or any(t is not None and t.requires_grad for t in tensors))
