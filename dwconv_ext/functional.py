@@ -114,7 +114,8 @@ def depthwise_conv2d(
         Sums are taken in float32 (float64 for float64), in an order that does not depend on the number of threads.
 
     Raises:
-        RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, or an unknown activation.
+        RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, a padding or an output beyond 64
+            bits or memory, or an unknown activation.
         TypeError, ValueError: stride, padding or dilation of the wrong kind.
 
     Example:
