@@ -7,11 +7,13 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "activation.h"
+#include "axis.h"
 #include "problem.h"
 
 namespace dwconv {
@@ -27,6 +29,7 @@ inline std::string to_string(const Tensor& tensor) {
   return text + "]";
 }
 
+// Strides, paddings and dilations are those of axis.h, which give the same as the caller's.
 struct ConvolutionShape {
   int64_t batch, channels, multiplier, in_h, in_w, kernel_h, kernel_w;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -69,17 +72,21 @@ inline void check_pair(const char* op, const char* name, const Ints& value, int6
   STD_TORCH_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
   STD_TORCH_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ", least == 0 ? "non-negative" : "positive",
                   ", but got (", value[0], ", ", value[1], ")");
-  constexpr int64_t kLargest = int64_t{1} << 31;  // keeps every product below 2^63
-  STD_TORCH_CHECK(value[0] < kLargest && value[1] < kLargest, op, ": ", name, " must be below 2^31, but got (", value[0], ", ",
-                  value[1], ")");
 }
 
-inline int64_t output_size(const char* op, const char* side, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
+// Any 64-bit numbers: what they make may not fit 64 bits, and then no step here overflows.
+inline int64_t output_size(const char* op, int dimension, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
                            int64_t dilation) {
+  const int64_t most = (std::numeric_limits<int64_t>::max() - size) / 2;
+  STD_TORCH_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ",
+                  most);
   const int64_t padded = size + 2 * pad;
-  const int64_t reach = dilation * (kernel - 1) + 1;
-  STD_TORCH_CHECK(reach <= padded, op, ": weight's filter is larger than the padded input along ", side,
-                  ": dilation * (kernel - 1) + 1 = ", reach, ", but padded input ", side, " is ", padded);
+  int64_t reach = 0;
+  const bool endless = __builtin_mul_overflow(dilation, kernel - 1, &reach) || __builtin_add_overflow(reach, 1, &reach);
+  const char* const side = dimension == 0 ? "height" : "width";
+  STD_TORCH_CHECK(!endless && reach <= padded, op, ": weight's filter is larger than the padded input along ", side,
+                  ": dilation * (kernel - 1) + 1 = ", endless ? "more than 2^63" : std::to_string(reach), ", but padded input ",
+                  side, " is ", padded);
   return (padded - reach) / stride + 1;
 }
 
@@ -99,11 +106,13 @@ inline ConvolutionShape check_filter(const char* op, const Tensor& input, int64_
   s.in_w = input.size(3);
   s.kernel_h = kernel_h;
   s.kernel_w = kernel_w;
-  s.stride_h = stride[0], s.stride_w = stride[1];
-  s.pad_h = padding[0], s.pad_w = padding[1];
-  s.dilation_h = dilation[0], s.dilation_w = dilation[1];
-  s.out_h = output_size(op, "height", s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
-  s.out_w = output_size(op, "width", s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+  s.out_h = output_size(op, 0, s.in_h, s.kernel_h, stride[0], padding[0], dilation[0]);
+  s.out_w = output_size(op, 1, s.in_w, s.kernel_w, stride[1], padding[1], dilation[1]);
+  const Axis h = within_sizes({s.in_h, s.kernel_h, s.out_h, stride[0], padding[0], dilation[0]});
+  const Axis w = within_sizes({s.in_w, s.kernel_w, s.out_w, stride[1], padding[1], dilation[1]});
+  s.stride_h = h.stride, s.stride_w = w.stride;
+  s.pad_h = h.pad, s.pad_w = w.pad;
+  s.dilation_h = h.dilation, s.dilation_w = w.dilation;
   return s;
 }
 
@@ -124,6 +133,16 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
   ConvolutionShape s = check_filter(op, input, weight.size(2), weight.size(3), stride, padding, dilation);
   s.multiplier = weight.size(0) / channels;
   return s;
+}
+
+// Before anything is reckoned from the output's size.
+inline void check_output(const char* op, const Tensor& input, const ConvolutionShape& s, int64_t out_channels,
+                         const Ints& padding) {
+  constexpr double kMostBytes = 281474976710656.0;  // 2^48, more than a process can address
+  double bytes = static_cast<double>(input.element_size());
+  for (int64_t size : {s.batch, out_channels, s.out_h, s.out_w}) bytes *= static_cast<double>(size);
+  STD_TORCH_CHECK(bytes < kMostBytes, op, ": the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
+                  "] is too large to allocate: padding is (", padding[0], ", ", padding[1], ")");
 }
 
 inline void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input, const ConvolutionShape& s) {

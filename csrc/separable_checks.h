@@ -35,6 +35,7 @@ inline ConvolutionShape check_separable(const Tensor& input, const Tensor& dw_we
   STD_TORCH_CHECK(s.multiplier == 1, kSeparable, ": dw_weight must have one filter per channel of input (", s.channels,
                   "), but got shape ", to_string(dw_weight));
   check_pointwise(kSeparable, dw_bias, pw_weight, pw_bias, s.channels, input);
+  check_output(kSeparable, input, s, pw_weight.size(0), padding);
   if (residual) check_residual(kSeparable, *residual, input, s, pw_weight.size(0));
   return s;
 }

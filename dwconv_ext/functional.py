@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -25,19 +26,23 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _integer(value: object) -> int | None:
+    """An int of Python's, numpy's or a compiler's, as the ops take it; None for anything else."""
+    if isinstance(value, (int, torch.SymInt)):
+        return None if isinstance(value, bool) else value
+    try:
+        return None if isinstance(value, Tensor) else operator.index(value)  # numpy's bool has no index
+    except TypeError:
+        return None
+
+
 def _pair(name: str, value: IntOrPair) -> tuple[int, int]:
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # a module's: no time lost
         return value
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value, value
-    if isinstance(value, (tuple, list, torch.Size)) and all(
-        isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in value
-    ):
-        if len(value) == 1:
-            return value[0], value[0]
-        if len(value) == 2:
-            return tuple(value)
-    raise TypeError(f"{name} must be an int or a pair of ints, but got {value!r}")
+    values = [_integer(v) for v in (value if isinstance(value, (tuple, list, torch.Size)) else (value,))]
+    if any(v is None for v in values) or len(values) not in (1, 2):
+        raise TypeError(f"{name} must be an int or a pair of ints, but got {value!r}")
+    return values[0], values[-1]
 
 
 def _tensor(name: str, value: object, optional: bool = False) -> None:
@@ -112,7 +117,8 @@ def depthwise_conv2d(
         Sums are taken in float32 (float64 for float64), in an order that does not depend on the number of threads.
 
     Raises:
-        RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, or an unknown activation.
+        RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, a padding or an output beyond 64
+            bits or memory, or an unknown activation.
         TypeError, ValueError: stride, padding or dilation of the wrong kind.
 
     Example:

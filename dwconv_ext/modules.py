@@ -38,6 +38,10 @@ class DepthwiseConv2d(nn.Conv2d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        # Python's own: numpy's are no constants to a compiler.
+        kernel_size, stride, dilation = map(_pair, ("kernel_size", "stride", "dilation"), (kernel_size, stride, dilation))
+        if not isinstance(padding, str):
+            padding = _pair("padding", padding)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, in_channels, bias, padding_mode, device, dtype
         )

@@ -59,6 +59,9 @@ def _fake_convolution(
         check(stride > 0, f"stride must be positive, but got {tuple(conv[0])}")
         check(padding >= 0, f"padding must be non-negative, but got {tuple(conv[1])}")
         check(dilation > 0, f"dilation must be positive, but got {tuple(conv[2])}")
+        if isinstance(padding, int) and padding >= 2**61:  # no guard on a symbolic size for what nobody writes
+            most = (2**63 - 1 - x.shape[i + 2]) // 2
+            check(padding <= most, f"Given padding={padding} at dimension {i}, expected padding to be at most {most}")
         check(w.shape[i + 2] > 0, f"{weight_name} must have a non-empty filter, but got shape {list(w.shape)}")
         room = x.shape[i + 2] + 2 * padding - dilation * (w.shape[i + 2] - 1) - 1
         check(room >= 0, f"{weight_name}'s filter is larger than the padded input along {side}")

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import emulator
 import pytest
+import test_extreme_numbers
 import torch
 from cases import CASES, DTYPES, LAYOUTS, Case
 from properties import given, settings
@@ -76,6 +77,26 @@ def test_depthwise(case, layout, card, device):
     E.set_card(CARDS[card])
     for dtype in DTYPES if card == "h100" else (torch.float32, torch.float16):  # the card decides about tiles alone
         check_depthwise(*on(device, case.tensors(dtype, layout)), case.conv, peer=False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", test_extreme_numbers.AXES)
+def test_extreme_axes(axis, layout, device):
+    axis = test_extreme_numbers.AXES[axis]
+    for dtype in DTYPES:
+        test_extreme_numbers.check(axis, test_extreme_numbers.PLAIN, dtype, layout, device=device)
+    test_extreme_numbers.check(test_extreme_numbers.PLAIN, axis, torch.float32, layout, 3, multiplier=2, device=device)
+    test_extreme_numbers.check(axis, axis, torch.float32, layout, 5, device=device)
+
+
+def test_what_32_bits_do_not_hold(device):
+    x, w = torch.ones(1, 2, 8, 8, device=device), torch.ones(2, 1, 3, 3, device=device)
+    with pytest.raises(RuntimeError, match=r"must be below 2\^31 on CUDA: stride is \(1, 1\), padding \(0, 1073741824\)"):
+        dwconv_ext.depthwise_conv2d(x, w, padding=(0, 2**30))
+    with pytest.raises(RuntimeError, match="expected padding to be at most"):
+        dwconv_ext.depthwise_conv2d(x, w, padding=2**62)
+    with pytest.raises(RuntimeError, match=r"the output's shape .* is too large to allocate: padding is"):
+        dwconv_ext.depthwise_conv2d(x, w, padding=2**40)
 
 
 @pytest.mark.parametrize("fusion", ["always", "never"])

@@ -44,7 +44,12 @@ WRONG = {
     "stride_three": ((X, W), {"stride": (1, 1, 1)}, "stride must be an int or a pair"),
     "stride_float": ((X, W), {"stride": 1.5}, "stride must be an int or a pair"),
     "stride_string": ((X, W), {"stride": "2"}, "stride must be an int or a pair"),
-    "stride_huge": ((X, W), {"stride": 2**40}, r"stride must be below 2\^31"),
+    "padding_overflows": ((X, W), {"padding": 2**62}, f"Given padding={2**62} at dimension 0, expected padding to be at most"),
+    "padding_overflows_with_the_size": (
+        (X, W), {"padding": (0, 2**62 - 2), "stride": 2**62}, f"at dimension 1, expected padding to be at most {2**62 - 5}",
+    ),
+    "dilation_overflows": ((X, W), {"dilation": 2**62}, "filter is larger than the padded input along height.*more than 2"),
+    "output_too_large": ((X, W), {"padding": 2**40}, r"the output's shape \[2, 8, 2199023255558, .* is too large.*padding is"),
     "padding_negative": ((X, W), {"padding": -1}, "padding must be non-negative"),
     "padding_word": ((X, W), {"padding": "full"}, "padding must be 'same', 'valid', an int or a pair"),
     "padding_same_strided": ((X, W), {"padding": "same", "stride": 2}, "padding='same' is not supported for strided"),

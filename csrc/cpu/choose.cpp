@@ -157,7 +157,10 @@ const char* nchw_family(const IsaKernels& isa, std::string_view pass, const Dept
     return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
   };
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
-  const double inputs = static_cast<double>(p.stride_h * p.stride_w);  // an output
+  const double inputs = static_cast<double>(p.stride_h) * static_cast<double>(p.stride_w);  // an output
+  // Staged rows have a copy of the padding between far outputs, and the input gradient a plan for each phase.
+  constexpr double kManyInputs = 64;
+  if (inputs > kManyInputs) return "_transposed";
   const bool unrolled = p.dtype != DType::kFloat64 && p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 &&
                         p.dilation_h * p.dilation_w == 1;
   const bool halves = p.stride_h == 2 && p.stride_w == 2;

@@ -122,6 +122,7 @@ ConvolutionShape without_multiplier(ConvolutionShape s) {
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation, const std::string act, double slope) {
   ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
+  check_output(kForward, input, s, s.channels * s.multiplier, padding);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
   const Activation activation = check_activation(kForward, "act", act, slope);
   const DType dtype = check_dtype(kForward, "input", input);
@@ -185,7 +186,7 @@ Phase input_phase(int64_t a, int64_t in_size, int64_t kernel, int64_t stride, in
   phase.taps = {first + (count - 1) * step, -step, count};
   phase.dilation = dilation / common;
   phase.pad = count > 0 ? (count - 1) * phase.dilation - (a + pad - first * dilation) / stride : 0;
-  phase.size = a < in_size ? (in_size - a + stride - 1) / stride : 0;
+  phase.size = (in_size - a + stride - 1) / stride;
   return phase;
 }
 
@@ -196,11 +197,10 @@ struct PhasePair {
 
 std::vector<PhasePair> input_phases(const ConvolutionShape& s) {
   std::vector<PhasePair> phases;
-  for (int64_t a = 0; a < s.stride_h; ++a) {
+  for (int64_t a = 0; a < std::min(s.stride_h, s.in_h); ++a) {
     const Phase h = input_phase(a, s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
-    for (int64_t b = 0; b < s.stride_w && h.size > 0; ++b) {
-      const Phase w = input_phase(b, s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
-      if (w.size > 0) phases.push_back({h, w, a, b});
+    for (int64_t b = 0; b < std::min(s.stride_w, s.in_w); ++b) {
+      phases.push_back({h, input_phase(b, s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w), a, b});
     }
   }
   return phases;
@@ -248,8 +248,31 @@ void run_phase_alone(const ConvolutionShape& s, const DepthwiseProblem& whole, c
   run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
 }
 
-void backward_input(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& weight,
-                    const Tensor& grad_input) {
+// One axis of the input gradient, without the outputs that padding alone reaches; the first of those left.
+int64_t crop_outputs(int64_t in, int64_t kernel, int64_t* stride, int64_t* pad, int64_t dilation, int64_t* out) {
+  const Axis axis = {in, kernel, *out, *stride, *pad, dilation};
+  const int64_t first = outputs_of_tap(axis, kernel - 1).first, last = outputs_of_tap(axis, 0).last;
+  *out = std::max<int64_t>(last - first + 1, 0);
+  *pad -= first * *stride;
+  if (*out <= 1) *stride = 1;
+  return first;
+}
+
+void backward_input(ConvolutionShape s, DType dtype, Layout layout, Tensor grad, const Tensor& weight, const Tensor& grad_input) {
+  // A stride beyond the image is a phase for each of its pixels; mostly one output is all that meets it.
+  if (s.stride_h > std::max(s.in_h, kOrdinary)) {
+    const int64_t first = crop_outputs(s.in_h, s.kernel_h, &s.stride_h, &s.pad_h, s.dilation_h, &s.out_h);
+    if (s.out_h > 0) grad = torch::stable::narrow(grad, 3, first, s.out_h);
+  }
+  if (s.stride_w > std::max(s.in_w, kOrdinary)) {
+    const int64_t first = crop_outputs(s.in_w, s.kernel_w, &s.stride_w, &s.pad_w, s.dilation_w, &s.out_w);
+    if (s.out_w > 0) grad = torch::stable::narrow(grad, 4, first, s.out_w);
+  }
+  if (s.out_h == 0 || s.out_w == 0) {
+    Tensor zeros = grad_input;
+    torch::stable::zero_(zeros);
+    return;
+  }
   const std::vector<PhasePair> phases = input_phases(s);
   const DepthwiseProblem problem = gradient_problem(s, dtype, layout, grad, grad_input);
   Plan plan;

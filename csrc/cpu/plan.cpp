@@ -149,7 +149,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
     plan.rows_per_tile = std::clamp<int64_t>(p.batch * phase_rows / (kTilesAWorker * machine.threads), 1, phase_rows);
   } else {
     plan.columns = ceil_div(planes, lanes);
-    const int64_t row_bytes = lanes * unit * (p.in_w * p.depth + p.stride_h * p.out_w);
+    const int64_t row_bytes = lanes * unit * (p.in_w * p.depth + std::min(p.stride_h, p.out_h) * p.out_w);
     const int64_t halo = (p.kernel_h - 1) * p.dilation_h / p.stride_h + 1;
     const int64_t in_cache = machine.l1_bytes * 2 / std::max<int64_t>(row_bytes, 1);
     const int64_t pieces = ceil_div(phase_rows, std::max<int64_t>({in_cache, 2 * halo, 2}));  // of even height

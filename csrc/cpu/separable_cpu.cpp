@@ -129,6 +129,7 @@ Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const 
   const Block b = {
       check_filter(kPacked, input, block[1], block[2], {block[3], block[4]}, {block[5], block[6]}, {block[7], block[8]}),
       block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
+  check_output(kPacked, input, b.shape, b.out_channels, {block[5], block[6]});
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
   return run_block(input, b, residual, [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });
 }

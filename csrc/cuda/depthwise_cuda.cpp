@@ -37,6 +37,7 @@ const DepthwisePlan& kept_plan(const char* pass, const Request& request, const M
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation, const std::string act, double slope) {
   const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
+  check_output(kForward, input, s, s.channels * s.multiplier, padding);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
   const Activation activation = check_activation(kForward, "act", act, slope);
   check_sides(kForward, s);

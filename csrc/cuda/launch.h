@@ -175,11 +175,20 @@ class Key {
 
 // Every index inside an image and a tile is 32 bits wide, offsets between rows and images 64.
 inline void check_sides(const char* op, const ConvolutionShape& s) {
-  constexpr int64_t kMost = int64_t{1} << 31;
-  STD_TORCH_CHECK(s.in_h + 2 * s.pad_h < kMost && s.in_w + 2 * s.pad_w < kMost && s.kernel_h * s.kernel_w < kMost / 2 &&
-                      s.out_h * s.out_w < kMost && s.channels < kMost - kMostDivided && s.in_h * s.stride_h < kMost &&
-                      s.in_w * s.stride_w < kMost,
-                  op, ": input's channels, padded height and width, and the output's pixels, must be below 2^31 on CUDA");
+  constexpr double kMost = 2147483648.0;  // in doubles, which products do not overflow
+  const auto product = [](int64_t a, int64_t b) { return static_cast<double>(a) * static_cast<double>(b); };
+  const auto fits = [&](int64_t in, int64_t kernel, int64_t out, int64_t stride, int64_t pad, int64_t dilation) {
+    const double last = product(out - 1, stride) + product(kernel - 1, dilation);  // from the first output's first tap
+    return static_cast<double>(in) + product(2, pad) < kMost && last < kMost && product(in, stride) < kMost &&
+           product(out, stride) < kMost;
+  };
+  STD_TORCH_CHECK(
+      fits(s.in_h, s.kernel_h, s.out_h, s.stride_h, s.pad_h, s.dilation_h) &&
+          fits(s.in_w, s.kernel_w, s.out_w, s.stride_w, s.pad_w, s.dilation_w) && product(s.kernel_h, s.kernel_w) < kMost / 2 &&
+          product(s.out_h, s.out_w) < kMost && s.channels < (int64_t{1} << 31) - kMostDivided,
+      op, ": input's channels, padded height and width, and the output's pixels, must be below 2^31 on CUDA: stride is (",
+      s.stride_h, ", ", s.stride_w, "), padding (", s.pad_h, ", ", s.pad_w, "), dilation (", s.dilation_h, ", ", s.dilation_w,
+      ")");
 }
 
 // DWCONV_EXT_LOG_PLAN=1: each plan once per shape.

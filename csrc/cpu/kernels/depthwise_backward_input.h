@@ -169,7 +169,8 @@ int64_t depthwise_backward_input_nhwc_scratch(const DepthwiseProblem&, int64_t) 
 template <class T, int = 0>
 int64_t depthwise_backward_input_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
-  const int64_t pixels = p.depth * most_phase_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.stride_h * p.out_w;
+  const int64_t rows = rows_per_tile * p.stride_h < p.out_h ? rows_per_tile * p.stride_h : p.out_h;
+  const int64_t pixels = p.depth * most_phase_input_rows(p, rows_per_tile) * p.in_w + rows * p.out_w;
   return pixels * kLanes<A> * static_cast<int64_t>(sizeof(A));
 }
 

@@ -1,0 +1,258 @@
+"""Strides, paddings and dilations far beyond their tensors: the right answer at the size's cost, or an error before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, LAYOUTS
+from properties import given, st
+from tolerance import UNIT
+from torch import Tensor, nn
+
+import dwconv_ext
+from dwconv_ext import DepthwiseConv2d, FusedDSConv, depthwise_conv2d, separable_conv2d
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Axis:
+    size: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+    @property
+    def outputs(self) -> int:
+        return (self.size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def matrix(self) -> Tensor:
+        """[output, tap, sample]: 1 where the tap joins the two; Python's integers do not overflow."""
+        joined = torch.zeros(self.outputs, self.kernel, self.size, dtype=torch.float64)
+        for o in range(self.outputs):
+            for r in range(self.kernel):
+                sample = o * self.stride + r * self.dilation - self.padding
+                if 0 <= sample < self.size:
+                    joined[o, r, sample] = 1
+        return joined
+
+
+PLAIN = Axis(7, 3, 1, 1)
+AXES = {
+    "stride_2_31": Axis(8, 3, 2**31 - 1),
+    "stride_2_62": Axis(8, 3, 2**62),
+    "stride_most": Axis(8, 3, 2**63 - 1, 3),
+    "stride_past_the_image": Axis(70, 3, 90, 89),
+    "padding_around": Axis(8, 3, 2**40, 2**40),
+    "padding_2_61": Axis(8, 3, 2**61, 2**61 - 2),
+    "padding_alone": Axis(8, 3, 2**62, 2**61),
+    "padding_most": Axis(8, 3, 2**61, (2**63 - 1 - 8) // 2),
+    "dilation": Axis(8, 3, 1, 2**40, 2**40),
+    "dilation_2_61": Axis(8, 3, 1, 2**61, 2**61),
+    "dilation_of_one_tap": Axis(8, 1, 3, 0, 2**62),
+    "dilation_past_the_image": Axis(8, 5, 2, 2**32 + 5, 2**31),
+    "dilation_and_stride": Axis(9, 4, 2**50, 3 * 2**50, 2**50),
+    "dilation_and_stride_nearly": Axis(9, 4, 2**50 + 2, 3 * 2**50 - 1, 2**50 - 1),
+    "two_strides_a_dilation": Axis(9, 3, 2**40, 2**42 - 3, 2**41 + 1),
+    "nothing_meets": Axis(9, 2, 2**40, 2**40 - 2**20, 2**39),
+    "one_output_one_tap": Axis(5, 3, 2**61, 2**41, 2**41 + 2),
+}  # fmt: skip
+
+
+def operands(h: Axis, w: Axis, dtype: torch.dtype, layout: str, channels: int = 16, multiplier: int = 1) -> list[Tensor]:
+    random = torch.Generator().manual_seed(0)
+    shapes = (2, channels, h.size, w.size), (channels * multiplier, 1, h.kernel, w.kernel), (channels * multiplier,)
+    x, weight, bias = (torch.randn(shape, generator=random).to(dtype) for shape in shapes)
+    return [x.contiguous(memory_format=LAYOUTS[layout]), weight, bias]
+
+
+def by_definition(x: Tensor, weight: Tensor, bias: Tensor, h: Axis, w: Axis) -> Tensor:
+    x = x.repeat_interleave(len(weight) // x.shape[1], 1)
+    return torch.einsum("nchw,crs,orh,psw->ncop", x, weight[:, 0], h.matrix(), w.matrix()) + bias.reshape(1, -1, 1, 1)
+
+
+def check(
+    h: Axis, w: Axis, dtype: torch.dtype, layout: str, channels: int = 16, multiplier: int = 1, device: str = "cpu"
+) -> None:
+    """Forward, the three gradients and the fused block."""
+    tensors = operands(h, w, dtype, layout, channels, multiplier)
+    conv = tuple(zip(*((a.stride, a.padding, a.dilation) for a in (h, w)), strict=True))
+    exact = [t.double().requires_grad_() for t in tensors]
+    want = by_definition(*exact, h, w)
+    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    wanted = [want, *torch.autograd.grad(want, exact, grad.double())]
+    ours = [t.to(device).requires_grad_() for t in tensors]
+    y = depthwise_conv2d(*ours, *conv)
+    got = [y, *torch.autograd.grad(y, ours, grad.to(device).contiguous(memory_format=LAYOUTS[layout]))]
+    least = 1e-12 if dtype == torch.float64 else 1e-4  # of sums that cancel
+    limit = {"rtol": 4 * UNIT[dtype], "atol": 64 * UNIT[dtype] + least}
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a.detach().double().cpu(), b.detach(), **limit)
+    if multiplier == 1:
+        pointwise = torch.randn(6, channels, 1, 1, generator=torch.Generator().manual_seed(2)).to(dtype)
+        x, weight, bias = (t.to(device) for t in tensors)
+        block = separable_conv2d(x, weight, bias, pointwise.to(device), None, *conv, "relu", "identity")
+        through = F.conv2d(want.detach().relu(), pointwise.double())
+        torch.testing.assert_close(block.double().cpu(), through, rtol=8 * UNIT[dtype], atol=256 * UNIT[dtype] + least)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", AXES)
+def test_axes(axis, layout, dtype):
+    check(AXES[axis], PLAIN, dtype, layout)
+    check(PLAIN, AXES[axis], dtype, layout, channels=3, multiplier=2)
+    check(AXES[axis], AXES[axis], dtype, layout, channels=5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", AXES)
+def test_every_instruction_set(axis, layout, isa):
+    for dtype in DTYPES:
+        check(AXES[axis], PLAIN, dtype, layout, channels=17)
+        check(AXES[axis], AXES[axis], dtype, layout, channels=4)
+
+
+@st.composite
+def axes(draw):
+    """Any sizes and strides, with paddings and dilations of which the output stays small."""
+    size, kernel, gap = draw(st.integers(1, 12)), draw(st.integers(1, 4)), st.integers(-3, 3)
+    any_size = st.integers(0, 61).flatmap(lambda bits: st.integers(1, 2**bits))
+    dilation = draw(st.integers(1, 3) | any_size)
+    ratio = draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (3, 2), (2, 3)]))
+    stride = draw(st.integers(1, 100) | any_size | gap.map(lambda g: max(dilation * ratio[0] // ratio[1] + g, 1)))
+    steps = draw(st.integers(0, 4)), draw(st.integers(0, 3))
+    padding = draw(st.integers(0, 5) | any_size | gap.map(lambda g: steps[0] * stride + steps[1] * dilation + g))
+    padding = min(max(padding, 0, -(-(dilation * (kernel - 1) + 1 - size) // 2)), (2**63 - 1 - size) // 2)
+    axis = Axis(size, kernel, stride, padding, dilation)
+    if axis.outputs > 12:
+        axis = replace(axis, stride=(size + 2 * padding - dilation * (kernel - 1) - 1) // 6)
+    return axis
+
+
+@given(axes(), axes(), st.sampled_from(list(LAYOUTS)), st.sampled_from([1, 3, 16, 17]), st.sampled_from([1, 1, 2]))
+def test_random_axes(h, w, layout, channels, multiplier):
+    check(h, w, torch.float32, layout, channels, multiplier)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_pixel_of_a_stride_near_2_to_the_31(layout):
+    x = torch.ones(1, 16, 8, 8).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    weight = torch.ones(16, 1, 3, 3, requires_grad=True)
+    y = depthwise_conv2d(x, weight, stride=2**31 - 1)
+    y.sum().backward()
+    assert [t.sum().item() for t in (y, x.grad, weight.grad)] == [144.0] * 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_block(layout):
+    for stride, padding, dilation in ((2**62, 1, 1), (2**40, 2**40, 1), (1, 2**61, 2**61)):
+        block = FusedDSConv(16, 8, 3, stride, padding, dilation, activation="identity").eval()
+        x = torch.randn(1, 16, 8, 8).contiguous(memory_format=LAYOUTS[layout])
+        with torch.no_grad():
+            ours = block(x)
+            parts = nn.Sequential(block.depthwise, block.bn1, block.pointwise, block.bn2)(x)
+        torch.testing.assert_close(ours, parts, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_shapes_without_data(axis):
+    a = AXES[axis]
+    x, weight = torch.empty(2, 4, a.size, 7, device=META), torch.empty(4, 1, a.kernel, 3, device=META)
+    y = depthwise_conv2d(x, weight, None, (a.stride, 1), (a.padding, 1), (a.dilation, 1))
+    assert y.shape == (2, 4, a.outputs, 7)
+
+
+GIVEN = "Given padding={} at dimension {}, expected padding to be at most 4611686018427387899"
+WRONG = {
+    "padding": ({"padding": 2**62}, GIVEN.format(2**62, 0)),
+    "padding_w": ({"padding": (0, 2**62 - 1)}, GIVEN.format(2**62 - 1, 1)),
+    "dilation": ({"dilation": 2**62}, "filter is larger than the padded input along height"),
+    "dilation_w": ({"dilation": (1, 2**62), "padding": (0, 2**61)}, "filter is larger than the padded input along width"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_64_bits_do_not_hold(wrong, device):
+    kwargs, message = WRONG[wrong]
+    x, w, pw = (torch.ones(s, device=device) for s in ((1, 4, 8, 8), (4, 1, 3, 3), (6, 4, 1, 1)))
+    with pytest.raises(RuntimeError, match=f"depthwise_conv2d: .*{message}"):
+        depthwise_conv2d(x, w, **kwargs)
+    with pytest.raises(RuntimeError, match=f"separable_conv2d: .*{message}"):
+        separable_conv2d(x, w, None, pw, None, **kwargs)
+
+
+def test_outputs_that_no_memory_holds():
+    x, w, pw = torch.ones(1, 4, 8, 8), torch.ones(4, 1, 3, 3), torch.ones(6, 4, 1, 1)
+    with pytest.raises(RuntimeError, match=r"depthwise_conv2d: the output's shape \[1, 4, .*too large to allocate: padding is"):
+        depthwise_conv2d(x, w, padding=2**40)
+    with pytest.raises(RuntimeError, match=r"separable_conv2d: the output's shape \[1, 6, .*too large to allocate: padding is"):
+        separable_conv2d(x, w, None, pw, None, padding=2**61)
+    with pytest.raises(RuntimeError, match="separable_conv2d_packed: the output's shape"), torch.no_grad():
+        FusedDSConv(4, 6, padding=2**40).eval()(x)
+    with pytest.raises(RuntimeError, match="allocate"):  # by the allocator
+        depthwise_conv2d(x, w, padding=(0, 2**41))
+    with pytest.raises(RuntimeError, match="overflowed"):
+        depthwise_conv2d(x.to(META), w.to(META), padding=2**40)
+
+
+INT = np.int64
+INTEGERS = [INT(2), np.int32(2), np.uint8(2), (INT(2), 2), [2, INT(2)], (INT(2),), np.array(2)]
+
+
+@pytest.mark.parametrize("integer", INTEGERS, ids=repr)
+def test_numpy_integers(integer):
+    x, w = torch.randn(2, 4, 17, 18), torch.randn(4, 1, 3, 3)
+    want = F.conv2d(x, w, None, 2, 2, 2, 4)
+    torch.testing.assert_close(depthwise_conv2d(x, w, None, integer, integer, integer), want)
+    layer = DepthwiseConv2d(4, 4, integer, integer, integer, integer)
+    assert {type(v) for v in (*layer.kernel_size, *layer.stride, *layer.padding, *layer.dilation)} == {int}
+    assert layer(x).shape == F.conv2d(x, layer.weight, None, 2, 2, 2, 4).shape
+
+
+@pytest.mark.parametrize("wrong", [np.bool_(True), np.float64(2), (INT(1), True), (INT(1),) * 3, np.array([2, 2])], ids=repr)
+def test_what_of_numpy_is_no_integer(wrong):
+    with pytest.raises(TypeError, match="stride must be an int or a pair of ints, but got"):
+        depthwise_conv2d(torch.randn(1, 4, 8, 8), torch.randn(4, 1, 3, 3), stride=wrong)
+    with pytest.raises(TypeError, match="dilation must be an int or a pair of ints, but got"):
+        DepthwiseConv2d(4, 4, 3, dilation=wrong)
+
+
+def test_layers_made_of_numpy_integers():
+    """nn.Conv2d keeps them as they are; a conversion changes its class alone."""
+    layer = nn.Conv2d(16, 16, INT(3), stride=INT(2), padding=INT(1), groups=16)
+    x = torch.randn(1, 16, 9, 9, requires_grad=True)
+    want = layer(x)
+    wanted = torch.autograd.grad(want.sum(), (x, layer.weight))
+    layer.__class__ = DepthwiseConv2d
+    got = layer(x)
+    torch.testing.assert_close([got, *torch.autograd.grad(got.sum(), (x, layer.weight))], [want, *wanted])
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), want)
+        torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x), want)
+
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, INT(3), INT(2), INT(1), groups=8),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, INT(1)),
+        nn.BatchNorm2d(6),
+    ).eval()
+    x = torch.randn(1, 8, 9, 9)
+    with torch.no_grad():
+        want = model(x)
+        torch.testing.assert_close(dwconv_ext.convert(model)(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_made_of_numpy_integers():
+    block = FusedDSConv(8, 6, INT(3), INT(2), dilation=INT(1)).eval()
+    x = torch.randn(1, 8, 9, 9)
+    with torch.no_grad():
+        assert block(x).shape == (1, 6, 5, 5)
+        torch.testing.assert_close(torch.compile(block, backend="aot_eager")(x), block(x))
