@@ -62,7 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--rounds", type=int, default=5, help="bursts of each size (default: %(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    command = commands.add_parser("models", help="whole models, converted against untouched", description=models.__doc__)
+    command = commands.add_parser("models", help="whole models, each way", description=models.__doc__)
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
     command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's, %(default)s")
@@ -72,6 +72,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--rounds", type=int, default=5, help="bursts of each contender (default: %(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with the machine and the versions")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
+    command.add_argument(
+        "--no-compile", action="store_true", help="leave torch.compile by itself out (it takes a minute a model)"
+    )
     options = parser.parse_args(arguments)
     if options.what == "traffic":
         return options

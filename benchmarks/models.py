@@ -1,8 +1,12 @@
-"""``python -m benchmarks models``: whole models, converted by ``dwconv_ext.convert`` against untouched.
+"""``python -m benchmarks models``: whole models as they are, compiled by torch, converted, and compiled by this package.
 
-Inference is eval mode without gradients; a training step is forward, backward and SGD on a cross-entropy. Both models have the
-same weights, and must agree before they are timed. The ratio is the median of the rounds' ratios. Conversion is given the input,
-so that it leaves alone what it finds slower.
+Inference is eval mode without gradients; a training step is forward, backward and SGD on a cross-entropy. All ways have the same
+weights, and must agree with the plain model before they are timed. Ratios are medians of the rounds' ratios over plain.
+
+    plain      the model
+    inductor   torch.compile(model), in inference with freezing (--no-compile leaves it out: it takes a minute a model)
+    convert    dwconv_ext.convert(model, example_input=...)
+    backend    torch.compile(model, backend="dwconv_ext")
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import argparse
 import copy
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import NamedTuple
@@ -47,9 +52,7 @@ def build(model: Model) -> nn.Module:
     return timm.create_model(model.name, pretrained=False)
 
 
-def inference(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    model = model.eval()
-
+def inference(model: Callable, x: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
             return model(x)
@@ -57,9 +60,8 @@ def inference(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def training_step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    model = copy.deepcopy(model).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+def training_step(model: Callable, x: Tensor, parameters: list[Tensor]) -> Callable[[], Tensor]:
+    optimiser = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     target = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def run() -> Tensor:
@@ -72,7 +74,8 @@ def training_step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-PASSES = {"inference": inference, "training step": training_step}
+PASSES = ("inference", "training step")
+WAYS = ("plain", "inductor", "convert", "backend")
 
 
 class Row(NamedTuple):
@@ -80,63 +83,78 @@ class Row(NamedTuple):
     batch: int
     what: str
     layout: str
-    untouched: float  # seconds
-    converted: float
-    fused: int  # blocks
-    replaced: int  # depthwise convolutions outside of blocks
-    ratio: float  # the median over rounds, each of which times both within the same seconds
+    seconds: dict[str, float]  # by way
+    ratios: dict[str, float]  # over plain
+    first_call: dict[str, float]  # seconds of what compiles
+
+
+def ways(model: nn.Module, x: Tensor, compile: bool) -> dict[str, tuple[Callable, nn.Module]]:
+    """Each way's callable, and the module whose parameters it has."""
+    of = {way: copy.deepcopy(model) for way in WAYS if compile or way != "inductor"}
+    called: dict[str, Callable] = dict(of)
+    if compile:
+        called["inductor"] = torch.compile(of["inductor"], dynamic=False)
+    called["convert"] = convert(of["convert"], inplace=True, example_input=x)
+    called["backend"] = torch.compile(of["backend"], dynamic=False, backend="dwconv_ext")
+    return {way: (called[way], of[way]) for way in called}
 
 
 def race(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch: Stopwatch) -> Iterator[Row]:
-    plain = build(model).eval().to(options.device, dtype)
+    built = build(model).to(options.device, dtype)
     for batch in options.batches:
         for layout in options.layouts:
             x = torch.randn(batch, 3, model.size, model.size).to(options.device, dtype)
             x = x.contiguous(memory_format=LAYOUTS[layout])
-            untouched = copy.deepcopy(plain).to(memory_format=LAYOUTS[layout])
-            converted = convert(copy.deepcopy(untouched), example_input=x)
-            want, got = inference(untouched, x)().float(), inference(converted, x)().float()
-            limit = 1e-3 if dtype == torch.float32 else 0.1
-            if not (got - want).abs().max() <= limit * want.abs().max():
-                raise Mismatch(f"{model.name}: the converted model's largest error is {(got - want).abs().max():.3g}")
-            counts = converted.conversion_report
-            for what, make in PASSES.items():
-                functions = {"untouched": make(untouched, x), "converted": make(converted, x)}
+            for what in PASSES:
+                torch._dynamo.reset()
+                training = what == "training step"
+                plain = built.to(memory_format=LAYOUTS[layout]).train(training)
+                functions, first = {}, {}
+                for way, (call, module) in ways(plain, x, not options.no_compile).items():
+                    functions[way] = training_step(call, x, list(module.parameters())) if training else inference(call, x)
                 try:
-                    functions["untouched"]()
+                    functions["plain"]()
                 except ValueError as error:  # a BatchNorm after the pooling has one value a channel at batch 1
                     print(f"{model.name}, batch {batch}, {what}: left out, torch says: {error}", file=sys.stderr)
                     continue
+                for way, function in functions.items():
+                    begin = time.perf_counter()
+                    with torch._inductor.config.patch(freezing=not training):
+                        got = function()
+                    if way in ("inductor", "backend"):
+                        first[way] = time.perf_counter() - begin
+                    if not training:
+                        agree(model.name, way, got, functions["plain"]())
                 times = watch.rounds(functions, options.rounds)
-                ratios = [u / c for u, c in zip(times["untouched"], times["converted"], strict=True)]
-                yield Row(
-                    model.name, batch, what, layout, median(times["untouched"]), median(times["converted"]),
-                    counts.count("FusedDSConv"), counts.count("DepthwiseConv2d"), median(ratios),
-                )  # fmt: skip
+                ratios = {w: median(p / t for p, t in zip(times["plain"], times[w], strict=True)) for w in functions}
+                yield Row(model.name, batch, what, layout, {w: median(times[w]) for w in functions}, ratios, first)
+
+
+def agree(model: str, way: str, got: Tensor, want: Tensor) -> None:
+    limit = 1e-3 if want.dtype == torch.float32 else 0.1
+    error = (got.float() - want.float()).abs().max()
+    if not error <= limit * want.float().abs().max():
+        raise Mismatch(f"{model}, {way}: the largest error is {error:.3g}")
 
 
 def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    header = [
-        "model",
-        "batch",
-        "pass",
-        "layout",
-        "fused blocks",
-        "others",
-        "untouched ms",
-        "converted ms",
-        "converted vs untouched",
-    ]
+    there = [way for way in WAYS if any(way in r.seconds for r in rows)]
+    fast = [way for way in there if way != "plain"]
+    compiled = [way for way in ("inductor", "backend") if way in there]
+    header = ["model", "batch", "pass", "layout", "plain ms", *fast, *(f"{way}'s first call, s" for way in compiled)]
     cells = [
-        [r.model, str(r.batch), r.what, r.layout, str(r.fused), str(r.replaced), f"{1e3 * r.untouched:.1f}",
-         f"{1e3 * r.converted:.1f}", f"{r.ratio:.2f}x"]
+        [r.model, str(r.batch), r.what, r.layout, f"{1e3 * r.seconds['plain']:.1f}", *(f"{r.ratios[w]:.2f}x" for w in fast),
+         *(f"{r.first_call[w]:.1f}" for w in compiled)]
         for r in rows
     ]  # fmt: skip
     for layout in dict.fromkeys(r.layout for r in rows):
         for what in PASSES:
-            ratios = [r.ratio for r in rows if (r.what, r.layout) == (what, layout)]
-            if ratios:
-                cells.append(["geometric mean", "", what, layout, "", "", "", "", f"{geometric_mean(ratios):.2f}x"])
+            chosen = [r for r in rows if (r.what, r.layout) == (what, layout)]
+            if chosen:
+                means = (geometric_mean([r.ratios[w] for r in chosen]) for w in fast)
+                cells.append(
+                    ["geometric mean", "", what, layout, "", *(f"{mean:.2f}x" for mean in means), *("" for _ in compiled)]
+                )
     return header, cells
 
 
