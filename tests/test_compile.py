@@ -147,8 +147,8 @@ def test_dtypes(dtype, layout):
 
 def test_shapes_of_convolutions():
     for conv in (
-        nn.Conv2d(16, 16, 4, padding="same", groups=16), nn.Conv2d(16, 16, 3, 1, 2, 2, groups=16), nn.Conv2d(16, 48, 3, groups=16),
-        nn.Conv2d(16, 16, (3, 5), (2, 1), (1, 0), groups=16, padding_mode="reflect"),
+        nn.Conv2d(16, 16, 4, padding="same", groups=16), nn.Conv2d(16, 16, 3, 1, 2, 2, groups=16),
+        nn.Conv2d(16, 48, 3, groups=16), nn.Conv2d(16, 16, (3, 5), (2, 1), (1, 0), groups=16, padding_mode="reflect"),
     ):  # fmt: skip
         check(nn.Sequential(conv, nn.ReLU()), picture(), wanted={"depthwise convolutions": 1})
     check(
