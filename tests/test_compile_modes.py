@@ -145,6 +145,11 @@ def test_no_fusion_over_a_change_of_mode():
     assert "blocks" not in fused()
     fast(frozen_first)(picture()).sum().backward()
     assert m.dw.weight.grad is None and m.pw.weight.grad is not None
+    # With nothing to differentiate a block would be right too; the boundary stands all the same.
+    for p in (m.dw, m.bn1, m.pw):
+        p.requires_grad_(False)
+    assert_same(fast(frozen_first)(x := picture()), frozen_first(x))
+    assert fused() == {"depthwise convolutions": 1, "pointwise convolutions": 1}
 
 
 def test_checkpoint_keeps_no_more_than_plain():
