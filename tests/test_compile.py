@@ -1,0 +1,296 @@
+"""torch.compile(model, backend="dwconv_ext"): what is fused and what is not, and that the results are the plain model's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blocks import sequential
+from small_models import STYLES, TOLERANCE, Named, Net, Shortcut, assert_same, assert_same_step, check, fast, fused, picture
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+import dwconv_ext
+import dwconv_ext.compile
+from dwconv_ext.compile import last_report
+
+ACTIVATIONS = {
+    "identity": (nn.Identity, lambda x: x),
+    "relu": (nn.ReLU, F.relu),
+    "relu_in_place": (lambda: nn.ReLU(inplace=True), F.relu_),
+    "relu6": (nn.ReLU6, F.relu6),
+    "relu6_in_place": (lambda: nn.ReLU6(inplace=True), lambda x: F.hardtanh(x, 0, 6, inplace=True)),
+    "silu": (nn.SiLU, F.silu),
+    "silu_in_place": (lambda: nn.SiLU(inplace=True), lambda x: F.silu(x, inplace=True)),
+    "hardswish": (nn.Hardswish, F.hardswish),
+    "hardswish_in_place": (lambda: nn.Hardswish(inplace=True), lambda x: F.hardswish(x, inplace=True)),
+    "gelu": (nn.GELU, F.gelu),
+    "gelu_tanh": (lambda: nn.GELU("tanh"), lambda x: F.gelu(x, approximate="tanh")),
+    "leaky_relu": (lambda: nn.LeakyReLU(0.3), lambda x: F.leaky_relu(x, 0.3)),
+    "leaky_relu_in_place": (lambda: nn.LeakyReLU(0.1, inplace=True), lambda x: F.leaky_relu(x, 0.1, True)),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
+# --- what is fused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("style", "wanted"), [
+    ("sequential", {"blocks": 1}), ("loop", {"blocks": 1}), ("functional", {"blocks": 1}), ("yolo", {"blocks": 1}),
+    ("shortcut", {"blocks": 1, "pointwise convolutions": 1}), ("in_place", {"blocks": 1}),
+])  # fmt: skip
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_styles(style, wanted, layout):
+    model = STYLES[style]().eval().to(memory_format=layout)
+    x = picture().to(memory_format=layout)
+    compiled = check(model, x, wanted=wanted)
+    with torch.no_grad():
+        assert compiled(x).stride() == model(x).stride()
+    assert last_report().refused == []
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+    module, function = ACTIVATIONS[name]
+    dw, bn1, _, pw, bn2, _ = sequential(16, 16)
+    check(nn.Sequential(dw, bn1, module(), pw, bn2, module()), picture(), wanted={"blocks": 1})
+    check(lambda x: function(bn2(pw(function(bn1(dw(x)))))), picture(), wanted={"blocks": 1})
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_not_a_number_stays(name):
+    dw, bn1, _, pw, bn2, _ = sequential(16, 16)
+    x = picture()
+    x[0, 3, 2, 2] = torch.nan
+    act = ACTIVATIONS[name][0]
+    check(nn.Sequential(dw, bn1, act(), pw, bn2, act()), x, wanted={"blocks": 1})
+
+
+@pytest.mark.xfail(strict=True, reason="the output follows the input's layout alone; torch's is channels_last if the weight is")
+@pytest.mark.parametrize("part", (slice(0, 6), slice(0, 3), slice(3, 6)), ids=("block", "depthwise", "pointwise"))
+def test_layout_of_the_weights_alone(part):
+    model = sequential(16, 16)[part].to(memory_format=torch.channels_last)
+    f = lambda x: model(x).permute(0, 2, 3, 1).view(-1)  # noqa: E731
+    with torch.no_grad():
+        assert_same(fast(f)(x := picture()), f(x))
+
+
+def test_two_activations_in_one_block_and_others_outside():
+    dw, bn1, _, pw, bn2, _ = sequential(16, 16)
+    check(nn.Sequential(dw, bn1, nn.SiLU(), nn.Dropout(), pw, bn2, nn.LeakyReLU(2.0)).eval(), picture(), wanted={"blocks": 1})
+    check(nn.Sequential(dw, bn1, nn.Mish(), pw), picture(), wanted={"depthwise convolutions": 1, "pointwise convolutions": 1})
+
+
+def added_in_place(x, y):
+    y += x
+    return y
+
+
+@pytest.mark.parametrize("add", (
+    lambda x, y: x + y, lambda x, y: y + x, torch.add, lambda x, y: y.add(x), lambda x, y: y.add_(x), added_in_place,
+))  # fmt: skip
+def test_shortcuts_are_fused(add):
+    block = sequential(16, 16, last=False)
+    calls = []
+
+    def counted(graph, inputs):
+        run = dwconv_ext.compile.backend(graph, inputs)
+        calls.extend(node.name for node in graph.graph.nodes if "add" in node.name and node.op != "call_module")
+        return run
+
+    with torch.no_grad():
+        x = picture()
+        assert_same(torch.compile(lambda x: add(x, block(x)), backend=counted)(x), x + block(x))
+    assert fused() == {"blocks": 1} and not calls
+
+
+def test_a_sum_into_the_shortcut_is_seen_by_others():
+    block = sequential(16, 16, last=False)
+
+    def f(x):
+        x = x * 1
+        skip = x
+        x += block(x)
+        return torch.cat([skip, x], 1)
+
+    check(f, picture(), wanted={"blocks": 1})
+    check(lambda x: (x.add_(block(x)), x[0]), picture())
+
+
+def test_sums_that_are_no_shortcut():
+    block = sequential(16, 16, last=False)
+    for f in (
+        lambda x: block(x) + x[:, :1],  # broadcast
+        lambda x: torch.add(block(x), x, alpha=2),
+        lambda x: block(x) + x.double(),
+        lambda x: block(x) + 1,
+        lambda x: (lambda y: y + y)(block(x)),
+    ):
+        check(f, picture(), wanted={"blocks": 1}, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_dtypes(dtype, layout):
+    check(Shortcut().eval().to(dtype, memory_format=layout), picture(dtype=dtype).to(memory_format=layout), wanted={
+        "blocks": 1, "pointwise convolutions": 1})  # fmt: skip
+
+
+def test_shapes_of_convolutions():
+    for conv in (
+        nn.Conv2d(16, 16, 4, padding="same", groups=16), nn.Conv2d(16, 16, 3, 1, 2, 2, groups=16),
+        nn.Conv2d(16, 48, 3, groups=16), nn.Conv2d(16, 16, (3, 5), (2, 1), (1, 0), groups=16, padding_mode="reflect"),
+    ):  # fmt: skip
+        check(nn.Sequential(conv, nn.ReLU()), picture(), wanted={"depthwise convolutions": 1})
+    check(
+        nn.Sequential(nn.Conv2d(16, 8, 3, groups=4), nn.BatchNorm2d(8), nn.ReLU()).eval(),
+        picture(),
+        wanted={"other convolutions": 1},
+    )
+    check(nn.Conv2d(16, 16, 3), picture(), wanted={})
+    check(sequential(16, 16), picture(n=0), wanted={"blocks": 1})
+    check(nn.Conv2d(16, 16, 3, groups=16), picture()[0], wanted={})  # without a batch
+
+
+def test_numpy_numbers():
+    np = pytest.importorskip("numpy")
+    check(nn.Conv2d(16, 16, np.int64(3), stride=np.int64(2), padding=np.int64(1), groups=16), picture())
+
+
+def test_dead_channel_in_float16():
+    """mean * scale of a channel that never varies does not fit float16; what the block gives does."""
+    model = sequential(16, 16)
+    with torch.no_grad():
+        model[0].weight.zero_()[:, 0, 1, 1] = 300
+        model[1].running_mean.fill_(300), model[1].running_var.fill_(1e-12), model[1].weight.fill_(1), model[1].bias.fill_(0.5)
+    check(model.half(), torch.ones(1, 16, 8, 8).half(), wanted={"blocks": 1}, tolerance=0.05)
+
+
+# --- what is not -------------------------------------------------------------------------------------------------------
+
+
+def test_report_says_why_and_where():
+    class Mish(Named):
+        def forward(self, x):
+            y = self.bn1(self.dw(x))
+            return self.pw(F.mish(y))
+
+    check(Mish(), picture())
+    (refusal,) = last_report().refused
+    assert "mish" in refusal.why and refusal.layer
+    assert "mish" in str(last_report()) and "1 depthwise convolutions" in str(last_report())
+    assert "test_compile.py:" in refusal.line and refusal.line.endswith("y = self.bn1(self.dw(x))")
+    assert last_report().base == "eager"
+
+
+def test_values_used_twice():
+    m = Named()
+    check(lambda x: (lambda y: (m.bn1(y), y))(m.dw(x)), picture(), wanted={"depthwise convolutions": 1})
+    check(lambda x: (lambda y: m.pw(y) + y.mean())(m.dw(x)), picture(), wanted={
+        "depthwise convolutions": 1, "pointwise convolutions": 1})  # fmt: skip
+    check(lambda x: (lambda y: (m.pw(y), y.detach()))(m.dw(x)), picture())
+
+
+def test_writes_in_between():
+    m = Named()
+
+    def the_input(x):
+        y = m.dw(x)
+        x.mul_(3)
+        return m.bn1(y), x
+
+    def the_statistics(x):
+        y = m.dw(x)
+        m.bn1.running_mean.add_(1)
+        z = m.bn1(y)
+        m.bn1.running_mean.sub_(1)
+        return z
+
+    def the_result(x):
+        y = m.dw(x)
+        y.mul_(2)
+        return m.bn1(y), y
+
+    def a_view_of_the_input(x):
+        v = x[:, :, 1:]
+        y = m.dw(v)
+        x[:, :, 2] = 5
+        return m.pw(y)
+
+    def a_view_of_the_result(x):
+        y = m.dw(x)
+        y[:, 3].zero_()
+        return m.pw(y)
+
+    def a_view_by_shape(x):
+        return m.bn1(m.dw(x).view(1, 16, 8, 16))
+
+    for f in (the_input, the_statistics, the_result, a_view_of_the_input, a_view_of_the_result):
+        check(f, picture())
+        assert "blocks" not in fused(), f.__name__
+    check(a_view_by_shape, picture(n=2))
+
+
+@pytest.mark.parametrize("compute", (
+    weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal,
+    lambda c: prune.l1_unstructured(c, "weight", 0.5),
+))  # fmt: skip
+def test_computed_weights(compute):
+    model = sequential(16, 16)
+    compute(model[3])
+    model(picture()), model.eval()
+    compiled = check(model, picture())
+    assert "blocks" not in fused() and any("computed" in r.why for r in last_report().refused)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+        assert_same(compiled(x := picture()), model(x))
+
+
+def test_shared_modules():
+    dw, bn, act, pw, _, _ = sequential(16, 16)
+    model = nn.Sequential(dw, bn, act, pw, bn, act, dw, bn, act, pw, bn, act)
+    compiled = check(model, picture(), wanted={"blocks": 2})
+    with torch.no_grad():
+        bn.weight.mul_(2)
+        assert_same(compiled(x := picture()), model(x))
+
+
+# --- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ("eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.xdist_group("inductor"))))
+def test_bases(base):
+    model = sequential(16, 16) if base == "inductor" else Net("shortcut").eval()
+    compiled, x = fast(model, options={"base": base}), picture()
+    with torch.no_grad():
+        assert_same(compiled(x), model(x))
+        assert last_report().base == base and fused()["blocks"] == 1
+        for p in model.parameters():
+            p.data.mul_(0.7)
+        assert_same(compiled(x), model(x))
+    if base == "aot_eager":
+        assert_same_step(model, copy.deepcopy(model), compiled, x, 1e-3)
+
+
+def test_unknown_option():
+    graph = torch.fx.symbolic_trace(nn.Identity())
+    with pytest.raises(ValueError, match=r"base.*but got bse"):
+        dwconv_ext.compile.backend(graph, [picture()], options={"bse": "eager"})
+    # Dynamo wraps whatever a backend raises.
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"ValueError: .*bse"):
+        fast(lambda x: x + 1, options={"bse": "eager"})(picture())
+
+
+def test_backend_is_known_by_name():
+    assert "dwconv_ext" in torch._dynamo.list_backends(exclude_tags=())
+    assert torch._dynamo.lookup_backend("dwconv_ext") is dwconv_ext.compile.backend
