@@ -130,7 +130,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "Of the packed weights of a fused block.");
   py::class_<WatchedTensors>(m, "WatchedTensors", "Whether tensors are still what they were (csrc/watched_tensors.h).")
-      .def(py::init<py::tuple>(), py::arg("tensors"))
+      .def(py::init<const py::tuple&>(), py::arg("tensors"))
       .def("unchanged", &WatchedTensors::unchanged, "Whether these are the same tensors with the same content.",
            py::arg("tensors"))
       .def_static("forget_all", &WatchedTensors::forget_all, "Finds every tensor changed that was watched before.");

@@ -2,9 +2,9 @@
 //
 // torch counts writes in Tensor._version, but not all of them: not those through .data, not a fused optimizer's, not another
 // process's into shared memory. So besides address, size and version some bytes of each tensor are kept, spread over it, and
-// compared: a write of the whole tensor is seen, one of a few elements past the version counter may be not. The tensors are held,
-// so that no other can come to lie at the address of one, and read through Python's attributes, so that no build of torch is
-// linked here.
+// compared, of a small tensor all: a write of the whole tensor is seen, one of a few elements past the version counter may be not.
+// The tensors are known by weak references, so that another at the same address is another, and read through Python's attributes,
+// so that no build of torch is linked here.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -24,15 +24,17 @@ namespace py = pybind11;
 class WatchedTensors {
  public:
   // Dense CPU tensors, and None for one that is absent.
-  explicit WatchedTensors(py::tuple tensors) : tensors_(std::move(tensors)) {
-    read_states(tensors_, states_);
+  explicit WatchedTensors(const py::tuple& tensors) {
+    for (const py::handle tensor : tensors) tensors_.push_back(tensor.is_none() ? py::object(py::none()) : py::weakref(tensor));
+    read_states(tensors, states_);
     read_content(states_, content_);
   }
 
   bool unchanged(const py::tuple& tensors) const {
     if (tensors.size() != tensors_.size()) return false;
     for (size_t i = 0; i < tensors.size(); ++i) {
-      if (PyTuple_GET_ITEM(tensors.ptr(), i) != PyTuple_GET_ITEM(tensors_.ptr(), i)) return false;
+      PyObject* const known = tensors_[i].is_none() ? Py_None : PyWeakref_GET_OBJECT(tensors_[i].ptr());
+      if (PyTuple_GET_ITEM(tensors.ptr(), i) != known) return false;
     }
     static thread_local std::vector<State> states;
     static thread_local std::vector<char> content;
@@ -49,6 +51,7 @@ class WatchedTensors {
     int64_t address, bytes, version;
   };
   static constexpr int64_t kSamples = 16, kBytes = 16;
+  static constexpr int64_t kSmall = 8192;  // of these all bytes are compared: BatchNorm's statistics move without their version
 
   // Moved on by forget_all; a part of every state.
   static int64_t& epoch() {
@@ -81,22 +84,23 @@ class WatchedTensors {
 
   // The first and the last bytes, and some between at equal distances.
   static void read_content(const std::vector<State>& states, std::vector<char>& content) {
-    content.resize(states.size() * kSamples * kBytes);
+    size_t all = 0;
+    for (size_t i = 1; i < states.size(); ++i) all += states[i].bytes <= kSmall ? states[i].bytes : kSamples * kBytes;
+    content.resize(all);
     char* to = content.data();
     for (size_t i = 1; i < states.size(); ++i) {
       const char* const from = reinterpret_cast<const char*>(states[i].address);
       const int64_t bytes = states[i].bytes;
-      if (bytes <= kSamples * kBytes) {
+      if (bytes <= kSmall) {
         if (bytes > 0) memcpy(to, from, bytes);
         to += bytes;
         continue;
       }
       for (int64_t s = 0; s < kSamples; ++s, to += kBytes) memcpy(to, from + (bytes - kBytes) * s / (kSamples - 1), kBytes);
     }
-    content.resize(to - content.data());
   }
 
-  py::tuple tensors_;
+  std::vector<py::object> tensors_;
   std::vector<State> states_;
   std::vector<char> content_;
 };

@@ -8,6 +8,7 @@ tensor, by whatever means; what may be missed is single elements written through
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -35,28 +36,32 @@ register_optimizer_step_post_hook(lambda *_: clear_caches())  # a fused step lea
 
 
 class Kept:
-    """What `make` made of some tensors, while they are as they were; nothing after a copy or from a pickle."""
+    """What was made of some tensors, while they are as they were; nothing in a copy or from a pickle.
+
+    One for each first tensor: equal layers may share their code, as Dynamo has them share a graph.
+    """
 
     def __init__(self) -> None:
-        self._watched: Any = None
-        self._settings: Any = None
-        self._made: Any = None
+        self._entries: dict[int, tuple] = {}
 
     def get(self, tensors: Tensors, settings: Any, make: Callable[[], Any]) -> Any:
-        """settings: what else it depends on. Not to be called while a compiler or functorch looks on."""
-        watched = self._watched
-        if watched is not None and settings == self._settings and watched.unchanged(tensors):
-            return self._made
+        """make(), or what it gave before; settings: what else it depends on. Not while a compiler or functorch looks on."""
+        key = id(tensors[0])
+        entry = self._entries.get(key)
+        if entry is not None and settings == entry[1] and entry[0].unchanged(tensors):
+            return entry[2]
         with torch.inference_mode(False), torch.no_grad():
             made = make()
-        self._watched = None
         if all(map(_can_be_watched, tensors)):
-            self._made, self._settings = made, settings
-            self._watched = _C.WatchedTensors(tensors)
+            entries = self._entries
+            end = weakref.ref(tensors[0], lambda _: entries.pop(key, None))
+            entries[key] = _C.WatchedTensors(tensors), settings, made, end
+        else:
+            self._entries.pop(key, None)
         return made
 
     def clear(self) -> None:
-        self._watched = self._made = None
+        self._entries.clear()
 
     def __reduce__(self) -> tuple:
         return Kept, ()

@@ -143,6 +143,17 @@ def depthwise_conv2d(
     return output.squeeze(0) if unbatched else output
 
 
+def as_weights_layout(input: Tensor, weight: Tensor) -> Tensor:
+    """The input in channels_last where the weight is, as nn.Conv2d's output is in either case."""
+    if weight.dim() != 4 or weight.stride(1) != 1 or input.dim() != 4:
+        return input
+    _, c, h, w = weight.shape
+    strides = weight.stride()[1:]
+    if strides == (1, w * c, c) and strides != (h * w, w, 1):
+        return input.contiguous(memory_format=torch.channels_last)
+    return input
+
+
 def _allow_tf32(input: Tensor) -> bool:
     """Whether torch lets its own convolutions round float32 operands to tf32 on this tensor's device."""
     return input.is_cuda and input.dtype == torch.float32 and torch.backends.cudnn.allow_tf32

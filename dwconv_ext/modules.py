@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .batch_norm import is_plain_module, norm_then_activation
 from .folded_layers import BlockSettings, FoldedBlock, as_autocast
 from .folded_weights import Tensors
-from .functional import ACTIVATIONS, IntOrPair, _pair, depthwise_conv2d
+from .functional import ACTIVATIONS, IntOrPair, _pair, as_weights_layout, depthwise_conv2d
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -49,6 +49,7 @@ class DepthwiseConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not isinstance(input, Tensor):  # torch.fx's
             return super()._conv_forward(input, weight, bias)
+        input = as_weights_layout(input, weight)
         if self.padding_mode == "zeros":
             return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
         padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)

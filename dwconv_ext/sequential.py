@@ -21,6 +21,7 @@ from .autograd import taken_apart
 from .batch_norm import is_plain_module, norm_then_activation
 from .folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast
 from .folded_weights import Tensors
+from .functional import as_weights_layout
 from .modules import DepthwiseConv2d, activation_of_module
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -141,7 +142,7 @@ class SequentialMixin:
                 return norm_then_activation(layer, input, *found), at + 2
         if not _is_conv(layer):
             return layer(input), at + 1
-        x = as_autocast(input)
+        x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
         if not _fits(x, layer):
             return layer(input), at + 1
         block = find_block(layers, at)

@@ -243,7 +243,7 @@ def soak(way, edits, seed):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", (1, 2))
 def test_random_edits(way, seed):
-    soak(way, 75, seed)
+    soak(way, 40, seed)
 
 
 @pytest.mark.slow

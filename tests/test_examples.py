@@ -124,7 +124,7 @@ def test_summary(script):
     assert "4,231,976" in script("summary.py")
     assert "3,504,872" in script("summary.py", "--model", "mobilenet_v2", "--resolution", 64, "--batch", 2)
     text = script("summary.py", "--model", "mnasnet0_5", "--resolution", 64)
-    assert "separable_forward" in text
+    assert "depthwise_forward" in text
 
 
 @pytest.mark.parametrize("name", ["demo.py", "train_cifar10.py", "predict.py", "show_weights.py", "summary.py"])

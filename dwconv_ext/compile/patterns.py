@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from ..batch_norm import train_batch_norm_act
 from ..folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv
-from ..functional import DTYPES, depthwise_conv2d
+from ..functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .report import Report
 
@@ -98,6 +98,8 @@ class _Pass:
         for node in nodes:
             if node not in self.used and g.convolution(node) is not None:
                 self.convolution(node)
+            elif isinstance(node.target, torch._ops.HigherOrderOperator):
+                self.report.refuse(node, "what lies in its own graph runs as it is")
         for node in nodes:
             if node not in self.used and self.packed:
                 self.training_norm(node)
@@ -257,13 +259,27 @@ class _Pass:
         with graph.inserting_before(last):
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
                 input = self.cast(input, g.tensor_of(last).dtype)
+            input = self.in_layout(input, tensors[0])
             fused = graph.call_module(name, (input, None if residual is None else residual[1], *tensors))
         self.swap(nodes, fused)
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         cast = self.module.graph.call_method("to", (node, dtype))
-        cast.meta["example_value"] = g.tensor_of(node).to(dtype)
-        return cast
+        return self.placed(cast, g.tensor_of(node).to(dtype), node)
+
+    def placed(self, new: fx.Node, value: Tensor, like: fx.Node) -> fx.Node:
+        """A node that was put in, with what Dynamo would know of it, and the place of another."""
+        new.meta["example_value"] = value
+        self.order[new], self.region[new] = self.order[like], self.region[like]
+        return new
+
+    def in_layout(self, node: fx.Node, weight: fx.Node) -> fx.Node:
+        """The input as nn.Conv2d's output will be laid out."""
+        value = g.tensor_of(node)
+        if as_weights_layout(value, g.tensor_of(weight)) is value:
+            return node
+        new = self.module.graph.call_function(as_weights_layout, (node, weight))
+        return self.placed(new, value.contiguous(memory_format=torch.channels_last), node)
 
     def swap(self, nodes: list[fx.Node], new: fx.Node) -> None:
         """The new node in the place of these, the last of which has its value."""
@@ -287,6 +303,7 @@ class _Pass:
                 if operand is not None and g.tensor_of(operand).dtype != g.tensor_of(node).dtype:
                     operand = self.cast(operand, g.tensor_of(node).dtype)
                 operands.append(operand)
+            operands[0] = self.in_layout(operands[0], conv["weight"])
             new = self.module.graph.call_function(
                 depthwise_conv2d, (*operands, conv["stride"], conv["padding"], conv["dilation"])
             )
@@ -305,7 +322,7 @@ class _Pass:
         if not self.undisturbed(layer.nodes):
             layer = Layer({}, [node])
         names = ("input", *_TENSORS, "momentum", "eps")
-        with self.module.graph.inserting_before(layer.nodes[-1]):
+        with self.module.graph.inserting_before(node):  # what reads the running statistics after it still does
             arguments = (*(norm[name] for name in names), layer.activation, layer.slope)
             new = self.module.graph.call_function(train_batch_norm_act, arguments)
         self.swap(layer.nodes, new)
