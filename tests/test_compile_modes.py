@@ -79,7 +79,6 @@ def test_inference_mode_then_gradient():
         assert_same(compiled(x), model(x))
 
 
-@pytest.mark.xfail(strict=True, reason="a fused sum does not look whether its shortcut wants a derivative")
 @pytest.mark.parametrize("last", (slice(0, 5), slice(3, 4)), ids=("block", "pointwise"))
 def test_gradient_through_the_shortcut_of_a_frozen_block(last):
     block = sequential(16, 16)[last].requires_grad_(False)
