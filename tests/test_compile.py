@@ -292,4 +292,6 @@ def test_unknown_option():
 
 def test_backend_is_known_by_name():
     assert "dwconv_ext" in torch._dynamo.list_backends(exclude_tags=())
-    assert callable(torch._dynamo.lookup_backend("dwconv_ext"))
+    with torch.no_grad():
+        torch._dynamo.lookup_backend("dwconv_ext")(torch.fx.symbolic_trace(nn.Identity()), [picture()])
+    assert last_report() is not None and fused() == {}
