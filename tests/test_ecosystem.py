@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,22 +43,6 @@ def test_compile_fullgraph(pair):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         close(torch.compile(converted, fullgraph=True, backend="aot_eager")(x), plain(x))
-
-
-@pytest.mark.xdist_group("inductor")
-def test_inductor_runs_what_the_backend_leaves(pair):
-    """The blocks stay operations of ours in inductor's code."""
-    plain, _ = pair
-    torch._dynamo.reset()
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        compiled = torch.compile(plain, fullgraph=True, dynamic=False, backend="dwconv_ext", options={"base": "inductor"})
-        compiled(x)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            close(compiled(x), plain(x))
-    ran = Counter(event.name for event in profile.events())
-    depthwise = sum(isinstance(m, nn.Conv2d) and m.groups > 1 for m in plain.modules())
-    assert ran["dwconv_ext::separable_conv2d"] == depthwise > 0
 
 
 def test_compile_fullgraph_training(pair):
