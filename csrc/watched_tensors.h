@@ -2,9 +2,9 @@
 //
 // torch counts writes in Tensor._version, but not all of them: not those through .data, not a fused optimizer's, not another
 // process's into shared memory. So besides address, size and version some bytes of each tensor are kept, spread over it, and
-// compared, of a small tensor all: a write of the whole tensor is seen, one of a few elements past the version counter may be not.
-// The tensors are known by weak references, so that another at the same address is another, and read through Python's attributes,
-// so that no build of torch is linked here.
+// compared, of a small tensor all: a write of the whole tensor is seen, one of a few elements past the version counter may be
+// not. The tensors are known by weak references, so that another at the same address is another, and read through Python's
+// attributes, so that no build of torch is linked here.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -39,7 +39,8 @@ class WatchedTensors {
     static thread_local std::vector<State> states;
     static thread_local std::vector<char> content;
     read_states(tensors, states);
-    if (states.size() != states_.size() || memcmp(states.data(), states_.data(), states.size() * sizeof(State)) != 0) return false;
+    if (states.size() != states_.size() || memcmp(states.data(), states_.data(), states.size() * sizeof(State)) != 0)
+      return false;
     read_content(states, content);
     return content == content_;
   }
