@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -193,7 +194,9 @@ class FusedDSConv(nn.Module):
         return BlockSettings(conv.stride, conv.padding, conv.dilation, activations, slopes, (bn1.eps, bn2.eps))
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._folds(input):
+        # For torch.compile the parts: this package's backend finds the block among them, and keeps its weights packed.
+        compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        if not compiling and self._folds(input):
             settings = self._settings()
             if self._block is None or self._block.settings != settings:
                 self._block = FoldedBlock(settings)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import sequential
+from blocks import randomised, sequential
 from small_models import STYLES, TOLERANCE, Named, Net, Shortcut, assert_same, assert_same_step, check, fast, fused, picture
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
@@ -295,3 +295,16 @@ def test_backend_is_known_by_name():
     with torch.no_grad():
         torch._dynamo.lookup_backend("dwconv_ext")(torch.fx.symbolic_trace(nn.Identity()), [picture()])
     assert last_report() is not None and fused() == {}
+
+
+def test_own_modules_and_converted_models():
+    """A FusedDSConv and what convert made of a model are found as the block that they are."""
+    block = randomised(dwconv_ext.FusedDSConv(16, 24, activation="silu"))
+    check(block, picture(), wanted={"blocks": 1})
+    check(dwconv_ext.convert(sequential(16, 16)), picture(), wanted={"blocks": 1})
+
+
+def test_a_refusal_names_the_module_where_no_line_is_known():
+    dw, *_, pw, _, _ = sequential(16, 16)
+    check(nn.Sequential(dw, nn.Tanh(), pw), picture())
+    assert [r.line for r in last_report().refused] == ["module 0"]

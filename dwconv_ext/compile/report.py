@@ -14,7 +14,7 @@ class Refusal(NamedTuple):
 
     layer: str  # the node's name in Dynamo's graph
     why: str
-    line: str  # of the model's source, where Dynamo knows it
+    line: str  # of the model's source, where Dynamo knows it, else the module's name
 
 
 @dataclass
@@ -39,14 +39,15 @@ class Report:
 
 
 def source_line(node: fx.Node) -> str:
-    """The innermost line of the stack that Dynamo noted, as file:line: text."""
+    """The innermost line of the stack that Dynamo noted, as file:line: text; the module's name where it noted none."""
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().strip("^~ ")]
     for at in range(len(lines) - 1, -1, -1):
         if lines[at].startswith("File "):
             parts = lines[at].split(", ")
             place = f"{parts[0].removeprefix('File ').strip(chr(34))}:{parts[1].removeprefix('line ')}"
             return f"{place}: {lines[at + 1]}" if at + 1 < len(lines) else place
-    return ""
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    return "module " + modules[-1][0].split("]", 1)[-1].lstrip(".") if modules else ""  # L['fn'].features.0
 
 
 _last: list[Report] = []
