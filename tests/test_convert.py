@@ -106,7 +106,9 @@ def test_other_convolutions_are_folded():
     torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
 def test_hooks_keep_running():
+    """Without derivatives wanted, so that what is not hooked is fused."""
     model = sequential()
     seen = []
     model[1].register_forward_hook(lambda m, i, o: seen.append(o))
@@ -121,6 +123,7 @@ def test_hooks_keep_running():
     assert not torch.allclose(converted_later, converted(x))
 
 
+@torch.no_grad()
 def test_a_replaced_part_is_used():
     converted = convert(sequential())
     x = torch.randn(2, 16, 5, 5)

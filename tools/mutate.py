@@ -113,6 +113,9 @@ def make_copy() -> list[str]:
         if not is_python(fault):
             texts[file] = text
     header = COPY / "csrc" / "planted_fault.h"
+    for path in [*(COPY / "tests").rglob("*.py"), *(COPY / "dwconv_ext").rglob("*.py")]:  # of an earlier checkout
+        if str(path.relative_to(COPY)) not in files:
+            path.unlink()
     for file in files:
         content = f'#include "{header}"\n{texts[file]}'.encode() if file in texts else (ROOT / file).read_bytes()
         write(COPY / file, content)
