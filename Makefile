@@ -1,4 +1,4 @@
-# make demo    set up, build, and show it on real pictures and digits      (about 3 minutes after set-up)
+# make demo    set up, build, and show it on real pictures and digits      (3 to 4 minutes on 2 fast cores, set-up included)
 # make test    set up, build, run the tests
 # make bench   the tables and plots of the README
 # make fuzz    10,000 random problems a property test; make slow: the tests that need minutes or 20 GB

@@ -205,13 +205,15 @@ class Build(BuildExtension):
         return Path(self.build_temp, f"{ext.name}.time.json")
 
     def _keep_time(self, ext: Extension, begin: float, used: float) -> None:
-        """Of what was compiled: beside the objects, so that a build that finds them up to date has it too."""
+        """Of what was compiled: beside the objects, so that a build that finds them up to date has it too, and one that compiles
+        a few of them anew keeps that of all."""
         objects = [Path(self.build_temp, source).with_suffix(".o") for source in ext.sources] + [*map(Path, ext.extra_objects)]
         compiled = sum(file.exists() and file.stat().st_mtime >= self.begin for file in objects)
-        if compiled:
+        kept = self._timed_file(ext)
+        if compiled and (not kept.exists() or compiled >= json.loads(kept.read_text())["compiled"]):
             elapsed, processor = round(time.time() - begin, 1), round(compilers_seconds() - used, 1)
             facts = {"compiled": compiled, "files": len(objects), "elapsed_s": elapsed, "processor_s": processor}
-            self._timed_file(ext).write_text(json.dumps(facts) + "\n")
+            kept.write_text(json.dumps(facts) + "\n")
 
     def _check_cuda_version(self, *args: object) -> None:
         """torch's check compares minors too; cuda_decision() has already compared the majors."""

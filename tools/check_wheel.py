@@ -49,7 +49,9 @@ def main() -> None:
         help="what pip is asked for, one environment each (default: the oldest torch that will do, and the newest)",
     )
     options = parser.parse_args()
-    wheel = options.wheel.resolve(strict=True)
+    if not options.wheel.is_file():
+        parser.error(f"there is no wheel {options.wheel}: make wheel makes one")
+    wheel = options.wheel.resolve()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for requirement in options.torch:
         print(f"-- {requirement}", flush=True)
