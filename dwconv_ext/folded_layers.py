@@ -24,11 +24,17 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _is_plain(t: Tensor, dtype: torch.dtype) -> bool:
-    return type(t) is Tensor and t.dtype is dtype and t.is_cpu
+def _packs(input: Tensor, residual: Tensor | None, weight: Tensor, channels: int) -> bool:
+    """Whether the packed kernel takes these; what it does not is torch's or the unpacked operation's to compute or to refuse."""
+    dtype = input.dtype
+    if dtype not in DTYPES or type(input) is not Tensor or not input.is_cpu or input.dim() != 4 or input.size(1) != channels:
+        return False
+    if not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
+        return False
+    return residual is None or (type(residual) is Tensor and residual.dtype is dtype and residual.is_cpu)
 
 
-def _wanted(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
+def wanted(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
     """Whether a derivative of this call is wanted, or something looks at each of its operations."""
     if taken_apart():
         return True
@@ -67,23 +73,16 @@ class FoldedBlock:
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         dtype = input.dtype
-        if _wanted(input, residual, tensors) or not self._packs(input, tensors, residual):
+        if wanted(input, residual, tensors) or not self._packs(input, tensors, residual):
             return self.functional(input, tensors, residual)
         packed, block, slopes = self.kept.get(tensors, dtype, lambda: self._pack(tensors, dtype))
         return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
 
     def _packs(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        """What the packed kernel does not take is separable_conv2d's to compute or to refuse."""
-        dtype, weight = input.dtype, tensors[0]
-        if dtype not in DTYPES or not _is_plain(input, dtype) or input.dim() != 4 or input.size(1) != weight.size(0):
+        weight = tensors[0]
+        if not _packs(input, residual, weight, weight.size(0)) or not set(self.settings.activations) <= set(ACTIVATIONS):
             return False
-        if not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
-            return False
-        if not set(self.settings.activations) <= set(ACTIVATIONS):
-            return False
-        if self.settings.padding == "same" and any(self._padding(weight)[1]):
-            return False
-        return residual is None or _is_plain(residual, dtype)
+        return self.settings.padding != "same" or not any(self._padding(weight)[1])
 
     def _padding(self, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         s = self.settings
@@ -134,9 +133,10 @@ class FoldedConv:
         self.block = FoldedBlock(BlockSettings(1, 0, 1, ("identity", s.activation), (0.01, s.slope), (0.0, s.eps)))
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
-        if _wanted(input, residual, tensors):
+        if wanted(input, residual, tensors):
             return self.functional(input, tensors, residual)
-        if self._is_pointwise(tensors[0]) and self._packs(input, tensors, residual):
+        weight = tensors[0]
+        if self._is_pointwise(weight) and _packs(input, residual, weight, weight.size(1)):
             packed, block, slopes = self.kept.get(tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
             return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
         weights = self.kept.get(tensors, input.dtype, lambda: self._folded(tensors, input.dtype))
@@ -151,14 +151,6 @@ class FoldedConv:
         if weight.shape[2:] != (1, 1) or s.groups != 1 or s.stride not in (1, (1, 1)):
             return False
         return s.padding in (0, (0, 0), "valid", "same")
-
-    def _packs(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        dtype, weight = input.dtype, tensors[0]
-        if dtype not in DTYPES or not _is_plain(input, dtype) or input.dim() != 4 or input.size(1) != weight.size(1):
-            return False
-        if not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
-            return False
-        return residual is None or _is_plain(residual, dtype)
 
     def _pack(self, tensors: Tensors, dtype: torch.dtype) -> tuple:
         copy = tensors[0].new_ones((tensors[0].shape[1], 1, 1, 1))

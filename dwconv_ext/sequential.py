@@ -19,7 +19,7 @@ from torch.nn.modules import module as module_hooks
 
 from .autograd import taken_apart
 from .batch_norm import is_plain_module, norm_then_activation
-from .folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast
+from .folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, wanted
 from .folded_weights import Tensors
 from .functional import as_weights_layout
 from .modules import DepthwiseConv2d, activation_of_module
@@ -140,7 +140,8 @@ class SequentialMixin:
             found = activation_of_module(layers[at + 1])
             if found is not None:
                 return norm_then_activation(layer, input, *found), at + 2
-        if not _is_conv(layer):
+        # First: in training nothing is looked for, and no input prepared, in vain.
+        if not _is_conv(layer) or wanted(input, None, (layer._parameters["weight"],)):
             return layer(input), at + 1
         x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
         if not _fits(x, layer):
@@ -149,7 +150,7 @@ class SequentialMixin:
         if block is not None:
             first, second = block
             tensors = (*first.tensors(), *second.tensors())
-            if not _wants_gradient(x, tensors):
+            if not wanted(x, None, tensors):
                 conv = first.conv
                 activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
                 settings = BlockSettings(conv.stride, conv.padding, conv.dilation, activations, slopes, (first.eps, second.eps))
@@ -158,7 +159,7 @@ class SequentialMixin:
         if found.norm is None and not _is_pointwise(layer):
             return layer(input), at + 1
         tensors = found.tensors()
-        if _wants_gradient(x, tensors):
+        if wanted(x, None, tensors):
             return layer(input), at + 1
         how = (layer.stride, layer.padding, layer.dilation, layer.groups)
         settings = ConvSettings(*how, found.activation, found.slope, found.eps)
@@ -185,7 +186,3 @@ def _fits(input: Tensor, conv: nn.Module) -> bool:
     if input.dim() != 4 or not input.is_cpu or not weight.is_cpu or input.shape[1] != conv.in_channels:
         return False
     return input.dtype is weight.dtype or torch.is_autocast_enabled("cpu")
-
-
-def _wants_gradient(input: Tensor, tensors: Tensors) -> bool:
-    return torch.is_grad_enabled() and (input.requires_grad or any(t is not None and t.requires_grad for t in tensors))

@@ -37,5 +37,14 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def fresh_dynamo():
+    """Nothing compiled before, nothing left behind; the same random numbers each time."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
 def pytest_report_header(config):
     return f"dwconv_ext {dwconv_ext.__version__}, torch {torch.__version__}, {', '.join(dwconv_ext._C.supported_isas())}"

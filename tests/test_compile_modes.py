@@ -16,13 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import dwconv_ext
 from dwconv_ext.compile import last_report
 
-
-@pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 # --- gradients, autocast, checkpoint, inference mode -------------------------------------------------------------------

@@ -16,13 +16,7 @@ from torch import nn
 
 import dwconv_ext
 
-
-@pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def optimizer_step(kind, **how):
