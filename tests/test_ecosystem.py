@@ -151,11 +151,12 @@ def test_sync_batchnorm_conversion(pair):
         close(synced(x), want)
 
 
-def test_two_processes_are_one_with_the_whole_batch():
-    """Gradients and running statistics: DistributedDataParallel and synchronised BatchNorm over gloo, two processes."""
+@pytest.mark.parametrize("how", ("synchronised", "ddp", "ddp_inner", "fsdp"))
+def test_two_processes_are_one_with_the_whole_batch(how):
+    """Gradients, steps and running statistics over gloo: see two_processes.py."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        str(ROOT / "tests" / "two_processes.py"),
+        *(str(ROOT / "tests" / "two_processes.py"), how),
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

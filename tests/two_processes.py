@@ -1,41 +1,104 @@
-"""Run by torchrun: a step of DistributedDataParallel against one process with the whole batch."""
+"""Run by torchrun: two processes with half a batch each against one process with the whole batch.
+
+synchronised    a converted model under DistributedDataParallel, with synchronised BatchNorm
+ddp, ddp_inner  DistributedDataParallel of a model that this package's backend compiles, compiled around it or within
+fsdp            FSDP2, each block compiled
+"""
 
 from __future__ import annotations
 
 import copy
+import sys
 
 import torch
 import torch.distributed as dist
+from blocks import sequential
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from dwconv_ext import FusedDSConv, convert
+from dwconv_ext.compile import last_report
 from examples.synchronised import synchronise
 
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-torch.manual_seed(0)
-plain = nn.Sequential(
-    nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-    nn.Conv2d(8, 8, 5, 1, 2, groups=8, bias=False), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12),
-    FusedDSConv(12, 16, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
-)  # fmt: skip
-model = convert(plain).double().train()
-assert model.conversion_report.count("FusedDSConv") == 1
-x, y = torch.randn(8, 3, 17, 17, dtype=torch.float64), torch.randint(5, (8,))
-whole = copy.deepcopy(model)
-nn.functional.cross_entropy(whole(x), y).backward()
 
+def synchronised(mine: slice) -> None:
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 5, 1, 2, groups=8, bias=False), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12),
+        FusedDSConv(12, 16, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    model = convert(plain).double().train()
+    assert model.conversion_report.count("FusedDSConv") == 1
+    x, y = torch.randn(8, 3, 17, 17, dtype=torch.float64), torch.randint(5, (8,))
+    whole = copy.deepcopy(model)
+    cross_entropy(whole(x), y).backward()
+    # the statistics in float64 as everything else here
+    parallel = DistributedDataParallel(synchronise(copy.deepcopy(model), "cpu"))
+    cross_entropy(parallel(x[mine]), y[mine]).backward()
+    for (name, p), q in zip(whole.named_parameters(), parallel.module.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+    for (name, a), b in zip(whole.named_buffers(), parallel.module.buffers(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+    whole.eval(), parallel.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(parallel(x[mine]), whole(x)[mine], rtol=1e-6, atol=1e-9)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            sequential(8, 8),
+            sequential(8, 16),
+            nn.Linear(16, 5),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.first(x)
+        return self.head(self.second(x).mean((2, 3)))
+
+
+def compiled(how: str, mine: slice) -> None:
+    """Answers and three steps of SGD; BatchNorms in eval mode, so that half a batch has the whole one's statistics."""
+    whole = Net().eval()
+    model = copy.deepcopy(whole)
+    if how == "fsdp":
+        mesh = init_device_mesh("cpu", (2,))
+        for name in ("first", "second"):
+            block = torch.compile(getattr(model, name), backend="dwconv_ext", fullgraph=True)
+            setattr(model, name, fully_shard(block, mesh=mesh))
+        parallel = fully_shard(model, mesh=mesh)
+    elif how == "ddp":
+        parallel = torch.compile(DistributedDataParallel(model), backend="dwconv_ext")
+    else:
+        parallel = DistributedDataParallel(torch.compile(model, backend="dwconv_ext"))
+    x, y = torch.randn(8, 3, 17, 17), torch.randint(5, (8,))
+    optimisers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (whole, model)]
+    for step in range(3):
+        with torch.no_grad():
+            torch.testing.assert_close(parallel(x[mine]), whole(x)[mine], rtol=1e-4, atol=1e-5)
+            assert step or last_report().fused["blocks"] == (1 if how == "fsdp" else 2)
+        for net, optimiser, part in zip((whole, parallel), optimisers, (slice(None), mine), strict=True):
+            optimiser.zero_grad()
+            cross_entropy(net(x[part]), y[part]).backward()
+            optimiser.step()
+    for (name, p), q in zip(whole.named_parameters(), model.parameters(), strict=True):
+        q = q.full_tensor() if how == "fsdp" else q
+        torch.testing.assert_close(q, p, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+rank = dist.get_rank()
 mine = slice(4 * rank, 4 * rank + 4)
-# the statistics in float64 as everything else here
-parallel = DistributedDataParallel(synchronise(copy.deepcopy(model), "cpu"))
-nn.functional.cross_entropy(parallel(x[mine]), y[mine]).backward()
-for (name, p), q in zip(whole.named_parameters(), parallel.module.parameters(), strict=True):
-    torch.testing.assert_close(q.grad, p.grad, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
-for (name, a), b in zip(whole.named_buffers(), parallel.module.buffers(), strict=True):
-    torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
-whole.eval(), parallel.eval()
-with torch.no_grad():
-    torch.testing.assert_close(parallel(x[mine]), whole(x)[mine], rtol=1e-6, atol=1e-9)
+if sys.argv[1] == "synchronised":
+    synchronised(mine)
+else:
+    compiled(sys.argv[1], mine)
 print("equal", flush=True)
 dist.destroy_process_group()
