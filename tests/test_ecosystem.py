@@ -1,4 +1,4 @@
-"""A converted MobileNetV2 does what any torch model does: compile, export, channels_last, autocast, forked workers, DDP."""
+"""Converted and compiled models do what any torch model does: export, channels_last, autocast, forked workers, DDP, FSDP2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from test_convert import randomised
+from blocks import randomised, sequential
 from torch import nn
 
 from dwconv_ext import convert
@@ -71,6 +71,33 @@ def test_export_and_reload(pair):
         x = torch.randn(batch, 3, 64, 64)
         with torch.no_grad():
             close(loaded(x), plain(x))
+
+
+@pytest.mark.xdist_group("inductor")
+@pytest.mark.parametrize("how", ("plain", "converted"))
+def test_ahead_of_time_inductor(how, tmp_path):
+    """The plain model as well: the package is loaded, and leaves it alone."""
+    plain = sequential(16, 16).eval()
+    model = convert(plain) if how == "converted" else plain
+    x, batch = torch.randn(2, 16, 9, 9), torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+        path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+        loaded = torch._inductor.aoti_load_package(path)
+        for n in (2, 5):
+            x = torch.randn(n, 16, 9, 9)
+            close(loaded(x), plain(x))
+
+
+def test_export_of_a_compiled_model():
+    """It is the model's own graph that is exported."""
+    plain, x = sequential(16, 16).eval(), torch.randn(2, 16, 9, 9)
+    compiled = torch.compile(plain, backend="dwconv_ext")
+    with torch.no_grad():
+        close(compiled(x), plain(x))
+        exported = torch.export.export(compiled, (x,))
+        close(exported.module()(x), plain(x))
+    assert not any("dwconv_ext" in str(node.target) for node in exported.graph.nodes)
 
 
 def steps(model, x, y, count, autocast=False, layout=torch.contiguous_format):
