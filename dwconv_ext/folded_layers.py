@@ -168,3 +168,40 @@ class FoldedConv:
             output = F.conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.groups)
             output = activation_function(output, s.activation, s.slope, inplace=not output.requires_grad)
         return output if residual is None else output + residual
+
+
+# Rows up to which a linear layer is faster as a pointwise convolution of a picture one pixel high.
+MOST_ROWS = 256
+
+
+class LinearSettings(NamedTuple):
+    activation: str
+    slope: float
+
+
+class FoldedLinear:
+    """``act(linear(x))``: of few rows on the pointwise kernel, of many torch's. Its two tensors: weight, bias (or None)."""
+
+    def __init__(self, settings: LinearSettings) -> None:
+        self.settings = settings
+        self.kept = Kept()
+        self.conv = FoldedConv(ConvSettings(1, 0, 1, 1, settings.activation, settings.slope, 0.0))
+
+    def __call__(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
+        weight, bias = tensors
+        features, channels = weight.shape
+        rows = input.shape[:-1].numel()
+        if not 0 < rows <= MOST_ROWS or input.shape[-1] != channels or wanted(input, None, tensors):
+            return self.functional(input, tensors)
+        pixels = input.reshape(1, 1, rows, channels).permute(0, 3, 1, 2)
+        if not _packs(pixels, None, weight, channels):
+            return self.functional(input, tensors)
+        as_conv = weight[:, :, None, None], bias, None, None, None, None
+        packed, block, slopes = self.kept.get(tensors, input.dtype, lambda: self.conv._pack(as_conv, input.dtype))
+        output = ops.separable_conv2d_packed.default(pixels, packed, block, slopes, None)
+        return output.permute(0, 2, 3, 1).reshape(*input.shape[:-1], features)
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
+        """The same in torch's operations."""
+        output = F.linear(input, *tensors)
+        return activation_function(output, *self.settings, inplace=not output.requires_grad)

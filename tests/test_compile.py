@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import dwconv_ext
 import dwconv_ext.compile
+from dwconv_ext import folded_layers
 from dwconv_ext.compile import last_report
 
 ACTIVATIONS = {
@@ -153,6 +154,33 @@ def test_shapes_of_convolutions():
     check(nn.Conv2d(16, 16, 3), picture(), wanted={})
     check(sequential(16, 16), picture(n=0), wanted={"blocks": 1})
     check(nn.Conv2d(16, 16, 3, groups=16), picture()[0], wanted={})  # without a batch
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64))
+@pytest.mark.parametrize("bias", (True, False))
+def test_linear_layers(dtype, bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40, bias), nn.GELU(), nn.Linear(40, 7, bias)).to(dtype)
+    few, many = 5, folded_layers.MOST_ROWS + 3
+    for shape in ((few,), (1,), (), (2, few), (few, 1, 2), (many,), (0,), (2, 0)):
+        torch._dynamo.reset()
+        check(model, torch.randn(*shape, 24).to(dtype), wanted={"linear layers": 2})
+    check(model, torch.randn(24, few).to(dtype).t(), wanted={"linear layers": 2})
+
+
+def test_linear_layers_follow_their_weights():
+    model, x = nn.Linear(24, 40), torch.randn(3, 24)
+    compiled = check(model, x, wanted={"linear layers": 1})
+    with torch.no_grad():
+        for edit in (lambda: model.weight.data.mul_(2), lambda: model.bias.add_(1), lambda: setattr(model, "bias", None)):
+            edit()
+            assert_same(compiled(x), model(x))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert_same(compiled(x), model(x), tolerance=0.01)
+    x.requires_grad_()
+    assert_same(*(torch.autograd.grad(f(x).sum(), x)[0] for f in (compiled, model)))
+    with pytest.raises(RuntimeError):
+        fast(model)(torch.randn(3, 23))
 
 
 def test_numpy_numbers():

@@ -56,6 +56,13 @@ def convolution(node: fx.Node) -> dict[str, Any] | None:
     return arguments
 
 
+def linear(node: fx.Node) -> dict[str, Any] | None:
+    """The arguments of a linear layer by name."""
+    if node.op != "call_function" or node.target is not F.linear:
+        return None
+    return {"bias": None, **dict(zip(("input", "weight", "bias"), node.args, strict=False)), **node.kwargs}
+
+
 _BATCH_NORM = inspect.signature(F.batch_norm)
 
 

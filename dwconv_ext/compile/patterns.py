@@ -4,6 +4,7 @@ In inference (the result wants no derivative):
 
     depthwise [- BN] [- act] - pointwise [- BN] [- act] [+ shortcut]     FoldedBlock
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
+    linear [- act]                                                       FoldedLinear
 
 In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation on the CPU.
 
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..batch_norm import train_batch_norm_act
-from ..folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv
+from ..folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, FoldedLinear, LinearSettings
 from ..functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .report import Report
 
+Folded = FoldedBlock | FoldedConv | FoldedLinear
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -67,7 +69,7 @@ class Fused(nn.Module):
     packed: whether it may keep packed weights; not where the next backend takes it apart.
     """
 
-    def __init__(self, layer: FoldedBlock | FoldedConv, packed: bool) -> None:
+    def __init__(self, layer: Folded, packed: bool) -> None:
         super().__init__()
         self.layer, self.packed = layer, packed
 
@@ -102,6 +104,7 @@ class _Pass:
                 self.report.refuse(node, "what lies in its own graph runs as it is")
         for node in nodes:
             if node not in self.used and self.packed:
+                self.linear(node)
                 self.training_norm(node)
         graph.lint()
         self.module.recompile()
@@ -250,9 +253,20 @@ class _Pass:
         kind = "depthwise" if layer.is_depthwise or self.multiplies(layer) else "pointwise" if layer.is_pointwise else "other"
         self.report.fused[f"{kind} convolutions"] += 1
 
-    def replace(
-        self, nodes: list[fx.Node], input: fx.Node, residual: tuple | None, layer: FoldedBlock | FoldedConv, tensors: list[Any]
-    ) -> None:
+    def linear(self, node: fx.Node) -> None:
+        arguments = g.linear(node)
+        if arguments is None or g.tensor_of(node).requires_grad or g.tensor_of(node).device.type != "cpu":
+            return
+        layer = Layer(arguments, [node])
+        self.activate(layer)
+        tensors = [arguments["weight"], arguments["bias"]]
+        if g.tensor_of(tensors[0]).dim() == 2 and not self.why_not_folded(layer):
+            self.replace(
+                layer.nodes, arguments["input"], None, FoldedLinear(LinearSettings(layer.activation, layer.slope)), tensors
+            )
+            self.report.fused["linear layers"] += 1
+
+    def replace(self, nodes: list[fx.Node], input: fx.Node, residual: tuple | None, layer: Folded, tensors: list[Any]) -> None:
         graph, last = self.module.graph, nodes[-1]
         name = f"dwconv_ext_{last.name}"
         self.module.add_submodule(name, Fused(layer, self.packed))
