@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .measure import depthwise_speedup, inputs_of, sequential_speedup
+from .measure import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
 from .modules import DepthwiseConv2d, FusedDSConv
-from .sequential import SequentialMixin, find_block, flattened
+from .sequential import SequentialMixin, blocks_of, flattened
 from .swap import Swapped, class_for, fuses, is_depthwise, restore, why_not
 
 SLOWER = 0.97  # a layer below this share of torch's speed is left alone
@@ -68,7 +68,7 @@ def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
         module.__class__ = class_for(type(module))
     if example_input is not None:
         left.update(_leave_slower(model, changed, example_input))
-    fused = _blocks(names)
+    fused = _blocks(model)
     report = ConversionReport(containers=sum(isinstance(m, SequentialMixin) for m in names))
     for conv, layer in convs.items():
         if conv in left and conv not in fused:
@@ -82,24 +82,14 @@ def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
     return report
 
 
-def _blocks(modules: Any) -> dict[nn.Module, list[nn.Module]]:
+def _blocks(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
     """The parts that each depthwise convolution is fused with in eval mode, as the containers are now."""
-    flags = [(m, m.training) for m in modules]
-    for m, _ in flags:
-        m.training = False
     fused: dict[nn.Module, list[nn.Module]] = {}
-    for module in modules:
-        if not isinstance(module, SequentialMixin):
-            continue
-        layers = flattened(module)
-        for at, layer in enumerate(layers):
-            block = find_block(layers, at)
-            if block is not None:
-                parts = layers[at + 1 : block[1].end]
-                if len(parts) > len(fused.get(layer, ())):
-                    fused[layer] = parts
-    for m, flag in flags:
-        m.training = flag
+    with in_eval_mode(model):
+        for container in model.modules():
+            for depthwise, *parts in blocks_of(container) if isinstance(container, SequentialMixin) else ():
+                if len(parts) > len(fused.get(depthwise, ())):
+                    fused[depthwise] = parts
     return fused
 
 

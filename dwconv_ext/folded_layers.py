@@ -43,6 +43,13 @@ def wanted(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
     return input.requires_grad or any(t is not None and t.requires_grad for t in (residual, *tensors))
 
 
+def is_pointwise(weight: Tensor, stride: IntOrPair, padding: str | IntOrPair, groups: int) -> bool:
+    """Whether a convolution is one product of its weight with every pixel, all of them."""
+    if weight.dim() != 4 or weight.shape[2:] != (1, 1) or groups != 1 or stride not in (1, (1,), (1, 1)):
+        return False
+    return padding in (0, (0,), (0, 0), "valid", "same")
+
+
 def as_autocast(input: Tensor) -> Tensor:
     """The input in the dtype that autocast would run a convolution in."""
     device = input.device.type
@@ -135,8 +142,8 @@ class FoldedConv:
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         if wanted(input, residual, tensors):
             return self.functional(input, tensors, residual)
-        weight = tensors[0]
-        if self._is_pointwise(weight) and _packs(input, residual, weight, weight.size(1)):
+        weight, s = tensors[0], self.settings
+        if is_pointwise(weight, s.stride, s.padding, s.groups) and _packs(input, residual, weight, weight.size(1)):
             packed, block, slopes = self.kept.get(tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
             return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
         weights = self.kept.get(tensors, input.dtype, lambda: self._folded(tensors, input.dtype))
@@ -145,12 +152,6 @@ class FoldedConv:
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         """The same in operations that torch can take apart and differentiate."""
         return self._convolve(input, self._folded(tensors, input.dtype), residual)
-
-    def _is_pointwise(self, weight: Tensor) -> bool:
-        s = self.settings
-        if weight.shape[2:] != (1, 1) or s.groups != 1 or s.stride not in (1, (1, 1)):
-            return False
-        return s.padding in (0, (0, 0), "valid", "same")
 
     def _pack(self, tensors: Tensors, dtype: torch.dtype) -> tuple:
         copy = tensors[0].new_ones((tensors[0].shape[1], 1, 1, 1))

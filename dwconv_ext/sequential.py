@@ -11,6 +11,7 @@ and everything else as nn.Sequential does: children that were appended, replaced
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.modules import module as module_hooks
 
 from .autograd import taken_apart
 from .batch_norm import is_plain_module, norm_then_activation
-from .folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, wanted
+from .folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, is_pointwise, wanted
 from .folded_weights import Tensors
 from .functional import as_weights_layout
 from .modules import DepthwiseConv2d, activation_of_module
@@ -104,19 +105,25 @@ def _is_depthwise(conv: nn.Module) -> bool:
 
 
 def _is_pointwise(conv: nn.Module) -> bool:
-    if (conv.kernel_size, conv.stride, conv.groups) != ((1, 1), (1, 1), 1):
-        return False
-    return conv.padding in ((0, 0), "valid", "same")
+    return is_pointwise(conv._parameters["weight"], conv.stride, conv.padding, conv.groups)
 
 
-def find_block(layers: list[nn.Module], begin: int) -> tuple[_Layer, _Layer] | None:
-    """The depthwise-separable block that begins here."""
-    if not (_is_conv(layers[begin]) and _is_depthwise(layers[begin])):
+def _pointwise_after(layers: list[nn.Module], first: _Layer) -> _Layer | None:
+    """The pointwise layer that makes a depthwise-separable block with this one."""
+    at = first.end
+    if not _is_depthwise(first.conv) or at == len(layers) or not (_is_conv(layers[at]) and _is_pointwise(layers[at])):
         return None
-    first = _Layer(layers, begin)
-    if first.end == len(layers) or not (_is_conv(layers[first.end]) and _is_pointwise(layers[first.end])):
-        return None
-    return first, _Layer(layers, first.end)
+    return _Layer(layers, at)
+
+
+def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
+    """The parts of each block that the container would run as one kernel now, where no derivative is wanted."""
+    layers = flattened(container)
+    for at, layer in enumerate(layers):
+        if _is_conv(layer):
+            second = _pointwise_after(layers, _Layer(layers, at))
+            if second is not None:
+                yield layers[at : second.end]
 
 
 class SequentialMixin:
@@ -146,24 +153,22 @@ class SequentialMixin:
         x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
         if not _fits(x, layer):
             return layer(input), at + 1
-        block = find_block(layers, at)
-        if block is not None:
-            first, second = block
+        first = _Layer(layers, at)
+        second = _pointwise_after(layers, first)
+        if second is not None:
             tensors = (*first.tensors(), *second.tensors())
             if not wanted(x, None, tensors):
-                conv = first.conv
                 activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
-                settings = BlockSettings(conv.stride, conv.padding, conv.dilation, activations, slopes, (first.eps, second.eps))
-                return self._kept(conv, FoldedBlock, settings)(x, tensors), second.end
-        found = _Layer(layers, at)
-        if found.norm is None and not _is_pointwise(layer):
-            return layer(input), at + 1
-        tensors = found.tensors()
-        if wanted(x, None, tensors):
+                settings = BlockSettings(
+                    layer.stride, layer.padding, layer.dilation, activations, slopes, (first.eps, second.eps)
+                )
+                return self._kept(layer, FoldedBlock, settings)(x, tensors), second.end
+        tensors = first.tensors()
+        if (first.norm is None and not _is_pointwise(layer)) or wanted(x, None, tensors):
             return layer(input), at + 1
         how = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        settings = ConvSettings(*how, found.activation, found.slope, found.eps)
-        return self._kept(layer, FoldedConv, settings)(x, tensors), found.end
+        settings = ConvSettings(*how, first.activation, first.slope, first.eps)
+        return self._kept(layer, FoldedConv, settings)(x, tensors), first.end
 
     def _kept(self, conv: nn.Module, kind: type, settings: Any) -> Any:
         """The folded form that begins with this convolution."""

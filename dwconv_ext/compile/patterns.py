@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..batch_norm import train_batch_norm_act
-from ..folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, FoldedLinear, LinearSettings
+from ..folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, FoldedLinear, LinearSettings, is_pointwise
 from ..functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .report import Report
@@ -51,16 +51,17 @@ class Layer:
 
     @property
     def is_depthwise(self) -> bool:
-        weight = g.tensor_of(self.conv["weight"])
-        return self.conv["groups"] == weight.shape[0] and weight.shape[1] == 1 and weight.shape[0] > 1
+        """With any channel multiplier."""
+        return self.conv["groups"] > 1 and g.tensor_of(self.conv["weight"]).shape[1] == 1
+
+    @property
+    def starts_a_block(self) -> bool:
+        return self.is_depthwise and self.conv["groups"] == g.tensor_of(self.conv["weight"]).shape[0]
 
     @property
     def is_pointwise(self) -> bool:
-        conv, weight = self.conv, g.tensor_of(self.conv["weight"])
-        plain = (
-            conv["groups"] == 1 and conv["stride"] in (1, (1, 1), (1,)) and conv["padding"] in (0, (0, 0), (0,), "valid", "same")
-        )
-        return tuple(weight.shape[2:]) == (1, 1) and plain
+        conv = self.conv
+        return is_pointwise(g.tensor_of(conv["weight"]), conv["stride"], conv["padding"], conv["groups"])
 
 
 class Fused(nn.Module):
@@ -154,19 +155,20 @@ class _Pass:
                 layer.activation, layer.slope = found
             node = self.next(node)
 
-    def shortcut(self, last: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-        """The sum that follows, and its other operand, of the same shape and dtype."""
+    def with_shortcut(self, nodes: list[fx.Node]) -> tuple[list[fx.Node], fx.Node | None]:
+        """The nodes with the sum that follows, and its other operand, of the same shape and dtype, where there is one."""
+        last = nodes[-1]
         node = self.next(last)
         operands = None if node is None else g.addition(node)
-        if operands is None or operands[0] is operands[1]:
-            return None
+        if operands is None or operands[0] is operands[1] or not self.undisturbed([*nodes, node]):
+            return nodes, None
         if g.adds_in_place(node) and operands[0] is not last:  # written into the shortcut, which others may see
-            return None
+            return nodes, None
         other = operands[1] if operands[0] is last else operands[0]
         a, b, c = (g.tensor_of(n) for n in (last, other, node))
         if a.shape != b.shape or not a.dtype == b.dtype == c.dtype or a.device != b.device:
-            return None
-        return node, other
+            return nodes, None
+        return [*nodes, node], other
 
     # --- inference ---------------------------------------------------------------------------------------------------
 
@@ -175,28 +177,23 @@ class _Pass:
         if layer is None:
             return
         if g.tensor_of(layer.nodes[-1]).requires_grad or g.tensor_of(node).requires_grad:
-            if layer.is_depthwise or self.multiplies(layer):
+            if layer.is_depthwise:
                 self.replace_in_training(layer)
             return
         why = self.why_not_folded(layer)
         if why:
-            if layer.is_depthwise or self.multiplies(layer):
+            if layer.is_depthwise:
                 self.report.refuse(node, why)
                 self.replace_in_training(layer)
             return
-        if layer.is_depthwise:
+        if layer.starts_a_block:
             why = self.block(layer)
             if not why:
                 return
             self.report.refuse(node, why)
-        elif layer.norm is None and layer.activation == "identity" and not (layer.is_pointwise or self.multiplies(layer)):
+        elif layer.norm is None and layer.activation == "identity" and not (layer.is_pointwise or layer.is_depthwise):
             return  # torch's own, as it is
         self.single(layer)
-
-    @staticmethod
-    def multiplies(layer: Layer) -> bool:
-        weight, groups = g.tensor_of(layer.conv["weight"]), layer.conv["groups"]
-        return groups > 1 and weight.shape[1] == 1 and weight.shape[0] % groups == 0
 
     def why_not_folded(self, layer: Layer) -> str:
         if any(isinstance(t, fx.Node) and t.op not in ("placeholder", "get_attr") for t in layer.tensors):
@@ -228,11 +225,7 @@ class _Pass:
             why = "something may be written in between, or the dtype changes"
         if why:
             return why
-        residual = self.shortcut(second.nodes[-1])
-        if residual is not None and self.undisturbed([*nodes, residual[0]]):
-            nodes.append(residual[0])
-        else:
-            residual = None
+        nodes, residual = self.with_shortcut(nodes)
         conv = first.conv
         activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
         settings = BlockSettings(conv["stride"], conv["padding"], conv["dilation"], activations, slopes, (first.eps, second.eps))
@@ -241,16 +234,12 @@ class _Pass:
         return ""
 
     def single(self, layer: Layer) -> None:
-        conv, nodes = layer.conv, list(layer.nodes)
-        residual = self.shortcut(nodes[-1]) if layer.is_pointwise else None
-        if residual is not None and self.undisturbed([*nodes, residual[0]]):
-            nodes.append(residual[0])
-        else:
-            residual = None
+        conv = layer.conv
+        nodes, residual = self.with_shortcut(layer.nodes) if layer.is_pointwise else (layer.nodes, None)
         how = (conv["stride"], conv["padding"], conv["dilation"], conv["groups"])
         folded = FoldedConv(ConvSettings(*how, layer.activation, layer.slope, layer.eps))
         self.replace(nodes, conv["input"], residual, folded, layer.tensors)
-        kind = "depthwise" if layer.is_depthwise or self.multiplies(layer) else "pointwise" if layer.is_pointwise else "other"
+        kind = "depthwise" if layer.is_depthwise else "pointwise" if layer.is_pointwise else "other"
         self.report.fused[f"{kind} convolutions"] += 1
 
     def linear(self, node: fx.Node) -> None:
@@ -266,7 +255,7 @@ class _Pass:
             )
             self.report.fused["linear layers"] += 1
 
-    def replace(self, nodes: list[fx.Node], input: fx.Node, residual: tuple | None, layer: Folded, tensors: list[Any]) -> None:
+    def replace(self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any]) -> None:
         graph, last = self.module.graph, nodes[-1]
         name = f"dwconv_ext_{last.name}"
         self.module.add_submodule(name, Fused(layer, self.packed))
@@ -274,7 +263,7 @@ class _Pass:
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
                 input = self.cast(input, g.tensor_of(last).dtype)
             input = self.in_layout(input, tensors[0])
-            fused = graph.call_module(name, (input, None if residual is None else residual[1], *tensors))
+            fused = graph.call_module(name, (input, residual, *tensors))
         self.swap(nodes, fused)
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
