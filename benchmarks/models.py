@@ -3,10 +3,13 @@
 Inference is eval mode without gradients; a training step is forward, backward and SGD on a cross-entropy. All ways have the same
 weights, and must agree with the plain model before they are timed. Ratios are medians of the rounds' ratios over plain.
 
-    plain      the model
-    inductor   torch.compile(model), in inference with freezing (--no-compile leaves it out: it takes a minute a model)
-    convert    dwconv_ext.convert(model, example_input=...)
-    backend    torch.compile(model, backend="dwconv_ext")
+    plain             the model
+    inductor          torch.compile(model), in inference with freezing
+    convert           dwconv_ext.convert(model, example_input=...)
+    backend           torch.compile(model, backend="dwconv_ext")
+    backend+inductor  the same with inductor for the rest, options={"base": "inductor"}
+
+--no-compile leaves out what needs inductor: it takes a minute a model.
 """
 
 from __future__ import annotations
@@ -75,7 +78,8 @@ def training_step(model: Callable, x: Tensor, parameters: list[Tensor]) -> Calla
 
 
 PASSES = ("inference", "training step")
-WAYS = ("plain", "inductor", "convert", "backend")
+WAYS = ("plain", "inductor", "convert", "backend", "backend+inductor")
+BY_INDUCTOR = ("inductor", "backend+inductor")
 
 
 class Row(NamedTuple):
@@ -90,10 +94,12 @@ class Row(NamedTuple):
 
 def ways(model: nn.Module, x: Tensor, compile: bool) -> dict[str, tuple[Callable, nn.Module]]:
     """Each way's callable, and the module whose parameters it has."""
-    of = {way: copy.deepcopy(model) for way in WAYS if compile or way != "inductor"}
+    of = {way: copy.deepcopy(model) for way in WAYS if compile or way not in BY_INDUCTOR}
     called: dict[str, Callable] = dict(of)
     if compile:
         called["inductor"] = torch.compile(of["inductor"], dynamic=False)
+        on = {"base": "inductor"}
+        called["backend+inductor"] = torch.compile(of["backend+inductor"], dynamic=False, backend="dwconv_ext", options=on)
     called["convert"] = convert(of["convert"], inplace=True, example_input=x)
     called["backend"] = torch.compile(of["backend"], dynamic=False, backend="dwconv_ext")
     return {way: (called[way], of[way]) for way in called}
@@ -119,9 +125,9 @@ def race(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch: S
                     continue
                 for way, function in functions.items():
                     begin = time.perf_counter()
-                    with torch._inductor.config.patch(freezing=not training):
+                    with torch._inductor.config.patch(freezing=way == "inductor" and not training):
                         got = function()
-                    if way in ("inductor", "backend"):
+                    if way not in ("plain", "convert"):
                         first[way] = time.perf_counter() - begin
                     if not training:
                         agree(model.name, way, got, functions["plain"]())
@@ -140,7 +146,7 @@ def agree(model: str, way: str, got: Tensor, want: Tensor) -> None:
 def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     there = [way for way in WAYS if any(way in r.seconds for r in rows)]
     fast = [way for way in there if way != "plain"]
-    compiled = [way for way in ("inductor", "backend") if way in there]
+    compiled = [way for way in there if way not in ("plain", "convert")]
     header = ["model", "batch", "pass", "layout", "plain ms", *fast, *(f"{way}'s first call, s" for way in compiled)]
     cells = [
         [r.model, str(r.batch), r.what, r.layout, f"{1e3 * r.seconds['plain']:.1f}", *(f"{r.ratios[w]:.2f}x" for w in fast),
