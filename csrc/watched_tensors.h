@@ -27,7 +27,10 @@ class WatchedTensors {
   explicit WatchedTensors(const py::tuple& tensors) {
     for (const py::handle tensor : tensors) tensors_.push_back(tensor.is_none() ? py::object(py::none()) : py::weakref(tensor));
     read_states(tensors, states_);
-    read_content(states_, content_);
+    sampled(states_, [this](const char* content, int64_t bytes) {
+      content_.insert(content_.end(), content, content + bytes);
+      return true;
+    });
   }
 
   bool unchanged(const py::tuple& tensors) const {
@@ -37,12 +40,15 @@ class WatchedTensors {
       if (PyTuple_GET_ITEM(tensors.ptr(), i) != known) return false;
     }
     static thread_local std::vector<State> states;
-    static thread_local std::vector<char> content;
     read_states(tensors, states);
     if (states.size() != states_.size() || memcmp(states.data(), states_.data(), states.size() * sizeof(State)) != 0)
       return false;
-    read_content(states, content);
-    return content == content_;
+    const char* known = content_.data();
+    return sampled(states_, [&known](const char* content, int64_t bytes) {
+      const bool equal = memcmp(known, content, bytes) == 0;
+      known += bytes;
+      return equal;
+    });
   }
 
   static void forget_all() { ++epoch(); }
@@ -52,7 +58,7 @@ class WatchedTensors {
     int64_t address, bytes, version;
   };
   static constexpr int64_t kSamples = 16, kBytes = 16;
-  static constexpr int64_t kSmall = 8192;  // of these all bytes are compared: BatchNorm's statistics move without their version
+  static constexpr int64_t kSmall = 2048;  // of these all bytes are compared: BatchNorm's statistics move without their version
 
   // Moved on by forget_all; a part of every state.
   static int64_t& epoch() {
@@ -68,37 +74,49 @@ class WatchedTensors {
     return value;
   }
 
+  // torch.Tensor's own attributes, looked up once.
+  struct Attributes {
+    PyObject *data_ptr, *nbytes, *version;
+
+    Attributes() {
+      const py::object tensor = py::module_::import("torch").attr("Tensor");
+      data_ptr = py::object(tensor.attr("data_ptr")).release().ptr();
+      nbytes = py::object(tensor.attr("nbytes")).release().ptr();
+      version = py::object(tensor.attr("_version")).release().ptr();
+    }
+    static int64_t get(PyObject* attribute, PyObject* tensor) {
+      return integer(Py_TYPE(attribute)->tp_descr_get(attribute, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor))));
+    }
+  };
+
   static void read_states(const py::tuple& tensors, std::vector<State>& states) {
-    static PyObject* const version = PyUnicode_InternFromString("_version");
-    static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
-    static PyObject* const nbytes = PyUnicode_InternFromString("nbytes");
+    static const Attributes* const of = new Attributes;
     states.assign(1, {epoch(), 0, reinterpret_cast<int64_t>(selected_isa().name)});
     for (const py::handle tensor : tensors) {
-      if (tensor.is_none()) {
+      if (tensor.is_none())
         states.push_back({0, 0, -1});
-        continue;
-      }
-      states.push_back({integer(PyObject_CallMethodNoArgs(tensor.ptr(), data_ptr)),
-                        integer(PyObject_GetAttr(tensor.ptr(), nbytes)), integer(PyObject_GetAttr(tensor.ptr(), version))});
+      else
+        states.push_back({integer(PyObject_CallOneArg(of->data_ptr, tensor.ptr())), Attributes::get(of->nbytes, tensor.ptr()),
+                          Attributes::get(of->version, tensor.ptr())});
     }
   }
 
-  // The first and the last bytes, and some between at equal distances.
-  static void read_content(const std::vector<State>& states, std::vector<char>& content) {
-    size_t all = 0;
-    for (size_t i = 1; i < states.size(); ++i) all += states[i].bytes <= kSmall ? states[i].bytes : kSamples * kBytes;
-    content.resize(all);
-    char* to = content.data();
+  // use(content, bytes) of what is compared, until it returns false: all of a small tensor, of others the first and the last
+  // bytes and some between at equal distances.
+  template <class Use>
+  static bool sampled(const std::vector<State>& states, Use use) {
     for (size_t i = 1; i < states.size(); ++i) {
-      const char* const from = reinterpret_cast<const char*>(states[i].address);
+      const char* const content = reinterpret_cast<const char*>(states[i].address);
       const int64_t bytes = states[i].bytes;
+      if (bytes == 0) continue;
       if (bytes <= kSmall) {
-        if (bytes > 0) memcpy(to, from, bytes);
-        to += bytes;
+        if (!use(content, bytes)) return false;
         continue;
       }
-      for (int64_t s = 0; s < kSamples; ++s, to += kBytes) memcpy(to, from + (bytes - kBytes) * s / (kSamples - 1), kBytes);
+      for (int64_t s = 0; s < kSamples; ++s)
+        if (!use(content + (bytes - kBytes) * s / (kSamples - 1), kBytes)) return false;
     }
+    return true;
   }
 
   std::vector<py::object> tensors_;
