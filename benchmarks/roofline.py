@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from dwconv_ext.folded_layers import BlockSettings, FoldedBlock
+from dwconv_ext.nn.folded_layers import BlockSettings, FoldedBlock
 
 from .timing import Stopwatch
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dwconv_ext import FusedDSConv, convert, depthwise_conv2d, unfuse
-from dwconv_ext.folded_layers import FoldedBlock
 from dwconv_ext.models import MobileNetV1
+from dwconv_ext.nn.folded_layers import FoldedBlock
 
 from . import peers
 from .layers import Layer

@@ -1,5 +1,5 @@
 // The ops, on one screen. Kernels register themselves beside their code (csrc/cpu, csrc/cuda); shapes without data,
-// autograd and autocast are registered from Python (dwconv_ext/autograd.py).
+// autograd and autocast are registered from Python (dwconv_ext/ops/).
 #define TORCH_TARGET_VERSION 0x020a000000000000  // torch 2.10's stable ABI: one binary serves every later release
 
 #include <torch/csrc/stable/library.h>

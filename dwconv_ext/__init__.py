@@ -11,23 +11,18 @@
 ``python -m dwconv_ext`` prints what was built and which kernels this machine runs.
 """
 
-from ._load import load_cpu, load_cuda, register_missing_cuda
+from ._extension import _C, _C_cuda, cuda_status, register_missing_cuda  # noqa: F401
 
 __version__ = "0.1.0"
 
-_C = load_cpu()
-_C_cuda, cuda_status = load_cuda(_C.build_cuda)
-
-from . import registration  # noqa: E402, F401 (the ops must exist first)
-from ._when_imported import when_imported  # noqa: E402
-from .autograd import DepthwiseConv2dFunction, SeparableConv2dFunction  # noqa: E402
-from .convert import convert, unfuse  # noqa: E402
-from .folded_weights import clear_caches  # noqa: E402
-from .functional import depthwise_conv2d, separable_conv2d  # noqa: E402
-from .modules import DepthwiseConv2d, FusedDSConv  # noqa: E402
-from .planning import plan  # noqa: E402
-
-from . import cost, flops, models  # noqa: E402, F401 isort: skip
+from . import cost, models
+from .convert import convert, unfuse
+from .nn.folded_weights import clear_caches
+from .nn.modules import DepthwiseConv2d, FusedDSConv
+from .ops.autograd import DepthwiseConv2dFunction, SeparableConv2dFunction
+from .ops.functional import depthwise_conv2d, separable_conv2d
+from .plan import plan
+from .when_imported import when_imported
 
 
 def _backend(*args: object, **kwargs: object) -> object:

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .functional import IntOrPair, _pair
-from .modules import DepthwiseConv2d, FusedDSConv
-from .planning import plan
+from .nn.modules import DepthwiseConv2d, FusedDSConv
+from .ops.functional import IntOrPair, _pair
+from .plan import plan
 
 
 class Cost(NamedTuple):

@@ -15,8 +15,9 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import dwconv_ext
-from dwconv_ext import FusedDSConv, batch_norm, convert
-from dwconv_ext.modules import ACTIVATIONS
+from dwconv_ext import FusedDSConv, convert
+from dwconv_ext.ops import batch_norm
+from dwconv_ext.ops.functional import ACTIVATIONS
 
 ops = torch.ops.dwconv_ext
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -14,7 +14,7 @@ import emulator
 import pytest
 import torch
 
-from dwconv_ext import _load
+from dwconv_ext import _extension
 
 ROOT = Path(__file__).parent.parent
 HAS_CUDA_TORCH = torch.version.cuda is not None
@@ -125,13 +125,15 @@ def test_readme_has_examples():
     assert "```python" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "name", ["functional", "modules", "convert", "planning", "cost", *(f"models.{m}" for m in ("mobilenet_v1", "mobilenet_v2"))]
-)
-def test_examples_in_docstrings(name):
-    module = importlib.import_module(f"dwconv_ext.{name}")
+PACKAGE = ROOT / "dwconv_ext"
+WITH_EXAMPLES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=str)
+def test_examples_in_docstrings(path):
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
     failed, tried = doctest.testmod(module)
-    assert tried > 0 and failed == 0
+    assert tried > 0 and failed == 0 and len(WITH_EXAMPLES) >= 7
 
 
 def test_makefile_targets_named_in_the_readme_exist():
@@ -171,9 +173,9 @@ def test_kernel_files_are_torch_free(path):
 @pytest.mark.skipif(not HAS_CUDA_TORCH, reason="needs a CUDA build of torch")
 @pytest.mark.parametrize("built, says", [("11.8", "was built for CUDA 11.8"), ("DWCONV_EXT_CUDA=0", "was not built (DWCONV")])
 def test_a_cuda_half_that_does_not_fit_is_not_loaded(built, says, monkeypatch):
-    monkeypatch.setattr(_load.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(_load.importlib, "import_module", lambda name: pytest.fail("it would register its kernels"))
-    module, why = _load.load_cuda(built)
+    monkeypatch.setattr(_extension.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_extension.importlib, "import_module", lambda name: pytest.fail("it would register its kernels"))
+    module, why = _extension.load_cuda(built)
     assert module is None and says in why
 
 

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import dwconv_ext
 import dwconv_ext.compile
-from dwconv_ext import folded_layers
 from dwconv_ext.compile import last_report
+from dwconv_ext.nn import folded_layers
 
 ACTIVATIONS = {
     "identity": (nn.Identity, lambda x: x),

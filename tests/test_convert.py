@@ -324,7 +324,7 @@ def test_threads_share_a_converted_model():
 
 def test_an_example_input_decides_what_is_left_alone(monkeypatch):
     """Timed for real; then as if torch were faster at one layer, and at all."""
-    module = sys.modules["dwconv_ext.convert"]
+    module = sys.modules["dwconv_ext.convert.convert"]
     model = nn.Sequential(sequential(16, 16), nn.Conv2d(16, 16, 5, groups=16), DepthwiseConv2d(16, 16, 3)).eval()
     x = torch.randn(2, 16, 20, 20)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import nn
 
 from dwconv_ext import convert, unfuse
 from dwconv_ext.compile import last_report
-from dwconv_ext.swap import is_depthwise
+from dwconv_ext.convert.replace import is_depthwise
 
 # One of each family that has depthwise convolutions; test_every_torchvision_family (slow) looks whether one is missing.
 TORCHVISION = {

@@ -18,7 +18,7 @@ from torch import nn
 
 import dwconv_ext
 from dwconv_ext import FusedDSConv
-from dwconv_ext.folded_layers import BlockSettings, FoldedBlock
+from dwconv_ext.nn.folded_layers import BlockSettings, FoldedBlock
 
 NONE = (None,) * 4
 SAME = Convolution(padding=(1, 1))

@@ -457,7 +457,7 @@ CPU_REST = [
     Fault(
         "stale_version",
         "watched_tensors.h",
-        "«integer(PyObject_GetAttr(tensor.ptr(), version))»});",
+        "«Attributes::get(of->version, tensor.ptr())»});",
         "0",
         "a stale folded weight: one element written by torch is not noticed",
         "tests/test_separable.py -k watched_tensors",
@@ -465,7 +465,7 @@ CPU_REST = [
     Fault(
         "stale_content",
         "watched_tensors.h",
-        "return «content == content_»;",
+        "const bool equal = «memcmp(known, content, bytes) == 0»;",
         "true",
         "a stale folded weight: writes past the version counter are not noticed",
         "tests/test_separable.py -k watched_tensors",
@@ -598,7 +598,7 @@ CUDA = [
 PYTHON = [
     Fault(
         "double_backward_weight",
-        "autograd.py",
+        "ops/autograd.py",
         "to_x = _backward(grad, x, «v», ctx.conv, (True, False, False))[0]",
         "w",
         "the weight for its cotangent in the double backward pass",
@@ -606,7 +606,7 @@ PYTHON = [
     ),
     Fault(
         "bias_tangent_twice",
-        "autograd.py",
+        "ops/autograd.py",
         "ops.depthwise_conv2d(x, dw, «db if dx is None else None», *ctx.conv),",
         "db",
         "the bias's tangent is added twice in forward mode",
@@ -614,7 +614,7 @@ PYTHON = [
     ),
     Fault(
         "lost_cotangent",
-        "autograd.py",
+        "ops/autograd.py",
         "ops.depthwise_conv2d(x, v, «z if u is None else None», *ctx.conv),",
         "None",
         "the bias's cotangent is lost where the input's is not wanted",
@@ -622,7 +622,7 @@ PYTHON = [
     ),
     Fault(
         "block_middle_activation",
-        "autograd.py",
+        "ops/autograd.py",
         "to_z = «activation_backward(to_a, z, dw_act, dw_slope)»",
         "to_a",
         "the inner activation has no derivative",
@@ -630,7 +630,7 @@ PYTHON = [
     ),
     Fault(
         "block_residual_gradient",
-        "autograd.py",
+        "ops/autograd.py",
         "            grads[10] = «grad»\n",
         "grad * 0",
         "the residual's gradient is lost",
@@ -638,7 +638,7 @@ PYTHON = [
     ),
     Fault(
         "vmap_channels",
-        "registration.py",
+        "ops/registration.py",
         "return y.unflatten(1, «(size, -1)), 1»\n",
         "(-1, size)), 2",
         "samples and channels change places under vmap",
@@ -646,7 +646,7 @@ PYTHON = [
     ),
     Fault(
         "autocast_float64",
-        "registration.py",
+        "ops/registration.py",
         "if t is None or «t.dtype == torch.float64 or »not t.is_floating_point()",
         "",
         "autocast narrows float64",
@@ -654,7 +654,7 @@ PYTHON = [
     ),
     Fault(
         "fake_rounding",
-        "registration.py",
+        "ops/registration.py",
         "size.append(«room» // stride + 1)",
         "(room + stride - 1)",
         "a rounding up: shapes without data are too large at a stride",
@@ -662,7 +662,7 @@ PYTHON = [
     ),
     Fault(
         "fold_eps",
-        "folded_weights.py",
+        "nn/folded_weights.py",
         "scale = torch.rsqrt(var.to(wide)« + eps»)",
         "",
         "a lost eps in the folding",
@@ -670,7 +670,7 @@ PYTHON = [
     ),
     Fault(
         "fold_bias",
-        "folded_weights.py",
+        "nn/folded_weights.py",
         "else «bias» - mean.to(wide)",
         "0 * bias",
         "a lost bias: the folded convolution's own",
@@ -678,7 +678,7 @@ PYTHON = [
     ),
     Fault(
         "stale_eps",
-        "modules.py",
+        "nn/modules.py",
         "if self._block is None« or self._block.settings != settings»:",
         "",
         "a stale folded weight: another eps is not noticed",
@@ -686,7 +686,7 @@ PYTHON = [
     ),
     Fault(
         "no_gradient_in_eval",
-        "folded_layers.py",
+        "nn/folded_layers.py",
         "return «input.requires_grad or any(t is not None and t.requires_grad for t in (residual, *tensors))»",
         "False",
         "gradients in eval mode do not reach what was folded",
@@ -694,7 +694,7 @@ PYTHON = [
     ),
     Fault(
         "same_on_the_wrong_side",
-        "functional.py",
+        "ops/functional.py",
         "F.pad(input, «(0, more[1], 0, more[0])»)",
         "(more[1], 0, more[0], 0)",
         "lopsided padding on the wrong side",
@@ -702,7 +702,7 @@ PYTHON = [
     ),
     Fault(
         "padding_mode_dilation",
-        "modules.py",
+        "nn/modules.py",
         "return depthwise_conv2d(padded, weight, bias, self.stride, 0, «self.dilation»)",
         "1",
         "a lost dilation in the other padding modes",
@@ -710,7 +710,7 @@ PYTHON = [
     ),
     Fault(
         "biased_variance",
-        "batch_norm.py",
+        "ops/batch_norm.py",
         "_move(running_var, variance« * (n / (n - 1))», momentum)",
         "",
         "the running variance is the biased one",
@@ -734,7 +734,7 @@ PYTHON = [
     ),
     Fault(
         "copied_parameters",
-        "convert.py",
+        "convert/convert.py",
         "return copy.deepcopy(model«, memo»)",
         "",
         "a converted copy no longer shares its parameters",
@@ -742,7 +742,7 @@ PYTHON = [
     ),
     Fault(
         "hooks_lost",
-        "batch_norm.py",
+        "ops/batch_norm.py",
         "if «module._forward_hooks or »module._forward_pre_hooks",
         "",
         "hooks on fused neighbours do not run",
@@ -750,7 +750,7 @@ PYTHON = [
     ),
     Fault(
         "bias_counted",
-        "flops.py",
+        "ops/flops.py",
         "(bool(mask[0]) + bool(mask[1])«»)",
         " + bool(mask[2])",
         "the bias gradient is counted as a convolution",

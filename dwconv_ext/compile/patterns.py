@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..batch_norm import train_batch_norm_act
-from ..folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, FoldedLinear, LinearSettings, is_pointwise
-from ..functional import DTYPES, as_weights_layout, depthwise_conv2d
+from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, FoldedLinear, LinearSettings, is_pointwise
+from ..ops.batch_norm import train_batch_norm_act
+from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .report import Report
 

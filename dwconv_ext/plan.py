@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import _C
-from .functional import DTYPES, _resolve_padding, depthwise_conv2d
-from .modules import FusedDSConv
+from ._extension import _C
+from .nn.modules import FusedDSConv
+from .ops.functional import DTYPES, _resolve_padding, depthwise_conv2d
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from .autograd import taken_apart
-from .batch_norm import is_plain_module, norm_then_activation
-from .folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, is_pointwise, wanted
-from .folded_weights import Tensors
-from .functional import as_weights_layout
-from .modules import DepthwiseConv2d, activation_of_module
+from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, is_pointwise, wanted
+from ..nn.folded_weights import Tensors
+from ..nn.modules import DepthwiseConv2d, activation_of_module
+from ..ops.autograd import taken_apart
+from ..ops.batch_norm import is_plain_module, norm_then_activation
+from ..ops.functional import as_weights_layout
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NO_NORM = (None, None, None, None)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .measure import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
-from .modules import DepthwiseConv2d, FusedDSConv
+from ..nn.modules import DepthwiseConv2d, FusedDSConv
+from .replace import Swapped, class_for, fuses, is_depthwise, restore, why_not
 from .sequential import SequentialMixin, blocks_of, flattened
-from .swap import Swapped, class_for, fuses, is_depthwise, restore, why_not
+from .timing import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
 
 SLOWER = 0.97  # a layer below this share of torch's speed is left alone
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _C
-from .autograd import activation_function, taken_apart
+from .._extension import _C
+from ..ops.autograd import activation_function, taken_apart
+from ..ops.functional import ACTIVATIONS, DTYPES, IntOrPair, _pair, depthwise_conv2d, padding_of, separable_conv2d
 from .folded_weights import Kept, Tensors, fold
-from .functional import ACTIVATIONS, DTYPES, IntOrPair, _pair, depthwise_conv2d, padding_of, separable_conv2d
 
 ops = torch.ops.dwconv_ext
 

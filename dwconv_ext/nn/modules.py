@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch_norm import is_plain_module, norm_then_activation
+from ..ops.batch_norm import is_plain_module, norm_then_activation
+from ..ops.functional import ACTIVATIONS, IntOrPair, _pair, as_weights_layout, depthwise_conv2d
 from .folded_layers import BlockSettings, FoldedBlock, as_autocast
 from .folded_weights import Tensors
-from .functional import ACTIVATIONS, IntOrPair, _pair, as_weights_layout, depthwise_conv2d
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .functional import DTYPES
-from .modules import DepthwiseConv2d
+from ..nn.modules import DepthwiseConv2d
+from ..ops.functional import DTYPES
 from .sequential import SequentialMixin, flattened, is_sequential
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from . import _C
-from .functional import accumulation_dtype
+from .._extension import _C
+from ..ops.functional import accumulation_dtype
 
 Tensors = tuple[Tensor | None, ...]
 _PLAIN = (Tensor, nn.Parameter)

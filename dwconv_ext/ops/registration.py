@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch._prims_common import suggest_memory_format
 
-from . import _C
+from .._extension import _C
 from .autograd import (
     DepthwiseConv2dBackwardFunction,
     DepthwiseConv2dFunction,

@@ -57,6 +57,10 @@ def load_cuda(built: str) -> tuple[ModuleType | None, str]:
         return None, f"the CUDA half does not load under torch {torch.__version__} ({error}); {REBUILD}"
 
 
+_C = load_cpu()
+_C_cuda, cuda_status = load_cuda(_C.build_cuda)
+
+
 def register_missing_cuda(why: str) -> None:
     """Without the CUDA half, the ops say on CUDA tensors what is missing; under a CPU-only torch there are no such tensors."""
     if torch.version.cuda is None:

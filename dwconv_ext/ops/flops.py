@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from ._when_imported import when_imported
+from ..when_imported import when_imported
 
 
 def register(counter: ModuleType) -> None:
