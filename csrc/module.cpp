@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "activation.h"
 #include "build_facts.h"  // which setup.py writes
 #include "cpu/plan.h"
 #include "watched_tensors.h"
@@ -106,6 +107,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("build_torch") = DWCONV_BUILD_TORCH;
   m.attr("build_cuda") = DWCONV_BUILD_CUDA;
   m.attr("build_compiler") = "gcc-compatible " __VERSION__;
+  py::dict activations;
+  for (const ActivationName& activation : kActivationNames) activations[activation.name] = static_cast<int>(activation.kind);
+  m.attr("activations") = activations;
   m.def("cpu_flags", &cpu_flags, "Instruction sets the kernels could use, as the CPU reports them.");
   m.def("supported_isas", [] {
     std::vector<std::string> names;

@@ -17,8 +17,9 @@ __version__ = "0.1.0"
 
 from . import cost, models
 from .convert import convert, unfuse
+from .nn.depthwise import DepthwiseConv2d
 from .nn.folded_weights import clear_caches
-from .nn.modules import DepthwiseConv2d, FusedDSConv
+from .nn.separable import FusedDSConv
 from .ops.autograd import DepthwiseConv2dFunction, SeparableConv2dFunction
 from .ops.functional import depthwise_conv2d, separable_conv2d
 from .plan import plan

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .nn.modules import DepthwiseConv2d, FusedDSConv
-from .ops.functional import IntOrPair, _pair
+from .nn.depthwise import DepthwiseConv2d
+from .nn.separable import FusedDSConv
+from .ops.functional import IntOrPair, to_pair
 from .plan import plan
 
 
@@ -34,7 +35,7 @@ class Cost(NamedTuple):
 
 
 def _sizes(name: str, value: IntOrPair) -> tuple[int, int]:
-    pair = _pair(name, value)
+    pair = to_pair(name, value)
     if min(pair) < 1:
         raise ValueError(f"{name} must be positive, but got {value!r}")
     return pair

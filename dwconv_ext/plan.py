@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ._extension import _C
-from .nn.modules import FusedDSConv
-from .ops.functional import DTYPES, _resolve_padding, depthwise_conv2d
+from .nn.separable import FusedDSConv
+from .ops.functional import DTYPES, depthwise_conv2d, resolve_padding
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int
     layout = "NCHW" if input.is_contiguous() else "channels_last"
     # On the meta device: an even filter's 'same' pads the input itself.
     shape = torch.empty(input.shape, device="meta")
-    padded, padding = _resolve_padding(shape, conv.weight, conv.padding, conv.stride, conv.dilation)
+    padded, padding = resolve_padding(shape, conv.weight, conv.padding, conv.stride, conv.dilation)
     height, width = padded.shape[-2:]
     try:
         found = _C.plan(

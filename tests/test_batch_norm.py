@@ -16,8 +16,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import dwconv_ext
 from dwconv_ext import FusedDSConv, convert
+from dwconv_ext.nn.batch_norm_act import norm_then_activation
 from dwconv_ext.ops import batch_norm
-from dwconv_ext.ops.functional import ACTIVATIONS
+from dwconv_ext.ops.activations import ACTIVATIONS
 
 ops = torch.ops.dwconv_ext
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -62,7 +63,7 @@ def test_shapes(isa, name, dtype, layout):
     st.tuples(st.integers(2, 4), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40)),
     st.sampled_from(DTYPES),
     st.sampled_from(list(LAYOUTS)),
-    st.sampled_from(ACTIVATIONS),
+    st.sampled_from(list(ACTIVATIONS)),
     st.sampled_from(dwconv_ext._C.supported_isas()),
 )
 def test_random_problems(shape, dtype, layout, act, isa):
@@ -225,7 +226,7 @@ def test_kinds_of_batch_norm(any_size, affine, tracked, momentum):
         x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
         calls = []
         with Recorded(calls):
-            y = batch_norm.norm_then_activation(ours, x, "relu", 0.01)
+            y = norm_then_activation(ours, x, "relu", 0.01)
         assert "batch_norm_act" in calls
         torch.testing.assert_close(y, plain(x).relu())
     for got, want in zip(ours.buffers(), plain.buffers(), strict=True):
@@ -288,7 +289,7 @@ def test_small_inputs_and_what_torch_takes_apart_are_left_to_torch():
     def by_the_op(x, act="relu", bn=bn):
         calls = []
         with Recorded(calls):
-            batch_norm.norm_then_activation(bn, x, act, 0.01)
+            norm_then_activation(bn, x, act, 0.01)
         return "batch_norm_act" in calls
 
     large = torch.randn(8, 32, 32, 32)
@@ -297,11 +298,11 @@ def test_small_inputs_and_what_torch_takes_apart_are_left_to_torch():
     assert by_the_op(last) and not by_the_op(last, "identity") and by_the_op(last.contiguous(), "identity")
     for refused in (large[0], large[:, :31]):
         with pytest.raises((ValueError, RuntimeError)):
-            batch_norm.norm_then_activation(bn, refused, "relu", 0.01)
+            norm_then_activation(bn, refused, "relu", 0.01)
     assert not by_the_op(large, bn=copy.deepcopy(bn).eval())
-    assert torch.func.vmap(
-        lambda x: batch_norm.norm_then_activation(nn.BatchNorm2d(32, track_running_stats=False), x, "relu", 0)
-    )(large[None]).shape == (1, *large.shape)
+    assert torch.func.vmap(lambda x: norm_then_activation(nn.BatchNorm2d(32, track_running_stats=False), x, "relu", 0))(
+        large[None]
+    ).shape == (1, *large.shape)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         FusedDSConv(8, 8, padding=1).train()(torch.randn(1, 8, 1, 1))
 

@@ -678,7 +678,7 @@ PYTHON = [
     ),
     Fault(
         "stale_eps",
-        "nn/modules.py",
+        "nn/separable.py",
         "if self._block is None« or self._block.settings != settings»:",
         "",
         "a stale folded weight: another eps is not noticed",
@@ -702,7 +702,7 @@ PYTHON = [
     ),
     Fault(
         "padding_mode_dilation",
-        "nn/modules.py",
+        "nn/depthwise.py",
         "return depthwise_conv2d(padded, weight, bias, self.stride, 0, «self.dilation»)",
         "1",
         "a lost dilation in the other padding modes",
@@ -742,7 +742,7 @@ PYTHON = [
     ),
     Fault(
         "hooks_lost",
-        "ops/batch_norm.py",
+        "nn/batch_norm_act.py",
         "if «module._forward_hooks or »module._forward_pre_hooks",
         "",
         "hooks on fused neighbours do not run",

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from ..ops.activations import SLOPE
+
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV2D_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _WRITES_IN_PLACE = {
@@ -88,29 +90,29 @@ def activation(node: fx.Node) -> tuple[str, float] | None:
     """The op's name and slope of an activation of node.args[0]; "identity" of what does nothing in eval mode."""
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     if node.op == "call_method":
-        return {"relu": ("relu", 0.01), "relu_": ("relu", 0.01)}.get(name)
+        return {"relu": ("relu", SLOPE), "relu_": ("relu", SLOPE)}.get(name)
     if node.op != "call_function" or not node.args:
         return None
     if node.target in (torch.relu, torch.relu_):
-        return "relu", 0.01
+        return "relu", SLOPE
     module = getattr(node.target, "__module__", None)
     if module not in ("torch.nn.functional", "torch._C._nn"):
         return None
     arguments = _bound(node)
     if name in ("relu", "relu6", "silu", "hardswish"):
-        return name, 0.01
+        return name, SLOPE
     if name == "gelu":
         kinds = {"none": "gelu", "tanh": "gelu_tanh"}
         kind = kinds.get(arguments.get("approximate", "none"))
-        return None if kind is None else (kind, 0.01)
+        return None if kind is None else (kind, SLOPE)
     if name == "leaky_relu":
-        slope = arguments.get("negative_slope", node.args[1] if len(node.args) > 1 else 0.01)
+        slope = arguments.get("negative_slope", node.args[1] if len(node.args) > 1 else SLOPE)
         return "leaky_relu", float(number_of(slope))
     if name == "hardtanh":
         low, high = (number_of(arguments.get(n, d)) for n, d in (("min_val", -1.0), ("max_val", 1.0)))
-        return ("relu6", 0.01) if (low, high) == (0, 6) else None
+        return ("relu6", SLOPE) if (low, high) == (0, 6) else None
     if name.startswith(("dropout", "feature_dropout")) and arguments.get("training") is False:
-        return "identity", 0.01
+        return "identity", SLOPE
     return None
 
 

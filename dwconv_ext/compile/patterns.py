@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, FoldedLinear, LinearSettings, is_pointwise
+from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
@@ -38,7 +39,7 @@ class Layer:
     nodes: list[fx.Node]
     norm: dict[str, Any] | None = None
     activation: str = "identity"
-    slope: float = 0.01
+    slope: float = SLOPE
 
     @property
     def tensors(self) -> list[Any]:

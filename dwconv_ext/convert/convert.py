@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..nn.modules import DepthwiseConv2d, FusedDSConv
+from ..nn.depthwise import DepthwiseConv2d
+from ..nn.separable import FusedDSConv
+from ..ops.activations import ACTIVATIONS
 from .replace import Swapped, class_for, fuses, is_depthwise, restore, why_not
 from .sequential import SequentialMixin, blocks_of, flattened
 from .timing import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
@@ -200,31 +202,16 @@ def _unfuse(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     return new
 
 
-_ACTIVATIONS: dict[str, Any] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "silu": nn.SiLU,
-    "hardswish": nn.Hardswish,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-}
-
-
-def _activation(kind: str, slope: float) -> nn.Module:
-    return nn.LeakyReLU(slope) if kind == "leaky_relu" else _ACTIVATIONS[kind]()
-
-
 def _sequential(block: FusedDSConv) -> nn.Sequential:
     parts = block._modules
     plain = nn.Sequential(
         OrderedDict(
             depthwise=parts["depthwise"],
             bn1=parts["bn1"],
-            act1=_activation(block.dw_activation, block.dw_slope),
+            act1=ACTIVATIONS[block.dw_activation].module(block.dw_slope),
             pointwise=parts["pointwise"],
             bn2=parts["bn2"],
-            act2=_activation(block.activation, block.slope),
+            act2=ACTIVATIONS[block.activation].module(block.slope),
         )
     )
     for name, value in block.__dict__.items():

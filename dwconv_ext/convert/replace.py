@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..nn.modules import DepthwiseConv2d
+from ..nn.depthwise import DepthwiseConv2d
 from ..ops.functional import DTYPES
 from .sequential import SequentialMixin, flattened, is_sequential
 

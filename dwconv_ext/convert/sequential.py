@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
+from ..nn.batch_norm_act import is_plain_module, norm_then_activation
+from ..nn.depthwise import DepthwiseConv2d
 from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, is_pointwise, wanted
 from ..nn.folded_weights import Tensors
-from ..nn.modules import DepthwiseConv2d, activation_of_module
+from ..ops.activations import SLOPE, activation_of_module
 from ..ops.autograd import taken_apart
-from ..ops.batch_norm import is_plain_module, norm_then_activation
 from ..ops.functional import as_weights_layout
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -62,7 +63,7 @@ class _Layer:
 
     def __init__(self, layers: list[nn.Module], begin: int) -> None:
         self.conv, self.norm, self.end = layers[begin], None, begin + 1
-        self.activation, self.slope = "identity", 0.01
+        self.activation, self.slope = "identity", SLOPE
         count = len(layers)
         if self.end < count and type(layers[self.end]) in _NORMS:
             bn = layers[self.end]

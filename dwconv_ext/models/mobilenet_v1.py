@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..nn.modules import FusedDSConv
+from ..nn.separable import FusedDSConv
 from ._checks import positive, positive_int
 
 # (output channels, stride) of the 13 blocks: Howard et al., table 1.

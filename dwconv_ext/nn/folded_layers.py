@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._extension import _C
-from ..ops.autograd import activation_function, taken_apart
-from ..ops.functional import ACTIVATIONS, DTYPES, IntOrPair, _pair, depthwise_conv2d, padding_of, separable_conv2d
+from ..ops.activations import ACTIVATIONS, SLOPE, activate
+from ..ops.autograd import taken_apart
+from ..ops.functional import DTYPES, IntOrPair, depthwise_conv2d, padding_of, separable_conv2d, to_pair
 from .folded_weights import Kept, Tensors, fold
 
 ops = torch.ops.dwconv_ext
@@ -87,18 +88,23 @@ class FoldedBlock:
 
     def _packs(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         weight = tensors[0]
-        if not _packs(input, residual, weight, weight.size(0)) or not set(self.settings.activations) <= set(ACTIVATIONS):
+        if not _packs(input, residual, weight, weight.size(0)) or not set(self.settings.activations) <= ACTIVATIONS.keys():
             return False
         return self.settings.padding != "same" or not any(self._padding(weight)[1])
 
     def _padding(self, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         s = self.settings
-        return padding_of(s.padding, weight.shape[2:], _pair("stride", s.stride), _pair("dilation", s.dilation))
+        return padding_of(s.padding, weight.shape[2:], to_pair("stride", s.stride), to_pair("dilation", s.dilation))
 
     def _pack(self, tensors: Tensors, dtype: torch.dtype) -> tuple:
         s, folded = self.settings, self.folded(tensors)
-        numbers = map(ACTIVATIONS.index, s.activations)
-        sizes = (*folded[0].shape[2:], *_pair("stride", s.stride), *self._padding(folded[0])[0], *_pair("dilation", s.dilation))
+        numbers = (_C.activations[name] for name in s.activations)
+        sizes = (
+            *folded[0].shape[2:],
+            *to_pair("stride", s.stride),
+            *self._padding(folded[0])[0],
+            *to_pair("dilation", s.dilation),
+        )
         packed = ops.separable_conv2d_pack(*folded, _C.selected_isa(), _name(dtype))
         return packed, [folded[2].shape[0], *sizes, *numbers], list(s.slopes)
 
@@ -137,7 +143,7 @@ class FoldedConv:
         self.settings = settings
         self.kept = Kept()
         s = settings
-        self.block = FoldedBlock(BlockSettings(1, 0, 1, ("identity", s.activation), (0.01, s.slope), (0.0, s.eps)))
+        self.block = FoldedBlock(BlockSettings(1, 0, 1, ("identity", s.activation), (SLOPE, s.slope), (0.0, s.eps)))
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         if wanted(input, residual, tensors):
@@ -167,7 +173,7 @@ class FoldedConv:
             output = depthwise_conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.activation, slope=s.slope)
         else:
             output = F.conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.groups)
-            output = activation_function(output, s.activation, s.slope, inplace=not output.requires_grad)
+            output = activate(output, s.activation, s.slope, inplace=not output.requires_grad)
         return output if residual is None else output + residual
 
 
@@ -205,4 +211,4 @@ class FoldedLinear:
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         """The same in torch's operations."""
         output = F.linear(input, *tensors)
-        return activation_function(output, *self.settings, inplace=not output.requires_grad)
+        return activate(output, *self.settings, inplace=not output.requires_grad)

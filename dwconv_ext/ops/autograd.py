@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activations import activate, activation_backward
+
 ops = torch.ops.dwconv_ext
 
 
@@ -190,57 +192,6 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
 # --- the fused block -------------------------------------------------------------------------------------------------
 
 
-def activation_function(x: Tensor, kind: str, slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """The activation `kind` of the ops' schemas, by torch; in x's memory where torch can and inplace allows it."""
-    match kind:
-        case "identity":
-            return x
-        case "relu":
-            return F.relu(x, inplace)
-        case "relu6":
-            return F.relu6(x, inplace)
-        case "silu":
-            return F.silu(x, inplace)
-        case "hardswish":
-            return F.hardswish(x, inplace)
-        case "gelu":
-            return F.gelu(x)
-        case "gelu_tanh":
-            return F.gelu(x, approximate="tanh")
-        case "leaky_relu":
-            return F.leaky_relu(x, slope, inplace)
-    raise ValueError(f"activation: unknown name {kind!r}")
-
-
-def activation_backward(grad: Tensor, x: Tensor, kind: str, slope: float) -> Tensor:
-    """grad times the activation's derivative at x, differentiable in both."""
-    aten = torch.ops.aten
-    twice = torch.is_grad_enabled() and (grad.requires_grad or x.requires_grad)
-    if twice and kind == "silu":  # torch's backward ops of these two have no derivative of their own
-        gate = torch.sigmoid(x)
-        return grad * gate * (1 + x * (1 - gate))
-    if twice and kind == "hardswish":
-        return grad * torch.where(x < -3, 0, torch.where(x <= 3, x / 3 + 0.5, 1))
-    match kind:
-        case "identity":
-            return grad
-        case "relu":
-            return aten.threshold_backward(grad, x, 0)
-        case "relu6":
-            return aten.hardtanh_backward(grad, x, 0.0, 6.0)
-        case "silu":
-            return aten.silu_backward(grad, x)
-        case "hardswish":
-            return aten.hardswish_backward(grad, x)
-        case "gelu":
-            return aten.gelu_backward(grad, x)
-        case "gelu_tanh":
-            return aten.gelu_backward(grad, x, approximate="tanh")
-        case "leaky_relu":
-            return aten.leaky_relu_backward(grad, x, slope, False)
-    raise ValueError(f"activation: unknown name {kind!r}")
-
-
 class SeparableConv2dFunction(torch.autograd.Function):
     """``separable_conv2d`` as an autograd Function; arguments in the op's order.
 
@@ -283,7 +234,7 @@ class SeparableConv2dFunction(torch.autograd.Function):
             grads[10] = grad
         if any((need[0], need[1], need_db, need[3], need_pb)):
             z = ops.depthwise_conv2d(x, dw, db, *ctx.conv)
-            a = activation_function(z, dw_act, dw_slope)
+            a = activate(z, dw_act, dw_slope)
             if pw_act != "identity":
                 grad = activation_backward(grad, F.conv2d(a, pw, pb), pw_act, pw_slope)
             need_a = need[0] or need[1] or need_db
@@ -305,7 +256,7 @@ class SeparableConv2dFunction(torch.autograd.Function):
         dx, ddw, ddb, dpw, dpb = tangents[:5]
         dresidual = tangents[10] if len(tangents) > 10 else None
         z = ops.depthwise_conv2d(x, dw, db, *ctx.conv)
-        a = activation_function(z, dw_act, dw_slope)
+        a = activate(z, dw_act, dw_slope)
         dz = _sum(
             None if dx is None else ops.depthwise_conv2d(dx, dw, None, *ctx.conv),
             None if ddw is None else ops.depthwise_conv2d(x, ddw, None, *ctx.conv),

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .autograd import activation_backward, activation_function, below_autograd, call, single_level, taken_apart
+from .activations import SLOPE, activate, activation_backward
+from .autograd import below_autograd, call, single_level, taken_apart
 from .functional import DTYPES, accumulation_dtype
 
 ops = torch.ops.dwconv_ext
@@ -41,7 +42,7 @@ def _affine(normalised: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
 
 def differentiable_backward(
     grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str,
-    slope: float = 0.01,
+    slope: float = SLOPE,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``batch_norm_act_backward`` in torch's operations: what its own derivatives are taken of. Statistics are x's own."""
     normalised, inv_std = _normalised(x, eps)
@@ -62,7 +63,7 @@ class BatchNormActFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float = 0.01) -> tuple:
+    def forward(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float = SLOPE) -> tuple:
         with below_autograd():
             return ops.batch_norm_act.default(x, w, b, eps, act, slope)
 
@@ -88,7 +89,7 @@ class BatchNormActFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: Any) -> tuple:
         x, w, b = ctx.saved_tensors
-        eps, act, slope = (*ctx.how, 0.01)[:3]
+        eps, act, slope = (*ctx.how, SLOPE)[:3]
         normalised, inv_std = _normalised(x, eps)
         dz = torch.zeros_like(normalised)
         if dx is not None:
@@ -128,12 +129,12 @@ def _takes(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None, a
 
 def train_batch_norm_act(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-    momentum: float, eps: float, act: str = "identity", slope: float = 0.01,
+    momentum: float, eps: float, act: str = "identity", slope: float = SLOPE,
 ) -> Tensor:  # fmt: skip
     """``act(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps))``; the running statistics move."""
     if not _takes(x, weight, bias, running_mean, act):
         y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-        return activation_function(y, act, slope)
+        return activate(y, act, slope)
     wide = accumulation_dtype(x.dtype)
     w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (weight, bias))
     # Not by way of the dispatcher, which would come back to Python for the Function: _takes() saw what it is there for.
@@ -153,24 +154,3 @@ def _move(running: Tensor, value: Tensor, factor: float) -> None:
         running.lerp_(value, factor)
     else:
         running.copy_(running.to(value.dtype).lerp(value, factor))
-
-
-def is_plain_module(module: nn.Module) -> bool:
-    """Whether a call of it is a call of its class's forward: it has no hooks, and none in forward's place."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return False
-    return "forward" not in module.__dict__
-
-
-def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
-    """``act(bn(x))`` for any module bn, in any mode, by the op where that is the same."""
-    if type(bn) is not nn.BatchNorm2d or not bn.training or not is_plain_module(bn) or x.dim() != 4:
-        return activation_function(bn(x), act, slope)
-    mean, var, factor = bn.running_mean, bn.running_var, bn.momentum
-    if not bn.track_running_stats:
-        mean = var = None
-    elif bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-        if factor is None:
-            factor = 1 / float(bn.num_batches_tracked)
-    return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor or 0.0, bn.eps, act, slope)

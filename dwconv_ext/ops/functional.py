@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activations import ACTIVATIONS, SLOPE
 from .autograd import DepthwiseConv2dFunction, call, is_training_step, single_level
 
 ops = torch.ops.dwconv_ext
 
 IntOrPair = int | Sequence[int]
-ACTIVATIONS = ("identity", "relu", "relu6", "silu", "hardswish", "gelu", "gelu_tanh", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that have kernels
 
 
@@ -36,7 +36,7 @@ def _integer(value: object) -> int | None:
         return None
 
 
-def _pair(name: str, value: IntOrPair) -> tuple[int, int]:
+def to_pair(name: str, value: IntOrPair) -> tuple[int, int]:
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # a module's: no time lost
         return value
     values = [_integer(v) for v in (value if isinstance(value, (tuple, list, torch.Size)) else (value,))]
@@ -65,7 +65,7 @@ def padding_of(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Zeros on each side, and how many more at the end: one where 'same' is lopsided (even filters)."""
     if not isinstance(padding, str):
-        return _pair("padding", padding), (0, 0)
+        return to_pair("padding", padding), (0, 0)
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding != "same":
@@ -76,7 +76,7 @@ def padding_of(
     return (height // 2, width // 2), (height % 2, width % 2)
 
 
-def _resolve_padding(
+def resolve_padding(
     input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
     """The input, with what is more at its end, and the symmetric padding left to the op."""
@@ -95,7 +95,7 @@ def depthwise_conv2d(
     dilation: IntOrPair = 1,
     act: str = "identity",
     *,
-    slope: float = 0.01,
+    slope: float = SLOPE,
 ) -> Tensor:
     """Depthwise 2-D convolution: ``act(F.conv2d(input, weight, bias, stride, padding, dilation, groups=C))``.
 
@@ -134,8 +134,8 @@ def depthwise_conv2d(
     if act not in ACTIVATIONS:
         raise RuntimeError(f"depthwise_conv2d: act must be one of {', '.join(ACTIVATIONS)}, but got {act!r}")
     batched, unbatched = _batched("depthwise_conv2d", input)
-    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
-    batched, padding = _resolve_padding(batched, weight, padding, stride, dilation)
+    stride, dilation = to_pair("stride", stride), to_pair("dilation", dilation)
+    batched, padding = resolve_padding(batched, weight, padding, stride, dilation)
     if act == "identity" and is_training_step(batched, weight, bias):
         output = _DepthwiseConv2d.apply(batched, weight, bias, stride, padding, dilation)
     else:
@@ -172,8 +172,8 @@ def separable_conv2d(
     pw_act: str = "relu",
     residual: Tensor | None = None,
     *,
-    dw_slope: float = 0.01,
-    pw_slope: float = 0.01,
+    dw_slope: float = SLOPE,
+    pw_slope: float = SLOPE,
 ) -> Tensor:
     """Depthwise-separable convolution in one pass, the intermediate never written to memory.
 
@@ -209,8 +209,8 @@ def separable_conv2d(
     batched, unbatched = _batched("separable_conv2d", input)
     if unbatched and residual is not None:
         residual = residual.unsqueeze(0)
-    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
-    batched, padding = _resolve_padding(batched, dw_weight, padding, stride, dilation)
+    stride, dilation = to_pair("stride", stride), to_pair("dilation", dilation)
+    batched, padding = resolve_padding(batched, dw_weight, padding, stride, dilation)
     output = call(
         ops.separable_conv2d.default,
         batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,

@@ -11,11 +11,11 @@ from torch._functorch.utils import enable_single_level_autograd_function, unwrap
 from torch._prims_common import suggest_memory_format
 
 from .._extension import _C
+from .activations import activate
 from .autograd import (
     DepthwiseConv2dBackwardFunction,
     DepthwiseConv2dFunction,
     SeparableConv2dFunction,
-    activation_function,
     below_autograd,
     single_level,
     taken_apart,
@@ -136,7 +136,7 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
     def autograd(*args: Any) -> Any:
         needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
         if len(args) > taken and (needed or taken_apart()):
-            return activation_function(op(*args[:taken]), *args[taken:])
+            return activate(op(*args[:taken]), *args[taken:])
         if torch._C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
                 return transformed.apply(*args)

@@ -1,93 +1,18 @@
-"""The modules: DepthwiseConv2d, a drop-in nn.Conv2d, and FusedDSConv, the depthwise-separable block."""
+"""FusedDSConv: the depthwise-separable block of MobileNet."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.batch_norm import is_plain_module, norm_then_activation
-from ..ops.functional import ACTIVATIONS, IntOrPair, _pair, as_weights_layout, depthwise_conv2d
+from ..ops.activations import activation_of
+from ..ops.functional import IntOrPair, to_pair
+from .batch_norm_act import is_plain_module, norm_then_activation
+from .depthwise import DepthwiseConv2d
 from .folded_layers import BlockSettings, FoldedBlock, as_autocast
 from .folded_weights import Tensors
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d(in_channels, out_channels, kernel_size, ..., groups=in_channels)`` on this package's kernels.
-
-    Same arguments less ``groups``, same ``state_dict``, all padding modes. ``out_channels`` must be a multiple of
-    ``in_channels`` (the channel multiplier).
-
-    Example:
-        >>> import torch
-        >>> DepthwiseConv2d(32, 32, 3, padding=1)(torch.randn(1, 32, 56, 56)).shape
-        torch.Size([1, 32, 56, 56])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: str | IntOrPair = 0,
-        dilation: IntOrPair = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        # Python's own: numpy's are no constants to a compiler.
-        kernel_size, stride, dilation = map(_pair, ("kernel_size", "stride", "dilation"), (kernel_size, stride, dilation))
-        if not isinstance(padding, str):
-            padding = _pair("padding", padding)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, in_channels, bias, padding_mode, device, dtype
-        )
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not isinstance(input, Tensor):  # torch.fx's
-            return super()._conv_forward(input, weight, bias)
-        input = as_weights_layout(input, weight)
-        if self.padding_mode == "zeros":
-            return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
-        padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation)
-
-
-_MODULE_NAMES: dict[type[nn.Module], str] = {
-    nn.Identity: "identity",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.GELU: "gelu",
-    nn.LeakyReLU: "leaky_relu",
-}
-
-
-def activation_of_module(module: nn.Module) -> tuple[str, float] | None:
-    """The op's name and negative slope of an activation module; None where the ops have none."""
-    name = _MODULE_NAMES.get(type(module))
-    if name is None:
-        return None
-    if name == "gelu" and module.approximate == "tanh":
-        name = "gelu_tanh"
-    return name, float(module.negative_slope) if name == "leaky_relu" else 0.01
-
-
-def activation_of(name: str, activation: str | nn.Module) -> tuple[str, float]:
-    """The same of an activation given as a string or as an nn.Module."""
-    if isinstance(activation, str):
-        found = (activation, 0.01) if activation in ACTIVATIONS else None
-    else:
-        found = activation_of_module(activation)
-    if found is None:
-        modules = ", ".join(f"nn.{m.__name__}" for m in _MODULE_NAMES)
-        raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)} or an instance of {modules}, but got {activation!r}")
-    return found
 
 
 class FusedDSConv(nn.Module):
@@ -151,7 +76,7 @@ class FusedDSConv(nn.Module):
         else:
             self.dw_activation, self.dw_slope = activation_of("dw_activation", dw_activation)
         if padding is None:
-            sizes = zip(_pair("kernel_size", kernel_size), _pair("dilation", dilation), strict=True)
+            sizes = zip(to_pair("kernel_size", kernel_size), to_pair("dilation", dilation), strict=True)
             padding = tuple(d * (k - 1) // 2 for k, d in sizes)
         factory = {"device": device, "dtype": dtype}
         self.depthwise = DepthwiseConv2d(in_channels, in_channels, kernel_size, stride, padding, dilation, bias, **factory)
