@@ -40,7 +40,7 @@ std::vector<std::string> cpu_flags();  // the instruction sets the kernels could
 Machine machine(int64_t threads);
 
 // Machine::near_bytes for an L2 of this size. Reading rows ahead of the register tiles pays where L2 is small (0.5 MB: up
-// to 1.8x); with 2 MB the processor's own prefetchers do better and it costs up to 1.5x (docs/decisions.md).
+// to 1.8x); with 2 MB the processor's own prefetchers do better and it costs up to 1.5x (docs/design/cpu-channels-last.md).
 constexpr int64_t kLargeL2 = 1 << 20;
 constexpr int64_t kNever = int64_t{1} << 60;
 constexpr int64_t nearby_bytes(int64_t l2_bytes) { return l2_bytes < kLargeL2 ? 8 << 20 : kNever; }

@@ -1,7 +1,7 @@
 """BatchNorm in training mode and the activation after it as one op, which neither writes nor keeps what lies between.
 
 torch's two modules go over the activations some sixteen times in a training step, the op eight times, and three of these find
-them in a cache in NCHW (docs/decisions.md).
+them in a cache in NCHW (docs/design/training.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .functional import DTYPES, accumulation_dtype
 ops = torch.ops.dwconv_ext
 
 # Elements below which torch's modules are faster, forward and backward: an autograd Function in Python costs 0.1 ms more a step
-# than theirs in C++ (docs/decisions.md).
+# than theirs in C++ (docs/design/training.md).
 LEAST_NCHW, LEAST_CHANNELS_LAST = 1 << 17, 1 << 19
 
 

@@ -4,7 +4,7 @@
 // A tile takes a vector of channels of a few columns of several rows, then the next vector: short pieces in many places, which
 // the processor's prefetchers do not follow, so that every line is waited for. One read a line, in order, is followed, and the
 // tiles then find the rows in L2. Software prefetches in the tiles, the next tile's or the next rows', gained a third as much
-// (docs/decisions.md).
+// (docs/design/cpu-channels-last.md).
 #pragma once
 
 #include "simd.h"
