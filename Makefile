@@ -5,9 +5,9 @@
 # make sanitize  the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, property tests included
 # make models  the table of whole models, converted against untouched
 # make sweep   the time an element costs at neighbouring sizes and as N, C and H grow
-# make traffic the bytes that the CUDA kernels move, counted without a card
+# make traffic the bytes that the CUDA kernels move, counted without a GPU
 # make build-time  what each source file takes to compile; make wheel: a wheel for every machine, make check-wheel tries it
-# make gpu-check  on a machine with a card: build, tests, compute-sanitizer, benchmark; offline, in PYTHON's environment (python3)
+# make gpu-check  on a machine with a GPU: build, tests, compute-sanitizer, benchmark; offline, in PYTHON's environment (python3)
 # make lint    ruff and clang-format, as the pre-commit hooks run them; make format applies them
 #
 # Each does the whole set-up in .venv, at the versions of constraints.txt. PYTHON=/path/to/python uses that environment as it
@@ -63,18 +63,16 @@ demo: environment-examples build
 	PYTHONPATH=. $(PY) examples/demo.py
 
 bench: environment-bench build
-	for what in depthwise separable network; do \
-	  $(PY) -m benchmarks $$what --json docs/results/$$what.json --markdown docs/results/$$what.md --plot docs/results/$$what.png || exit 1; \
-	done
+	for suite in depthwise separable network; do $(PY) -m benchmarks $$suite --save || exit 1; done
 
 models: environment-bench build
-	$(PY) -m benchmarks models --json docs/results/models.json --markdown docs/results/models.md
+	$(PY) -m benchmarks models --no-compile --save
 
 sweep: environment-bench build
-	$(PY) -m benchmarks sweep --json docs/results/sweep.json --markdown docs/results/sweep.md
+	$(PY) -m benchmarks sweep --save
 
 traffic: environment-bench build
-	$(PY) -m benchmarks traffic --json docs/results/traffic.json --markdown docs/results/traffic.md
+	$(PY) -m benchmarks traffic --save
 
 build-time: environment-test
 	$(PY) tools/build_time.py

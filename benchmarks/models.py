@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -111,7 +110,7 @@ def race(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch: S
         for layout in options.layouts:
             x = torch.randn(batch, 3, model.size, model.size).to(options.device, dtype)
             x = x.contiguous(memory_format=LAYOUTS[layout])
-            for what in PASSES:
+            for what in options.passes:
                 torch._dynamo.reset()
                 training = what == "training step"
                 plain = built.to(memory_format=LAYOUTS[layout]).train(training)
@@ -165,18 +164,17 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> int:
+    chosen = models(options.layers)
+    if not chosen:
+        print(f"no model's name contains {options.layers!r}", file=sys.stderr)
+        return 2
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     watch = Stopwatch(options.device, options.threads)
-    results = [row for model in progress(models(options.layers)) for row in race(model, options, dtype, watch)]
+    results = [row for model in progress(chosen) for row in race(model, options, dtype, watch)]
     facts = report.machine(options.device)
-    title = f"models, {options.dtype}, {facts.get('device', facts['CPU'])}, {options.threads} threads"
+    title = f"models, {options.dtype}, {report.where(options, facts)}"
     header, cells = table(results)
     report.print_rows(title, header, cells, last_is_bold=True)
-    if options.json:
-        figures = [row._asdict() for row in results]
-        facts = {**facts, "dtype": options.dtype, "threads": options.threads}
-        options.json.write_text(json.dumps({**facts, "results": figures}, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(report.markdown_table(title, header, cells))
+    report.save(options, facts, {"results": [row._asdict() for row in results]}, [report.markdown_table(title, header, cells)])
     return 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from dwconv_ext.__main__ import report as build_report
 from .roofline import Roofline
 from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, OURS, Race
 from .timing import geometric_mean
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def _commit() -> str:
@@ -28,7 +33,7 @@ def machine(device: str) -> dict[str, str]:
     facts = build_report()
     if device == "cuda":
         facts["device"] = torch.cuda.get_device_name()
-    return {"machine": platform.platform(), **facts, "commit": _commit()}
+    return {"machine": platform.platform(), **facts, "commit": _commit(), "date": datetime.date.today().isoformat()}
 
 
 class Summary:
@@ -114,19 +119,41 @@ def markdown_table(title: str, header: list[str], cells: list[list[str]]) -> str
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
 
 
-def write_json(path: Path, facts: dict, summaries: list[Summary]) -> None:
-    results = [
-        {
-            "layer": s.race.layer._asdict(),
-            "pass": s.race.direction,
-            "seconds": s.race.times,
-            "bytes": s.race.bytes,
-            "flops": s.race.flops,
-            "roofline_seconds": s.limit,
-        }
-        for s in summaries
-    ]
-    path.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+def figures_of(summary: Summary) -> dict:
+    race = summary.race
+    return {
+        "layer": race.layer._asdict(),
+        "pass": race.direction,
+        "seconds": race.times,
+        "bytes": race.bytes,
+        "flops": race.flops,
+        "roofline_seconds": summary.limit,
+    }
+
+
+def where(options: argparse.Namespace, facts: dict[str, str]) -> str:
+    return facts.get("device", f"{facts['CPU']}, {options.threads} threads")
+
+
+def folder_of(facts: dict[str, str]) -> Path:
+    """Of a machine's results: by its GPU, else its CPU, L1 and instruction set."""
+    name = facts.get("device") or f"{facts['CPU'].split(', L2')[0]} {facts['kernel sets'].split(' ')[0]}"
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def path_of(options: argparse.Namespace, facts: dict[str, str], ending: str) -> Path:
+    folder = folder_of(facts) if options.save == Path() else options.save
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{options.what}-{options.dtype}.{ending}"
+
+
+def save(options: argparse.Namespace, facts: dict[str, str], figures: dict, tables: list[str]) -> None:
+    """Where --save says: the figures as JSON, with machine, versions and commit, and the tables as Markdown."""
+    if options.save is None:
+        return
+    everything = {**facts, "dtype": options.dtype, "threads": getattr(options, "threads", None), **figures}
+    path_of(options, facts, "json").write_text(json.dumps(everything, indent=1) + "\n")
+    path_of(options, facts, "md").write_text("\n".join(tables))
 
 
 def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:

@@ -9,7 +9,6 @@ levels of the cache the time per element should be flat.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -113,7 +112,7 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
     points = [p for kind, layer in progress(chosen) for p in measure(kind, neighbours(layer), options, dtype, watch)]
     growth = [p for kind in ("depthwise", "separable") for p in measure(kind, grown(GROWN), options, dtype, watch)]
     facts = report.machine(options.device)
-    title = f"sweep, {options.dtype}, " + facts.get("device", f"{facts['CPU']}, {options.threads} threads")
+    title = f"sweep, {options.dtype}, {report.where(options, facts)}"
     parts = []
     for what, rows in (("neighbours", points), ("growth", growth)):
         changes = list(dict.fromkeys(p.change for p in rows if p.change != "itself"))
@@ -126,11 +125,6 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
             cells.append([name, own.layout, f"{own.ns:.4f}", *ratios])
         if cells:
             report.print_rows(f"{title}: {what}, times the layer's own time per element", header, cells, last_is_bold=False)
-            lines = [f"### {title}: {what}", "", f"| {' | '.join(header)} |", f"| --- | --- |{' ---: |' * (len(header) - 2)}"]
-            parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells), ""]))
-    if options.json:
-        everything = {**facts, "dtype": options.dtype, "threads": options.threads, "points": [asdict(p) for p in points + growth]}
-        options.json.write_text(json.dumps(everything, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text("\n".join(parts))
+            parts.append(report.markdown_table(f"{title}: {what}", header, cells))
+    report.save(options, facts, {"points": [asdict(p) for p in points + growth]}, parts)
     return 0

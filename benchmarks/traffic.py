@@ -8,8 +8,9 @@ unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) r
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import Layer
-from .report import print_rows
+from .layers import Layer, depthwise_layers, separable_layers
+from .report import markdown_table, print_rows, save
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -97,47 +98,30 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
     return Moved(layer.name, layout, fused, activations, compulsory, weights, requests, unfused, plan)
 
 
-def show(title: str, rows: list[Moved]) -> None:
+def table(rows: list[Moved]) -> tuple[list[str], list[list[str]]]:
     header = ["layer", "layout", "activations MB", "over compulsory", "saved of the pair", "weights MB", "requests", "plan"]
     cells = []
     for row in rows:
         saved = "" if row.fused is None else f"{row.saved:.0%}" if row.fused else "not fused"
         figures = [f"{row.activations / 1e6:.2f}", f"{row.ratio:.3f}", saved, f"{row.weights / 1e6:.2f}", f"{row.requests:,}"]
         cells.append([row.layer, row.layout, *figures, row.plan])
-    print_rows(title, header, cells, last_is_bold=False)
+    return header, cells
 
 
-def markdown(title: str, rows: list[Moved]) -> str:
-    lines = [
-        f"### {title}",
-        "",
-        "| layer | layout | activations MB | over compulsory | saved of the unfused pair | weights MB | plan |",
-    ]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: | --- |")
-    for row in rows:
-        saved = "" if row.fused is None else f"{row.saved:.0%}" if row.fused else "not fused"
-        lines.append(
-            f"| {row.layer} | {row.layout} | {row.activations / 1e6:.2f} | {row.ratio:.3f} | {saved} | {row.weights / 1e6:.2f} "
-            f"| {row.plan} |"
-        )
-    return "\n".join([*lines, ""])
-
-
-def run(layers: dict[str, list[Layer]], dtype: torch.dtype, json_file: Path | None, markdown_file: Path | None) -> int:
+def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
     """Counts and prints the depthwise layers and the blocks."""
-    groups = {
-        kind: [measure(layer, layout, dtype, separable=kind == "separable") for layer in chosen for layout in LAYOUTS]
-        for kind, chosen in layers.items()
-    }
-    name = str(dtype).removeprefix("torch.")
-    titles = {kind: f"traffic, {kind}, {name}, plans for an H100, counted on the emulator" for kind in groups}
-    for kind, rows in groups.items():
-        show(titles[kind], rows)
-    if json_file:
-        rows = [
-            {"kind": kind, **asdict(row), "ratio": row.ratio, "saved": row.saved} for kind, rows in groups.items() for row in rows
+    lists = {"depthwise": depthwise_layers(), "separable": separable_layers((options.batch,))}
+    groups: dict[str, list[Moved]] = {}
+    tables, figures = [], []
+    for kind, listed in lists.items():
+        chosen = [layer._replace(batch=options.batch) for layer in listed if options.layers in layer.name]
+        groups[kind] = [
+            measure(layer, layout, dtype, separable=kind == "separable") for layer in progress(chosen) for layout in LAYOUTS
         ]
-        json_file.write_text(json.dumps({"dtype": name, "rows": rows}, indent=1) + "\n")
-    if markdown_file:
-        markdown_file.write_text("\n".join(markdown(titles[kind], rows) for kind, rows in groups.items()))
+        title = f"traffic, {kind}, {options.dtype}, plans for an H100, counted on the emulator"
+        header, cells = table(groups[kind])
+        print_rows(title, header, cells, last_is_bold=False)
+        tables.append(markdown_table(title, header, cells))
+        figures += [{"kind": kind, **asdict(row), "ratio": row.ratio, "saved": row.saved} for row in groups[kind]]
+    save(options, {"device": "emulator"}, {"rows": figures}, tables)
     return 0

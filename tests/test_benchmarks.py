@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import suites, sweep
+from benchmarks import report, suites, sweep
 from benchmarks.layers import depthwise_layers, separable_layers
 from benchmarks.timing import Stopwatch, geometric_mean
 
@@ -29,11 +29,9 @@ ROOT = Path(__file__).parent.parent
 )
 def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     threads(torch.get_num_threads())
-    files = {name: tmp_path / f"out.{name}" for name in ("json", "markdown", "plot")}
-    files["plot"] = tmp_path / "out.png"
     command = [what, "--layers", layer, "--batch", "1", "--rounds", "1", "--no-compile", "--dtype", dtype, "--threads", "2"]
-    for name, file in files.items():
-        command += [f"--{name}", str(file)]
+    command += ["--save", str(tmp_path / "results")]
+    files = {ending: tmp_path / "results" / f"{what}-{dtype}.{ending}" for ending in ("json", "md", "png")}
     assert program.main(command) == 0
     printed = capsys.readouterr().out
     assert layer in printed and "geometric mean" in printed
@@ -46,27 +44,15 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
         assert (wide in result["seconds"]) == (what != "depthwise" and dtype != "float32")
         assert all(t > 0 for t in result["seconds"].values()) and result["roofline_seconds"] > 0
     assert data["threads"] == 2 and torch.__version__ in data["torch"] and data["commit"]
-    assert files["markdown"].read_text().count("| geometric mean |") == len(passes)
-    assert files["plot"].read_bytes().startswith(b"\x89PNG")
+    assert files["md"].read_text().count("| geometric mean |") == len(passes)
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_sweep_of_neighbours_and_growth(tmp_path, capsys, monkeypatch, threads):
     threads(torch.get_num_threads())
     monkeypatch.setattr(sweep, "GROWN", sweep.GROWN._replace(channels=16, out_channels=16, size=(8, 8)))
-    files = [tmp_path / "out.json", tmp_path / "out.md"]
-    command = [
-        "sweep",
-        "--layers",
-        "7x7_c1024",
-        "--rounds",
-        "1",
-        "--threads",
-        "2",
-        "--json",
-        str(files[0]),
-        "--markdown",
-        str(files[1]),
-    ]
+    command = ["sweep", "--layers", "7x7_c1024", "--rounds", "1", "--threads", "2", "--save", str(tmp_path)]
+    files = [tmp_path / "sweep-float32.json", tmp_path / "sweep-float32.md"]
     assert program.main(command) == 0
     assert "neighbours" in capsys.readouterr().out
     points = json.loads(files[0].read_text())["points"]
@@ -99,9 +85,23 @@ def test_wrong_arguments(arguments, capsys):
     assert exit.value.code == 2
 
 
-def test_no_such_layer(capsys):
-    assert program.main(["depthwise", "--layers", "nonsense"]) == 2
-    assert "no layer's name contains 'nonsense'" in capsys.readouterr().err
+@pytest.mark.parametrize("suite", ["depthwise", "sweep", "models"])
+def test_no_such_layer(suite, capsys):
+    assert program.main([suite, "--layers", "nonsense"]) == 2
+    assert "name contains 'nonsense'" in capsys.readouterr().err
+
+
+def test_a_machines_own_folder():
+    facts = {"CPU": "AMD EPYC, L1 32 KiB, L2 1024 KiB, L3 32 MiB", "kernel sets": "avx512_bf16 chosen of baseline, avx2"}
+    assert report.folder_of(facts).name == "amd-epyc-l1-32-kib-avx512-bf16"
+    assert report.folder_of({**facts, "device": "NVIDIA H200"}).name == "nvidia-h200"
+
+
+def test_every_suite_has_help(capsys):
+    for suite in program.SUITES:
+        with pytest.raises(SystemExit) as exit:
+            program.main([suite, "--help"])
+        assert exit.value.code == 0 and len(capsys.readouterr().out) > 400
 
 
 def test_layer_lists():

@@ -1,9 +1,9 @@
-"""``make gpu-check``: all that a card should be asked, in one command, offline, in under nine minutes.
+"""``make gpu-check``: build, tests, compute-sanitizer and benchmarks on a GPU, in one command, offline, in under nine minutes.
 
-Builds for this card in place (an editable install), runs the CUDA tests on it, compute-sanitizer's memcheck and racecheck
-over a selection, and the benchmarks; writes docs/results/<device>.json and .md. Needs python3 with torch >= 2.10, ninja,
-pybind11, pytest and numpy; fetches nothing. A step that fails does not stop those after it; the exit status says whether all
-passed.
+Builds for this GPU in place (an editable install), runs the CUDA tests on it, compute-sanitizer's memcheck and racecheck over a
+selection, and the benchmarks; writes benchmarks/results/<device>/gpu-check.json and .md. Needs python3 with torch >= 2.10,
+ninja, pybind11, pytest and numpy; fetches nothing. A step that fails does not stop those after it; the exit status says whether
+all passed.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def main() -> int:
         return 2
     major, minor = torch.cuda.get_device_capability()
     device = torch.cuda.get_device_name()
-    name = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
-    results = ROOT / "docs/results"
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    results = ROOT / "benchmarks/results" / name
+    results.mkdir(parents=True, exist_ok=True)
+    saved: dict[str, tuple[Path, str]] = {}
     environment = {
         **os.environ,
         "DWCONV_EXT_CUDA": "1",
@@ -73,10 +75,10 @@ def main() -> int:
         *(("separable", "float32", 128), ("separable", "float16", 1), ("depthwise", "float16", 1)),
     ):
         step = f"{what}_{dtype}_b{batch}"
-        file = str(results / f"{name}_{step}.part")
+        saved[step] = (results / "parts" / step, f"{what}-{dtype}")
         steps[step] = [
             *(python, "-m", "benchmarks", what, "--device", "cuda", "--dtype", dtype, "--batch", str(batch), "--no-runtimes"),
-            *("--no-compile", "--rounds", "5", "--json", f"{file}.json", "--markdown", f"{file}.md"),
+            *("--no-compile", "--rounds", "5", "--save", str(saved[step][0])),
             # At batch 128 the float64 reference of 31 x 31 takes longer than all the rest.
             *(["--without", "31x31"] if batch > 1 else []),
         ]
@@ -107,16 +109,15 @@ def main() -> int:
     text = [f"# {device}", "", f"torch {torch.__version__}, CUDA {torch.version.cuda}. Written by `make gpu-check`.", ""]
     text += ["| step | outcome | seconds |", "| --- | --- | ---: |"]
     text += [f"| {step} | {o['status']} | {o['seconds']} |" for step, o in outcome.items()]
-    for step in steps:
-        parts = [results / f"{name}_{step}.part{suffix}" for suffix in (".json", ".md")]
-        if all(part.exists() for part in parts):
-            tables[step] = json.loads(parts[0].read_text())
-            text += ["", parts[1].read_text()]
-        for part in parts:
-            part.unlink(missing_ok=True)
-    (results / f"{name}.json").write_text(json.dumps({"device": device, "steps": outcome, "benchmarks": tables}, indent=1) + "\n")
-    (results / f"{name}.md").write_text("\n".join(text) + "\n")
-    print(f"wrote docs/results/{name}.json and .md")
+    for step, (folder, file) in saved.items():
+        if (folder / f"{file}.json").exists():
+            tables[step] = json.loads((folder / f"{file}.json").read_text())
+            text += ["", (folder / f"{file}.md").read_text()]
+    shutil.rmtree(results / "parts", ignore_errors=True)
+    everything = {"device": device, "steps": outcome, "benchmarks": tables}
+    (results / "gpu-check.json").write_text(json.dumps(everything, indent=1) + "\n")
+    (results / "gpu-check.md").write_text("\n".join(text) + "\n")
+    print(f"wrote {results.relative_to(ROOT)}/gpu-check.json and .md")
     return 0 if all(o["status"] == "passed" for o in outcome.values()) and len(outcome) == len(steps) else 1
 
 

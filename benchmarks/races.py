@@ -1,0 +1,79 @@
+"""One layer or block after another: our kernels against nn.Conv2d in both layouts, torch.compile, ONNX Runtime and OpenVINO.
+
+``depthwise`` times the forward pass and both gradients of 11 layers of known networks, ``separable`` MobileNetV1's blocks at
+batch 1 and 8, ``network`` MobileNetV1 whole. At 16 bits the peers run in float32 too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+
+import torch
+
+from . import peers, report
+from .layers import Layer, depthwise_layers, network_layers, separable_layers
+from .roofline import Roofline
+from .suites import Options, depthwise_race, network_race, separable_race
+from .timing import Stopwatch, keep_freed_memory
+
+RACES = {
+    "depthwise": (depthwise_layers, depthwise_race),
+    "separable": (separable_layers, separable_race),
+    "network": (network_layers, network_race),
+}
+
+
+def chosen_layers(options: argparse.Namespace) -> list[Layer]:
+    layers = [layer for layer in RACES[options.what][0]() if options.layers in layer.name]
+    layers = [layer for layer in layers if not options.without or options.without not in layer.name]
+    if not options.batch:
+        return layers
+    renamed = [layer._replace(name=layer.name.removesuffix(f"_b{layer.batch}"), batch=options.batch) for layer in layers]
+    return list(dict.fromkeys(renamed))  # a layer listed at several batch sizes is one now
+
+
+def title_of(options: argparse.Namespace, facts: dict[str, str]) -> str:
+    title = (
+        f"{options.what}, {options.dtype}, {f'batch {options.batch}, ' if options.batch else ''}{report.where(options, facts)}"
+    )
+    if options.device == "cuda":
+        title += ", calls with their launches" if options.eager else ", replays of CUDA graphs"
+    return title
+
+
+def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
+    """What is done is saved after each layer, so that a run cut short leaves it."""
+    layers = chosen_layers(options)
+    if not layers:
+        print(f"no layer's name contains {options.layers!r}", file=sys.stderr)
+        return 2
+    if not options.no_runtimes and options.device == "cpu" and peers.missing():
+        print(f"left out, not installed: {', '.join(peers.missing())} (pip install 'dwconv_ext[bench]')", file=sys.stderr)
+    facts = report.machine(options.device)
+    title = title_of(options, facts)
+    keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+    watch = Stopwatch(options.device, options.threads, graphs=not options.eager)
+    roofline = Roofline(watch, dtype)
+    settings = Options(options.device, dtype, options.threads, not options.no_compile, not options.no_runtimes)
+    groups: dict[str, list[report.Summary]] = {}
+    # Graphs are captured on the stream on which the passes were made, and not on the default one.
+    with torch.cuda.stream(torch.cuda.Stream()) if watch.graphs else nullcontext():
+        for layer in progress(layers):
+            for race in RACES[options.what][1](layer, settings):
+                race.times = watch.race(race.functions, options.rounds)
+                groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
+            figures = [figure for summaries in groups.values() for figure in map(report.figures_of, summaries)]
+            tables = [report.markdown(f"{title}: {d}", s) for d, s in groups.items()]
+            report.save(options, facts, {"results": figures}, tables)
+    for direction, summaries in groups.items():
+        report.print_table(f"{title}: {direction}", summaries)
+    print("results checked against float64 before timing; ms are medians of interleaved bursts; the ratios are what to read")
+    if options.save is not None:
+        report.plot(report.path_of(options, facts, "png"), title, groups)
+    return 0
