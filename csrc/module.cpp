@@ -23,8 +23,8 @@ DType parse_dtype(const std::string& name) {
 py::dict row_dict(const KernelRow& row) {
   py::dict d;
   d["name"] = row.name;
-  d["op"] = row.op;
-  d["pass"] = row.pass;
+  d["op"] = op_name(row.op);
+  d["pass"] = pass_name(row.pass);
   d["dtype"] = dtype_name(row.dtype);
   d["layout"] = layout_name(row.layout);
   d["filter"] = row.filter;

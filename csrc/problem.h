@@ -28,11 +28,24 @@ enum class ActivationKind : int32_t {
   kLeakyRelu,
 };
 
+// What a kernel does, and what its lanes are.
+enum class Op : int32_t { kDepthwise = 0, kSeparable, kBatchNorm };
+enum class Pass : int32_t { kForward = 0, kBackward, kBackwardInput, kBackwardWeight };
+enum class Family : int32_t {
+  kChannels = 0,  // channels_last: channels are lanes
+  kFlat,          // channels_last: elements of a row of pixels
+  kTransposed,    // NCHW: planes, transposed through scratch
+  kRows,          // NCHW: columns, of staged rows
+  kDirect,        // NCHW: columns, read in place under masks
+};
+
 static constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
 struct Activation {
   ActivationKind kind = ActivationKind::kIdentity;
   double slope = 0.01;  // leaky_relu only
+
+  bool operator==(const Activation&) const = default;
 };
 
 // All strides are in elements.
@@ -50,6 +63,8 @@ struct DepthwiseProblem {
   bool far_input = false, far_output = false;  // not in a cache near by (cpu/kernels/far_rows.h)
   int64_t l1_ways = 8;                         // lines of an L1 set (cpu/kernels/stage_lines.h)
   bool next_output = false;  // a tile asks for the output lines of the next one (cpu/kernels/depthwise_row_pair.h)
+
+  bool operator==(const DepthwiseProblem&) const = default;
 };
 
 // Weights arrive packed in the accumulation type (float, or double for float64), in the order the kernel's row names:
@@ -156,8 +171,9 @@ using ScratchSize = int64_t (*)(const DepthwiseProblem&, int64_t rows_per_tile);
 // One row of the kernel table. `filter` is a square filter's side (at dilation 1); 0 in filter or stride stands for "any".
 struct KernelRow {
   const char* name;
-  const char* op;
-  const char* pass;
+  Op op;
+  Pass pass;
+  Family family;
   DType dtype;
   Layout layout;
   int32_t filter, stride;

@@ -409,7 +409,7 @@ CPU_REST = [
     Fault(
         "family_by_cost",
         "choose.cpp",
-        'return «transposed < rows» ? "_transposed" : "_rows";',
+        "return «transposed < rows» ? Family::kTransposed : Family::kRows;",
         "transposed > rows",
         "the dearer family",
         "tests/test_plan.py -k 'columns_are_lanes_where'",

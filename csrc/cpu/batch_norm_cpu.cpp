@@ -133,7 +133,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& input, const std
   const Tensor mean = values(), variance = values();
   args.mean = mean.mutable_data_ptr();
   args.variance = variance.mutable_data_ptr();
-  const Plan plan = plan_batch_norm(p, false, selected_isa(), this_machine());
+  const Plan& plan = plan_for<Plan>(Op::kBatchNorm, Pass::kForward, p, 0, [&](const IsaKernels& isa, const Machine& here) {
+    return plan_batch_norm(p, false, isa, here);
+  });
   log_plan(p, plan);
   const bool wide = p.dtype == DType::kFloat64;
   if (p.layout == Layout::kNHWC) {
@@ -167,7 +169,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_ou
   const Tensor grad_weight = values(), grad_bias = values();
   args.grad_weight = grad_weight.mutable_data_ptr();
   args.grad_bias = grad_bias.mutable_data_ptr();
-  const Plan plan = plan_batch_norm(p, true, selected_isa(), this_machine());
+  const Plan& plan = plan_for<Plan>(Op::kBatchNorm, Pass::kBackward, p, 0, [&](const IsaKernels& isa, const Machine& here) {
+    return plan_batch_norm(p, true, isa, here);
+  });
   log_plan(p, plan);
   const Tensor grad_input = fresh_output(input, {p.batch, p.channels, p.in_h, p.in_w}, p.layout);
   args.output = grad_input.mutable_data_ptr();

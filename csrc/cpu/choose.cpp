@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
+#include <string_view>
 
 namespace dwconv {
 
@@ -20,8 +22,13 @@ bool comes_from_memory(const DepthwiseProblem& p, const Machine& machine) {
   return input_bytes(p) + output_bytes(p) >= machine.l3_bytes / 2;
 }
 
-bool is_of(const KernelRow& row, std::string_view family) {
-  return std::string_view(row.name).find(family) != std::string_view::npos;
+const char* op_name(Op op) {
+  static const char* const names[] = {"depthwise_conv2d", "separable_conv2d", "batch_norm_act"};
+  return names[static_cast<int>(op)];
+}
+const char* pass_name(Pass pass) {
+  static const char* const names[] = {"forward", "backward", "backward_input", "backward_weight"};
+  return names[static_cast<int>(pass)];
 }
 
 const IsaKernels& set_of(DType dtype, const IsaKernels& isa) {
@@ -62,8 +69,7 @@ bool is_large(const DepthwiseProblem& p) {
   return input_bytes(p) + output_bytes(p) >= kLarge;
 }
 
-// A plan is made at every call and looks at many rows: numbers first, no strings.
-bool is_for(const KernelRow& row, std::string_view op, std::string_view pass, const DepthwiseProblem& p) {
+bool is_for(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p) {
   return row.dtype == p.dtype && row.layout == p.layout && row.op == op && row.pass == pass;
 }
 
@@ -77,13 +83,12 @@ bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
   // The flat ones know rows of pixels as rows of numbers. (Where strides are not given, pixels lie close together.)
   const auto close = [&](int64_t stride) { return stride == 0 || stride == p.channels; };
   const bool flat = p.depth == 1 && p.out_dtype == p.dtype && close(p.in_stride_w) && close(p.out_stride_w);
-  return filter && stride && (direct || !is_direct(row)) && (flat || !is_flat(row));
+  return filter && stride && (direct || row.family != Family::kDirect) && (flat || row.family != Family::kFlat);
 }
 
 // The first row of the set, or of those below it, that `wanted` takes.
 template <class Wanted>
-const KernelRow* first_row(const IsaKernels& isa, std::string_view op, std::string_view pass, const DepthwiseProblem& p,
-                           Wanted wanted) {
+const KernelRow* first_row(const IsaKernels& isa, Op op, Pass pass, const DepthwiseProblem& p, Wanted wanted) {
   for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
     for (const KernelTable& table : set->tables) {
       for (const KernelRow* row = table.rows; row < table.rows + table.count; ++row) {
@@ -96,8 +101,8 @@ const KernelRow* first_row(const IsaKernels& isa, std::string_view op, std::stri
 
 }  // namespace
 
-const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,
-                        const DepthwiseProblem& p, std::string_view family) {
+const KernelRow* choose(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
+                        std::optional<Family> family) {
   const ForcedRow& forced = machine.forced;
   const KernelRow* found = nullptr;
   if (forced.name != nullptr) {
@@ -107,7 +112,8 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::stri
     });
   }
   if (found == nullptr) {
-    found = first_row(isa, op, pass, p, [&](const KernelRow& row) { return takes_filter(row, p) && is_of(row, family); });
+    found = first_row(isa, op, pass, p,
+                      [&](const KernelRow& row) { return takes_filter(row, p) && (!family || row.family == *family); });
   }
   if (found != nullptr) return found;
   std::string nearest;
@@ -116,7 +122,7 @@ const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::stri
         std::string(" ") + row.name + "(filter " + std::to_string(row.filter) + ", stride " + std::to_string(row.stride) + ")";
     return false;
   });
-  throw std::runtime_error(std::string(op) + ": no " + std::string(pass) + " kernel for " + dtype_name(p.dtype) + " " +
+  throw std::runtime_error(std::string(op_name(op)) + ": no " + pass_name(pass) + " kernel for " + dtype_name(p.dtype) + " " +
                            layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
 
@@ -131,7 +137,7 @@ constexpr FlatCost kFlat64 = {0.84, 5}, kFlat64Converted = {1.02, 4}, kFlatNarro
 
 }  // namespace
 
-const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p) {
+Family nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p) {
   const int64_t lanes = lanes_of(p.dtype, isa), channels = std::max<int64_t>(p.channels, 1);
   const bool wide = set_of(p.dtype, isa).vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);
   const FlatCost& cost = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
@@ -140,18 +146,19 @@ const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const Dep
   if (comes_from_memory(p, machine)) flat *= converted ? 0.85 : 0.75;
   double of_channels = static_cast<double>(ceil_div(channels, lanes) * lanes) / channels;
   if (!wide && channels % lanes != 0) of_channels *= converted ? 3 : 1.2;  // vectors in part go through a buffer
-  const auto fits = [&](const KernelRow& row) { return is_flat(row) && takes_filter(row, p); };
-  return flat < of_channels && first_row(isa, "depthwise_conv2d", "forward", p, fits) != nullptr ? "_flat" : "";
+  const auto fits = [&](const KernelRow& row) { return row.family == Family::kFlat && takes_filter(row, p); };
+  const bool found = flat < of_channels && first_row(isa, Op::kDepthwise, Pass::kForward, p, fits) != nullptr;
+  return found ? Family::kFlat : Family::kChannels;
 }
 
-const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes) {
-  if (p.layout == Layout::kNHWC) return "";
+Family nchw_family(const IsaKernels& isa, Pass pass, const DepthwiseProblem& p, int64_t planes) {
+  if (p.layout == Layout::kNHWC) return Family::kChannels;
   const int64_t lanes = lanes_of(p.dtype, isa);
   const bool wide = set_of(p.dtype, isa).vector_bytes == 64;
   // A strided input gradient's rows are written element by element, for which the narrow sets' costs stand everywhere.
-  const NchwCosts& costs = pass == "backward_weight"   ? wide ? kBackwardWeight64 : kBackwardWeight
-                           : wide && pass == "forward" ? kForward64
-                                                       : kForward;
+  const NchwCosts& costs = pass == Pass::kBackwardWeight    ? wide ? kBackwardWeight64 : kBackwardWeight
+                           : wide && pass == Pass::kForward ? kForward64
+                                                            : kForward;
   constexpr double kNotUnrolled = 1.1;
   const auto idle = [&](int64_t n) {
     return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
@@ -160,7 +167,7 @@ const char* nchw_family(const IsaKernels& isa, std::string_view pass, const Dept
   const double inputs = static_cast<double>(p.stride_h) * static_cast<double>(p.stride_w);  // an output
   // Staged rows have a copy of the padding between far outputs, and the input gradient a plan for each phase.
   constexpr double kManyInputs = 64;
-  if (inputs > kManyInputs) return "_transposed";
+  if (inputs > kManyInputs) return Family::kTransposed;
   const bool unrolled = p.dtype != DType::kFloat64 && p.kernel_h == p.kernel_w && p.kernel_h <= 7 && p.kernel_h % 2 == 1 &&
                         p.dilation_h * p.dilation_w == 1;
   const bool halves = p.stride_h == 2 && p.stride_w == 2;
@@ -171,12 +178,12 @@ const char* nchw_family(const IsaKernels& isa, std::string_view pass, const Dept
   const double transposition = (is_large(p) ? costs.transpose_large : costs.transpose) * (1 + inputs);
   const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
   const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
-  const auto direct = [&](const KernelRow& row) { return is_direct(row) && takes_filter(row, p); };
+  const auto direct = [&](const KernelRow& row) { return row.family == Family::kDirect && takes_filter(row, p); };
   if (wide && in_rows(unrolled ? costs.direct : costs.direct_any, 1) < std::min(rows, transposed) &&
-      first_row(isa, "depthwise_conv2d", pass, p, direct) != nullptr) {
-    return "_direct";
+      first_row(isa, Op::kDepthwise, pass, p, direct) != nullptr) {
+    return Family::kDirect;
   }
-  return transposed < rows ? "_transposed" : "_rows";
+  return transposed < rows ? Family::kTransposed : Family::kRows;
 }
 
 namespace {
@@ -190,27 +197,26 @@ bool fills_lanes(const DepthwiseProblem& p, int64_t lanes) {
 
 }  // namespace
 
-const KernelRow* block_row(const DepthwiseProblem& p, std::string_view stage_family, const IsaKernels& isa,
-                           const Machine& machine) {
-  const KernelRow* const row = choose(isa, machine, "separable_conv2d", "forward", p);
+const KernelRow* block_row(const DepthwiseProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine) {
+  const KernelRow* const row = choose(isa, machine, Op::kSeparable, Pass::kForward, p);
   const bool forced = machine.forced.name != nullptr && row->name == std::string_view(machine.forced.name);
-  if (forced || p.layout == Layout::kNHWC || stage_family == "_transposed" || !fills_lanes(p, lanes_of(p.dtype, isa))) return row;
-  const KernelRow* const direct = first_row(isa, "separable_conv2d", "forward", p, [&](const KernelRow& r) {
-    return is_direct(r) && takes_filter(r, p) && r.isa == row->isa;
+  if (forced || p.layout == Layout::kNHWC || stage_family == Family::kTransposed || !fills_lanes(p, lanes_of(p.dtype, isa)))
+    return row;
+  const KernelRow* const direct = first_row(isa, Op::kSeparable, Pass::kForward, p, [&](const KernelRow& r) {
+    return r.family == Family::kDirect && takes_filter(r, p) && r.isa == row->isa;
   });
   return direct != nullptr ? direct : row;
 }
 
-const KernelRow* plane_stage_row(const DepthwiseProblem& stage, std::string_view family, const IsaKernels& isa,
-                                 const Machine& machine) {
-  const auto of_family = [&](std::string_view wanted, const Machine& here) {
-    return choose(isa, here, "depthwise_conv2d", "forward", stage, wanted);
+const KernelRow* plane_stage_row(const DepthwiseProblem& stage, Family family, const IsaKernels& isa, const Machine& machine) {
+  const auto of_family = [&](Family wanted, const Machine& here) {
+    return choose(isa, here, Op::kDepthwise, Pass::kForward, stage, wanted);
   };
-  const KernelRow* const row = of_family(family == "_transposed" ? "_rows" : family, machine);
-  if (!is_transposed(*row)) return row;
+  const KernelRow* const row = of_family(family == Family::kTransposed ? Family::kRows : family, machine);
+  if (row->family != Family::kTransposed) return row;
   Machine unforced = machine;
   unforced.forced = {};
-  return of_family("_rows", unforced);
+  return of_family(Family::kRows, unforced);
 }
 
 }  // namespace dwconv

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include <string_view>
+#include <optional>
 
 #include "cpu_features.h"
 
@@ -24,29 +24,24 @@ int64_t output_bytes(const DepthwiseProblem& p);
 // L3 does not keep both operands from call to call.
 bool comes_from_memory(const DepthwiseProblem& p, const Machine& machine);
 
-bool is_of(const KernelRow& row, std::string_view family);
-inline bool is_transposed(const KernelRow& row) { return is_of(row, "_transposed"); }
-inline bool is_direct(const KernelRow& row) { return is_of(row, "_direct"); }
-inline bool is_rows(const KernelRow& row) { return is_of(row, "_rows"); }
-inline bool is_flat(const KernelRow& row) { return is_of(row, "_flat"); }
+const char* op_name(Op op);
+const char* pass_name(Pass pass);
 
-// The first row of the family that takes the problem, in the set or those below it; the forced one where that fits.
+// The first row of the family, or of any, that fits the problem, in the set or those below it; the forced one where that fits.
 // std::runtime_error names the rows that came nearest where there is none.
-const KernelRow* choose(const IsaKernels& isa, const Machine& machine, std::string_view op, std::string_view pass,
-                        const DepthwiseProblem& p, std::string_view family = "");
+const KernelRow* choose(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
+                        std::optional<Family> family = {});
 
-// NCHW: "_transposed", "_rows" or "_direct". planes: what the transposed family has to fill its vectors with.
-const char* nchw_family(const IsaKernels& isa, std::string_view pass, const DepthwiseProblem& p, int64_t planes);
+// kTransposed, kRows or kDirect; kChannels in channels_last. planes: what the transposed family has to fill its vectors with.
+Family nchw_family(const IsaKernels& isa, Pass pass, const DepthwiseProblem& p, int64_t planes);
 
-// channels_last's of a forward pass: "_flat", or "" where lanes are channels. The results are the same bits.
-const char* nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p);
+// channels_last's of a forward pass: kFlat or kChannels. The results are the same bits.
+Family nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p);
 
 // A fused block's row; in NCHW the kernel that reads and writes planes in place, where there is one, or the one that transposes.
 // stage_family: nchw_family of the depthwise stage.
-const KernelRow* block_row(const DepthwiseProblem& p, std::string_view stage_family, const IsaKernels& isa,
-                           const Machine& machine);
+const KernelRow* block_row(const DepthwiseProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine);
 // The depthwise stage within planes: a kernel whose lanes are columns.
-const KernelRow* plane_stage_row(const DepthwiseProblem& stage, std::string_view family, const IsaKernels& isa,
-                                 const Machine& machine);
+const KernelRow* plane_stage_row(const DepthwiseProblem& stage, Family family, const IsaKernels& isa, const Machine& machine);
 
 }  // namespace dwconv

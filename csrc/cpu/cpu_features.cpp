@@ -161,6 +161,10 @@ static ForcedRow forced;
 void force_row(const std::string& name, int32_t filter, int32_t stride) {
   forced_name = name;
   forced = name.empty() ? ForcedRow{} : ForcedRow{forced_name.c_str(), filter, stride};
+  for (const IsaKernels& isa : supported_isas())
+    for (const KernelTable& table : isa.tables)
+      for (int32_t i = 0; i < table.count; ++i)
+        if (name == table.rows[i].name) forced.pass = table.rows[i].pass;
 }
 
 static int64_t near_bytes = -1;

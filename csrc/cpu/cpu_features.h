@@ -20,6 +20,9 @@ struct IsaKernels {
 struct ForcedRow {
   const char* name = nullptr;
   int32_t filter = 0, stride = 0;
+  Pass pass = Pass::kForward;
+
+  bool operator==(const ForcedRow&) const = default;
 };
 
 struct Machine {
@@ -31,6 +34,7 @@ struct Machine {
   int64_t l3_bytes;
   bool with_reasons = true;  // plans say in words why they are as they are: a microsecond
 
+  bool operator==(const Machine&) const = default;
   int64_t l1_ways() const { return l1_bytes / (64 * 64); }  // of 64 sets of 64-byte lines, as x86 has
 };
 

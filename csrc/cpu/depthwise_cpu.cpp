@@ -28,6 +28,17 @@ Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H,
   return torch::stable::transpose(torch::stable::transpose(grouped, 1, 2), 0, 1);
 }
 
+const Plan& forward_plan(const DepthwiseProblem& p) {
+  return plan_for<Plan>(Op::kDepthwise, Pass::kForward, p, 0,
+                        [&](const IsaKernels& isa, const Machine& here) { return plan_forward(p, isa, here); });
+}
+
+// Its row is null where the phases run one by one, each a forward problem.
+const Plan& backward_input_plan(const DepthwiseProblem& p) {
+  return plan_for<Plan>(Op::kDepthwise, Pass::kBackwardInput, p, 0,
+                        [&](const IsaKernels& isa, const Machine& here) { return plan_backward_input(p, isa, here); });
+}
+
 // Channels-last tensor number m of a contiguous (M, N, H, W, C) buffer.
 Tensor channels_last_stack(const Tensor& like, int64_t multiplier, int64_t n, int64_t c, int64_t h, int64_t w) {
   const Tensor stack = torch::stable::empty(Ints{multiplier, n, h, w, c}, like.scalar_type(), std::nullopt, like.device());
@@ -139,7 +150,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.problem = forward_problem(s, dtype, layout);
   args.problem.activation = activation;
   set_input(args.problem, x);
-  const Plan plan = plan_forward(args.problem, selected_isa(), this_machine());
+  const Plan& plan = forward_plan(args.problem);
   log_plan(args.problem, plan);
   const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
   const int64_t unit = accumulate_size(dtype);
@@ -236,7 +247,7 @@ void run_phase_alone(const ConvolutionShape& s, const DepthwiseProblem& whole, c
   p.out_stride_h *= s.stride_h;
   p.out_stride_w *= s.stride_w;
   args.input = grad.const_data_ptr();
-  const Plan plan = plan_forward(p, selected_isa(), this_machine());
+  const Plan& plan = forward_plan(p);
   log_plan(p, plan);
   const int64_t weights = s.multiplier * p.kernel_h * p.kernel_w * plan.weight_pitch;
   void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
@@ -275,8 +286,9 @@ void backward_input(ConvolutionShape s, DType dtype, Layout layout, Tensor grad,
   }
   const std::vector<PhasePair> phases = input_phases(s);
   const DepthwiseProblem problem = gradient_problem(s, dtype, layout, grad, grad_input);
-  Plan plan;
-  if (s.stride_h * s.stride_w > 1) plan = plan_backward_input(problem, selected_isa(), this_machine());
+  const bool strided = s.stride_h * s.stride_w > 1;
+  static const Plan one_phase;
+  const Plan& plan = strided ? backward_input_plan(problem) : one_phase;
   if (plan.row == nullptr) {
     for (const PhasePair& phase : phases) run_phase_alone(s, problem, phase, grad, weight, grad_input);
     return;
@@ -316,7 +328,9 @@ void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, cons
   DepthwiseProblem& p = args.problem;
   p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3),
   p.out_stride_w = grad.stride(4);
-  const Plan plan = plan_backward_weight(p, selected_isa(), this_machine());
+  const Plan& plan = plan_for<Plan>(Op::kDepthwise, Pass::kBackwardWeight, p, 0, [&](const IsaKernels& isa, const Machine& here) {
+    return plan_backward_weight(p, isa, here);
+  });
   log_plan(p, plan);
   args.parts = plan.parts;
   args.rows_per_tile = plan.rows_per_tile;

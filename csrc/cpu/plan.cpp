@@ -65,11 +65,11 @@ std::string describe(const KernelRow& row) {
   const std::string filter =
       row.filter ? "filter " + std::to_string(row.filter) + "x" + std::to_string(row.filter) : "any filter";
   const std::string stride = row.stride ? "stride " + std::to_string(row.stride) : "any stride";
-  const char* const lanes = is_flat(row)                  ? "elements of a row of pixels are lanes"
-                            : row.layout == Layout::kNHWC ? "channels are lanes"
-                            : is_transposed(row)          ? "planes are lanes, transposed through scratch"
-                            : is_direct(row)              ? "columns are lanes, read in place"
-                                                          : "columns are lanes";
+  const char* const lanes = row.family == Family::kFlat         ? "elements of a row of pixels are lanes"
+                            : row.layout == Layout::kNHWC       ? "channels are lanes"
+                            : row.family == Family::kTransposed ? "planes are lanes, transposed through scratch"
+                            : row.family == Family::kDirect     ? "columns are lanes, read in place"
+                                                                : "columns are lanes";
   return filter + ", " + stride + "; " + lanes;
 }
 
@@ -91,18 +91,18 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  const char* const family = p.layout == Layout::kNHWC ? nhwc_family(isa, machine, p) : nchw_family(isa, "forward", p, planes);
-  plan.row = choose(isa, machine, "depthwise_conv2d", "forward", p, family);
+  const Family family = p.layout == Layout::kNHWC ? nhwc_family(isa, machine, p) : nchw_family(isa, Pass::kForward, p, planes);
+  plan.row = choose(isa, machine, Op::kDepthwise, Pass::kForward, p, family);
   const int64_t elements = planes * p.out_h * p.out_w;
   if (p.layout == Layout::kNHWC) {
     plan.columns = p.batch;
     const int64_t fair = ceil_div(p.batch * p.out_h, kTilesAWorker * machine.threads),
-                  row_tile = is_flat(*plan.row) ? kRowTile : 2;
+                  row_tile = plan.row->family == Family::kFlat ? kRowTile : 2;
     plan.rows_per_tile = std::clamp<int64_t>(ceil_div(fair, row_tile) * row_tile, 1, std::max<int64_t>(p.out_h, 1));
-  } else if (is_transposed(*plan.row)) {
+  } else if (plan.row->family == Family::kTransposed) {
     plan.columns = ceil_div(planes, lanes);
     plan.rows_per_tile = staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, machine.l1_bytes * 2);
-  } else if (is_direct(*plan.row)) {
+  } else if (plan.row->family == Family::kDirect) {
     // Whole planes, but pieces of them where there are few.
     plan.columns = planes;
     const int64_t pieces = ceil_div(kTilesAWorker * machine.threads, std::max<int64_t>(planes, 1));
@@ -125,7 +125,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
-  if (p.layout == Layout::kNHWC && !is_flat(*plan.row)) {  // the flat ones go in order
+  if (p.layout == Layout::kNHWC && plan.row->family != Family::kFlat) {  // the flat ones go in order
     plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine, true);
   }
   plan.next_output = expects_output(p, machine);
@@ -138,11 +138,9 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
-  const std::string family = nchw_family(isa, "backward_input", p, planes);
-  const bool forced =
-      machine.forced.name != nullptr && std::string(machine.forced.name).find("backward_input") != std::string::npos;
-  if (family == "_rows" && !forced) return plan;
-  plan.row = choose(isa, machine, "depthwise_conv2d", "backward_input", p);
+  const bool forced = machine.forced.name != nullptr && machine.forced.pass == Pass::kBackwardInput;
+  if (nchw_family(isa, Pass::kBackwardInput, p, planes) == Family::kRows && !forced) return plan;
+  plan.row = choose(isa, machine, Op::kDepthwise, Pass::kBackwardInput, p);
   const int64_t phase_rows = ceil_div(p.out_h, p.stride_h);
   if (p.layout == Layout::kNHWC) {
     plan.columns = p.batch;
@@ -174,7 +172,8 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   Plan plan;
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t unit = accumulate_size(p.dtype);
-  plan.row = choose(isa, machine, "depthwise_conv2d", "backward_weight", p, nchw_family(isa, "backward_weight", p, p.channels));
+  plan.row =
+      choose(isa, machine, Op::kDepthwise, Pass::kBackwardWeight, p, nchw_family(isa, Pass::kBackwardWeight, p, p.channels));
   const int64_t taps = p.kernel_h * p.kernel_w;
   const int64_t elements = p.batch * p.channels * p.out_h * p.out_w;
   // The parts must depend neither on the threads nor on the caches: the order of the sums does.
@@ -183,18 +182,19 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
     plan.parts = std::clamp<int64_t>(std::min(affordable, p.batch * p.out_h / 4), 1, kMaxParts);
     plan.tiles = plan.parts;
   } else {
-    plan.columns = is_transposed(*plan.row) ? ceil_div(p.channels, lanes) : p.channels;
+    plan.columns = plan.row->family == Family::kTransposed ? ceil_div(p.channels, lanes) : p.channels;
     plan.parts = std::clamp<int64_t>(std::min(ceil_div(kMaxParts, plan.columns), p.batch), 1, kMaxParts);
     plan.tiles = plan.parts * plan.columns;
-    plan.rows_per_tile = is_transposed(*plan.row) ? staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, 96 << 10)
-                                                  : staged_rows(p, (p.in_w + 2 * p.pad_w) * unit, 0, 16 << 10);
+    plan.rows_per_tile = plan.row->family == Family::kTransposed
+                             ? staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, 96 << 10)
+                             : staged_rows(p, (p.in_w + 2 * p.pad_w) * unit, 0, 16 << 10);
   }
   plan.workers = workers_for(elements, plan.tiles, machine);
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
   plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false) || is_in_memory(p, machine, false)
-                                             : is_rows(*plan.row) && input_bytes(p) >= machine.near_bytes / 4;
+                                             : plan.row->family == Family::kRows && input_bytes(p) >= machine.near_bytes / 4;
   if (machine.with_reasons) {
     plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" +
                   in_order(plan);
@@ -205,7 +205,7 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
 Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels& isa, const Machine& machine) {
   constexpr int64_t kLeastPixels = 512;  // of a part
   Plan plan;
-  plan.row = choose(isa, machine, "batch_norm_act", backward ? "backward" : "forward", p);
+  plan.row = choose(isa, machine, Op::kBatchNorm, backward ? Pass::kBackward : Pass::kForward, p);
   const int64_t pixels = p.batch * p.in_h * p.in_w, elements = pixels * p.channels;
   // As in the weight gradient, the parts depend on the problem alone.
   if (p.layout == Layout::kNHWC) plan.parts = std::clamp<int64_t>(pixels / kLeastPixels, 1, kMaxParts);
@@ -225,7 +225,7 @@ Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels&
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
   DepthwiseProblem any;
   any.dtype = any.out_dtype = dtype;
-  return choose(isa, {}, "separable_conv2d", "forward", any)->pointwise;  // both layouts' rows have the same
+  return choose(isa, {}, Op::kSeparable, Pass::kForward, any)->pointwise;  // both layouts' rows have the same
 }
 
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
@@ -287,9 +287,9 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
   Plan& whole = plan.whole;
   DepthwiseProblem stage = problem;
   stage.batch = 1;
-  const char* const family = nchw_family(isa, "forward", stage, stage.channels);
+  const Family family = nchw_family(isa, Pass::kForward, stage, stage.channels);
   whole.row = block_row(problem, family, isa, machine);
-  const bool of_planes = is_direct(*whole.row);
+  const bool of_planes = whole.row->family == Family::kDirect;
   const PointwiseFormat& format = whole.row->pointwise;
   const BlockTiles tiles = block_tiles(problem, out_channels, format, of_planes, machine);
   if (of_planes) {

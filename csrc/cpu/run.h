@@ -13,6 +13,7 @@
 #include <set>
 
 #include "../checks.h"
+#include "../plan_cache.h"
 #include "plan.h"
 #include "tiles.h"
 #include "workspace.h"
@@ -73,6 +74,24 @@ inline Machine this_machine() {
   return here;
 }
 
+struct PlanKey {
+  Op op;
+  Pass pass;
+  DepthwiseProblem problem;
+  int64_t out_channels;  // of a fused block
+  const IsaKernels* isa;
+  Machine machine;
+
+  bool operator==(const PlanKey&) const = default;
+};
+
+// make(isa, machine) of this thread's set and machine, remembered. The reference holds until the thread's next call.
+template <class Made, class Make>
+const Made& plan_for(Op op, Pass pass, const DepthwiseProblem& p, int64_t out_channels, Make make) {
+  const PlanKey key = {op, pass, p, out_channels, &selected_isa(), this_machine()};
+  return planned<Made>(key, [&] { return make(*key.isa, key.machine); });
+}
+
 // DWCONV_EXT_LOG_PLAN=1: each plan once per shape.
 inline void log_plan(const DepthwiseProblem& p, const Plan& plan, int64_t out_channels = 0) {
   if (!logs_plans()) return;
@@ -82,11 +101,11 @@ inline void log_plan(const DepthwiseProblem& p, const Plan& plan, int64_t out_ch
   snprintf(line, sizeof line,
            "dwconv_ext: %s %s %s %s N=%lld C=%lld%s%s in=%lldx%lld out=%lldx%lld filter=%lldx%lld stride=%lldx%lld -> %s "
            "(%s), %lld tiles of %lld rows, %lld workers, %.1f MB, %.1f MFLOP",
-           plan.row->op, plan.row->pass, dtype_name(p.dtype), layout_name(p.layout), (long long)p.batch, (long long)p.channels,
-           out_channels ? " O=" : "", out_channels ? std::to_string(out_channels).c_str() : "", (long long)p.in_h,
-           (long long)p.in_w, (long long)p.out_h, (long long)p.out_w, (long long)p.kernel_h, (long long)p.kernel_w,
-           (long long)p.stride_h, (long long)p.stride_w, plan.row->name, plan.reason.c_str(), (long long)plan.tiles,
-           (long long)plan.rows_per_tile, (long long)plan.workers, plan.bytes / 1e6, plan.flops / 1e6);
+           op_name(plan.row->op), pass_name(plan.row->pass), dtype_name(p.dtype), layout_name(p.layout), (long long)p.batch,
+           (long long)p.channels, out_channels ? " O=" : "", out_channels ? std::to_string(out_channels).c_str() : "",
+           (long long)p.in_h, (long long)p.in_w, (long long)p.out_h, (long long)p.out_w, (long long)p.kernel_h,
+           (long long)p.kernel_w, (long long)p.stride_h, (long long)p.stride_w, plan.row->name, plan.reason.c_str(),
+           (long long)plan.tiles, (long long)plan.rows_per_tile, (long long)plan.workers, plan.bytes / 1e6, plan.flops / 1e6);
   const std::lock_guard<std::mutex> lock(mutex);
   if (seen.insert(line).second) fprintf(stderr, "%s\n", line);
 }

@@ -67,7 +67,9 @@ Tensor run_block(const Tensor& input, const Block& block, const std::optional<Te
   p.activation = block.dw_activation;
   const Tensor x = as_layout(input, layout);
   set_input(p, x);
-  const SeparablePlan plan = plan_separable(p, block.out_channels, selected_isa(), this_machine());
+  const SeparablePlan& plan = plan_for<SeparablePlan>(
+      Op::kSeparable, Pass::kForward, p, block.out_channels,
+      [&](const IsaKernels& isa, const Machine& here) { return plan_separable(p, block.out_channels, isa, here); });
   log_plan(p, plan.whole, block.out_channels);
 
   const BlockWeights w = weights(plan.whole.row->pointwise);

@@ -24,10 +24,8 @@ struct BackwardWeightPlan {
   BackwardWeightTileArgs args;
 };
 
-const DepthwisePlan& kept_plan(const char* pass, const Request& request, const Machine& machine) {
-  const std::string key =
-      Key().add(*pass, request.multiplier, request.aligned).add_problem(request.problem).add_machine(machine).bytes();
-  return kept<DepthwisePlan>(key, [&] {
+const DepthwisePlan& plan_for(const char* pass, const Request& request, const Machine& machine) {
+  return planned<DepthwisePlan>(plan_key(pass, request, machine), [&] {
     DepthwisePlan made;
     made.plan = plan_depthwise(pass, request, machine, &made.args);
     return made;
@@ -55,7 +53,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   set_problem(request.problem, s, check_dtype(kForward, "input", input), layout);
   set_input(request.problem, x);
   set_output(request.problem, output);
-  const DepthwisePlan& planned = kept_plan("forward", request, device.machine());
+  const DepthwisePlan& planned = plan_for("forward", request, device.machine());
   log_plan(kForward, "forward", request.problem, planned.plan.reason, planned.plan.launch);
   DepthwiseTileArgs args = planned.args;
   args.input = x.const_data_ptr();
@@ -86,7 +84,7 @@ void backward_input(const Device& device, const ConvolutionShape& s, DType dtype
   const bool mirrored = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && s.multiplier == 1;
   if (mirrored) p.pad_h = s.kernel_h - 1 - s.pad_h, p.pad_w = s.kernel_w - 1 - s.pad_w;
   const char* const pass = mirrored ? "forward" : "backward_input";
-  const DepthwisePlan& planned = kept_plan(pass, request, device.machine());
+  const DepthwisePlan& planned = plan_for(pass, request, device.machine());
   log_plan(kBackward, "input", p, planned.plan.reason, planned.plan.launch);
   DepthwiseTileArgs args = planned.args;
   args.flipped = mirrored;
@@ -113,9 +111,7 @@ void backward_weight(const Device& device, const ConvolutionShape& s, DType dtyp
   set_input(request.problem, input);
   set_output(request.problem, grad);
   const Machine& machine = device.machine();
-  const std::string key =
-      Key().add('w', request.multiplier, request.aligned).add_problem(request.problem).add_machine(machine).bytes();
-  const BackwardWeightPlan& planned = kept<BackwardWeightPlan>(key, [&] {
+  const BackwardWeightPlan& planned = dwconv::planned<BackwardWeightPlan>(plan_key("weight", request, machine), [&] {
     BackwardWeightPlan made;
     made.plan = plan_backward_weight(request, machine, &made.args);
     return made;

@@ -20,6 +20,7 @@
 #include <set>
 
 #include "../checks.h"
+#include "../plan_cache.h"
 #include "plan.h"
 
 namespace dwconv::cuda {
@@ -137,41 +138,26 @@ inline int32_t aligned_runs(Layout layout, const Tensor& a, const Tensor& b) {
   return aligned_channels(a) && aligned_channels(b) ? 16 : 0;
 }
 
-// Plans cost tens of microseconds to make: each is kept by the bytes of what it depends on.
-template <class Kept, class Make>
-const Kept& kept(const std::string& key, Make make) {
-  static std::mutex mutex;
-  static std::map<std::string, Kept> plans;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = plans.find(key);
-  if (found != plans.end()) return found->second;
-  constexpr size_t kMost = 4096;  // shapes that change with every call must not fill the memory
-  if (plans.size() >= kMost) plans.clear();
-  return plans.emplace(key, make()).first->second;
-}
+// Plans cost tens of microseconds to make: each is remembered (plan_cache.h).
+struct PlanKey {
+  const char* pass;  // a literal of the op's file
+  DepthwiseProblem problem;
+  int64_t multiplier;
+  int32_t aligned;
+  bool allow_tf32;
+  Machine machine;
+  int64_t out_channels = 0;  // of a fused block
+  SeparableAlignment alignment = {};
+  const KernelRow* forced = forced_row();
+  Fusion fusion = forced_fusion();
+  int32_t rank = forced_rank();
 
-// The bytes of plain values, for a key. Every field of a problem is written; its padding is not looked at.
-class Key {
- public:
-  template <class... Values>
-  Key& add(Values... values) {
-    (bytes_.append(reinterpret_cast<const char*>(&values), sizeof values), ...);
-    return *this;
-  }
-  Key& add_problem(const DepthwiseProblem& p) {
-    return add(p.dtype, p.layout, p.batch, p.channels, p.in_h, p.in_w, p.out_h, p.out_w, p.kernel_h, p.kernel_w, p.stride_h,
-               p.stride_w, p.dilation_h, p.dilation_w, p.pad_h, p.pad_w, p.in_stride_n, p.in_stride_c, p.in_stride_h,
-               p.in_stride_w, p.out_stride_n, p.out_stride_c, p.out_stride_h, p.out_stride_w);
-  }
-  Key& add_machine(const Machine& m) {
-    return add(m.arch, m.processors, m.shared_per_block, m.shared_per_processor, m.l2_bytes, m.bytes_per_second, m.clock,
-               forced_row(), forced_fusion(), forced_rank());
-  }
-  const std::string& bytes() const { return bytes_; }
-
- private:
-  std::string bytes_;
+  bool operator==(const PlanKey&) const = default;
 };
+
+inline PlanKey plan_key(const char* pass, const Request& r, const Machine& machine) {
+  return {pass, r.problem, r.multiplier, r.aligned, r.allow_tf32, machine};
+}
 
 // Every index inside an image and a tile is 32 bits wide, offsets between rows and images 64.
 inline void check_sides(const char* op, const ConvolutionShape& s) {

@@ -19,6 +19,8 @@ struct Machine {
   int64_t l2_bytes = 50 << 20;
   double bytes_per_second = 3.0e12;
   double clock = 1.7e9;  // Hz
+
+  bool operator==(const Machine&) const = default;
 };
 
 struct Launch {
@@ -71,6 +73,8 @@ struct SeparablePlan {
 struct SeparableAlignment {
   bool input = false, middle = false, output = false, weight = false;
   int32_t rows = 0;  // NCHW: as Request::aligned, of the input and of the depthwise kernel's output
+
+  bool operator==(const SeparableAlignment&) const = default;
 };
 SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
                              const Machine& machine);

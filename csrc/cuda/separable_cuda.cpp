@@ -45,13 +45,11 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   alignment.weight = aligned_matrix(pw);
   alignment.rows = nhwc ? 0 : std::min(aligned_rows(x), whole_runs({s.out_w * element_size(request.problem.dtype)}));
   const Machine& machine = device.machine();
-  const std::string key = Key()
-                              .add('s', out_channels, allow_tf32, is_short(request.problem.activation.kind), alignment.input,
-                                   alignment.middle, alignment.output, alignment.weight, alignment.rows)
-                              .add_problem(request.problem)
-                              .add_machine(machine)
-                              .bytes();
-  const SeparablePlan& plan = kept<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, machine); });
+  PlanKey key = plan_key("separable", request, machine);
+  key.out_channels = out_channels;
+  key.alignment = alignment;
+  const SeparablePlan& plan =
+      planned<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, machine); });
   log_plan(kSeparable, "forward", request.problem, plan.reason, plan.block.launch);
 
   SeparableBlockArgs args = plan.block_args;

@@ -18,8 +18,8 @@
 //   3x3, two vectors, a row: 3 loads, 4 shifts, 18 multiply-adds
 //
 // Loads and stores are of whole vectors wherever these stay within the tensor, or the tile: on AMD's Zen 5 masked ones take two
-// to four times as long where they miss the caches (docs/design/cpu-nchw.md). Where a row takes several strips the last one lies over
-// the one before; what a narrow row's vector writes past it is the next row, which is stored after it.
+// to four times as long where they miss the caches (docs/design/cpu-nchw.md). Where a row takes several strips the last one lies
+// over the one before; what a narrow row's vector writes past it is the next row, which is stored after it.
 //
 // Tiles: `rows_per_tile` output rows of one (n, c) plane. Traffic: input and output once, plus the rows between tiles.
 #pragma once

@@ -29,24 +29,25 @@
 namespace dwconv::DWCONV_ISA {
 
 // clang-format off
-#define DWCONV_ROW(FUNCTION, OP, PASS, T, DTYPE, LAYOUT, FILTER, STRIDE, ORDER, ...)                           \
-  {.name = #FUNCTION, .op = OP, .pass = PASS, .dtype = DType::DTYPE, .layout = Layout::LAYOUT,                 \
+#define DWCONV_ROW(FUNCTION, OP, PASS, FAMILY, T, DTYPE, LAYOUT, FILTER, STRIDE, ORDER, ...)                   \
+  {.name = #FUNCTION, .op = Op::OP, .pass = Pass::PASS, .family = Family::FAMILY,                              \
+   .dtype = DType::DTYPE, .layout = Layout::LAYOUT,                                                            \
    .filter = FILTER, .stride = STRIDE, .weight_order = ORDER, .isa = DWCONV_ISA_ID,                            \
    .vector_bytes = DWCONV_VECTOR_BYTES, .scratch = &FUNCTION##_scratch<T, FILTER>, __VA_ARGS__},
-#define DWCONV_FORWARD(function, T, dtype, layout, kernel, stride)                         \
-  DWCONV_ROW(function, "depthwise_conv2d", "forward", T, dtype, layout, kernel, stride,    \
+#define DWCONV_FORWARD(function, family, T, dtype, layout, kernel, stride)                   \
+  DWCONV_ROW(function, kDepthwise, kForward, family, T, dtype, layout, kernel, stride,       \
              function##_weight_order, .depthwise = &function<T, kernel, stride>)
-#define DWCONV_BACKWARD_INPUT(function, T, dtype, layout)                          \
-  DWCONV_ROW(function, "depthwise_conv2d", "backward_input", T, dtype, layout, 0, 0, \
+#define DWCONV_BACKWARD_INPUT(function, family, T, dtype, layout)                            \
+  DWCONV_ROW(function, kDepthwise, kBackwardInput, family, T, dtype, layout, 0, 0,           \
              Layout::kNHWC, .backward_input = &function<T>)
-#define DWCONV_BACKWARD_WEIGHT(function, T, dtype, layout, kernel, stride)                       \
-  DWCONV_ROW(function, "depthwise_conv2d", "backward_weight", T, dtype, layout, kernel, stride, \
+#define DWCONV_BACKWARD_WEIGHT(function, family, T, dtype, layout, kernel, stride)           \
+  DWCONV_ROW(function, kDepthwise, kBackwardWeight, family, T, dtype, layout, kernel, stride, \
              Layout::kNHWC, .backward_weight = &function<T, kernel, stride>)
-#define DWCONV_SEPARABLE(function, T, dtype, layout)                                         \
-  DWCONV_ROW(function, "separable_conv2d", "forward", T, dtype, layout, 0, 0, Layout::kNHWC, \
+#define DWCONV_SEPARABLE(function, family, T, dtype, layout)                                 \
+  DWCONV_ROW(function, kSeparable, kForward, family, T, dtype, layout, 0, 0, Layout::kNHWC,  \
              .separable = &function<T>, .pointwise = pointwise_format<T>())
-#define DWCONV_BATCH_NORM(function, pass, T, dtype, layout)                              \
-  DWCONV_ROW(function, "batch_norm_act", pass, T, dtype, layout, 0, 0, Layout::kNHWC, \
+#define DWCONV_BATCH_NORM(function, pass, family, T, dtype, layout)                          \
+  DWCONV_ROW(function, kBatchNorm, pass, family, T, dtype, layout, 0, 0, Layout::kNHWC,      \
              .batch_norm = &function<T>)
 // clang-format on
 
