@@ -50,7 +50,7 @@ def cpu_instances() -> int:
 
 @pytest.mark.parametrize("device", INSTANCES)
 def test_kernel_instances_stay_few(device):
-    """More of them must be worth every build's time: see docs/adding_a_kernel.md, then change the number."""
+    """More of them must be worth every build's time: see docs/guide/adding-a-kernel.md, then change the number."""
     count = cpu_instances() if device == "cpu" else len(emulator.load().kernel_table())
     assert count <= 1.1 * INSTANCES[device], f"{count} kernel instances, {INSTANCES[device]} when last counted"
     assert count >= 0.9 * INSTANCES[device], f"{count} kernel instances: write the smaller number down"
