@@ -1,0 +1,113 @@
+"""The Markdown pages: links and anchors lead somewhere, lines and lists stay short."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = 100
+NOT_YET = ["README.md"]  # too long still
+GENERATED = ("docs/results/", "docs/mutations.md", "docs/build_time.md")
+SKIPPED_FOLDERS = {"build", "dist", "data", "runs"}
+
+
+@cache
+def documents() -> list[str]:
+    """Markdown files that git tracks; without git, as in an sdist, those of the tree."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True)
+        if listed.returncode == 0 and listed.stdout:
+            return sorted(name for name in listed.stdout.split("\0") if (ROOT / name).is_file())
+    found = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
+    return sorted(
+        p.as_posix() for p in found if p.parts[0] not in SKIPPED_FOLDERS and not any(q.startswith(".") for q in p.parts)
+    )
+
+
+def without_code(text: str) -> str:
+    text = re.sub(r"^( *)(```|~~~).*?^ *\2", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(`+)(?:(?!\n\n)[^`])+\1", "`code`", text)  # within a paragraph
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor as GitHub makes it."""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """Of a page's headings; a repeated one gets -1, -2 and so on."""
+    fenced = re.sub(r"^( *)(```|~~~).*?^ *\2", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.+?)(?: +#+)?$", fenced, re.MULTILINE):
+        anchor, count = slug(heading), 0
+        while (numbered := f"{anchor}-{count}" if count else anchor) in found:
+            count += 1
+        found.add(numbered)
+    return found
+
+
+def links(text: str) -> list[str]:
+    """Targets of links and images inside the repository."""
+    text = without_code(text)
+    targets = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"^\[[^\]]+\]: +(\S+)", text, re.MULTILINE)
+    targets += re.findall(r"<(?:a|img)\b[^>]*\b(?:href|src)=\"([^\"]+)\"", text)
+    return [unquote(t) for t in targets if not re.match(r"[a-z][a-z0-9+.-]*:|//", t, re.IGNORECASE)]
+
+
+def broken(document: Path, text: str) -> list[str]:
+    """The links of a text that lead nowhere."""
+    wrong = []
+    for target in links(text):
+        file, _, anchor = target.partition("#")
+        path = document if not file else ROOT / file[1:] if file.startswith("/") else document.parent / file
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+            wrong.append(target)
+    return wrong
+
+
+@pytest.mark.parametrize("document", documents())
+def test_links(document):
+    assert broken(ROOT / document, (ROOT / document).read_text()) == []
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One: `two`, [three](x)_4\n\n# Again\n\n## Again\n\n```\n# comment\n```\n")
+    assert anchors(page) == {"one-two-three_4", "again", "again-1"}
+    good = "[a](#again-1) [b](page.md#one-two-three_4) ![c](page.md) [d](https://no/where) `[e](code)`\n```\n[f](code)\n```\n"
+    bad = '[![a](no.png)](no.md) [b](#no) [c](page.md#comment)\n\n[d]: no/folder\n<img src="no.svg">'
+    assert broken(page, good) == []
+    assert sorted(broken(page, bad)) == ["#no", "no.md", "no.png", "no.svg", "no/folder", "page.md#comment"]
+
+
+@pytest.mark.parametrize("document", [name for name in documents() if not name.startswith(GENERATED)])
+def test_lines_are_short(document):
+    if document in NOT_YET:
+        pytest.skip("not yet")
+    lines = (ROOT / document).read_text().splitlines()
+    assert [f"{document}:{n}" for n, line in enumerate(lines, 1) if len(line) > COLUMNS] == []
+
+
+def lines_of_section(text: str, title: str) -> list[str]:
+    """Lines that are not blank, from a second-level heading to the next one."""
+    _, _, after = text.partition(f"\n## {title}")
+    return [line for line in re.split(r"^## ", after, flags=re.MULTILINE)[0].splitlines()[1:] if line.strip()]
+
+
+def test_changelog_is_short():
+    lines = lines_of_section((ROOT / "CHANGELOG.md").read_text(), "0.1.0")
+    assert 0 < len(lines) <= 15
+
+
+@pytest.mark.skipif("README.md" in NOT_YET, reason="not yet")
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
