@@ -1,4 +1,4 @@
-"""setup.py's decisions, and the README's promises about files."""
+"""setup.py's decisions, what a build is made of, and the examples in docstrings."""
 
 from __future__ import annotations
 
@@ -100,31 +100,6 @@ def test_nonsense_is_refused():
     assert result.returncode != 0 and "DWCONV_EXT_CUDA: expected 0 or 1, got 'yes'" in result.stderr
 
 
-def documents() -> list[Path]:
-    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-
-
-@pytest.mark.parametrize("document", documents(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_path_named_in_the_documents_exists(document):
-    text = document.read_text()
-    named = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    named += re.findall(r"`((?:csrc|dwconv_ext|tests|benchmarks|examples|docs|tools)/[\w./-]*)`", text)
-    missing = [name for name in named if not (document.parent / name).exists() and not (ROOT / name).exists()]
-    assert not missing
-
-
-@pytest.mark.parametrize("document", documents(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_examples_in_the_documents_run(document):
-    """A page's blocks in order, in one namespace; its plots are what the benchmark drew."""
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
-        exec(compile(block, str(document), "exec"), names)
-
-
-def test_readme_has_examples():
-    assert "```python" in (ROOT / "README.md").read_text()
-
-
 PACKAGE = ROOT / "dwconv_ext"
 WITH_EXAMPLES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())
 
@@ -134,12 +109,6 @@ def test_examples_in_docstrings(path):
     module = importlib.import_module(".".join(path.with_suffix("").parts))
     failed, tried = doctest.testmod(module)
     assert tried > 0 and failed == 0 and len(WITH_EXAMPLES) >= 7
-
-
-def test_makefile_targets_named_in_the_readme_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^    |`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert named <= targets and {"test", "demo"} <= named
 
 
 def test_constraints_pin_what_is_required():

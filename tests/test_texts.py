@@ -1,4 +1,4 @@
-"""The Markdown pages: links and anchors lead somewhere, lines and lists stay short."""
+"""The Markdown pages: what they name exists, their code runs, lines and lists stay short."""
 
 from __future__ import annotations
 
@@ -87,6 +87,35 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     bad = '[![a](no.png)](no.md) [b](#no) [c](page.md#comment)\n\n[d]: no/folder\n<img src="no.svg">'
     assert broken(page, good) == []
     assert sorted(broken(page, bad)) == ["#no", "no.md", "no.png", "no.svg", "no/folder", "page.md#comment"]
+
+
+@pytest.mark.parametrize("document", documents())
+def test_paths_named_in_code_exist(document):
+    text = (ROOT / document).read_text()
+    named = re.findall(r"`((?:csrc|dwconv_ext|tests|benchmarks|examples|docs|tools)/[\w./-]*)`", text)
+    assert [name for name in named if not ((ROOT / document).parent / name).exists() and not (ROOT / name).exists()] == []
+
+
+def test_makefile_targets_named_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^    |`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert named <= targets and {"test", "demo"} <= named
+
+
+def python_blocks(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("document", [name for name in documents() if python_blocks(name)])
+def test_examples_run(document):
+    """A page's blocks in order, in one namespace."""
+    names: dict = {}
+    for block in python_blocks(document):
+        exec(compile(block, document, "exec"), names)
+
+
+def test_readme_has_examples():
+    assert python_blocks("README.md")
 
 
 @pytest.mark.parametrize("document", [name for name in documents() if not name.startswith(GENERATED)])
