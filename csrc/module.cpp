@@ -136,8 +136,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<WatchedTensors>(m, "WatchedTensors", "Whether tensors are still what they were (csrc/watched_tensors.h).")
       .def(py::init<const py::tuple&>(), py::arg("tensors"))
       .def("unchanged", &WatchedTensors::unchanged, "Whether these are the same tensors with the same content.",
-           py::arg("tensors"))
-      .def_static("forget_all", &WatchedTensors::forget_all, "Finds every tensor changed that was watched before.");
+           py::arg("tensors"));
   m.def("force_row", &force_row,
         "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);

@@ -3,8 +3,9 @@
 // torch counts writes in Tensor._version, but not all of them: not those through .data, not a fused optimizer's, not another
 // process's into shared memory. So besides address, size and version some bytes of each tensor are kept, spread over it, and
 // compared, of a small tensor all: a write of the whole tensor is seen, one of a few elements past the version counter may be
-// not. The tensors are known by weak references, so that another at the same address is another, and read through Python's
-// attributes, so that no build of torch is linked here.
+// not. A tensor is known by its object; a weak reference to its storage tells when another may have come to the same address
+// (one to the tensor itself would forbid torch.utils.swap_tensors). They are read through Python's attributes, so that no build
+// of torch is linked here.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,7 +26,10 @@ class WatchedTensors {
  public:
   // Dense CPU tensors, and None for one that is absent.
   explicit WatchedTensors(const py::tuple& tensors) {
-    for (const py::handle tensor : tensors) tensors_.push_back(tensor.is_none() ? py::object(py::none()) : py::weakref(tensor));
+    for (const py::handle tensor : tensors) {
+      tensors_.push_back(tensor.ptr());
+      if (!tensor.is_none()) storages_.push_back(py::weakref(tensor.attr("untyped_storage")()));
+    }
     read_states(tensors, states_);
     sampled(states_, [this](const char* content, int64_t bytes) {
       content_.insert(content_.end(), content, content + bytes);
@@ -35,10 +39,10 @@ class WatchedTensors {
 
   bool unchanged(const py::tuple& tensors) const {
     if (tensors.size() != tensors_.size()) return false;
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      PyObject* const known = tensors_[i].is_none() ? Py_None : PyWeakref_GET_OBJECT(tensors_[i].ptr());
-      if (PyTuple_GET_ITEM(tensors.ptr(), i) != known) return false;
-    }
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (PyTuple_GET_ITEM(tensors.ptr(), i) != tensors_[i]) return false;
+    for (const py::weakref& storage : storages_)
+      if (PyWeakref_GET_OBJECT(storage.ptr()) == Py_None) return false;
     static thread_local std::vector<State> states;
     read_states(tensors, states);
     if (states.size() != states_.size() || memcmp(states.data(), states_.data(), states.size() * sizeof(State)) != 0)
@@ -51,20 +55,12 @@ class WatchedTensors {
     });
   }
 
-  static void forget_all() { ++epoch(); }
-
  private:
   struct State {
     int64_t address, bytes, version;
   };
   static constexpr int64_t kSamples = 16, kBytes = 16;
-  static constexpr int64_t kSmall = 2048;  // of these all bytes are compared: BatchNorm's statistics move without their version
-
-  // Moved on by forget_all; a part of every state.
-  static int64_t& epoch() {
-    static int64_t epoch = 0;
-    return epoch;
-  }
+  static constexpr int64_t kSmall = 8192;  // of these all bytes are compared: BatchNorm's statistics move without their version
 
   static int64_t integer(PyObject* owned) {
     const py::object number = py::reinterpret_steal<py::object>(owned);
@@ -91,7 +87,7 @@ class WatchedTensors {
 
   static void read_states(const py::tuple& tensors, std::vector<State>& states) {
     static const Attributes* const of = new Attributes;
-    states.assign(1, {epoch(), 0, reinterpret_cast<int64_t>(selected_isa().name)});
+    states.assign(1, {0, 0, reinterpret_cast<int64_t>(selected_isa().name)});
     for (const py::handle tensor : tensors) {
       if (tensor.is_none())
         states.push_back({0, 0, -1});
@@ -119,7 +115,8 @@ class WatchedTensors {
     return true;
   }
 
-  std::vector<py::object> tensors_;
+  std::vector<PyObject*> tensors_;  // to compare with, not owned
+  std::vector<py::weakref> storages_;
   std::vector<State> states_;
   std::vector<char> content_;
 };

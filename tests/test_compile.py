@@ -183,6 +183,79 @@ def test_linear_layers_follow_their_weights():
         fast(model)(torch.randn(3, 23))
 
 
+def test_linear_layers_give_tensors_of_their_own():
+    """No views, and torch's strides."""
+    layer = nn.Linear(16, 8)
+    compiled = fast(layer)
+    with torch.no_grad():
+        y = compiled(torch.randn(3, 16))
+    y.mul_(torch.ones(3, 8, requires_grad=True))
+    with torch.no_grad():
+        compiled(torch.randn(3, 16)).detach_()
+        for x in (torch.randn(16, 5).t(), torch.randn(1, 16, 4).transpose(1, 2), torch.randn(4, 3, 16).transpose(0, 1)):
+            assert compiled(x).stride() == layer(x).stride()
+
+
+def test_linear_layers_of_unusual_shapes():
+    for size in ((0, 8), (16, 0)):
+        torch._dynamo.reset()
+        check(nn.Linear(*size), torch.randn(3, size[0]))
+    weight = torch.randn(8, 16)
+    for bias in (torch.randn(1), torch.randn(1, 8), torch.randn(5, 8), torch.tensor(1.0)):
+        check(lambda x, b: F.linear(x, weight, b), torch.randn(5, 16), bias)
+    check(lambda x: F.linear(x, torch.randn(16, 8).t() * 0 + 1), torch.randn(5, 16))
+    with pytest.raises(RuntimeError):
+        fast(lambda x, b: F.linear(x, weight.bfloat16(), b))(torch.randn(5, 16).bfloat16(), torch.randn(8))
+
+
+class OnlyLinear(torch.Tensor):
+    """A weight that knows F.linear alone, as quantised ones do."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, *_):
+        return cls(inner["inner"])
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            with torch._C.DisableTorchFunctionSubclass():
+                return F.linear(args[0], args[1].inner * 2, *args[2:])
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise NotImplementedError(str(function))
+
+
+def test_weights_that_are_subclasses():
+    layer, x = nn.Linear(16, 8), torch.randn(3, 16)
+    layer.weight = nn.Parameter(OnlyLinear(layer.weight.detach()), requires_grad=False)
+    with torch.no_grad():
+        assert_same(fast(layer)(x), layer(x))
+
+
+def test_sizes_that_follow_from_a_pictures_need_no_new_graphs():
+    torch._dynamo.utils.counters.clear()
+    w = torch.randn(16, 1, 3, 3)
+    compiled = fast(f := lambda x: F.conv2d(x, w, padding=x.shape[-1] // 4, groups=16), dynamic=True)
+    with torch.no_grad():
+        for size in (8, 12, 16, 20, 24):
+            assert_same(compiled(x := picture(2, 16, size, size)), f(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
 def test_numpy_numbers():
     np = pytest.importorskip("numpy")
     check(nn.Conv2d(16, 16, np.int64(3), stride=np.int64(2), padding=np.int64(1), groups=16), picture())
@@ -195,6 +268,30 @@ def test_dead_channel_in_float16():
         model[0].weight.zero_()[:, 0, 1, 1] = 300
         model[1].running_mean.fill_(300), model[1].running_var.fill_(1e-12), model[1].weight.fill_(1), model[1].bias.fill_(0.5)
     check(model.half(), torch.ones(1, 16, 8, 8).half(), wanted={"blocks": 1}, tolerance=0.05)
+
+
+@pytest.mark.parametrize("groups", (1, 16))
+@pytest.mark.parametrize("way", ("convert", "eager", "aot_eager"))
+def test_dead_channel_in_float16_outside_of_blocks(groups, way):
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False)
+    model = nn.Sequential(conv, nn.BatchNorm2d(16)).eval()
+    with torch.no_grad():
+        conv.weight.zero_()
+        for i in range(16):
+            conv.weight[i, i if groups == 1 else 0, 1, 1] = 300
+        model[1].running_mean.fill_(300), model[1].running_var.fill_(1e-12)
+        model, x = model.half(), torch.ones(1, 16, 8, 8).half()
+        changed = dwconv_ext.convert(model) if way == "convert" else fast(model, options={"base": way})
+        for _ in range(2):
+            assert_same(changed(x), model(x), tolerance=0.01)
+
+
+def test_dead_channel_in_float16_where_a_derivative_is_wanted():
+    block = randomised(dwconv_ext.FusedDSConv(16, 16)).eval()
+    with torch.no_grad():
+        block.depthwise.weight.zero_()[:, 0, 1, 1] = 300
+        block.bn1.running_mean.fill_(300), block.bn1.running_var.fill_(1e-12)
+    assert block.half()(torch.ones(1, 16, 8, 8).half()).isfinite().all()
 
 
 # --- what is not -------------------------------------------------------------------------------------------------------
@@ -325,6 +422,24 @@ def test_own_modules_and_converted_models():
     block = randomised(dwconv_ext.FusedDSConv(16, 24, activation="silu"))
     check(block, picture(), wanted={"blocks": 1})
     check(dwconv_ext.convert(sequential(16, 16)), picture(), wanted={"blocks": 1})
+
+
+def test_a_wanted_derivative_is_a_reason():
+    fast(sequential(16, 16))(picture())
+    assert "no_grad" in last_report().refused[0].why and fused() == {"depthwise convolutions": 1}
+
+
+def test_reports_of_all_graphs():
+    before = len(dwconv_ext.compile.reports())
+    block = sequential(16, 16)
+
+    def twice(x):
+        x = block(x)
+        torch._dynamo.graph_break()
+        return x + 1
+
+    check(twice, picture())
+    assert [dict(r.fused) for r in dwconv_ext.compile.reports()[before:]] == [{"blocks": 1}, {}]
 
 
 def test_a_refusal_names_the_module_where_no_line_is_known():

@@ -15,6 +15,7 @@ from small_models import Net, assert_same, check, fast, fused, picture
 from torch import nn
 
 import dwconv_ext
+from dwconv_ext.nn import folded_weights
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -57,6 +58,7 @@ WRITES = {
     "statistics": lambda m: m[1].running_var[3].mul_(9),
     "new_parameter": lambda m: setattr(m[0], "weight", nn.Parameter(m[0].weight * 2)),
     "float_and_back": lambda m: m.double().float(),
+    "swap_tensors": lambda m: torch.utils.swap_tensors(m[0].weight, nn.Parameter(m[0].weight * 2)),
     "layout": lambda m: m.to(memory_format=torch.channels_last),
     "one_training_call": lambda m: (m.train(), m(picture()), m.eval()),
 }
@@ -159,3 +161,62 @@ def test_weights_die_with_their_model():
     del model
     gc.collect()
     assert dead() is None
+
+
+def test_parameters_swapped_on_conversion():
+    model = sequential(16, 16)
+    compiled, x = fast(model), picture()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with torch.no_grad():
+            compiled(x)
+            model.double()
+            assert_same(compiled(x.double()), model(x.double()))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def entries_of(weight):
+    return [e for e in folded_weights._entries.values() if id(weight) in e.tensors]
+
+
+def test_graphs_share_what_is_kept():
+    """One packed copy, for as many batch sizes and modes as there are graphs."""
+    model = nn.Sequential(sequential(16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8)).eval()
+    compiled = fast(model, dynamic=False)
+    for n in (1, 2, 3):
+        with torch.no_grad():
+            compiled(picture(n))
+        with torch.inference_mode():
+            compiled(picture(n))
+    for weight in (model[0][0].weight, model[3].weight):
+        assert len(entries_of(weight)) == 1
+    dwconv_ext.clear_caches()
+    assert entries_of(model[3].weight) == []
+
+
+def test_a_step_of_other_parameters_keeps_what_is_kept():
+    teacher, student = sequential(16, 16), nn.Linear(3, 3)
+    compiled, x = fast(teacher), picture()
+    with torch.no_grad():
+        compiled(x)
+        (before,) = entries_of(teacher[0].weight)
+    student(torch.randn(2, 3)).sum().backward()
+    torch.optim.SGD(student.parameters(), 0.1).step()
+    assert entries_of(teacher[0].weight) == [before]
+    for p in teacher.parameters():
+        p.grad = torch.zeros_like(p)
+    torch.optim.SGD(teacher.parameters(), 0.1).step()
+    assert entries_of(teacher[0].weight) == []
+
+
+@torch.no_grad()
+def test_one_convolution_with_two_norms():
+    conv = sequential(16, 16)[0]
+    norms = [sequential(16, 16)[1], nn.BatchNorm2d(16).eval()]
+    model = dwconv_ext.convert(nn.Sequential(conv, norms[0], conv, norms[1]))
+    x = picture()
+    right = nn.Sequential.forward(model, x)
+    for _ in range(2):
+        assert_same(model(x), right)
+        assert len(entries_of(conv.weight)) == 2

@@ -18,6 +18,7 @@ from torch import nn
 
 import dwconv_ext
 from dwconv_ext import FusedDSConv
+from dwconv_ext.nn import folded_weights
 from dwconv_ext.nn.folded_layers import BlockSettings, FoldedBlock
 
 NONE = (None,) * 4
@@ -300,7 +301,7 @@ def test_state_dict_moves_both_ways():
 
 
 def kept_by(block: FusedDSConv) -> tuple:
-    ((_, _, made, _),) = block._block.kept._entries.values()
+    (made,) = (e.made for e in folded_weights._entries.values() if id(block.depthwise.weight) in e.tensors)
     return made
 
 
@@ -338,8 +339,7 @@ NOTICED = {
     "one_element": lambda t: t[0].view(-1)[777].mul_(2),
     "all_of_data": lambda t: t[1].data.mul_(2),
     "other_data": lambda t: setattr(t[0], "data", t[0].data.clone()),
-    "clear_caches": lambda t: dwconv_ext.clear_caches(),
-    "optimiser": lambda t: torch.optim.SGD([torch.zeros(1)], 1.0).step(),
+    "swapped": lambda t: torch.utils.swap_tensors(t[0], nn.Parameter(t[0] * 2)),
 }
 
 

@@ -5,6 +5,6 @@ backend.
 """
 
 from .backend import backend
-from .report import Refusal, Report, last_report
+from .report import Refusal, Report, last_report, reports
 
-__all__ = ["Refusal", "Report", "backend", "last_report"]
+__all__ = ["Refusal", "Report", "backend", "last_report", "reports"]

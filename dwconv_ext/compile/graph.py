@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
 
+from ..nn.folded_weights import PLAIN
 from ..ops.activations import SLOPE
 
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -33,11 +35,16 @@ def tensor_of(node: Any) -> Tensor | None:
 
 
 def number_of(value: Any) -> Any:
-    """A Python number. One that Dynamo left open, as dynamic=True leaves an eps, is fixed, with a guard."""
+    """A Python number. A float that Dynamo left open, as dynamic=True leaves an eps, is fixed, with a guard; an int is not, which
+    may follow from a picture's size."""
     value = value_of(value)
-    if isinstance(value, torch.SymFloat):
-        return float(value)
-    return int(value) if isinstance(value, torch.SymInt) else value
+    return float(value) if isinstance(value, torch.SymFloat) else value
+
+
+def is_plain(node: Any) -> bool:
+    """Whether what Dynamo saw there is an ordinary dense tensor, or nothing."""
+    value = value_of(node)
+    return value is None or (type(value) in (FakeTensor, *PLAIN) and value.layout is torch.strided)
 
 
 def convolution(node: fx.Node) -> dict[str, Any] | None:
@@ -52,7 +59,7 @@ def convolution(node: fx.Node) -> dict[str, Any] | None:
     for name in ("stride", "padding", "dilation", "groups"):
         value = arguments[name]
         value = tuple(map(number_of, value)) if isinstance(value, (tuple, list)) else number_of(value)
-        if not all(isinstance(v, (int, str)) for v in (value if isinstance(value, tuple) else (value,))):
+        if not all(type(v) in (int, str) for v in (value if isinstance(value, tuple) else (value,))):
             return None
         arguments[name] = value
     return arguments

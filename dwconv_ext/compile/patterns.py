@@ -20,7 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, FoldedLinear, LinearSettings, is_pointwise
+from ..nn.folded_layers import (
+    BlockSettings,
+    ConvSettings,
+    FoldedBlock,
+    FoldedConv,
+    FoldedLinear,
+    LinearSettings,
+    folded,
+    is_pointwise,
+)  # fmt: skip
+from ..nn.folded_weights import norm_fits
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
@@ -134,12 +144,14 @@ class _Pass:
         input, output = g.tensor_of(conv["input"]), g.tensor_of(node)
         if input is None or output is None or input.dim() != 4 or output.dtype not in DTYPES:
             return None
-        if g.tensor_of(conv["weight"]) is None:
+        if g.tensor_of(conv["weight"]) is None or not all(map(g.is_plain, (conv["input"], conv["weight"], conv["bias"]))):
             return None
         layer = Layer(conv, [node])
         after = self.next(node)
         norm = None if after is None else g.batch_norm(after)
         if norm is not None and norm["input"] is node and norm["training"] is False and norm["running_mean"] is not None:
+            if not norm_fits(output.shape[1], output.dtype, tuple(g.tensor_of(norm[name]) for name in _TENSORS)):
+                return layer
             layer.norm = norm
             layer.nodes.append(after)
         self.activate(layer)
@@ -179,12 +191,14 @@ class _Pass:
             return
         if g.tensor_of(layer.nodes[-1]).requires_grad or g.tensor_of(node).requires_grad:
             if layer.is_depthwise:
+                self.report.refuse(node, "a derivative of its result is wanted: no more than the convolution (torch.no_grad()?)")
                 self.replace_in_training(layer)
             return
         why = self.why_not_folded(layer)
         if why:
-            if layer.is_depthwise:
+            if layer.is_depthwise or layer.is_pointwise or layer.norm is not None:
                 self.report.refuse(node, why)
+            if layer.is_depthwise:
                 self.replace_in_training(layer)
             return
         if layer.starts_a_block:
@@ -230,7 +244,7 @@ class _Pass:
         conv = first.conv
         activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
         settings = BlockSettings(conv["stride"], conv["padding"], conv["dilation"], activations, slopes, (first.eps, second.eps))
-        self.replace(nodes, conv["input"], residual, FoldedBlock(settings), [*first.tensors, *second.tensors])
+        self.replace(nodes, conv["input"], residual, folded(FoldedBlock, settings), [*first.tensors, *second.tensors])
         self.report.fused["blocks"] += 1
         return ""
 
@@ -238,8 +252,8 @@ class _Pass:
         conv = layer.conv
         nodes, residual = self.with_shortcut(layer.nodes) if layer.is_pointwise else (layer.nodes, None)
         how = (conv["stride"], conv["padding"], conv["dilation"], conv["groups"])
-        folded = FoldedConv(ConvSettings(*how, layer.activation, layer.slope, layer.eps))
-        self.replace(nodes, conv["input"], residual, folded, layer.tensors)
+        settings = ConvSettings(*how, layer.activation, layer.slope, layer.eps)
+        self.replace(nodes, conv["input"], residual, folded(FoldedConv, settings), layer.tensors)
         kind = "depthwise" if layer.is_depthwise else "pointwise" if layer.is_pointwise else "other"
         self.report.fused[f"{kind} convolutions"] += 1
 
@@ -250,10 +264,12 @@ class _Pass:
         layer = Layer(arguments, [node])
         self.activate(layer)
         tensors = [arguments["weight"], arguments["bias"]]
-        if g.tensor_of(tensors[0]).dim() == 2 and not self.why_not_folded(layer):
-            self.replace(
-                layer.nodes, arguments["input"], None, FoldedLinear(LinearSettings(layer.activation, layer.slope)), tensors
-            )
+        weight, bias = map(g.tensor_of, tensors)
+        if not all(map(g.is_plain, (arguments["input"], *tensors))) or (bias is not None and bias.dtype != weight.dtype):
+            return
+        if weight.dim() == 2 and not self.why_not_folded(layer):
+            linear = folded(FoldedLinear, LinearSettings(layer.activation, layer.slope))
+            self.replace(layer.nodes, arguments["input"], None, linear, tensors)
             self.report.fused["linear layers"] += 1
 
     def replace(self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any]) -> None:

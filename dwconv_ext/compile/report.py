@@ -50,13 +50,20 @@ def source_line(node: fx.Node) -> str:
     return "module " + modules[-1][0].split("]", 1)[-1].lstrip(".") if modules else ""  # L['fn'].features.0
 
 
-_last: list[Report] = []
+_reports: list[Report] = []
+_MOST = 1000  # a program that compiles for ever must not fill the memory
 
 
 def keep(report: Report) -> None:
-    _last[:] = [report]
+    _reports.append(report)
+    del _reports[:-_MOST]
+
+
+def reports() -> list[Report]:
+    """Of each graph that was compiled in this process, in order. A model with graph breaks has several."""
+    return list(_reports)
 
 
 def last_report() -> Report | None:
-    """Of the graph that was compiled last in this process; None before the first. A model with graph breaks has several."""
-    return _last[0] if _last else None
+    """Of the graph that was compiled last; None before the first."""
+    return _reports[-1] if _reports else None

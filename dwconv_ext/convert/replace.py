@@ -86,6 +86,8 @@ def why_not(conv: nn.Conv2d) -> str:
     kind = type(conv)
     if kind is DepthwiseConv2d or isinstance(conv, Swapped):
         return ""
+    if not _is_copied_by_its_state(kind):
+        return f"{kind.__name__} says itself how it is pickled"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
         return "its sizes are not known before the first call"
     if hasattr(conv, "parametrizations"):
@@ -103,13 +105,19 @@ def why_not(conv: nn.Conv2d) -> str:
     return ""
 
 
+def _is_copied_by_its_state(kind: type) -> bool:
+    return kind.__reduce__ is object.__reduce__ and (kind.__reduce_ex__ is object.__reduce_ex__ or _is_ours(kind))
+
+
 def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
 
 
 def fuses(module: nn.Module) -> bool:
     """Whether it is a sequential container with a convolution to fuse something with."""
-    return is_sequential(module) and any(isinstance(layer, nn.Conv2d) for layer in flattened(module))
+    if not is_sequential(module) or not _is_copied_by_its_state(type(module)):
+        return False
+    return any(isinstance(layer, nn.Conv2d) for layer in flattened(module))
 
 
 def restore(module: nn.Module) -> None:
@@ -122,4 +130,3 @@ def restore(module: nn.Module) -> None:
         base = _written_with(kind.__bases__[0])
         methods = {name: value for name, value in kind.__dict__.items() if name not in ("__dict__", "__weakref__")}
         module.__class__ = type(f"Parametrized{base.__name__}", (base,), methods)
-    module.__dict__.pop("_folded", None)

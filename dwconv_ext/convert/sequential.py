@@ -20,19 +20,23 @@ from torch.nn.modules import module as module_hooks
 
 from ..nn.batch_norm_act import is_plain_module, norm_then_activation
 from ..nn.depthwise import DepthwiseConv2d
-from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, is_pointwise, wanted
-from ..nn.folded_weights import Tensors
-from ..ops.activations import SLOPE, activation_of_module
-from ..ops.autograd import taken_apart
-from ..ops.functional import as_weights_layout
+from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, folded, is_pointwise, wanted
+from ..nn.folded_weights import PLAIN, Tensors, norm_fits
+from ..ops.activations import IDENTITIES, SLOPE, activation_of_module
+from ..ops.autograd import overridden, taken_apart
+from ..ops.functional import DTYPES, as_weights_layout
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NO_NORM = (None, None, None, None)
+_AFFINE, _STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
 
 
 def is_sequential(module: nn.Module) -> bool:
     """Whether a call of it is a call of its children in turn, and no more."""
-    return isinstance(module, nn.Sequential) and type(module).forward in (nn.Sequential.forward, SequentialMixin.forward)
+    kind = type(module)
+    if not isinstance(module, nn.Sequential) or kind.forward not in (nn.Sequential.forward, SequentialMixin.forward):
+        return False
+    return kind.__iter__ is nn.Sequential.__iter__ and kind.__call__ is nn.Module.__call__
 
 
 def flattened(container: nn.Module) -> list[nn.Module]:
@@ -59,21 +63,21 @@ def _globally_hooked() -> bool:
 class _Layer:
     """A convolution with the BatchNorm and the activation that follow it: layers[begin:end]."""
 
-    __slots__ = ("activation", "conv", "end", "norm", "slope")
+    __slots__ = ("activation", "conv", "dtype", "end", "norm", "slope")
 
-    def __init__(self, layers: list[nn.Module], begin: int) -> None:
-        self.conv, self.norm, self.end = layers[begin], None, begin + 1
+    def __init__(self, layers: list[nn.Module], begin: int, dtype: torch.dtype | None = None) -> None:
+        self.conv, self.norm, self.end, self.dtype = layers[begin], None, begin + 1, dtype
         self.activation, self.slope = "identity", SLOPE
         count = len(layers)
         if self.end < count and type(layers[self.end]) in _NORMS:
             bn = layers[self.end]
-            if bn.training or bn._buffers.get("running_mean") is None or not is_plain_module(bn):
+            if bn.training or not is_plain_module(bn) or not self._folds(bn):
                 return
             self.norm = bn
             self.end += 1
         while self.end < count and is_plain_module(layers[self.end]):
             module = layers[self.end]
-            if isinstance(module, nn.Identity) or (isinstance(module, nn.modules.dropout._DropoutNd) and not module.training):
+            if type(module) in IDENTITIES and not (module.training and type(module) is not nn.Identity):
                 self.end += 1
                 continue
             found = activation_of_module(module)
@@ -82,6 +86,13 @@ class _Layer:
             self.activation, self.slope = found
             self.end += 1
             return
+
+    def _folds(self, bn: nn.Module) -> bool:
+        if not (bn._parameters.keys() >= _AFFINE and bn._buffers.keys() >= _STATISTICS) or bn._buffers["running_mean"] is None:
+            return False
+        weight = self.conv._parameters["weight"]
+        norm = (*(bn._buffers[name] for name in _STATISTICS), *(bn._parameters[name] for name in _AFFINE))
+        return norm_fits(len(weight), self.dtype or weight.dtype, norm)
 
     def tensors(self) -> Tensors:
         conv, norm = self.conv._parameters, self.norm
@@ -98,11 +109,14 @@ class _Layer:
 def _is_conv(module: nn.Module) -> bool:
     if type(module) not in (nn.Conv2d, DepthwiseConv2d) or module.padding_mode != "zeros":
         return False
-    return is_plain_module(module) and "_conv_forward" not in module.__dict__ and module._parameters.get("weight") is not None
+    if not is_plain_module(module) or "_conv_forward" in module.__dict__ or not module._parameters.keys() >= _AFFINE:
+        return False
+    return type(module._parameters["weight"]) in PLAIN
 
 
 def _is_depthwise(conv: nn.Module) -> bool:
-    return type(conv) is DepthwiseConv2d and conv.out_channels == conv.in_channels
+    weight = conv._parameters["weight"]
+    return type(conv) is DepthwiseConv2d and conv.groups == conv.in_channels == len(weight) and weight.shape[1] == 1
 
 
 def _is_pointwise(conv: nn.Module) -> bool:
@@ -114,7 +128,7 @@ def _pointwise_after(layers: list[nn.Module], first: _Layer) -> _Layer | None:
     at = first.end
     if not _is_depthwise(first.conv) or at == len(layers) or not (_is_conv(layers[at]) and _is_pointwise(layers[at])):
         return None
-    return _Layer(layers, at)
+    return _Layer(layers, at, first.dtype)
 
 
 def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
@@ -132,7 +146,8 @@ class SequentialMixin:
 
     def forward(self, input: Any) -> Any:
         layers = flattened(self)
-        if type(input) is not Tensor or input.dim() != 4 or taken_apart() or torch.jit.is_tracing() or _globally_hooked():
+        seen = overridden(input) or taken_apart() or torch.jit.is_tracing() or _globally_hooked()
+        if seen or type(input) is not Tensor or input.dim() != 4:
             return nn.Sequential.forward(self, input)
         at = 0
         while at < len(layers):
@@ -154,7 +169,7 @@ class SequentialMixin:
         x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
         if not _fits(x, layer):
             return layer(input), at + 1
-        first = _Layer(layers, at)
+        first = _Layer(layers, at, x.dtype)
         second = _pointwise_after(layers, first)
         if second is not None:
             tensors = (*first.tensors(), *second.tensors())
@@ -163,27 +178,13 @@ class SequentialMixin:
                 settings = BlockSettings(
                     layer.stride, layer.padding, layer.dilation, activations, slopes, (first.eps, second.eps)
                 )
-                return self._kept(layer, FoldedBlock, settings)(x, tensors), second.end
+                return folded(FoldedBlock, settings)(x, tensors), second.end
         tensors = first.tensors()
         if (first.norm is None and not _is_pointwise(layer)) or wanted(x, None, tensors):
             return layer(input), at + 1
         how = (layer.stride, layer.padding, layer.dilation, layer.groups)
         settings = ConvSettings(*how, first.activation, first.slope, first.eps)
-        return self._kept(layer, FoldedConv, settings)(x, tensors), first.end
-
-    def _kept(self, conv: nn.Module, kind: type, settings: Any) -> Any:
-        """The folded form that begins with this convolution."""
-        kept: dict = self.__dict__.setdefault("_folded", {})
-        layer = kept.get(conv)
-        if layer is None or layer.settings != settings:
-            if len(kept) > sum(1 for _ in self.modules()):  # convolutions that are gone
-                kept.clear()
-            layer = kept[conv] = kind(settings)
-        return layer
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
-        return {name: value for name, value in state.items() if name != "_folded"}
+        return folded(FoldedConv, settings)(x, tensors), first.end
 
 
 def _fits(input: Tensor, conv: nn.Module) -> bool:
@@ -191,4 +192,8 @@ def _fits(input: Tensor, conv: nn.Module) -> bool:
     weight = conv._parameters["weight"]
     if input.dim() != 4 or not input.is_cpu or not weight.is_cpu or input.shape[1] != conv.in_channels:
         return False
-    return input.dtype is weight.dtype or torch.is_autocast_enabled("cpu")
+    if input.layout is not torch.strided or input.dtype not in DTYPES or weight.dtype not in DTYPES:
+        return False
+    if input.dtype is weight.dtype:
+        return True
+    return torch.is_autocast_enabled("cpu") and torch.float64 not in (input.dtype, weight.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.autograd import overridden
 from ..ops.functional import IntOrPair, as_weights_layout, depthwise_conv2d, to_pair
 
 
@@ -44,10 +45,17 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not isinstance(input, Tensor):  # torch.fx's
-            return super()._conv_forward(input, weight, bias)
+        # torch.fx's proxies; subclasses and modes that look for conv2d; a module that was edited.
+        if not isinstance(input, Tensor) or overridden(input, weight) or self.groups != self.in_channels or weight.shape[1] != 1:
+            return nn.Conv2d._conv_forward(self, input, weight, bias)
         input = as_weights_layout(input, weight)
         if self.padding_mode == "zeros":
             return depthwise_conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
         padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return depthwise_conv2d(padded, weight, bias, self.stride, 0, self.dilation)
+
+    def __prepare_scriptable__(self) -> nn.Conv2d:
+        """torch.jit.script, which reads a class's source, is given torch's module."""
+        plain = nn.Conv2d.__new__(nn.Conv2d)
+        plain.__dict__.update(self.__dict__)
+        return plain

@@ -1,12 +1,13 @@
 """Convolutions with the BatchNorms after them folded in: the depthwise-separable block, and any single convolution.
 
-Both take their tensors at every call and keep what they make of them (folded_weights.py). Where a derivative is wanted, and under
-torch.compile, torch.export and torch.func, they are the same computation in differentiable operations.
+They take their tensors at every call and keep what they make of them (folded_weights.py). Where a derivative is wanted, and under
+torch.compile, torch.export and torch.func, they are the same computation in differentiable operations. There is one of each kind
+and settings (:func:`folded`), so that all models and graphs of a process share what is kept of a tensor.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from .._extension import _C
 from ..ops.activations import ACTIVATIONS, SLOPE, activate
 from ..ops.autograd import taken_apart
 from ..ops.functional import DTYPES, IntOrPair, depthwise_conv2d, padding_of, separable_conv2d, to_pair
-from .folded_weights import Kept, Tensors, fold
+from .folded_weights import PLAIN, Tensors, can_be_watched, fold, kept
 
 ops = torch.ops.dwconv_ext
 
@@ -30,7 +31,7 @@ def _packs(input: Tensor, residual: Tensor | None, weight: Tensor, channels: int
     dtype = input.dtype
     if dtype not in DTYPES or type(input) is not Tensor or not input.is_cpu or input.dim() != 4 or input.size(1) != channels:
         return False
-    if not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
+    if type(weight) not in PLAIN or not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
         return False
     return residual is None or (type(residual) is Tensor and residual.dtype is dtype and residual.is_cpu)
 
@@ -54,9 +55,53 @@ def is_pointwise(weight: Tensor, stride: IntOrPair, padding: str | IntOrPair, gr
 def as_autocast(input: Tensor) -> Tensor:
     """The input in the dtype that autocast would run a convolution in."""
     device = input.device.type
-    if not torch.is_autocast_enabled(device) or input.dtype is torch.float64:
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return input
+    if input.dtype is torch.float64 or not input.is_floating_point():
         return input
     return input.to(torch.get_autocast_dtype(device))
+
+
+_layers: dict[tuple, Any] = {}
+
+
+def folded(kind: type, settings: Any) -> Any:
+    """The FoldedBlock, FoldedConv or FoldedLinear of these settings."""
+    if torch.compiler.is_dynamo_compiling():  # nothing is kept then
+        return kind(settings)
+    try:
+        layer = _layers.get((kind, settings))
+    except TypeError:  # a list for a stride
+        return kind(settings)
+    if layer is None:
+        layer = _layers[kind, settings] = kind(settings)
+    return layer
+
+
+def _narrow(input: Tensor) -> bool:
+    """Whether a folded weight or bias of a channel that is always zero may not fit the dtype."""
+    return input.dtype is torch.float16 and input.is_cpu  # on CUDA it is folded all the same (docs/design/limits.md)
+
+
+def _unfolded(input: Tensor, tensors: Tensors, how: tuple, eps: float, activation: str, slope: float) -> Tensor:
+    """``act(bn(conv(x)))`` in three operations."""
+    weight, bias = (None if t is None else t.to(input.dtype) for t in tensors[:2])
+    output = _convolve(input, weight, bias, how)
+    if tensors[2] is not None:
+        mean, var, bn_weight, bn_bias = tensors[2:]
+        output = F.batch_norm(output, mean, var, bn_weight, bn_bias, False, 0.0, eps)
+    return activate(output, activation, slope)
+
+
+def _convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, how: tuple, activation: str = "identity", slope: float = SLOPE
+) -> Tensor:
+    """how: stride, padding, dilation, groups."""
+    *sizes, groups = how
+    if groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1:
+        return depthwise_conv2d(input, weight, bias, *sizes, activation, slope=slope)
+    output = F.conv2d(input, weight, bias, *how)
+    return activate(output, activation, slope, inplace=not output.requires_grad)
 
 
 class BlockSettings(NamedTuple):
@@ -77,13 +122,12 @@ class FoldedBlock:
 
     def __init__(self, settings: BlockSettings) -> None:
         self.settings = settings
-        self.kept = Kept()
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         dtype = input.dtype
         if wanted(input, residual, tensors) or not self._packs(input, tensors, residual):
             return self.functional(input, tensors, residual)
-        packed, block, slopes = self.kept.get(tensors, dtype, lambda: self._pack(tensors, dtype))
+        packed, block, slopes = kept(self, tensors, dtype, lambda: self._pack(tensors, dtype))
         return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
 
     def _packs(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
@@ -116,6 +160,11 @@ class FoldedBlock:
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         """The same in operations that torch can take apart and differentiate."""
         s = self.settings
+        if _narrow(input):
+            how = (s.stride, s.padding, s.dilation, tensors[0].shape[0])
+            middle = _unfolded(input, tensors[:6], how, s.eps[0], s.activations[0], s.slopes[0])
+            output = _unfolded(middle, tensors[6:], (1, 0, 1, 1), s.eps[1], s.activations[1], s.slopes[1])
+            return output if residual is None else output + residual
         weights = (None if t is None else t.to(input.dtype) for t in self.folded(tensors))
         return separable_conv2d(
             input, *weights, s.stride, s.padding, s.dilation, *s.activations, residual, dw_slope=s.slopes[0], pw_slope=s.slopes[1]
@@ -140,9 +189,7 @@ class FoldedConv:
     """
 
     def __init__(self, settings: ConvSettings) -> None:
-        self.settings = settings
-        self.kept = Kept()
-        s = settings
+        self.settings = s = settings
         self.block = FoldedBlock(BlockSettings(1, 0, 1, ("identity", s.activation), (SLOPE, s.slope), (0.0, s.eps)))
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
@@ -150,13 +197,19 @@ class FoldedConv:
             return self.functional(input, tensors, residual)
         weight, s = tensors[0], self.settings
         if is_pointwise(weight, s.stride, s.padding, s.groups) and _packs(input, residual, weight, weight.size(1)):
-            packed, block, slopes = self.kept.get(tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
+            packed, block, slopes = kept(self, tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
             return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
-        weights = self.kept.get(tensors, input.dtype, lambda: self._folded(tensors, input.dtype))
+        weights = kept(self, tensors, input.dtype, lambda: self._fitting(input, tensors))
+        if weights is None:
+            return self.functional(input, tensors, residual)
         return self._convolve(input, weights, residual)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         """The same in operations that torch can take apart and differentiate."""
+        s = self.settings
+        if _narrow(input):
+            output = _unfolded(input, tensors, s[:4], s.eps, s.activation, s.slope)
+            return output if residual is None else output + residual
         return self._convolve(input, self._folded(tensors, input.dtype), residual)
 
     def _pack(self, tensors: Tensors, dtype: torch.dtype) -> tuple:
@@ -166,14 +219,13 @@ class FoldedConv:
     def _folded(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         return tuple(None if t is None else t.to(dtype) for t in fold(*tensors, self.settings.eps))
 
-    def _convolve(self, input: Tensor, weights: Tensors, residual: Tensor | None = None) -> Tensor:
-        s = self.settings
-        weight, bias = weights
-        if s.groups > 1 and s.groups == weight.shape[0] and weight.shape[1] == 1:
-            output = depthwise_conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.activation, slope=s.slope)
-        else:
-            output = F.conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.groups)
-            output = activate(output, s.activation, s.slope, inplace=not output.requires_grad)
+    def _fitting(self, input: Tensor, tensors: Tensors) -> Tensors | None:
+        """The folded weights, or None where they do not fit the dtype."""
+        weights = self._folded(tensors, input.dtype)
+        return None if _narrow(input) and not all(t is None or t.isfinite().all() for t in weights) else weights
+
+    def _convolve(self, input: Tensor, weights: Tensors, residual: Tensor | None) -> Tensor:
+        output = _convolve(input, *weights, self.settings[:4], self.settings.activation, self.settings.slope)
         return output if residual is None else output + residual
 
 
@@ -191,22 +243,30 @@ class FoldedLinear:
 
     def __init__(self, settings: LinearSettings) -> None:
         self.settings = settings
-        self.kept = Kept()
         self.conv = FoldedConv(ConvSettings(1, 0, 1, 1, settings.activation, settings.slope, 0.0))
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
+        if not self._packs(input, tensors) or wanted(input, None, tensors):
+            return self.functional(input, tensors)
+        weight, bias = tensors
+        as_conv = weight[:, :, None, None], bias, None, None, None, None
+        packed, block, slopes = kept(self, tensors, input.dtype, lambda: self.conv._pack(as_conv, input.dtype))
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # the result is a tensor of its own, not a view, as torch's
+            pixels = input.contiguous().reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)
+            output = ops.separable_conv2d_packed.default(pixels, packed, block, slopes, None)
+            return output.permute(0, 2, 3, 1).reshape(*input.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def _packs(input: Tensor, tensors: Tensors) -> bool:
         weight, bias = tensors
         features, channels = weight.shape
-        rows = input.shape[:-1].numel()
-        if not 0 < rows <= MOST_ROWS or input.shape[-1] != channels or wanted(input, None, tensors):
-            return self.functional(input, tensors)
-        pixels = input.reshape(1, 1, rows, channels).permute(0, 3, 1, 2)
-        if not _packs(pixels, None, weight, channels):
-            return self.functional(input, tensors)
-        as_conv = weight[:, :, None, None], bias, None, None, None, None
-        packed, block, slopes = self.kept.get(tensors, input.dtype, lambda: self.conv._pack(as_conv, input.dtype))
-        output = ops.separable_conv2d_packed.default(pixels, packed, block, slopes, None)
-        return output.permute(0, 2, 3, 1).reshape(*input.shape[:-1], features)
+        if input.dim() == 0 or input.shape[-1] != channels or not 0 < input.shape[:-1].numel() <= MOST_ROWS or 0 in weight.shape:
+            return False
+        if not can_be_watched(weight) or not weight.is_contiguous() or type(input) is not Tensor or not input.is_cpu:
+            return False
+        if bias is not None and (not can_be_watched(bias) or bias.shape != (features,) or bias.dtype is not weight.dtype):
+            return False
+        return input.dtype in DTYPES and (input.dtype is torch.float64) is (weight.dtype is torch.float64)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         """The same in torch's operations."""

@@ -2,81 +2,100 @@
 
 Modules and compiled graphs keep folded and packed weights here and nowhere else, by one rule: they hold while the tensors that
 they were made of are the same objects, at the same address, of the same version, with the same sample of their content
-(csrc/watched_tensors.h), under the same instruction set. Any torch operation on a weight is seen so, and every write of a whole
-tensor, by whatever means; what may be missed is single elements written through ``.data``: call :func:`clear_caches` after that.
+(csrc/watched_tensors.h), under the same instruction set. Any torch operation on a weight is seen so, and what changes most of a
+tensor, by whatever means; what may be missed are a few elements or rows written past torch's version counter: call
+:func:`clear_caches` after that.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .._extension import _C
+from .. import _extension
 from ..ops.functional import accumulation_dtype
 
 Tensors = tuple[Tensor | None, ...]
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
+
+
+class _Entry(NamedTuple):
+    watched: Any  # _C.WatchedTensors
+    made: Any
+    tensors: frozenset[int]  # their ids
+    end: weakref.ref  # forgets the entry when the first tensor's memory is freed
+
+
+_entries: dict[tuple, _Entry] = {}
 
 
 def clear_caches() -> None:
-    """Forgets all folded and packed weights; they are made anew at the next call.
+    """Forgets all folded and packed weights, and frees their memory; they are made anew at the next call.
 
-    Needed only after a few elements of a weight were written past torch's version counter, through ``.data`` or by another
+    Needed only after a few elements of a weight were written past torch's version counter, through ``.data``, NumPy or another
     process.
     """
-    _C.WatchedTensors.forget_all()
+    _entries.clear()
 
 
-register_optimizer_step_post_hook(lambda *_: clear_caches())  # a fused step leaves versions as they are
+def forget(tensors: Any) -> None:
+    """What was made of any of these tensors."""
+    ids = {id(t) for t in tensors if t is not None}
+    for key, entry in list(_entries.items()):
+        if not ids.isdisjoint(entry.tensors):
+            _entries.pop(key, None)
 
 
-class Kept:
-    """What was made of some tensors, while they are as they were; nothing in a copy or from a pickle.
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """A fused step leaves versions as they are."""
+    if not torch.compiler.is_compiling() and _entries:  # a compiled step counts its writes
+        forget(p for group in optimizer.param_groups for p in group["params"])
 
-    One for each first tensor: equal layers may share their code, as Dynamo has them share a graph.
+
+register_optimizer_step_post_hook(_after_step)
+
+
+def kept(owner: Any, tensors: Tensors, dtype: torch.dtype, make: Callable[[], Any]) -> Any:
+    """make(), or what it gave before for this owner, these tensors and this dtype while they are as they were.
+
+    Not while a compiler or functorch looks on.
     """
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple] = {}
-
-    def get(self, tensors: Tensors, settings: Any, make: Callable[[], Any]) -> Any:
-        """make(), or what it gave before; settings: what else it depends on. Not while a compiler or functorch looks on."""
-        key = id(tensors[0])
-        entry = self._entries.get(key)
-        if entry is not None and settings == entry[1] and entry[0].unchanged(tensors):
-            return entry[2]
-        with torch.inference_mode(False), torch.no_grad():
-            made = make()
-        if all(map(_can_be_watched, tensors)):
-            entries = self._entries
-            end = weakref.ref(tensors[0], lambda _: entries.pop(key, None))
-            entries[key] = _C.WatchedTensors(tensors), settings, made, end
-        else:
-            self._entries.pop(key, None)
-        return made
-
-    def clear(self) -> None:
-        self._entries.clear()
-
-    def __reduce__(self) -> tuple:
-        return Kept, ()
-
-    def __deepcopy__(self, memo: dict) -> Kept:
-        return Kept()
+    key = (owner, dtype, id(tensors[0]), id(tensors[-1]))
+    entry = _entries.get(key)
+    if entry is not None and entry.watched.unchanged(tensors):
+        return entry.made
+    with torch.inference_mode(False), torch.no_grad():
+        made = make()
+    if all(map(can_be_watched, tensors)):
+        end = weakref.ref(tensors[0].untyped_storage(), lambda _: _entries.pop(key, None))
+        ids = frozenset(id(t) for t in tensors if t is not None)
+        _entries[key] = _Entry(_extension._C.WatchedTensors(tensors), made, ids, end)
+    else:
+        _entries.pop(key, None)
+    return made
 
 
-def _can_be_watched(t: Tensor | None) -> bool:
+def can_be_watched(t: Tensor | None) -> bool:
     """Dense in memory that is read without waiting, and with a version."""
     if t is None:
         return True
-    if type(t) not in _PLAIN or t.is_inference() or not t.is_cpu or t.layout is not torch.strided:
+    if type(t) not in PLAIN or t.is_inference() or not t.is_cpu or t.layout is not torch.strided:
         return False
     return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
+
+
+def norm_fits(channels: int, dtype: torch.dtype, norm: Tensors) -> bool:
+    """Whether F.batch_norm takes these mean, variance, weight and bias for so many channels of this dtype."""
+    there = [t for t in norm if t is not None]
+    dtypes = {t.dtype for t in there}
+    if any(tuple(t.shape) != (channels,) for t in there) or len(dtypes) > 1:
+        return False
+    return not dtypes or dtypes == {dtype} or (dtypes == {torch.float32} and dtype in (torch.bfloat16, torch.float16))
 
 
 def fold(
@@ -92,6 +111,9 @@ def fold(
     weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
     if mean is None or var is None:
         return weight, bias
+    for name, t in {"running_mean": mean, "running_var": var, "weight": bn_weight, "bias": bn_bias}.items():
+        if t is not None and t.numel() != len(weight):  # in F.batch_norm's words
+            raise RuntimeError(f"{name} should contain {len(weight)} elements not {t.numel()}")
     scale = torch.rsqrt(var.to(wide) + eps)
     if bn_weight is not None:
         scale = scale * bn_weight.to(wide)

@@ -11,8 +11,8 @@ from ..ops.activations import activation_of
 from ..ops.functional import IntOrPair, to_pair
 from .batch_norm_act import is_plain_module, norm_then_activation
 from .depthwise import DepthwiseConv2d
-from .folded_layers import BlockSettings, FoldedBlock, as_autocast
-from .folded_weights import Tensors
+from .folded_layers import BlockSettings, FoldedBlock, as_autocast, folded
+from .folded_weights import Tensors, forget
 
 
 class FusedDSConv(nn.Module):
@@ -83,12 +83,10 @@ class FusedDSConv(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels, eps, momentum, **factory)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias, **factory)
         self.bn2 = nn.BatchNorm2d(out_channels, eps, momentum, **factory)
-        self._block: FoldedBlock | None = None
 
     def clear_cache(self) -> None:
         """Forgets the folded weights; the next forward in eval mode folds anew."""
-        if self._block is not None:
-            self._block.kept.clear()
+        forget(self._tensors())
 
     def _parts(self) -> tuple[nn.Module, ...]:
         modules = self._modules
@@ -122,10 +120,7 @@ class FusedDSConv(nn.Module):
         # For torch.compile the parts: this package's backend finds the block among them, and keeps its weights packed.
         compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
         if not compiling and self._folds(input):
-            settings = self._settings()
-            if self._block is None or self._block.settings != settings:
-                self._block = FoldedBlock(settings)
-            return self._block(as_autocast(input), self._tensors())
+            return folded(FoldedBlock, self._settings())(as_autocast(input), self._tensors())
         x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
         return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
 

@@ -75,7 +75,11 @@ ACTIVATIONS = {
         lambda slope: nn.LeakyReLU(slope),
     ),
 }
-_OF_MODULE = {type(activation.module(SLOPE)): name for name, activation in reversed(ACTIVATIONS.items())}
+OF_MODULE = {type(activation.module(SLOPE)): name for name, activation in reversed(ACTIVATIONS.items())}
+
+
+# In eval mode they give what they are given.
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def activate(x: Tensor, name: str, slope: float = SLOPE, inplace: bool = False) -> Tensor:
@@ -93,7 +97,7 @@ def activation_backward(grad: Tensor, x: Tensor, name: str, slope: float) -> Ten
 
 def activation_of_module(module: nn.Module) -> tuple[str, float] | None:
     """The name and negative slope of an activation module; None where the ops have none."""
-    name = _OF_MODULE.get(type(module))
+    name = OF_MODULE.get(type(module))
     if type(module) is nn.GELU and module.approximate == "tanh":
         name = "gelu_tanh"
     return None if name is None else (name, float(getattr(module, "negative_slope", SLOPE)))
@@ -110,7 +114,7 @@ def activation_of(argument: str, activation: str | nn.Module) -> tuple[str, floa
     else:
         found = activation_of_module(activation)
     if found is None:
-        modules = ", ".join(sorted(f"nn.{kind.__name__}" for kind in _OF_MODULE))
+        modules = ", ".join(sorted(f"nn.{kind.__name__}" for kind in OF_MODULE))
         names = ", ".join(ACTIVATIONS)
         raise ValueError(f"{argument} must be one of {names} or an instance of {modules}, but got {activation!r}")
     return found

@@ -50,6 +50,17 @@ def taken_apart() -> bool:
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
+def overridden(*tensors: Tensor) -> bool:
+    """Whether a tensor subclass, or a mode other than torch.set_default_device's, sees each call of torch's functions."""
+    if torch.compiler.is_compiling() or not torch.overrides.has_torch_function(tensors):
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    if any(type(mode) is not torch.utils._device.DeviceContext for mode in modes):
+        return True
+    kinds = {type(t) for t in tensors} - {Tensor}
+    return any(kind.__torch_function__ is not torch._C._disabled_torch_function_impl for kind in kinds)
+
+
 def is_training_step(x: Any, w: Tensor, b: Tensor | None) -> bool:
     """Whether a derivative is wanted of a layer of these, ordinary tensors and a batch on the CPU, and nothing but autograd looks
     at its op: then its Function need not be reached through the dispatcher, which takes 40 us beside a network's tensors."""

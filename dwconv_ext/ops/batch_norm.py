@@ -69,7 +69,8 @@ class BatchNormActFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, w, b, *ctx.how = inputs
+        x, w, b = inputs[:3]
+        ctx.how, ctx.count = inputs[3:6], len(inputs)
         _, mean, variance = output
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
@@ -79,7 +80,7 @@ class BatchNormActFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple:
         x, w, b, mean, variance = ctx.saved_tensors
-        rest = (None,) * len(ctx.how)
+        rest = (None,) * (ctx.count - 3)
         if grad is None:
             return (None, None, None, *rest)
         arguments = (grad, x, w, b, mean, variance, *ctx.how)
@@ -103,7 +104,23 @@ class BatchNormActFunction(torch.autograd.Function):
         return activation_backward(dz, _affine(normalised, w, b), act, slope).to(x.dtype), None, None
 
 
-_BatchNormAct = single_level(BatchNormActFunction)
+def _forward_in_training(
+    x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float, running: tuple
+) -> tuple:
+    """The forward pass in training. The running statistics move in it: where a checkpoint's second pass ends early, which it does
+    when the last tensor is saved, they have moved as torch's have."""
+    output = BatchNormActFunction.forward(x, w, b, eps, act, slope)
+    running_mean, running_var, momentum = running
+    if running_mean is not None and running_var is not None:
+        _, mean, variance = output
+        n = x.numel() // x.shape[1]
+        with torch.no_grad():
+            _move(running_mean, mean, momentum)
+            _move(running_var, variance * (n / (n - 1)), momentum)
+    return output
+
+
+_BatchNormAct = single_level(BatchNormActFunction, _forward_in_training)
 
 
 def _takes(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None, act: str) -> bool:
@@ -139,13 +156,8 @@ def train_batch_norm_act(
     w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (weight, bias))
     # Not by way of the dispatcher, which would come back to Python for the Function: _takes() saw what it is there for.
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
-    y, mean, variance = (_BatchNormAct.apply if needed else BatchNormActFunction.forward)(x, w, b, eps, act, slope)
-    if running_mean is not None and running_var is not None:
-        n = x.numel() // x.shape[1]
-        with torch.no_grad():
-            _move(running_mean, mean, momentum)
-            _move(running_var, variance * (n / (n - 1)), momentum)
-    return y
+    running = (running_mean, running_var, momentum)
+    return (_BatchNormAct.apply if needed else _forward_in_training)(x, w, b, eps, act, slope, running)[0]
 
 
 def _move(running: Tensor, value: Tensor, factor: float) -> None:
