@@ -14,11 +14,12 @@ last may write a tensor; its weights are inputs of the graph (parameters, buffer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..nn.folded_layers import (
     BlockSettings,
@@ -75,20 +76,18 @@ class Layer:
         return is_pointwise(g.tensor_of(conv["weight"]), conv["stride"], conv["padding"], conv["groups"])
 
 
-class Fused(nn.Module):
-    """A fused layer as a node of the graph: (input, shortcut or None, *tensors).
+def call_of(layer: Folded, packed: bool) -> Callable[..., Tensor]:
+    """A fused layer as a function of the graph: (input, shortcut or None, *tensors).
 
     packed: whether it may keep packed weights; not where the next backend takes it apart.
     """
+    run = layer if packed else layer.functional
 
-    def __init__(self, layer: Folded, packed: bool) -> None:
-        super().__init__()
-        self.layer, self.packed = layer, packed
+    def fused(input: Tensor, residual: Tensor | None, *tensors: Tensor | None) -> Tensor:
+        return run(input, tensors, residual)
 
-    def forward(self, input: Tensor, residual: Tensor | None, *tensors: Tensor | None) -> Tensor:
-        if self.packed:
-            return self.layer(input, tensors, residual)
-        return self.layer.functional(input, tensors, residual)
+    fused.__name__ = fused.__qualname__ = f"dwconv_ext_{type(layer).__name__}"
+    return fused
 
 
 @dataclass
@@ -274,13 +273,11 @@ class _Pass:
 
     def replace(self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any]) -> None:
         graph, last = self.module.graph, nodes[-1]
-        name = f"dwconv_ext_{last.name}"
-        self.module.add_submodule(name, Fused(layer, self.packed))
         with graph.inserting_before(last):
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
                 input = self.cast(input, g.tensor_of(last).dtype)
             input = self.in_layout(input, tensors[0])
-            fused = graph.call_module(name, (input, residual, *tensors))
+            fused = graph.call_function(call_of(layer, self.packed), (input, residual, *tensors))
         self.swap(nodes, fused)
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -350,5 +347,5 @@ class _Pass:
 
 
 def fuse(module: fx.GraphModule, packed: bool, report: Report) -> None:
-    """Puts the fused operations into the graph; packed: see :class:`Fused`."""
+    """Puts the fused operations into the graph; packed: see :func:`call_of`."""
     _Pass(module, packed, report).run()

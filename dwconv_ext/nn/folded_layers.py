@@ -17,7 +17,7 @@ from .._extension import _C
 from ..ops.activations import ACTIVATIONS, SLOPE, activate
 from ..ops.autograd import taken_apart
 from ..ops.functional import DTYPES, IntOrPair, depthwise_conv2d, padding_of, separable_conv2d, to_pair
-from .folded_weights import PLAIN, Tensors, can_be_watched, fold, kept
+from .folded_weights import PLAIN, Tensors, can_be_watched, fold, found, keep
 
 ops = torch.ops.dwconv_ext
 
@@ -26,14 +26,18 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _packs(input: Tensor, residual: Tensor | None, weight: Tensor, channels: int) -> bool:
-    """Whether the packed kernel takes these; what it does not is torch's or the unpacked operation's to compute or to refuse."""
-    dtype = input.dtype
-    if dtype not in DTYPES or type(input) is not Tensor or not input.is_cpu or input.dim() != 4 or input.size(1) != channels:
+def _fits(input: Tensor, residual: Tensor | None, channels: int) -> bool:
+    """Whether a packed kernel runs on these; else they are torch's or the unpacked operation's to compute or to refuse."""
+    if type(input) is not Tensor or not input.is_cpu or input.dim() != 4 or input.size(1) != channels:
         return False
-    if type(weight) not in PLAIN or not weight.is_cpu or (dtype is torch.float64) is not (weight.dtype is torch.float64):
+    return residual is None or (type(residual) is Tensor and residual.dtype is input.dtype and residual.is_cpu)
+
+
+def _packs(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the weight can be packed for inputs of this dtype."""
+    if dtype not in DTYPES or type(weight) not in PLAIN or not weight.is_cpu:
         return False
-    return residual is None or (type(residual) is Tensor and residual.dtype is dtype and residual.is_cpu)
+    return (dtype is torch.float64) is (weight.dtype is torch.float64)
 
 
 def wanted(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
@@ -124,15 +128,18 @@ class FoldedBlock:
         self.settings = settings
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
-        dtype = input.dtype
-        if wanted(input, residual, tensors) or not self._packs(input, tensors, residual):
+        if wanted(input, residual, tensors) or not _fits(input, residual, tensors[0].size(0)):
             return self.functional(input, tensors, residual)
-        packed, block, slopes = kept(self, tensors, dtype, lambda: self._pack(tensors, dtype))
+        made = found(self, tensors, input.dtype)
+        if made is None:
+            if not self._packs(tensors[0], input.dtype):
+                return self.functional(input, tensors, residual)
+            made = keep(self, tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
+        packed, block, slopes = made
         return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
 
-    def _packs(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        weight = tensors[0]
-        if not _packs(input, residual, weight, weight.size(0)) or not set(self.settings.activations) <= ACTIVATIONS.keys():
+    def _packs(self, weight: Tensor, dtype: torch.dtype) -> bool:
+        if not _packs(weight, dtype) or not set(self.settings.activations) <= ACTIVATIONS.keys():
             return False
         return self.settings.padding != "same" or not any(self._padding(weight)[1])
 
@@ -171,6 +178,9 @@ class FoldedBlock:
         )
 
 
+_DO_NOT_FIT = ("folded weights do not fit the dtype",)
+
+
 class ConvSettings(NamedTuple):
     stride: IntOrPair
     padding: str | IntOrPair
@@ -196,13 +206,15 @@ class FoldedConv:
         if wanted(input, residual, tensors):
             return self.functional(input, tensors, residual)
         weight, s = tensors[0], self.settings
-        if is_pointwise(weight, s.stride, s.padding, s.groups) and _packs(input, residual, weight, weight.size(1)):
-            packed, block, slopes = kept(self, tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
-            return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
-        weights = kept(self, tensors, input.dtype, lambda: self._fitting(input, tensors))
-        if weights is None:
+        made = found(self, tensors, input.dtype)
+        if not is_pointwise(weight, s.stride, s.padding, s.groups):
+            weights = made or keep(self, tensors, input.dtype, lambda: self._fitting(input, tensors))
+            fit = weights is not _DO_NOT_FIT
+            return self._convolve(input, weights, residual) if fit else self.functional(input, tensors, residual)
+        if not _fits(input, residual, weight.size(1)) or not (made or _packs(weight, input.dtype)):
             return self.functional(input, tensors, residual)
-        return self._convolve(input, weights, residual)
+        packed, block, slopes = made or keep(self, tensors, input.dtype, lambda: self._pack(tensors, input.dtype))
+        return ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         """The same in operations that torch can take apart and differentiate."""
@@ -219,10 +231,11 @@ class FoldedConv:
     def _folded(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         return tuple(None if t is None else t.to(dtype) for t in fold(*tensors, self.settings.eps))
 
-    def _fitting(self, input: Tensor, tensors: Tensors) -> Tensors | None:
-        """The folded weights, or None where they do not fit the dtype."""
+    def _fitting(self, input: Tensor, tensors: Tensors) -> Tensors:
+        """The folded weights, where they fit the dtype."""
         weights = self._folded(tensors, input.dtype)
-        return None if _narrow(input) and not all(t is None or t.isfinite().all() for t in weights) else weights
+        fit = not _narrow(input) or all(t is None or t.isfinite().all() for t in weights)
+        return weights if fit else _DO_NOT_FIT
 
     def _convolve(self, input: Tensor, weights: Tensors, residual: Tensor | None) -> Tensor:
         output = _convolve(input, *weights, self.settings[:4], self.settings.activation, self.settings.slope)
@@ -250,7 +263,8 @@ class FoldedLinear:
             return self.functional(input, tensors)
         weight, bias = tensors
         as_conv = weight[:, :, None, None], bias, None, None, None, None
-        packed, block, slopes = kept(self, tensors, input.dtype, lambda: self.conv._pack(as_conv, input.dtype))
+        made = found(self, tensors, input.dtype)
+        packed, block, slopes = made or keep(self, tensors, input.dtype, lambda: self.conv._pack(as_conv, input.dtype))
         with torch._C._AutoDispatchBelowADInplaceOrView():  # the result is a tensor of its own, not a view, as torch's
             pixels = input.contiguous().reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)
             output = ops.separable_conv2d_packed.default(pixels, packed, block, slopes, None)

@@ -60,15 +60,15 @@ def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 register_optimizer_step_post_hook(_after_step)
 
 
-def kept(owner: Any, tensors: Tensors, dtype: torch.dtype, make: Callable[[], Any]) -> Any:
-    """make(), or what it gave before for this owner, these tensors and this dtype while they are as they were.
+def found(owner: Any, tensors: Tensors, dtype: torch.dtype) -> Any:
+    """What was made for this owner of these tensors and this dtype, while they are as they were; else None."""
+    entry = _entries.get((owner, dtype, id(tensors[0]), id(tensors[-1])))
+    return entry.made if entry is not None and entry.watched.unchanged(tensors) else None
 
-    Not while a compiler or functorch looks on.
-    """
+
+def keep(owner: Any, tensors: Tensors, dtype: torch.dtype, make: Callable[[], Any]) -> Any:
+    """make(), kept for :func:`found`. Not while a compiler or functorch looks on."""
     key = (owner, dtype, id(tensors[0]), id(tensors[-1]))
-    entry = _entries.get(key)
-    if entry is not None and entry.watched.unchanged(tensors):
-        return entry.made
     with torch.inference_mode(False), torch.no_grad():
         made = make()
     if all(map(can_be_watched, tensors)):
