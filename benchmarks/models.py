@@ -19,6 +19,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -163,6 +164,71 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+README_MODELS = (
+    "mobilenetv1_100", "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "shufflenet_v2_x1_0",
+    "convnext_tiny", "repvit_m0_9",
+)  # fmt: skip
+
+
+def readme_table(results: dict) -> str:
+    """The README's table, of a saved run: each way in its better layout."""
+
+    def seconds(model: str, batch: int, what: str, ways: tuple[str, ...]) -> float:
+        rows = [r for r in results["results"] if (r["model"], r["batch"], r["what"]) == (model, batch, what)]
+        return min(r["seconds"][way] for r in rows for way in ways)
+
+    header = ["", "inference, batch 1", "ours", "", "training step, batch 8", "ours", ""]
+    cells = []
+    for model in README_MODELS:
+        row = [model]
+        for batch, what, ways in ((1, "inference", ("backend",)), (8, "training step", ("convert", "backend"))):
+            plain, ours = (seconds(model, batch, what, w) for w in (("plain",), ways))
+            row += [f"{1e3 * plain:.1f} ms", f"{1e3 * ours:.1f} ms", f"**{plain / ours:.2f}x**"]
+        cells.append(row)
+    lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
+
+
+def plot(path: Path, title: str, results: list[Row]) -> None:
+    """Each way's speed over the plain model, both in their better layout: a panel for a pass and batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = list(dict.fromkeys((r.what, r.batch) for r in results))
+    names = list(dict.fromkeys(r.model for r in results))
+    ways = [way for way in WAYS if way != "plain" and any(way in r.seconds for r in results)]
+    colours = {"convert": "#e8833a", "backend": "#c1440e"}
+    figure, axes = pyplot.subplots(
+        1,
+        len(panels),
+        figsize=(3.6 * len(panels) + 1.5, 1.4 + 0.34 * len(names)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, (what, batch) in zip(axes[0], panels, strict=True):
+        height = 0.8 / len(ways)
+        for i, way in enumerate(ways):
+            bars = []
+            for name in names:
+                rows = [r for r in results if (r.model, r.what, r.batch) == (name, what, batch)]
+                best = {w: min((r.seconds[w] for r in rows if w in r.seconds), default=0) for w in ("plain", way)}
+                bars.append(best["plain"] / best[way] if best[way] else 0)
+            places = [y - 0.4 + height * (i + 0.5) for y in range(len(names))]
+            axis.barh(places, bars, height, label=way, color=colours.get(way, "#999999"))
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_title(f"{what}, batch {batch}", fontsize=10)
+        axis.set_xlabel("speed, plain PyTorch = 1", fontsize=9)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ways), fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> int:
     chosen = models(options.layers)
     if not chosen:
@@ -177,4 +243,6 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> 
     header, cells = table(results)
     report.print_rows(title, header, cells, last_is_bold=True)
     report.save(options, facts, {"results": [row._asdict() for row in results]}, [report.markdown_table(title, header, cells)])
+    if options.save is not None:
+        plot(report.path_of(options, facts, "png"), f"{title}; each way in its better layout", results)
     return 0

@@ -138,7 +138,8 @@ def where(options: argparse.Namespace, facts: dict[str, str]) -> str:
 def folder_of(facts: dict[str, str]) -> Path:
     """Of a machine's results: by its GPU, else its CPU, L1 and instruction set."""
     name = facts.get("device") or f"{facts['CPU'].split(', L2')[0]} {facts['kernel sets'].split(' ')[0]}"
-    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    name = re.sub(r"\((r|tm)\)|processor", "", name.lower()).replace(" kib", "k")
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 def path_of(options: argparse.Namespace, facts: dict[str, str], ending: str) -> Path:

@@ -93,7 +93,7 @@ def test_no_such_layer(suite, capsys):
 
 def test_a_machines_own_folder():
     facts = {"CPU": "AMD EPYC, L1 32 KiB, L2 1024 KiB, L3 32 MiB", "kernel sets": "avx512_bf16 chosen of baseline, avx2"}
-    assert report.folder_of(facts).name == "amd-epyc-l1-32-kib-avx512-bf16"
+    assert report.folder_of(facts).name == "amd-epyc-l1-32k-avx512-bf16"
     assert report.folder_of({**facts, "device": "NVIDIA H200"}).name == "nvidia-h200"
 
 
