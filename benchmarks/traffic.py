@@ -1,8 +1,8 @@
-"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), with no card.
+"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), with no GPU.
 
 Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1. Over the
 compulsory bytes, input and output once, that is what the blocks ask of L2; what neighbouring blocks both read comes from memory
-once (docs/design/cuda.md has the counters of a card). Weights, re-read from L2, stand apart. The
+once (docs/design/cuda.md has the counters of a GPU). Weights, re-read from L2, stand apart. The
 unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way.
 """
 

@@ -60,9 +60,9 @@ struct DepthwiseProblem {
   int64_t in_stride_n = 0, in_stride_c = 0, in_stride_h = 0, in_stride_w = 0, in_stride_m = 0;
   int64_t out_stride_n = 0, out_stride_c = 0, out_stride_h = 0, out_stride_w = 0;
   Activation activation;
-  bool far_input = false, far_output = false;  // not in a cache near by (cpu/kernels/far_rows.h)
+  bool far_input = false, far_output = false;  // not in a cache near by (cpu/kernels/sequential_rows.h)
   int64_t l1_ways = 8;                         // lines of an L1 set (cpu/kernels/stage_lines.h)
-  bool next_output = false;  // a tile asks for the output lines of the next one (cpu/kernels/depthwise_row_pair.h)
+  bool next_output = false;  // a tile prefetches the output lines of the next one (cpu/kernels/depthwise_row_pair.h)
 
   bool operator==(const DepthwiseProblem&) const = default;
 };

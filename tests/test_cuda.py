@@ -1,4 +1,4 @@
-"""The CUDA kernels: on the emulator (tests/emulator) everywhere, and on a card where there is one. One suite for both."""
+"""The CUDA kernels: on the emulator (tests/emulator) everywhere, and on a GPU where there is one. One suite for both."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if emulator.cuda_headers() is None:
 
 E = emulator.load()
 TABLE = E.kernel_table()
-# Cards that the plans are made for: one with many processors cuts problems small, one with a single processor makes large tiles.
-CARDS = {"h100": {}, "one_processor": {"processors": 1}}
-AMPERE = {"arch": 80, "processors": 108}
-TURING = {"arch": 75, "shared_per_block": 64 << 10, "shared_per_processor": 64 << 10, "processors": 40}
+# GPUs that the plans are made for: one with many SMs cuts problems small, one with a single SM makes large tiles.
+CARDS = {"h100": {}, "one_processor": {"sm_count": 1}}
+AMPERE = {"arch": 80, "sm_count": 108}
+TURING = {"arch": 75, "shared_per_block": 64 << 10, "shared_per_sm": 64 << 10, "sm_count": 40}
 
 
 @pytest.fixture(
@@ -65,7 +65,7 @@ def on(device, tensors):
 
 def needs_emulator(device):
     if device != "cpu":
-        pytest.skip("chooses cards, orders or kernels, which only the emulator can")
+        pytest.skip("chooses GPUs, orders or kernels, which only the emulator can")
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -73,9 +73,9 @@ def needs_emulator(device):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_depthwise(case, layout, card, device):
     if device == "cuda" and card != "h100":
-        pytest.skip("a card is what it is")
+        pytest.skip("a GPU is what it is")
     E.set_card(CARDS[card])
-    for dtype in DTYPES if card == "h100" else (torch.float32, torch.float16):  # the card decides about tiles alone
+    for dtype in DTYPES if card == "h100" else (torch.float32, torch.float16):  # the GPU decides about tiles alone
         check_depthwise(*on(device, case.tensors(dtype, layout)), case.conv, peer=False)
 
 
@@ -108,7 +108,7 @@ def test_separable(block, layout, fusion, device):
         dwconv_ext._C_cuda.force_fusion(fusion)
     for dtype, tf32 in [(dtype, False) for dtype in DTYPES] + [(torch.float32, True)]:
         tensors, conv = operands(BLOCKS[block], dtype, layout)
-        for card in ({}, {"processors": 1}, AMPERE, TURING) if device == "cpu" else ({},):
+        for card in ({}, {"sm_count": 1}, AMPERE, TURING) if device == "cpu" else ({},):
             E.set_card(card)
             check_separable(*on(device, tensors), conv, "relu", "relu6", peer=False, narrow=True, tf32=tf32)
     if dwconv_ext._C_cuda is not None:
@@ -197,7 +197,7 @@ def test_random_problems(problem):
     w = torch.randn(channels * problem["multiplier"], 1, *problem["kernel"], generator=random).to(problem["dtype"])
     b = torch.randn(len(w), generator=random).to(problem["dtype"]) if problem["bias"] else None
     with emulator.behind_the_ops():
-        E.set_card({"processors": 1 + problem["seed"] % 40})
+        E.set_card({"sm_count": 1 + problem["seed"] % 40})
         check_depthwise(x, w, b, problem["conv"], peer=False)
     reset()
 
@@ -224,7 +224,7 @@ def test_every_kernel_runs(index, emulated):
     stride = (row["stride"],) * 2 if row["stride"] else (2, 1)
     case = Case("forced", 2, 40, (19, 48 if row["aligned"] else 37), kernel, stride)
     emulated.force_row(index)
-    emulated.set_card(TURING if row["arch"][1] < 80 else {"processors": 4})
+    emulated.set_card(TURING if row["arch"][1] < 80 else {"sm_count": 4})
     emulated.launches()
     if row["op"] == "separable_conv2d":
         apart = row["pass"] != "forward"
@@ -275,7 +275,7 @@ RACES = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", RACES)
 def test_depthwise_bits_do_not_depend_on_the_order_of_threads(case, layout, emulated):
-    emulated.set_card({"processors": 2})
+    emulated.set_card({"sm_count": 2})
 
     def run(order, seed):
         emulated.set_order(order, seed)
@@ -292,7 +292,7 @@ def test_depthwise_bits_do_not_depend_on_the_order_of_threads(case, layout, emul
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_separable_bits_do_not_depend_on_the_order_of_threads(layout, dtype, fusion, emulated):
-    emulated.set_card({"processors": 2})
+    emulated.set_card({"sm_count": 2})
     emulated.force_fusion(fusion)
     tensors, conv = operands((1, 136, 200, (9, 10), (3, 3), Case("", 1, 1, (1, 1)).conv), dtype, layout)
     results = []
@@ -344,8 +344,8 @@ else:
     from test_separable import BLOCKS, operands
     ops = torch.ops.dwconv_emulator
     for i, layout in enumerate(LAYOUTS):
-        for j, processors in enumerate((1, 132)):
-            E.set_card({{"processors": processors}})
+        for j, count in enumerate((1, 132)):
+            E.set_card({{"sm_count": count}})
             for case in CASES[(i + j) % 2 :: 2]:  # each case with large tiles in one layout, with small ones in the other
                 if case.kernel[0] * case.kernel[1] > 500 or case.name == "bf16_trap":
                     continue  # takes seconds, and reaches what others reach
@@ -394,7 +394,7 @@ def test_no_stray_accesses(sanitized):
     assert result.stdout.strip() == "done", result.stderr[-4000:]
 
 
-# ---- on a card only ----------------------------------------------------------------------------------------------------------
+# ---- on a GPU only -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

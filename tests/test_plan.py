@@ -237,15 +237,15 @@ def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far, small_l2
 
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
-def test_nchw_rows_are_asked_for_early_where_the_input_is_large(batch, far, small_l2):
+def test_nchw_rows_are_prefetched_where_the_input_is_large(batch, far, small_l2):
     rows = plan(batch=batch, channels=128, kernel=(11, 1), dilation=(2, 1))["reason"]
-    assert ("next rows are asked for early" in rows) == far
+    assert ("next rows are prefetched" in rows) == far
 
 
 @pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
 def test_a_block_asks_for_the_next_tile_where_the_input_is_large(batch, far, small_l2):
     p = plan(op="separable_conv2d", layout="channels_last", batch=batch, channels=128)
-    assert ("input is asked for early" in p["reason"]) == far
+    assert ("input is prefetched" in p["reason"]) == far
 
 
 def test_a_large_l2_is_left_to_the_processors_prefetchers_until_memory_is_read():

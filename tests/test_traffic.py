@@ -13,7 +13,7 @@ if emulator.cuda_headers() is None:
     pytest.skip("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch", allow_module_level=True)
 
 # Bounds of what blocks ask of L2: neighbouring blocks read each other's halo, which memory sends once (docs/design/cuda.md).
-# 31x31 at batch 1 must cut its 56x56 images small to fill a card; its halo is 15 pixels wide.
+# 31x31 at batch 1 must cut its 56x56 images small to fill a GPU; its halo is 15 pixels wide.
 DEPTHWISE = [layer for layer in depthwise_layers() if layer.size in ((112, 112), (56, 56)) and layer.kernel != (31, 31)]
 
 

@@ -392,7 +392,7 @@ CPU_REST = [
     ),
     Fault(
         "dilation_ignored",
-        "choose.cpp",
+        "heuristics.cpp",
         "row.filter == p.kernel_w && p.dilation_h == 1 && «p.dilation_w == 1»",
         "true",
         "a kernel for undilated filters is chosen for one that is dilated along its rows",
@@ -400,7 +400,7 @@ CPU_REST = [
     ),
     Fault(
         "pixels_apart",
-        "choose.cpp",
+        "heuristics.cpp",
         "const bool flat = p.depth == 1 && p.out_dtype == p.dtype && «close(p.in_stride_w)» && close(p.out_stride_w);",
         "true",
         "a kernel for dense rows of pixels is chosen for a slice of the channels",
@@ -408,7 +408,7 @@ CPU_REST = [
     ),
     Fault(
         "family_by_cost",
-        "choose.cpp",
+        "heuristics.cpp",
         "return «transposed < rows» ? Family::kTransposed : Family::kRows;",
         "transposed > rows",
         "the dearer family",

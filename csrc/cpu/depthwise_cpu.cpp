@@ -158,7 +158,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   void* const packed_bias = bias ? workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit) : nullptr;
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
-  if (repeats == 1) tell_far(plan, &args.problem);
+  if (repeats == 1) set_prefetch(plan, &args.problem);
   args.input = x.const_data_ptr();
   args.weight = packed;
   args.bias = packed_bias;
@@ -255,7 +255,7 @@ void run_phase_alone(const ConvolutionShape& s, const DepthwiseProblem& whole, c
   args.weight = packed;
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
-  tell_far(plan, &p);
+  set_prefetch(plan, &p);
   run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
 }
 
@@ -300,7 +300,7 @@ void backward_input(ConvolutionShape s, DType dtype, Layout layout, Tensor grad,
   args.output = grad_input.mutable_data_ptr();
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
-  tell_far(plan, &args.problem);
+  set_prefetch(plan, &args.problem);
   // Each tap belongs to one phase: together the phases' weights are as many as the filter's.
   const int64_t unit = accumulate_size(dtype);
   char* packed = static_cast<char*>(
@@ -334,7 +334,7 @@ void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, cons
   log_plan(p, plan);
   args.parts = plan.parts;
   args.rows_per_tile = plan.rows_per_tile;
-  tell_far(plan, &p);
+  set_prefetch(plan, &p);
   args.input = input.const_data_ptr();
   const int64_t sums = plan.parts * s.channels * accumulate_size(dtype);
   args.partial = grad_weight ? workspace(Workspace::kPartial, sums * taps) : nullptr;

@@ -1,4 +1,4 @@
-#include "choose.h"
+#include "heuristics.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -73,7 +73,7 @@ bool is_for(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p) {
   return row.dtype == p.dtype && row.layout == p.layout && row.op == op && row.pass == pass;
 }
 
-bool takes_filter(const KernelRow& row, const DepthwiseProblem& p) {
+bool fits(const KernelRow& row, const DepthwiseProblem& p) {
   const bool filter =
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
@@ -101,19 +101,18 @@ const KernelRow* first_row(const IsaKernels& isa, Op op, Pass pass, const Depthw
 
 }  // namespace
 
-const KernelRow* choose(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
-                        std::optional<Family> family) {
+const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
+                            std::optional<Family> family) {
   const ForcedRow& forced = machine.forced;
   const KernelRow* found = nullptr;
   if (forced.name != nullptr) {
     found = first_row(isa, op, pass, p, [&](const KernelRow& row) {
       return row.name == std::string_view(forced.name) && forced.filter == row.filter && forced.stride == row.stride &&
-             takes_filter(row, p);
+             fits(row, p);
     });
   }
   if (found == nullptr) {
-    found = first_row(isa, op, pass, p,
-                      [&](const KernelRow& row) { return takes_filter(row, p) && (!family || row.family == *family); });
+    found = first_row(isa, op, pass, p, [&](const KernelRow& row) { return fits(row, p) && (!family || row.family == *family); });
   }
   if (found != nullptr) return found;
   std::string nearest;
@@ -142,12 +141,12 @@ Family nhwc_family(const IsaKernels& isa, const Machine& machine, const Depthwis
   const bool wide = set_of(p.dtype, isa).vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);
   const FlatCost& cost = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
   double flat = cost.element * (1 + cost.row_ends / std::max<int64_t>(p.out_w, 1));
-  // From memory the order of addresses counts (far_rows.h makes up for some of it).
+  // From memory the order of addresses counts (sequential_rows.h makes up for some of it).
   if (comes_from_memory(p, machine)) flat *= converted ? 0.85 : 0.75;
   double of_channels = static_cast<double>(ceil_div(channels, lanes) * lanes) / channels;
   if (!wide && channels % lanes != 0) of_channels *= converted ? 3 : 1.2;  // vectors in part go through a buffer
-  const auto fits = [&](const KernelRow& row) { return row.family == Family::kFlat && takes_filter(row, p); };
-  const bool found = flat < of_channels && first_row(isa, Op::kDepthwise, Pass::kForward, p, fits) != nullptr;
+  const auto wanted = [&](const KernelRow& row) { return row.family == Family::kFlat && fits(row, p); };
+  const bool found = flat < of_channels && first_row(isa, Op::kDepthwise, Pass::kForward, p, wanted) != nullptr;
   return found ? Family::kFlat : Family::kChannels;
 }
 
@@ -178,7 +177,7 @@ Family nchw_family(const IsaKernels& isa, Pass pass, const DepthwiseProblem& p, 
   const double transposition = (is_large(p) ? costs.transpose_large : costs.transpose) * (1 + inputs);
   const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
   const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
-  const auto direct = [&](const KernelRow& row) { return row.family == Family::kDirect && takes_filter(row, p); };
+  const auto direct = [&](const KernelRow& row) { return row.family == Family::kDirect && fits(row, p); };
   if (wide && in_rows(unrolled ? costs.direct : costs.direct_any, 1) < std::min(rows, transposed) &&
       first_row(isa, Op::kDepthwise, pass, p, direct) != nullptr) {
     return Family::kDirect;
@@ -198,19 +197,19 @@ bool fills_lanes(const DepthwiseProblem& p, int64_t lanes) {
 }  // namespace
 
 const KernelRow* block_row(const DepthwiseProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine) {
-  const KernelRow* const row = choose(isa, machine, Op::kSeparable, Pass::kForward, p);
+  const KernelRow* const row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);
   const bool forced = machine.forced.name != nullptr && row->name == std::string_view(machine.forced.name);
   if (forced || p.layout == Layout::kNHWC || stage_family == Family::kTransposed || !fills_lanes(p, lanes_of(p.dtype, isa)))
     return row;
   const KernelRow* const direct = first_row(isa, Op::kSeparable, Pass::kForward, p, [&](const KernelRow& r) {
-    return r.family == Family::kDirect && takes_filter(r, p) && r.isa == row->isa;
+    return r.family == Family::kDirect && fits(r, p) && r.isa == row->isa;
   });
   return direct != nullptr ? direct : row;
 }
 
 const KernelRow* plane_stage_row(const DepthwiseProblem& stage, Family family, const IsaKernels& isa, const Machine& machine) {
   const auto of_family = [&](Family wanted, const Machine& here) {
-    return choose(isa, here, Op::kDepthwise, Pass::kForward, stage, wanted);
+    return choose_row(isa, here, Op::kDepthwise, Pass::kForward, stage, wanted);
   };
   const KernelRow* const row = of_family(family == Family::kTransposed ? Family::kRows : family, machine);
   if (row->family != Family::kTransposed) return row;

@@ -29,8 +29,8 @@ const char* pass_name(Pass pass);
 
 // The first row of the family, or of any, that fits the problem, in the set or those below it; the forced one where that fits.
 // std::runtime_error names the rows that came nearest where there is none.
-const KernelRow* choose(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
-                        std::optional<Family> family = {});
+const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
+                            std::optional<Family> family = {});
 
 // kTransposed, kRows or kDirect; kChannels in channels_last. planes: what the transposed family has to fill its vectors with.
 Family nchw_family(const IsaKernels& isa, Pass pass, const DepthwiseProblem& p, int64_t planes);

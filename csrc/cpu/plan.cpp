@@ -32,8 +32,8 @@ int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_ro
 }
 
 // Whether a channels_last input comes from a far cache. A forward pass does little with an element and gains by going through it
-// in order first (far_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie close
-// together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
+// in order first (sequential_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie
+// close together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
 bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kManyBytes = 256;
   if (p.layout != Layout::kNHWC) return false;
@@ -50,9 +50,9 @@ bool is_in_memory(const DepthwiseProblem& p, const Machine& machine, bool forwar
   return comes_from_memory(p, machine);
 }
 
-// Whether tiles ask for the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
+// Whether tiles prefetch the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
 // the output comes from beyond L2, a store would wait for its line.
-bool expects_output(const DepthwiseProblem& p, const Machine& machine) {
+bool prefetches_output(const DepthwiseProblem& p, const Machine& machine) {
   constexpr int64_t kManyBytes = 4 << 20;
   return p.layout == Layout::kNHWC && machine.l2_bytes >= kLargeL2 && output_bytes(p) > kManyBytes;
 }
@@ -75,7 +75,7 @@ std::string describe(const KernelRow& row) {
 
 const char* in_order(const Plan& plan) {
   if (!plan.far_input) return "";
-  return plan.row->layout == Layout::kNHWC ? "; rows are read in order first" : "; the next rows are asked for early";
+  return plan.row->layout == Layout::kNHWC ? "; rows are read in order first" : "; the next rows are prefetched";
 }
 
 const char* product_name(const KernelRow& row) {
@@ -92,7 +92,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   const int64_t planes = p.batch * p.channels;
   const int64_t unit = accumulate_size(p.dtype);
   const Family family = p.layout == Layout::kNHWC ? nhwc_family(isa, machine, p) : nchw_family(isa, Pass::kForward, p, planes);
-  plan.row = choose(isa, machine, Op::kDepthwise, Pass::kForward, p, family);
+  plan.row = choose_row(isa, machine, Op::kDepthwise, Pass::kForward, p, family);
   const int64_t elements = planes * p.out_h * p.out_w;
   if (p.layout == Layout::kNHWC) {
     plan.columns = p.batch;
@@ -114,8 +114,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
     plan.columns = planes;
     const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;
     plan.rows_per_tile = staged_rows(p, std::max<int64_t>(padded_w, 1) * unit, 0, machine.l1_bytes / 2);
-    plan.far_input = plan.far_output =
-        input_bytes(p) >= machine.near_bytes / 4;  // the next rows are asked for: a prefetch a line
+    plan.far_input = plan.far_output = input_bytes(p) >= machine.near_bytes / 4;  // a prefetch a line
   }
   plan.weight_pitch = plan.row->weight_order == Layout::kNHWC ? weight_pitch(isa, p.dtype, p.channels) : p.channels;
   plan.tiles = ceil_div(p.out_h, plan.rows_per_tile) * plan.columns;
@@ -128,7 +127,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   if (p.layout == Layout::kNHWC && plan.row->family != Family::kFlat) {  // the flat ones go in order
     plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine, true);
   }
-  plan.next_output = expects_output(p, machine);
+  plan.next_output = prefetches_output(p, machine);
   if (machine.with_reasons) plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
 }
@@ -140,7 +139,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   const int64_t unit = accumulate_size(p.dtype);
   const bool forced = machine.forced.name != nullptr && machine.forced.pass == Pass::kBackwardInput;
   if (nchw_family(isa, Pass::kBackwardInput, p, planes) == Family::kRows && !forced) return plan;
-  plan.row = choose(isa, machine, Op::kDepthwise, Pass::kBackwardInput, p);
+  plan.row = choose_row(isa, machine, Op::kDepthwise, Pass::kBackwardInput, p);
   const int64_t phase_rows = ceil_div(p.out_h, p.stride_h);
   if (p.layout == Layout::kNHWC) {
     plan.columns = p.batch;
@@ -161,7 +160,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
   plan.flops = 2 * planes * p.in_h * p.in_w * taps;
   plan.far_input = plan.far_output = is_far(p, machine, false);
-  plan.next_output = expects_output(p, machine);
+  plan.next_output = prefetches_output(p, machine);
   if (machine.with_reasons) {
     plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
   }
@@ -173,7 +172,7 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t unit = accumulate_size(p.dtype);
   plan.row =
-      choose(isa, machine, Op::kDepthwise, Pass::kBackwardWeight, p, nchw_family(isa, Pass::kBackwardWeight, p, p.channels));
+      choose_row(isa, machine, Op::kDepthwise, Pass::kBackwardWeight, p, nchw_family(isa, Pass::kBackwardWeight, p, p.channels));
   const int64_t taps = p.kernel_h * p.kernel_w;
   const int64_t elements = p.batch * p.channels * p.out_h * p.out_w;
   // The parts must depend neither on the threads nor on the caches: the order of the sums does.
@@ -205,7 +204,7 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
 Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels& isa, const Machine& machine) {
   constexpr int64_t kLeastPixels = 512;  // of a part
   Plan plan;
-  plan.row = choose(isa, machine, Op::kBatchNorm, backward ? Pass::kBackward : Pass::kForward, p);
+  plan.row = choose_row(isa, machine, Op::kBatchNorm, backward ? Pass::kBackward : Pass::kForward, p);
   const int64_t pixels = p.batch * p.in_h * p.in_w, elements = pixels * p.channels;
   // As in the weight gradient, the parts depend on the problem alone.
   if (p.layout == Layout::kNHWC) plan.parts = std::clamp<int64_t>(pixels / kLeastPixels, 1, kMaxParts);
@@ -225,7 +224,7 @@ Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels&
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
   DepthwiseProblem any;
   any.dtype = any.out_dtype = dtype;
-  return choose(isa, {}, Op::kSeparable, Pass::kForward, any)->pointwise;  // both layouts' rows have the same
+  return choose_row(isa, {}, Op::kSeparable, Pass::kForward, any)->pointwise;  // both layouts' rows have the same
 }
 
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
@@ -321,7 +320,7 @@ SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channe
     whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                    " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
                    "; depthwise stage: " + describe(*plan.depthwise.row) +
-                   (whole.far_input ? "; the next tile's input is asked for early" : "");
+                   (whole.far_input ? "; the next tile's input is prefetched" : "");
   }
   return plan;
 }

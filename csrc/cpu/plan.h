@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "choose.h"
+#include "heuristics.h"
 #include "pack_weights.h"
 
 namespace dwconv {

@@ -59,7 +59,7 @@ void run_tiles(const Plan& plan, Body body) {
   });
 }
 
-inline void tell_far(const Plan& plan, DepthwiseProblem* p) {
+inline void set_prefetch(const Plan& plan, DepthwiseProblem* p) {
   p->far_input = plan.far_input, p->far_output = plan.far_output, p->next_output = plan.next_output;
 }
 

@@ -88,7 +88,7 @@ Tensor run_block(const Tensor& input, const Block& block, const std::optional<Te
   args.output = output.mutable_data_ptr();
   args.rows_per_tile = plan.whole.rows_per_tile;
   args.splits = plan.splits;
-  tell_far(plan.whole, &p);
+  set_prefetch(plan.whole, &p);
   run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
   return output;
 }

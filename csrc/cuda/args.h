@@ -18,7 +18,7 @@ constexpr int64_t kMostDivided = 1 << 19;
 
 // What the kernels are compiled for and the plan reckons with: channels a thread of those that walk down rows
 // (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a
-// processor's registers must hold.
+// SM's registers must hold.
 constexpr int row_channels(int kernel) { return kernel > 3 ? 1 : 2; }
 constexpr int row_threads(int64_t unit, int kernel, int stride) { return unit == 2 && kernel == 3 && stride == 1 ? 128 : 256; }
 constexpr int row_blocks(int64_t unit, int kernel, int stride) { return row_threads(unit, kernel, stride) == 128 ? 5 : 2; }

@@ -61,10 +61,10 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.bias = bias ? b.const_data_ptr() : nullptr;
   args.output = output.mutable_data_ptr();
   args.problem.activation = activation;  // a short one; a long one is a pass of its own
-  device.start(planned.plan.launch, &args);
+  device.launch(planned.plan.launch, &args);
   if (!is_short(activation.kind)) {
     const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
-    device.start(plan_activation(request.problem.dtype, values.count).launch, &values);
+    device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
   }
   return output;
 }
@@ -91,7 +91,7 @@ void backward_input(const Device& device, const ConvolutionShape& s, DType dtype
   args.input = grad.const_data_ptr();
   args.weight = weight.const_data_ptr();
   args.output = grad_input.mutable_data_ptr();
-  device.start(planned.plan.launch, &args);
+  device.launch(planned.plan.launch, &args);
 }
 
 void sum(const Device& device, DType dtype, const Tensor& partial, int32_t parts, const Tensor& output) {
@@ -99,7 +99,7 @@ void sum(const Device& device, DType dtype, const Tensor& partial, int32_t parts
   const Plan plan = plan_sum_parts(dtype, output.numel(), parts, &args);
   args.partial = partial.const_data_ptr();
   args.output = output.mutable_data_ptr();
-  device.start(plan.launch, &args);
+  device.launch(plan.launch, &args);
 }
 
 void backward_weight(const Device& device, const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad,
@@ -131,7 +131,7 @@ void backward_weight(const Device& device, const ConvolutionShape& s, DType dtyp
   args.grad_output = grad.const_data_ptr();
   args.partial = grad_weight != nullptr ? partial.mutable_data_ptr() : nullptr;
   args.partial_bias = grad_bias != nullptr ? partial_bias.mutable_data_ptr() : nullptr;
-  device.start(planned.plan.launch, &args);
+  device.launch(planned.plan.launch, &args);
   if (grad_weight != nullptr) sum(device, dtype, partial, args.parts, *grad_weight);
   if (grad_bias != nullptr) sum(device, dtype, partial_bias, args.parts, *grad_bias);
 }

@@ -52,12 +52,12 @@ inline Machine machine_from(const py::dict& facts) {
     const std::string name = py::cast<std::string>(key);
     if (name == "arch")
       m.arch = py::cast<int32_t>(value);
-    else if (name == "processors")
-      m.processors = py::cast<int32_t>(value);
+    else if (name == "sm_count")
+      m.sm_count = py::cast<int32_t>(value);
     else if (name == "shared_per_block")
       m.shared_per_block = py::cast<int64_t>(value);
-    else if (name == "shared_per_processor")
-      m.shared_per_processor = py::cast<int64_t>(value);
+    else if (name == "shared_per_sm")
+      m.shared_per_sm = py::cast<int64_t>(value);
     else if (name == "l2_bytes")
       m.l2_bytes = py::cast<int64_t>(value);
     else if (name == "bytes_per_second")
@@ -83,7 +83,7 @@ inline void add_plan(py::dict& d, const Plan& plan) {
 
 using Pair = std::pair<int64_t, int64_t>;
 
-// The plan of one op on contiguous, aligned tensors, for a card of the given facts (an H100 by default).
+// The plan of one op on contiguous, aligned tensors, for a GPU of the given facts (an H100 by default).
 inline py::dict plan_dict(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
                           int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
                           int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& card) {

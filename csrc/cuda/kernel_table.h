@@ -15,7 +15,7 @@ struct KernelRow {
   int32_t tensor;   // cores: 0 none, 1 a warp's mma.sync, 2 a warpgroup's wgmma
   int32_t aligned;  // only for tensors whose runs of so many bytes, of channels or of columns, lie on multiples of it; 0: for all
   int32_t first_arch, last_arch;
-  const void* kernel;  // what the launcher starts: on a card the __global__ function, in the emulator a function of the arguments
+  const void* kernel;  // what the launcher starts: on a GPU the __global__ function, in the emulator a function of the arguments
 };
 
 struct KernelGroup {

@@ -55,9 +55,9 @@ class Device {
     Machine m;
     m.arch =
         static_cast<int32_t>(10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor));
-    m.processors = static_cast<int32_t>(attribute(cudaDevAttrMultiProcessorCount));
+    m.sm_count = static_cast<int32_t>(attribute(cudaDevAttrMultiProcessorCount));
     m.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    m.shared_per_processor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    m.shared_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
     m.l2_bytes = attribute(cudaDevAttrL2CacheSize);
     m.clock = attribute(cudaDevAttrClockRate) * 1e3;
     // Two transfers a clock, about 90 % of which a kernel can use.
@@ -66,7 +66,7 @@ class Device {
     return machines.emplace(index_, m).first->second;
   }
 
-  void start(const Launch& launch, const void* args) const {
+  void launch(const Launch& launch, const void* args) const {
     STD_TORCH_CHECK(launch.blocks < (int64_t{1} << 31), op_, ": input is too large: ", launch.blocks, " blocks");
     if (launch.blocks == 0) return;
     constexpr int64_t kWithoutAsking = 48 << 10;

@@ -77,7 +77,7 @@ double scalar_rate(DType dtype, const Machine& machine) {
   return 2 * lanes * machine.clock * (dtype != DType::kFloat64 ? 1.0 : machine.arch == 80 || machine.arch == 90 ? 0.5 : 1.0 / 32);
 }
 
-// mma.sync reaches about 60 % of a Hopper card's wgmma rate.
+// mma.sync reaches about 60 % of a Hopper GPU's wgmma rate.
 double tensor_rate(DType dtype, const Machine& machine) {
   const double half = machine.arch == 90 ? 2500 : machine.arch == 80 || machine.arch >= 100 ? 2048 : 1024;
   return half * machine.clock / (dtype == DType::kFloat32 ? 2 : 1);
@@ -85,18 +85,18 @@ double tensor_rate(DType dtype, const Machine& machine) {
 
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine) {
   constexpr double kLaunchSeconds = 1.5e-6, kBlockSeconds = 1.2e-6;  // to start a kernel; to fill and drain a block
-  // L2 feeds a processor at about 1.3 times its share of the memory's bandwidth.
-  const double per_processor = 1.3 * machine.bytes_per_second / machine.processors;
-  const int64_t by_shared = machine.shared_per_processor / (launch.shared_bytes + 1024);
+  // L2 feeds an SM at about 1.3 times its share of the memory's bandwidth.
+  const double per_sm = 1.3 * machine.bytes_per_second / machine.sm_count;
+  const int64_t by_shared = machine.shared_per_sm / (launch.shared_bytes + 1024);
   const int64_t by_threads = 2048 / std::max<int64_t>(launch.threads, 32);
   const double together =
       static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.together, 32}), 1));
-  const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.processors);
-  const double beside = std::min(together, rounds);  // blocks on the busiest processor at a time
-  // Blocks that share a processor move data for one another while they compute; one alone does one after the other.
-  constexpr double kBusyThreads = 512;  // of a processor, to hide the latency of arithmetic and, without staging, of memory
+  const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.sm_count);
+  const double beside = std::min(together, rounds);  // blocks on the busiest SM at a time
+  // Blocks that share an SM move data for one another while they compute; one alone does one after the other.
+  constexpr double kBusyThreads = 512;  // of an SM, to hide the latency of arithmetic and, without staging, of memory
   const double occupancy = std::min(1.0, launch.threads * beside / kBusyThreads);
-  const double moves = cost.bytes / per_processor / (cost.direct ? occupancy : 1.0);
+  const double moves = cost.bytes / per_sm / (cost.direct ? occupancy : 1.0);
   const double computes = cost.flops / (cost.flop_rate * occupancy);
   const double exposed = std::min(moves, computes) / beside;
   const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / together) * kBlockSeconds * cost.waits;

@@ -1,4 +1,4 @@
-// From a problem and a card to kernels, tiles and launches: pure functions, no CUDA, no torch.
+// From a problem and a GPU to kernels, tiles and launches: pure functions, no CUDA, no torch.
 #pragma once
 
 #include <algorithm>
@@ -10,12 +10,12 @@
 
 namespace dwconv::cuda {
 
-// The facts of a card that decide tiles.
+// The facts of a GPU that decide tiles.
 struct Machine {
   int32_t arch = 90;  // 10 * major + minor
-  int32_t processors = 132;
+  int32_t sm_count = 132;
   int64_t shared_per_block = 227 << 10;
-  int64_t shared_per_processor = 228 << 10;
+  int64_t shared_per_sm = 228 << 10;
   int64_t l2_bytes = 50 << 20;
   double bytes_per_second = 3.0e12;
   double clock = 1.7e9;  // Hz
@@ -28,7 +28,7 @@ struct Launch {
   int64_t blocks = 0;
   int32_t threads = 0;
   int64_t shared_bytes = 0;
-  int32_t together = 1;  // blocks that the registers of a processor hold
+  int32_t together = 1;  // blocks that the registers of an SM hold
 };
 
 struct Plan {
@@ -128,18 +128,18 @@ inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
 const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
                    const Machine& machine);
 
-// The time of a launch whose blocks each move and compute the given amounts: the card's bandwidth and arithmetic, or a
-// processor's share of them where there are too few blocks.
+// The time of a launch whose blocks each move and compute the given amounts: the GPU's bandwidth and arithmetic, or an
+// SM's share of them where there are too few blocks.
 struct BlockCost {
   double bytes;  // between the block and L2
   double flops;
-  double flop_rate;     // of a processor, per second
+  double flop_rate;     // of an SM, per second
   double total_bytes;   // of all blocks, from memory: what several blocks read comes from L2 after the first
   double waits = 1;     // of a block for memory, one after the other
   bool direct = false;  // global memory to registers: what is on its way depends on the number of threads
 };
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine);
-double scalar_rate(DType dtype, const Machine& machine);  // flops of a processor
+double scalar_rate(DType dtype, const Machine& machine);  // flops of an SM
 double tensor_rate(DType dtype, const Machine& machine);
 
 }  // namespace dwconv::cuda

@@ -1,5 +1,5 @@
 // Tiles of the depthwise kernels. Each candidate tile is costed by what its blocks move and compute; the cheapest wins, so that
-// large problems get tiles with little halo and small ones enough blocks to fill the card.
+// large problems get tiles with little halo and small ones enough blocks to fill the GPU.
 #include <string.h>
 
 #include <algorithm>
@@ -19,7 +19,7 @@ constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifte
 struct Shape {
   int patch_h = 1, patch_w = 1;
   int channels = 1;                    // channels_last: a thread's
-  int threads = kThreads, blocks = 1;  // of a block at most, and how many such a processor's registers hold
+  int threads = kThreads, blocks = 1;  // of a block at most, and how many an SM's registers hold
   double setup = 300;                  // instructions of a thread apart from its outputs
   double instructions = 0;             // an output, its taps' multiply-adds apart
   bool rows = false;                   // without staging: a thread walks down a strip's rows
@@ -96,7 +96,7 @@ int32_t odd_pitch(int64_t columns, int64_t unit) {
   return static_cast<int32_t>(unit == 8 ? columns | 1 : words * 4 / unit);
 }
 
-// Fills in the rest of a candidate whose tiling has tile_h, tile_w and slab; false where it does not fit the card.
+// Fills in the rest of a candidate whose tiling has tile_h, tile_w and slab; false where it does not fit the GPU.
 bool complete(const KernelRow& row, const Shape& s, const Request& request, const Machine& machine, Candidate& c) {
   const DepthwiseProblem& p = request.problem;
   Tiling& t = c.tiling;
@@ -178,13 +178,12 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   c.launch.blocks = t.slabs * c.tiles;
   double extra = 0;
   if (s.weight) {
-    // Enough parts to fill the card, as long as the partial sums are a small share of what is moved.
+    // Enough parts to fill the GPU, as long as the partial sums are a small share of what is moved.
     const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
     const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
-    const int64_t beside =
-        std::clamp<int64_t>(machine.shared_per_processor / (c.launch.shared_bytes + 1024), 1, c.launch.together);
+    const int64_t beside = std::clamp<int64_t>(machine.shared_per_sm / (c.launch.shared_bytes + 1024), 1, c.launch.together);
     c.parts = static_cast<int32_t>(std::clamp<int64_t>(
-        std::min(beside * machine.processors / (t.slabs * c.group_blocks), affordable), 1, std::max<int64_t>(c.tiles, 1)));
+        std::min(beside * machine.sm_count / (t.slabs * c.group_blocks), affordable), 1, std::max<int64_t>(c.tiles, 1)));
     c.launch.blocks = t.slabs * c.group_blocks * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
@@ -275,7 +274,7 @@ std::string describe(const Candidate& c, const Request& request) {
          (request.problem.layout == Layout::kNHWC ? " channels" : " planes") + " a block";
 }
 
-// The first row that fits and has a tile for this card; the forced one before it. `why` collects what the rows before said.
+// The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
 const KernelRow* choose(const char* pass, const Request& request, const Machine& machine, Candidate* best, std::string* why) {
   std::vector<const KernelRow*> order;
   if (forced_row() != nullptr) order.push_back(forced_row());
@@ -362,7 +361,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
     args->tiling.slabs = p.layout == Layout::kNHWC ? ceil_div(outputs, 32) : outputs;
     args->tiles = p.batch * ceil_div(p.out_h * p.out_w, kPixels);
     args->parts = static_cast<int32_t>(
-        std::clamp<int64_t>(4 * machine.processors / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
+        std::clamp<int64_t>(4 * machine.sm_count / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
     plan.launch = {row, args->tiling.slabs * groups * args->parts, kThreads, kTaps * kThreads * accumulate_size(p.dtype)};
     plan.reason = std::string(row->name) + ": " + why;
   } else {

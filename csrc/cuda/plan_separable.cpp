@@ -136,7 +136,7 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   cost.total_bytes = once;
   cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * static_cast<double>(outputs) * ranges_a_block * unit;
   const double setup = 2.0 * plan.launch.threads * 400;
-  cost.flops = product / product_rate + (stage + finish + setup) / scalar;  // seconds of a processor: the rates differ
+  cost.flops = product / product_rate + (stage + finish + setup) / scalar;  // seconds of an SM: the rates differ
   cost.flop_rate = 1;
   plan.seconds = launch_seconds(plan.launch, cost, machine);
   return plan;

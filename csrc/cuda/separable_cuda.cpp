@@ -63,7 +63,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
     args.input = x.const_data_ptr();
     args.dw_weight = dw.const_data_ptr();
     args.dw_bias = dw_bias ? db.const_data_ptr() : nullptr;
-    device.start(plan.block.launch, &args);
+    device.launch(plan.block.launch, &args);
     return output;
   }
   const Tensor middle = empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, layout);
@@ -74,7 +74,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   first.weight = dw.const_data_ptr();
   first.bias = dw_bias ? db.const_data_ptr() : nullptr;
   first.output = middle.mutable_data_ptr();
-  device.start(plan.depthwise.launch, &first);
+  device.launch(plan.depthwise.launch, &first);
   const bool done = is_short(request.problem.activation.kind);
   const Tensor activated = done && nhwc ? middle : empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, Layout::kNHWC);
   if (!nhwc) {
@@ -83,15 +83,15 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
     values.input = middle.const_data_ptr();
     values.output = activated.mutable_data_ptr();
     if (!done) values.activation = request.problem.activation;
-    device.start(plan.transpose.launch, &values);
+    device.launch(plan.transpose.launch, &values);
   } else if (!done) {
     device.poison(activated);
     const ActivateArgs values = {middle.const_data_ptr(), activated.mutable_data_ptr(), middle.numel(),
                                  request.problem.activation};
-    device.start(plan_activation(request.problem.dtype, values.count).launch, &values);
+    device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
   }
   args.input = activated.const_data_ptr();
-  device.start(plan.block.launch, &args);
+  device.launch(plan.block.launch, &args);
   return output;
 }
 

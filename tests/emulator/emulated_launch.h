@@ -35,7 +35,7 @@ class Device {
 
   const Machine& machine() const { return emulator::emulated_machine(); }
 
-  void start(const Launch& launch, const void* args) const {
+  void launch(const Launch& launch, const void* args) const {
     STD_TORCH_CHECK(launch.shared_bytes <= machine().shared_per_block, op_, ": ", launch.row->name, ": ", launch.shared_bytes,
                     " bytes of shared memory");
     emulator::Traffic traffic;

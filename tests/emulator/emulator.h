@@ -1,5 +1,5 @@
 // Runs a CUDA kernel on the CPU: a block's threads are fibers (ucontext), which run until they
-// reach a barrier, a warp's collective or their end, in an order that the test chooses. What a kernel may observe on a card it
+// reach a barrier, a warp's collective or their end, in an order that the test chooses. What a kernel may observe on a GPU it
 // may observe here:
 //
 //   synchronize            nothing goes on before every thread has come; a thread that has ended or waits elsewhere is an error

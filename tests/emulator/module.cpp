@@ -32,7 +32,7 @@ PYBIND11_MODULE(_emulator, m) {
       py::arg("order"), py::arg("seed") = 0);
   m.def(
       "set_card", [](const py::dict& card) { emulator::emulated_machine() = machine_from(card); },
-      "Facts of the emulated card that differ from an H100's.");
+      "Facts of the emulated GPU that differ from an H100's.");
   m.def(
       "count_traffic",
       [](bool count, bool arithmetic, const std::vector<std::pair<uintptr_t, uintptr_t>>& activations) {

@@ -17,12 +17,12 @@ DWCONV_INLINE int64_t piece_pixels(int64_t channels) {
 
 inline constexpr int64_t kBackwardPixels = 64;
 
-// Asks for the lines that are written a little later: in training they come from memory, and a store would wait for each.
+// Prefetches the lines that are written a little later: in training they come from memory, and a store would wait for each.
 template <class T>
 DWCONV_INLINE void expect_later(const T* run, int64_t channels) {
   constexpr int64_t kAhead = 2048;  // bytes
   const char* const begin = reinterpret_cast<const char*>(run) + kAhead;
-  expect(begin, begin + channels * static_cast<int64_t>(sizeof(T)));
+  prefetch_for_write(begin, begin + channels * static_cast<int64_t>(sizeof(T)));
 }
 
 // Three sums a channel and vector's worth more, in the accumulation type.

@@ -11,7 +11,7 @@
 // A chain is at most kChain vectors long, or a tile's row; chains are added to the image's sums, those to the part's, lane by
 // lane; lanes and parts are added last. The order of it all is the problem's alone.
 // Tiles: one (part, channel): a range of the N planes of one channel. Partial sums: partial[part][tap][channel].
-// Traffic: grad_output and input once. Each plane is far from the one before, so the next is asked for, row by row; twice as
+// Traffic: grad_output and input once. Each plane is far from the one before, so the next is prefetched, row by row; twice as
 // fast as without where they come from memory, 5 % slower where they are in the cache.
 #pragma once
 
@@ -86,8 +86,8 @@ void direct_grad_image(const DirectGrad<T>& f, const T* in, const T* grad, bool 
       const uint32_t valid = valid_columns(y - f.pad_h, 1, f.in_h, kCount);  // rows, that is
       const T* const in_rows = in + (y - f.pad_h) * f.in.row - f.pad_w;
       const T* const grad_rows = grad + y * f.grad.row;
-      ask(in + f.in.image + y * f.in.row, kRows * f.in.row, f.in.end);
-      ask(grad_rows + f.grad.image, kRows * f.grad.row, f.grad.end);
+      prefetch(in + f.in.image + y * f.in.row, kRows * f.in.row, f.in.end);
+      prefetch(grad_rows + f.grad.image, kRows * f.grad.row, f.grad.end);
       const LaneMask* mask = masks;
       for (int64_t x = 0; x < f.out_w; x += kVec, mask += kKernel + 1) {
         const auto add = [&]<Reads kReads>() {

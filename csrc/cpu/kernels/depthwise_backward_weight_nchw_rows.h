@@ -7,10 +7,10 @@
 // a block of output rows are staged (stage_nchw.h) before they are used, the block's sums, of kChain vectors or a row, added to
 // the image's, those to the part's, lane by lane; lanes and parts are added last. The order of it all is the problem's alone.
 // Tiles: one (part, channel): a range of the N planes of one channel. Partial sums: partial[part][tap][channel].
-// Traffic: grad_output and input once. Where they come from afar, the next block's rows are asked for early.
+// Traffic: grad_output and input once. Where they come from afar, the next block's rows are prefetched.
 #pragma once
 
-#include "far_rows.h"
+#include "sequential_rows.h"
 #include "stage_nchw.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -148,8 +148,8 @@ void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* s
         const T* const grad_rows = grad + y * p.out_stride_h;
         if (p.far_input) {
           const int64_t next = (y + rows - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1;  // input row
-          ask(input + next * p.in_stride_h, block * p.stride_h * p.in_stride_h, input_end);
-          ask(grad_rows + rows * p.out_stride_h, block * p.out_stride_h, grad_end);
+          prefetch(input + next * p.in_stride_h, block * p.stride_h * p.in_stride_h, input_end);
+          prefetch(grad_rows + rows * p.out_stride_h, block * p.out_stride_h, grad_end);
         }
         if (args.partial_bias != nullptr) bias_sum += nchw_sum<T, A>(p, grad_rows, rows);
         if (args.partial == nullptr) continue;

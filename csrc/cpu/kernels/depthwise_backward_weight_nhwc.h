@@ -191,8 +191,8 @@ void accumulate_rows(const DepthwiseProblem& p, const T* image, const T* grad, i
                      A* partial_bias) {
   constexpr int kVec = kLanes<A>;
   const int64_t block = block_rows(p);
-  FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
-  FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
+  SequentialRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  SequentialRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   for (int64_t end = y + rows; y < end; y += block) {
     const int64_t count = y + block < end ? block : end - y;
     far_input.read(input_rows(p, y, count));
@@ -234,8 +234,8 @@ void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* 
   q.in_stride_w = q.out_stride_w = kStaged<T>;
   q.in_stride_h = p.in_w * kStaged<T>, q.out_stride_h = p.out_w * kStaged<T>;
   q.far_input = false;
-  FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
-  FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
+  SequentialRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  SequentialRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   T* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
   for (const int64_t end = y + rows; y < end; y += block_rows(p)) {
     const int64_t count = y + block_rows(p) < end ? block_rows(p) : end - y;
@@ -255,8 +255,8 @@ void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* 
 template <class T, int kStride, class A>
 void accumulate_strips(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
                        A* partial_bias, A* sums) {
-  FarRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
-  FarRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
+  SequentialRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  SequentialRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   for (const int64_t end = y + rows; y < end; y += strip_rows(p)) {
     const int64_t count = y + strip_rows(p) < end ? strip_rows(p) : end - y;
     far_input.read(input_rows(p, y, count));

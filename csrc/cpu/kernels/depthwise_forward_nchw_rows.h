@@ -13,11 +13,11 @@
 //   28 columns, 8 lanes   | 0..7 | 8..15 |   | 12..19 | 20..27 |
 //
 // Traffic: input and output once, plus kernel_h - 1 halo rows per tile, plus one pass through L1/L2 for the staging. Where they
-// come from afar, the next rows of both, which lie right behind, are asked for while a row of register tiles is computed.
+// come from afar, the next rows of both, which lie right behind, are prefetched while a row of register tiles is computed.
 #pragma once
 
 #include "activate.h"
-#include "far_rows.h"
+#include "sequential_rows.h"
 #include "stage_nchw.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -215,11 +215,11 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
       for (int64_t m = 0; m < p.depth; ++m) {
         const T* const from = input + m * p.in_stride_m;
         if (p.far_input) {
-          ask(from + (first + end) * p.in_stride_h, kRowTile * p.stride_h * p.in_stride_h, input_end);
+          prefetch(from + (first + end) * p.in_stride_h, kRowTile * p.stride_h * p.in_stride_h, input_end);
         }
         stage_rows(p, s, from, y0, ready, end, staged + m * s.size);
       }
-      if (p.far_output) expect(out + out_rows * p.out_stride_h, kRowTile * p.out_stride_h, output_end);
+      if (p.far_output) prefetch_for_write(out + out_rows * p.out_stride_h, kRowTile * p.out_stride_h, output_end);
       ready = end;
     };
     if (whole) {

@@ -1,4 +1,4 @@
-// Depthwise correlation, channels last, stride 1, along rows of pixels (nhwc_family in choose.cpp says when):
+// Depthwise correlation, channels last, stride 1, along rows of pixels (nhwc_family in heuristics.cpp says when):
 //
 //   out[n, y, j] = act(bias[j % C] + sum_{r, s} w[r, s, j % C] * in[n, y + r - pad_h, j + (s - pad_w) * C])
 //

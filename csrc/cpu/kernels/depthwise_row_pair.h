@@ -5,7 +5,7 @@
 #include "../../problem.h"
 #include "../tiles.h"
 #include "activate.h"
-#include "far_rows.h"
+#include "sequential_rows.h"
 #include "simd.h"
 
 namespace dwconv::DWCONV_ISA {

@@ -101,7 +101,7 @@ DWCONV_INLINE auto read_lanes(const T* at, LaneMask lanes) {
   return kMasked ? load_masked(at, lanes) : keep_lanes(load(at), lanes);
 }
 
-// An input row asks for the one this many elements on, which the prefetchers do too late: some 4 KB of the rows that are read
+// An input row prefetches the one this many elements on, which the prefetchers do too late: some 4 KB of the rows that are read
 // further on, of this plane or the next; of a part of each plane (by_planes) the same row of a later plane.
 template <class T>
 DWCONV_INLINE int64_t rows_ahead(const DepthwiseProblem& p, bool by_planes) {

@@ -55,7 +55,7 @@ class TileProduct {
   // As RegisterProduct::multiply; channels between `channels` and the next multiple of kDepthMultiple are zero in the middle.
   template <class O>
   void multiply(const Activation& activation, const BFloat16* middle, int64_t pitch, int64_t pixels, int64_t channels,
-                const BFloat16* panel, float* sums, const float* bias, const GemmTarget<O>& to, Early& early) const {
+                const BFloat16* panel, float* sums, const float* bias, const GemmTarget<O>& to, ProductPrefetch& upcoming) const {
     const int64_t depth = (channels + kDepthMultiple - 1) / kDepthMultiple * kDepthMultiple;
     for (int64_t k = 0; k < depth; k += kBlock) {
       const int64_t count = depth - k < kBlock ? depth - k : kBlock;
@@ -64,11 +64,11 @@ class TileProduct {
         float* const here = sums + i * kPanel<float>;
         const int64_t left = pixels - i;
         const GemmTarget<O> target = from_row(to, i, lanes_left(left, 2 * rows_));
-        if (early.output && k + count == depth) expect(target);
+        if (upcoming.output && k + count == depth) prefetch_for_write(target);
         if (left > rows_) {
-          add_block<true>(k == 0, count, a, pitch, panel + k * kPanel<float>, here, target.rows, early);
+          add_block<true>(k == 0, count, a, pitch, panel + k * kPanel<float>, here, target.rows, upcoming);
         } else {
-          add_block<false>(k == 0, count, a, pitch, panel + k * kPanel<float>, here, target.rows, early);
+          add_block<false>(k == 0, count, a, pitch, panel + k * kPanel<float>, here, target.rows, upcoming);
         }
         if (k + count == depth) finish<O>(activation, here, bias, target);
       }
@@ -84,7 +84,7 @@ class TileProduct {
   // sums (+)= a . panel over `count` channels, for one or two tiles' rows.
   template <bool kTwo>
   void add_block(bool first, int64_t count, const BFloat16* a, int64_t pitch, const BFloat16* panel, float* sums, int rows,
-                 Early& early) const {
+                 ProductPrefetch& upcoming) const {
     const int64_t a_pitch = pitch * static_cast<int64_t>(sizeof(BFloat16));
     const BFloat16* const second = a + rows_ * pitch;
     float* const second_sums = sums + rows_ * kPanel<float>;
@@ -105,7 +105,7 @@ class TileProduct {
       }
     }
     for (int64_t k = 0; k < count; k += kDepthMultiple) {
-      early.ask(kDepthMultiple * rows);
+      upcoming.advance(kDepthMultiple * rows);
       const BFloat16* const b = panel + k * kPanel<float>;
       _tile_loadd(4, a + k, a_pitch);
       _tile_loadd(6, b, 128);

@@ -13,7 +13,7 @@
 #pragma once
 
 #include "activate.h"
-#include "ahead.h"
+#include "prefetch_stream.h"
 #include "simd.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -63,10 +63,10 @@ DWCONV_INLINE U32 splat(const BFloat16Pair* at) {
 DWCONV_INLINE void multiply_add(Vec<float>& sum, U32 a, U32 b) { sum = add_products(sum, a, b); }
 #endif
 
-// acc[i] = sum_k a[i * pitch + k] * panel[k]. What comes next is asked for a few lines at a time: more at once than there are
+// acc[i] = sum_k a[i * pitch + k] * panel[k]. What comes next is prefetched a few lines at a time: more at once than there are
 // buffers for misses would hold up the product.
 template <class E, class A, int kRows, int kColumns>
-DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, Early& early,
+DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, ProductPrefetch& upcoming,
                              Vec<A> (&acc)[kRows][kColumns]) {
   constexpr int64_t kAskEvery = 32;
   constexpr int kVec = kLanes<A>;
@@ -80,7 +80,7 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
   const E* high = a + 7 * pitch;
   for (int64_t left = depth; left > 0; left -= kAskEvery) {
     const int64_t count = left < kAskEvery ? left : kAskEvery;
-    early.ask(count * rows * Element<E>::kChannels);
+    upcoming.advance(count * rows * Element<E>::kChannels);
     // Unrolled: the loop's own five instructions against 20 of AVX2.
     DWCONV_UNROLL_4
     for (int64_t k = 0; k < count; ++k, ++low, ++high, panel += kPanel<A>) {
@@ -112,10 +112,10 @@ DWCONV_INLINE GemmTarget<O> from_row(const GemmTarget<O>& to, int64_t row, int r
   return {to.out + row * to.pitch, to.residual ? to.residual + row * to.pitch : nullptr, to.pitch, rows, to.columns};
 }
 
-// Asks for the lines that will be written.
+// Prefetches the lines that will be written.
 template <class O>
-DWCONV_INLINE void expect(const GemmTarget<O>& to) {
-  for (int i = 0; i < to.rows; ++i) expect(to.out + i * to.pitch, to.out + i * to.pitch + to.columns);
+DWCONV_INLINE void prefetch_for_write(const GemmTarget<O>& to) {
+  for (int i = 0; i < to.rows; ++i) prefetch_for_write(to.out + i * to.pitch, to.out + i * to.pitch + to.columns);
 }
 
 // The last panel's rows, which are not whole vectors.
@@ -197,9 +197,9 @@ struct DepthBlock {
 // One register tile: a block of channels added to the sums so far, [kRows][kPanel]; after the last one, to the target.
 template <class O, class E, class A, int kRows, int kColumns>
 void gemm_rows(const Activation& activation, const DepthBlock& block, const E* a, int64_t pitch, const E* panel, A* sums,
-               const A* bias, const GemmTarget<O>& to, Early& early) {
+               const A* bias, const GemmTarget<O>& to, ProductPrefetch& upcoming) {
   Vec<A> acc[kRows][kColumns];
-  gemm_tile<E, A>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, to.rows, early, acc);
+  gemm_tile<E, A>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, to.rows, upcoming, acc);
   if (!block.first) add_sums<A>(sums, kPanel<A>, acc);
   if (block.last) return finish_tile<O, A>(activation, acc, bias, to);
   keep_sums<A>(acc, sums, kPanel<A>);
@@ -217,22 +217,22 @@ struct RegisterProduct {
 
   explicit RegisterProduct(int64_t /*pixels*/) {}
 
-  // All pixels of a tile by one panel; asks for what comes next as it goes. sums: [padded pixels][kPanel], which the target
+  // All pixels of a tile by one panel; prefetches what comes next as it goes. sums: [padded pixels][kPanel], which the target
   // may be. bias: kPanel values.
   template <class O>
   void multiply(const Activation& activation, const Middle* middle, int64_t pitch, int64_t pixels, int64_t channels,
-                const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to, Early& early) const {
+                const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to, ProductPrefetch& upcoming) const {
     if (to.columns > kLanes<A>) {
-      multiply_columns<kGemmColumns>(activation, middle, pitch, pixels, channels, panel, sums, bias, to, early);
+      multiply_columns<kGemmColumns>(activation, middle, pitch, pixels, channels, panel, sums, bias, to, upcoming);
     } else {
-      multiply_columns<1>(activation, middle, pitch, pixels, channels, panel, sums, bias, to, early);
+      multiply_columns<1>(activation, middle, pitch, pixels, channels, panel, sums, bias, to, upcoming);
     }
   }
 
  private:
   template <int kColumns, class O>
   void multiply_columns(const Activation& activation, const Middle* middle, int64_t pitch, int64_t pixels, int64_t channels,
-                        const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to, Early& early) const {
+                        const Middle* panel, A* sums, const A* bias, const GemmTarget<O>& to, ProductPrefetch& upcoming) const {
     constexpr int kHalf = kGemmRows / 2, kChannels = Element<E>::kChannels;
     const E* const a = reinterpret_cast<const E*>(middle);
     const E* const b = reinterpret_cast<const E*>(panel);
@@ -244,10 +244,10 @@ struct RegisterProduct {
       for (int64_t i = 0; i < pixels;) {
         const int64_t left = pixels - i;
         const GemmTarget<O> here = from_row(to, i, lanes_left(left, kGemmRows));
-        if (early.output && block.last) expect(here);
+        if (upcoming.output && block.last) prefetch_for_write(here);
         const auto multiply_rows = [&]<int kRows>() {
           gemm_rows<O, E, A, kRows, kColumns>(activation, block, a + i * pitch, pitch, b, sums + i * kPanel<A>, bias, here,
-                                              early);
+                                              upcoming);
           i += kRows;
         };
         if (left > kHalf) {

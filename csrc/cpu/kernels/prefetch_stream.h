@@ -1,4 +1,4 @@
-// What the fused block will need next, asked for while it multiplies.
+// What the fused block will need next, prefetched while it multiplies.
 //
 // A tile's depthwise stage waits for its input from memory, and its product then needs nothing from there: 112x112x32 -> 64 took
 // the sum of the two times. Prefetches spread over the product bring the next tile's rows to L2 meanwhile; likewise, where the
@@ -11,17 +11,17 @@
 
 namespace dwconv::DWCONV_ISA {
 
-// Lines of memory asked for one after the other in the course of some work.
-class Ahead {
+// Lines of memory prefetched one after the other in the course of some work.
+class PrefetchStream {
  public:
-  Ahead() = default;
-  Ahead(const void* begin, const void* end, int64_t work)
+  PrefetchStream() = default;
+  PrefetchStream(const void* begin, const void* end, int64_t work)
       : at_(static_cast<const char*>(begin)),
         end_(static_cast<const char*>(end)),
         lines_a_unit_(((end_ - at_) / kCacheLine + 1) * kOne / work + 1) {}
 
   // `work` more is about to be done.
-  DWCONV_INLINE void ask(int64_t work) {
+  DWCONV_INLINE void advance(int64_t work) {
     if (at_ >= end_) return;
     owed_ += lines_a_unit_ * work;
     for (; owed_ >= kOne && at_ < end_; owed_ -= kOne, at_ += kCacheLine) __builtin_prefetch(at_, 0, 2);
@@ -36,7 +36,7 @@ class Ahead {
 
 // What output rows [row, row + rows) of the N * out_h read and the rows before them did not; channels_last.
 template <class T>
-Ahead next_input(const DepthwiseProblem& p, const T* input, int64_t row, int64_t rows, int64_t work) {
+PrefetchStream next_input(const DepthwiseProblem& p, const T* input, int64_t row, int64_t rows, int64_t work) {
   const auto first_after = [&](int64_t row) {  // the rows of all images lie one after the other
     const int64_t n = row / p.out_h, y = row % p.out_h;
     return n * p.in_h + (y == 0 ? 0 : input_rows(p, y - 1, 1).end);
@@ -44,14 +44,14 @@ Ahead next_input(const DepthwiseProblem& p, const T* input, int64_t row, int64_t
   return {input + first_after(row) * p.in_stride_h, input + first_after(row + rows) * p.in_stride_h, work};
 }
 
-// What a product asks for as it goes.
-struct Early {
-  Ahead input, weights;
+// What a product prefetches as it goes.
+struct ProductPrefetch {
+  PrefetchStream input, weights;
   bool output = false;  // the lines it is about to write too
 
-  DWCONV_INLINE void ask(int64_t work) {
-    input.ask(work);
-    weights.ask(work);
+  DWCONV_INLINE void advance(int64_t work) {
+    input.advance(work);
+    weights.advance(work);
   }
 };
 

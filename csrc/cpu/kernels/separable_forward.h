@@ -67,7 +67,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
   DepthwiseArgs stage = args.depthwise;
   DepthwiseProblem& p = stage.problem;
   p.batch = 1;
-  p.far_input = p.far_output = false;  // separable_tiles asks for them
+  p.far_input = p.far_output = false;  // separable_tiles prefetches them
   p.dtype = kNhwc ? kDType<T> : kDType<A>;
   p.out_dtype = kDType<M>;
   p.out_stride_w = pitch;
@@ -170,21 +170,21 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
     staged_row = row;
     const int64_t first_panel = panels * split / args.splits, end_panel = panels * (split + 1) / args.splits;
     const int64_t work = rows * p.out_w * p.channels;  // of a panel
-    Early early;
-    early.output = p.far_output;
+    ProductPrefetch upcoming;
+    upcoming.output = p.far_output;
     if (p.far_input && split + 1 == args.splits && row + rows < total_rows) {
       const int64_t left = total_rows - row - rows;
-      early.input = next_input(p, static_cast<const T*>(args.depthwise.input), row + rows, rows < left ? rows : left,
-                               (end_panel - first_panel) * work);
+      upcoming.input = next_input(p, static_cast<const T*>(args.depthwise.input), row + rows, rows < left ? rows : left,
+                                  (end_panel - first_panel) * work);
     }
     for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       const int64_t j = panel * kPanel<A>;
       const int columns = lanes_left(args.out_channels - j, kPanel<A>);
       const M* const weight = static_cast<const M*>(args.pw_weight) + j * depth;
       const A* const bias = static_cast<const A*>(args.pw_bias) + j;
-      if (panel + 1 < panels) early.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
+      if (panel + 1 < panels) upcoming.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
       const auto multiply = [&](const auto& to) {
-        pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to, early);
+        pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to, upcoming);
       };
       if constexpr (kNhwc) {
         const int64_t first = row * p.out_w * args.out_channels + j;

@@ -131,7 +131,7 @@ DWCONV_INLINE void finish_planes(const Activation& activation, Vec<A> (&acc)[kPl
 // The sums over `elements` in blocks of kDepthBlock, as in pointwise_product.h.
 template <class T, class E, int kVectors>
 void plane_rows(const Activation& activation, int64_t elements, const E* weight, const E* middle, int64_t pitch,
-                const typename Element<E>::Accumulate* bias, const PlaneTarget<T>& to, Early& early) {
+                const typename Element<E>::Accumulate* bias, const PlaneTarget<T>& to, ProductPrefetch& upcoming) {
   using A = typename Element<E>::Accumulate;
   constexpr int kVec = kLanes<A>;
   constexpr int64_t kAskEvery = 64;
@@ -146,7 +146,7 @@ void plane_rows(const Activation& activation, int64_t elements, const E* weight,
     }
     for (int64_t left = depth; left > 0; left -= kAskEvery) {
       const int64_t count = left < kAskEvery ? left : kAskEvery;
-      early.ask(count * kVectors);
+      upcoming.advance(count * kVectors);
       for (int64_t k = 0; k < count; ++k, weight += kPanel<A>, middle += pitch) {
         decltype(splat(weight)) x[kVectors];
         DWCONV_UNROLL
@@ -214,12 +214,12 @@ void separable_forward_nchw_direct(const SeparableArgs& args, void* scratch, Til
     const int64_t pixels = rows * p.out_w, vectors = M::vectors(pixels);
     if (piece != staged) plane_stage(args, n, y, rows, pitch, planes, stage_scratch, middle);
     staged = piece;
-    Early early;
+    ProductPrefetch upcoming;
     for (int64_t panel = panels * split / args.splits; panel < panels * (split + 1) / args.splits; ++panel) {
       const E* const weight = static_cast<const E*>(args.pw_weight) + panel * elements * kPanel<A>;
       if (panel + 1 < panels) {
         const int64_t work = kPanel<A> / kPlaneRows * vectors * elements;
-        early.weights = {weight + elements * kPanel<A>, weight + 2 * elements * kPanel<A>, work};
+        upcoming.weights = {weight + elements * kPanel<A>, weight + 2 * elements * kPanel<A>, work};
       }
       for (int row = 0; row < kPanel<A>; row += kPlaneRows) {
         const int64_t j = panel * kPanel<A> + row;
@@ -233,7 +233,7 @@ void separable_forward_nchw_direct(const SeparableArgs& args, void* scratch, Til
           const int64_t left = pixels - at - (kVectors - 1) * M::kVec;
           const PlaneTarget<T> to = {out + at, residual ? residual + at : nullptr, plane,
                                      lanes_left(args.out_channels - j, kPlaneRows), lanes_left(left, M::kVec)};
-          plane_rows<T, E, kVectors>(args.activation, elements, weight + row, middle + at, pitch, bias, to, early);
+          plane_rows<T, E, kVectors>(args.activation, elements, weight + row, middle + at, pitch, bias, to, upcoming);
         });
       }
     }

@@ -13,10 +13,10 @@
 namespace dwconv::DWCONV_ISA {
 
 template <class T>
-class FarRows {
+class SequentialRows {
  public:
   // An image of `width` pixels a row; where it isn't far, nothing is done.
-  FarRows(bool far, const T* image, int64_t row_stride, int64_t pixel_stride, int64_t width)
+  SequentialRows(bool far, const T* image, int64_t row_stride, int64_t pixel_stride, int64_t width)
       : image_(image), row_stride_(row_stride), row_size_(width * pixel_stride), far_(far) {}
 
   // Those of the rows that were not read before; callers go down the image.
@@ -41,21 +41,21 @@ class FarRows {
   bool far_;
 };
 
-// Asks for `count` elements that will be read, and for as many that will be written, as far as there are any before `limit`.
+// Prefetches `count` elements that will be read, or written, as far as there are any before `limit`.
 template <class T>
-DWCONV_INLINE void ask(const T* begin, int64_t count, const T* limit) {
+DWCONV_INLINE void prefetch(const T* begin, int64_t count, const T* limit) {
   const T* const end = limit - begin < count ? limit : begin + count;
   for (const T* at = begin; at < end; at += kCacheLine / sizeof(T)) __builtin_prefetch(at);
 }
 template <class T>
-DWCONV_INLINE void expect(T* begin, int64_t count, T* limit) {
-  expect(begin, limit - begin < count ? limit : begin + count);
+DWCONV_INLINE void prefetch_for_write(T* begin, int64_t count, T* limit) {
+  prefetch_for_write(begin, limit - begin < count ? limit : begin + count);
 }
 
 // Rows that will be written.
 template <class T>
-DWCONV_INLINE void expect_rows(bool far, T* image, int64_t row_stride, Range rows) {
-  if (far) expect(image + rows.begin * row_stride, image + rows.end * row_stride);
+DWCONV_INLINE void prefetch_rows_for_write(bool far, T* image, int64_t row_stride, Range rows) {
+  if (far) prefetch_for_write(image + rows.begin * row_stride, image + rows.end * row_stride);
 }
 
 }  // namespace dwconv::DWCONV_ISA

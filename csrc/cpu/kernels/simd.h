@@ -32,8 +32,8 @@ namespace dwconv::DWCONV_ISA {
 
 inline constexpr int64_t kCacheLine = 64;  // bytes
 
-// Asks for the lines of memory from `begin` to `end`, which will be written.
-DWCONV_INLINE void expect(const void* begin, const void* end) {
+// Prefetches the lines of memory from `begin` to `end`, which will be written.
+DWCONV_INLINE void prefetch_for_write(const void* begin, const void* end) {
   for (const char* at = static_cast<const char*>(begin); at < end; at += kCacheLine) __builtin_prefetch(at, 1);
 }
 

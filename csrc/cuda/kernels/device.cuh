@@ -40,7 +40,7 @@ constexpr int kWarp = 32;
 #if defined(__CUDACC__)
 
 #define DWCONV_DEVICE __device__ __forceinline__
-// `blocks` of them must fit the registers of a processor together.
+// `blocks` of them must fit the registers of an SM together.
 #define DWCONV_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

@@ -296,7 +296,7 @@ separable_scalar(SeparableBlockArgs args) {
 #if !DWCONV_HAS_AMPERE || !defined(__CUDA_ARCH__)
   separable_block<T, ScalarTile<T>, S, kChannelsLast>(args);
 #else
-  if constexpr (sizeof(T) > 2) separable_block<T, ScalarTile<T>, S, kChannelsLast>(args);  // older cards' 16-bit path
+  if constexpr (sizeof(T) > 2) separable_block<T, ScalarTile<T>, S, kChannelsLast>(args);  // older GPUs' 16-bit path
 #endif
 }
 

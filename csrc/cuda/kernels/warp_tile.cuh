@@ -128,7 +128,7 @@ struct ScalarTile {
   static constexpr bool kTensor = false, kLines = false;
   static constexpr int kRows = kWarpRows, kColumns = kWarpColumns, kWarps = 1;
   using A = accumulate_t<T>;
-  static constexpr int kStagedRows = 32 / static_cast<int>(sizeof(A));  // cards without tensor cores have 64 KiB of shared memory
+  static constexpr int kStagedRows = 32 / static_cast<int>(sizeof(A));  // GPUs without tensor cores have 64 KiB of shared memory
   static constexpr int kValues = 2;                                     // of the input channels, a step
   A sum[8][8];
 
