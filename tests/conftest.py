@@ -30,6 +30,18 @@ def isa(request):
 
 
 @pytest.fixture
+def forced(request):
+    """A row of the kernel table, used wherever it fits."""
+    row = request.param
+    before = dwconv_ext._C.selected_isa()
+    dwconv_ext._C.select_isa(row["isa"])
+    dwconv_ext._C.force_row(row["name"], row["filter"], row["stride"])
+    yield row
+    dwconv_ext._C.force_row("")
+    dwconv_ext._C.select_isa(before)
+
+
+@pytest.fixture
 def threads():
     """Sets torch's thread count and puts the old one back."""
     before = torch.get_num_threads()

@@ -66,7 +66,7 @@ def main() -> int:
     emulator = subprocess.Popen([python, "tests/emulator/__init__.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     steps: dict[str, list[str]] = {
         "build": [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--editable", "."],
-        "tests": [python, "-m", "pytest", "-q", "tests/test_cuda.py", "-m", "gpu", "-p", "no:cacheprovider", *parallel],
+        "tests": [python, "-m", "pytest", "-q", "tests/cuda/test_cuda.py", "-m", "gpu", "-p", "no:cacheprovider", *parallel],
     }
     if options.built:
         del steps["build"]

@@ -6,7 +6,7 @@
 
 What is changed is a copy of the checkout in build/mutants. Faults in C++ are compiled into it all at once, each beside what it
 replaces, and the environment variable DWCONV_PLANTED chooses one when the library is loaded; the copy is compiled as the tests'
-emulated build is (tests/test_emulated_isa.py), so that every instruction set's kernels run on any machine, and the CUDA kernels
+emulated build is (test_emulated_isa.py), so that every instruction set's kernels run on any machine, and the CUDA kernels
 run in the emulator. Faults in Python are written into the copy and taken out again.
 
 A fault is found where a test fails, or its process dies, with it, and the same test passes without any. The tests named with the
@@ -176,7 +176,8 @@ def run_tests(arguments: list[str], fault: Fault | None, seconds: float) -> tupl
 def look_for(fault: Fault, all_tests: bool) -> Outcome:
     runs = [(shlex.split(fault.tests), FIRST_SECONDS)]
     if all_tests:
-        runs.append((["tests", "-m", "not slow", *(f"--ignore=tests/test_{name}.py" for name in APART)], ALL_SECONDS))
+        apart = (next((COPY / "tests").rglob(f"test_{name}.py")) for name in APART)
+        runs.append((["tests", "-m", "not slow", *(f"--ignore={path}" for path in apart)], ALL_SECONDS))
     for arguments, seconds in runs:
         code, out = run_tests(["-x", *arguments], fault, seconds)
         failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", out, re.MULTILINE)

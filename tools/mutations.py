@@ -26,12 +26,12 @@ class Fault(NamedTuple):
 
 
 # Tests that are asked by many, one instruction set's first.
-ISA = "tests/test_depthwise.py -k 'test_every_instruction_set and avx2- and {}'"
-ROWS = "tests/test_kernels.py -k 'test_row and {}'"
-BLOCKS = "tests/test_separable.py -k 'test_every_instruction_set and {}'"
-NORM = "tests/test_batch_norm.py -k 'test_shapes and avx2'"
-KERNEL = "tests/test_cuda.py -k 'test_every_kernel_runs and {}'"
-CUDA_CASE = "tests/test_cuda.py -k 'test_depthwise and {}'"
+ISA = "tests/ops/test_depthwise.py -k 'test_every_instruction_set and avx2- and {}'"
+ROWS = "tests/kernels/test_kernels.py -k 'test_row and {}'"
+BLOCKS = "tests/ops/test_separable.py -k 'test_every_instruction_set and {}'"
+NORM = "tests/ops/test_batch_norm.py -k 'test_shapes and avx2'"
+KERNEL = "tests/cuda/test_cuda.py -k 'test_every_kernel_runs and {}'"
+CUDA_CASE = "tests/cuda/test_cuda.py -k 'test_depthwise and {}'"
 
 
 CPU_KERNELS = [
@@ -89,7 +89,7 @@ CPU_KERNELS = [
         "const int64_t last = f.in_width - «(kKernel - 1)» * f.channels + f.pad;",
         "(kKernel - 2)",
         "an off-by-one in a halo: vectors that reach over the row's end are read whole",
-        "tests/test_kernels.py -k 'test_rows_of_pixels_as_lanes and avx2 and float32'",
+        "tests/kernels/test_kernels.py -k 'test_rows_of_pixels_as_lanes and avx2 and float32'",
     ),
     Fault(
         "far_rows_skipped",
@@ -153,7 +153,7 @@ CPU_KERNELS = [
         "v[1][i] = keep_lanes(v[1][i], masks[«kCount + i»]);",
         "i",
         "a swapped mask: the even columns' for the odd ones",
-        "tests/test_kernels.py -k 'test_columns_as_lanes and avx512-depthwise_forward_nchw_direct and s2'",
+        "tests/kernels/test_kernels.py -k 'test_columns_as_lanes and avx512-depthwise_forward_nchw_direct and s2'",
     ),
     Fault(
         "direct_any_last_row",
@@ -201,7 +201,7 @@ CPU_KERNELS = [
         "acc[i] += g * «load_lanes(source[i] + offset + whole, tail)»;",
         "load(source[i] + offset + whole)",
         "NaN behind a row's end times nothing is NaN",
-        "tests/test_memory.py -k 'leak and avx2-depthwise_backward_weight_nchw_rows'",
+        "tests/ops/test_memory.py -k 'leak and avx2-depthwise_backward_weight_nchw_rows'",
     ),
     Fault(
         "nchw_direct_weight_mask",
@@ -225,7 +225,7 @@ CPU_KERNELS = [
         "if («to.residual != nullptr») v += load_lanes(to.residual + at, lanes);",
         "false",
         "the residual is not added in the tail of a panel",
-        "tests/test_separable.py -k test_residual_and_no_bias",
+        "tests/ops/test_separable.py -k test_residual_and_no_bias",
     ),
     Fault(
         "residual_planes_tail",
@@ -233,7 +233,7 @@ CPU_KERNELS = [
         "if («add != nullptr») value += to_accumulate(add[l][offset + i * step]);",
         "false",
         "the residual is not added in the tail of a plane",
-        "tests/test_separable.py -k 'strided_block and avx2 and float32'",
+        "tests/ops/test_separable.py -k 'strided_block and avx2 and float32'",
     ),
     Fault(
         "block_padding",
@@ -241,7 +241,7 @@ CPU_KERNELS = [
         "p.pad_h = whole.pad_h - y * «whole.stride_h»;",
         "1",
         "a strided block's tiles begin at the wrong row",
-        "tests/test_separable.py -k 'strided_block and avx2 and float32'",
+        "tests/ops/test_separable.py -k 'strided_block and avx2 and float32'",
     ),
     Fault(
         "block_unwritten_channels",
@@ -257,7 +257,7 @@ CPU_KERNELS = [
         "if («begin > 0») add_sums<A>(sums, kVectors * kVec, acc);",
         "false",
         "sums lost between depth blocks, where pixels are lanes",
-        "tests/test_kernels.py -k 'test_blocks_with_pixels_as_lanes and sums and float32'",
+        "tests/kernels/test_kernels.py -k 'test_blocks_with_pixels_as_lanes and sums and float32'",
     ),
     Fault(
         "planes_odd_channel",
@@ -265,7 +265,7 @@ CPU_KERNELS = [
         "if («c + 1 < count») __builtin_memcpy(&halves[1]",
         "c + 2 < count",
         "the last channel of bfloat16 pairs is lost",
-        "tests/test_kernels.py -k 'test_blocks_with_pixels_as_lanes and avx512_bf16'",
+        "tests/kernels/test_kernels.py -k 'test_blocks_with_pixels_as_lanes and avx512_bf16'",
     ),
     Fault(
         "amx_depth_blocks",
@@ -281,7 +281,7 @@ CPU_KERNELS = [
         "return (Vec<float>)«_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x)»;",
         "_mm256_max_ps((__m256)x, _mm256_set1_ps(limit))",
         "NaN handling: an activation makes zero of NaN",
-        "tests/test_separable.py -k 'test_activations_at_the_ends and avx2'",
+        "tests/ops/test_separable.py -k 'test_activations_at_the_ends and avx2'",
     ),
     Fault(
         "bfloat16_ties",
@@ -289,7 +289,7 @@ CPU_KERNELS = [
         "const U32 rounded = «(bits + 0x7fffu + ((bits >> 16) & 1u))» >> 16;",
         "(bits + 0x8000u)",
         "a wrong rounding of bfloat16: ties go up, not to even",
-        "tests/test_depthwise.py -k test_ties_are_rounded_to_even",
+        "tests/ops/test_depthwise.py -k test_ties_are_rounded_to_even",
     ),
     Fault(
         "exp_reduction",
@@ -297,7 +297,7 @@ CPU_KERNELS = [
         "r = r + n * «2.12194440e-4f»;",
         "2.0e-4f",
         "a constant of the exponential with too few digits",
-        "tests/test_separable.py -k 'test_activations and avx2 and silu and float32'",
+        "tests/ops/test_separable.py -k 'test_activations and avx2 and silu and float32'",
     ),
     Fault(
         "norm_nchw_mask",
@@ -372,7 +372,7 @@ CPU_REST = [
         "return «memcmp(&format, packed, sizeof format) == 0»;",
         "true",
         "a missing check: weights packed for another block",
-        "tests/test_errors.py -k test_packed",
+        "tests/ops/test_errors.py -k test_packed",
     ),
     Fault(
         "parts_by_threads",
@@ -380,7 +380,7 @@ CPU_REST = [
         "plan.parts = std::clamp<int64_t>(std::min(affordable, «p.batch * p.out_h / 4»), 1, kMaxParts);",
         "p.batch * p.out_h * machine.threads / 4",
         "the order of the sums depends on the threads",
-        "tests/test_plan.py -k test_partial_sums",
+        "tests/kernels/test_plan.py -k test_partial_sums",
     ),
     Fault(
         "block_least_rows",
@@ -388,7 +388,7 @@ CPU_REST = [
         "const int64_t most = std::max(budget / row_bytes, «least»);",
         "total_rows",
         "a block's tile may outgrow the cache",
-        "tests/test_plan.py -k 'split or nchw_blocks or block_asks'",
+        "tests/kernels/test_plan.py -k 'split or nchw_blocks or block_asks'",
     ),
     Fault(
         "dilation_ignored",
@@ -404,7 +404,7 @@ CPU_REST = [
         "const bool flat = p.depth == 1 && p.out_dtype == p.dtype && «close(p.in_stride_w)» && close(p.out_stride_w);",
         "true",
         "a kernel for dense rows of pixels is chosen for a slice of the channels",
-        "tests/test_depthwise.py -k 'test_views and some_channels'",
+        "tests/ops/test_depthwise.py -k 'test_views and some_channels'",
     ),
     Fault(
         "family_by_cost",
@@ -412,7 +412,7 @@ CPU_REST = [
         "return «transposed < rows» ? Family::kTransposed : Family::kRows;",
         "transposed > rows",
         "the dearer family",
-        "tests/test_plan.py -k 'columns_are_lanes_where'",
+        "tests/kernels/test_plan.py -k 'columns_are_lanes_where'",
     ),
     Fault(
         "tile_twice",
@@ -420,7 +420,7 @@ CPU_REST = [
         "tiles.stop = first + tiles.grain < share.end ? first + tiles.grain : «share.end»;",
         "share.end - (tiles.grain > 1)",
         "the last tile of a share is nobody's",
-        "tests/test_depthwise.py -k on_a_large_image",
+        "tests/ops/test_depthwise.py -k on_a_large_image",
     ),
     Fault(
         "workspace_kept",
@@ -428,7 +428,7 @@ CPU_REST = [
         "if (bytes > size_ || («size_ > kKept && bytes <= kKept»)) {",
         "false",
         "a large workspace is kept for ever",
-        "tests/test_memory.py -k test_a_large_workspace",
+        "tests/ops/test_memory.py -k test_a_large_workspace",
     ),
     Fault(
         "vector_size_unchecked",
@@ -436,7 +436,7 @@ CPU_REST = [
         "STD_TORCH_CHECK(tensor.dim() == 1 && «tensor.size(0) == size», op",
         "true",
         "a missing check: a bias of another length",
-        "tests/test_errors.py",
+        "tests/ops/test_errors.py",
     ),
     Fault(
         "filter_too_large",
@@ -444,7 +444,7 @@ CPU_REST = [
         "STD_TORCH_CHECK(!endless && «reach <= padded», op",
         "reach <= padded + stride",
         "a missing check: filters a little larger than the padded input",
-        "tests/test_errors.py",
+        "tests/ops/test_errors.py",
     ),
     Fault(
         "residual_unchecked",
@@ -452,7 +452,7 @@ CPU_REST = [
         "residual.size(2) == s.out_h && «residual.size(3) == s.out_w»",
         "true",
         "a missing check: a residual of another width",
-        "tests/test_errors.py -k residual",
+        "tests/ops/test_errors.py -k residual",
     ),
     Fault(
         "stale_version",
@@ -460,7 +460,7 @@ CPU_REST = [
         "«Attributes::get(of->version, tensor.ptr())»});",
         "0",
         "a stale folded weight: one element written by torch is not noticed",
-        "tests/test_separable.py -k watched_tensors",
+        "tests/ops/test_separable.py -k watched_tensors",
     ),
     Fault(
         "stale_content",
@@ -468,7 +468,7 @@ CPU_REST = [
         "const bool equal = «memcmp(known, content, bytes) == 0»;",
         "true",
         "a stale folded weight: writes past the version counter are not noticed",
-        "tests/test_separable.py -k watched_tensors",
+        "tests/ops/test_separable.py -k watched_tensors",
     ),
 ]
 
@@ -511,7 +511,7 @@ CUDA = [
         "if («x >= columns») continue;",
         "false",
         "NaN handling: outputs that do not exist times NaN",
-        "tests/test_cuda.py -k test_nan_at_an_edge",
+        "tests/cuda/test_cuda.py -k test_nan_at_an_edge",
     ),
     Fault(
         "cuda_tree",
@@ -527,7 +527,7 @@ CUDA = [
         "bias[v] = v < count ? «load_one(bias_run + v)» : A(0);",
         "A(0)",
         "a lost bias, in a tail of channels",
-        "tests/test_cuda.py -k 'test_separable and panel_minus_1 and always and channels_last'",
+        "tests/cuda/test_cuda.py -k 'test_separable and panel_minus_1 and always and channels_last'",
     ),
     Fault(
         "cuda_residual_tail",
@@ -535,7 +535,7 @@ CUDA = [
         "value[v] += v < count ? «load_one(residual + v)» : A(0);",
         "A(0)",
         "the residual is not added in the tail",
-        "tests/test_cuda.py -k 'test_activations_and_residual and identity and channels_last'",
+        "tests/cuda/test_cuda.py -k 'test_activations_and_residual and identity and channels_last'",
     ),
     Fault(
         "cuda_missing_wait",
@@ -543,7 +543,7 @@ CUDA = [
         "copy_wait<1>();",
         "copy_wait<2>();",
         "a missing wait for an asynchronous copy",
-        "tests/test_cuda.py -k 'test_separable and mobilenet_first and always'",
+        "tests/cuda/test_cuda.py -k 'test_separable and mobilenet_first and always'",
     ),
     Fault(
         "cuda_image_below",
@@ -567,7 +567,7 @@ CUDA = [
         "x[i] = «greater(x[i], A(0))»;",
         "(x[i] > A(0) ? x[i] : A(0))",
         "NaN handling: relu makes zero of NaN",
-        "tests/test_cuda.py -k '(test_activations_at_the_ends or test_nan)'",
+        "tests/cuda/test_cuda.py -k '(test_activations_at_the_ends or test_nan)'",
     ),
     Fault(
         "cuda_large_tail",
@@ -602,7 +602,7 @@ PYTHON = [
         "to_x = _backward(grad, x, «v», ctx.conv, (True, False, False))[0]",
         "w",
         "the weight for its cotangent in the double backward pass",
-        "tests/test_derivatives.py -k test_gradcheck",
+        "tests/ops/test_derivatives.py -k test_gradcheck",
     ),
     Fault(
         "bias_tangent_twice",
@@ -610,7 +610,7 @@ PYTHON = [
         "ops.depthwise_conv2d(x, dw, «db if dx is None else None», *ctx.conv),",
         "db",
         "the bias's tangent is added twice in forward mode",
-        "tests/test_derivatives.py -k test_gradcheck",
+        "tests/ops/test_derivatives.py -k test_gradcheck",
     ),
     Fault(
         "lost_cotangent",
@@ -618,7 +618,7 @@ PYTHON = [
         "ops.depthwise_conv2d(x, v, «z if u is None else None», *ctx.conv),",
         "None",
         "the bias's cotangent is lost where the input's is not wanted",
-        "tests/test_derivatives.py -k test_second_derivatives_of_several",
+        "tests/ops/test_derivatives.py -k test_second_derivatives_of_several",
     ),
     Fault(
         "block_middle_activation",
@@ -626,7 +626,7 @@ PYTHON = [
         "to_z = «activation_backward(to_a, z, dw_act, dw_slope)»",
         "to_a",
         "the inner activation has no derivative",
-        "tests/test_derivatives.py -k separable",
+        "tests/ops/test_derivatives.py -k separable",
     ),
     Fault(
         "block_residual_gradient",
@@ -634,7 +634,7 @@ PYTHON = [
         "            grads[10] = «grad»\n",
         "grad * 0",
         "the residual's gradient is lost",
-        "tests/test_derivatives.py -k separable",
+        "tests/ops/test_derivatives.py -k separable",
     ),
     Fault(
         "vmap_channels",
@@ -642,7 +642,7 @@ PYTHON = [
         "return y.unflatten(1, «(size, -1)), 1»\n",
         "(-1, size)), 2",
         "samples and channels change places under vmap",
-        "tests/test_derivatives.py -k test_func_grad_vmap",
+        "tests/ops/test_derivatives.py -k test_func_grad_vmap",
     ),
     Fault(
         "autocast_float64",
@@ -650,7 +650,7 @@ PYTHON = [
         "if t is None or «t.dtype == torch.float64 or »not t.is_floating_point()",
         "",
         "autocast narrows float64",
-        "tests/test_derivatives.py -k test_autocast",
+        "tests/ops/test_derivatives.py -k test_autocast",
     ),
     Fault(
         "fake_rounding",
@@ -658,7 +658,7 @@ PYTHON = [
         "size.append(«room» // stride + 1)",
         "(room + stride - 1)",
         "a rounding up: shapes without data are too large at a stride",
-        "tests/test_derivatives.py -k 'test_opcheck or test_compile'",
+        "tests/ops/test_derivatives.py -k 'test_opcheck or test_compile'",
     ),
     Fault(
         "fold_eps",
@@ -666,7 +666,7 @@ PYTHON = [
         "scale = torch.rsqrt(var.to(wide)« + eps»)",
         "",
         "a lost eps in the folding",
-        "tests/test_separable.py -k test_cache_is_dropped",
+        "tests/ops/test_separable.py -k test_cache_is_dropped",
     ),
     Fault(
         "fold_bias",
@@ -674,7 +674,7 @@ PYTHON = [
         "else «bias» - mean.to(wide)",
         "0 * bias",
         "a lost bias: the folded convolution's own",
-        "tests/test_separable.py -k test_module_equals",
+        "tests/ops/test_separable.py -k test_module_equals",
     ),
     Fault(
         "stale_eps",
@@ -682,7 +682,7 @@ PYTHON = [
         "activations, slopes, («bn1.eps», bn2.eps))",
         "1e-5",
         "a stale folded weight: another eps is not noticed",
-        "tests/test_separable.py -k test_cache_is_dropped",
+        "tests/ops/test_separable.py -k test_cache_is_dropped",
     ),
     Fault(
         "no_gradient_in_eval",
@@ -690,7 +690,7 @@ PYTHON = [
         "return «input.requires_grad or any(t is not None and t.requires_grad for t in (residual, *tensors))»",
         "False",
         "gradients in eval mode do not reach what was folded",
-        "tests/test_separable.py -k test_weights_that_want_gradients",
+        "tests/ops/test_separable.py -k test_weights_that_want_gradients",
     ),
     Fault(
         "same_on_the_wrong_side",
@@ -698,7 +698,7 @@ PYTHON = [
         "F.pad(input, «(0, more[1], 0, more[0])»)",
         "(more[1], 0, more[0], 0)",
         "lopsided padding on the wrong side",
-        "tests/test_depthwise.py -k test_padding_forms",
+        "tests/ops/test_depthwise.py -k test_padding_forms",
     ),
     Fault(
         "padding_mode_dilation",
@@ -706,7 +706,7 @@ PYTHON = [
         "return depthwise_conv2d(padded, weight, bias, self.stride, 0, «self.dilation»)",
         "1",
         "a lost dilation in the other padding modes",
-        "tests/test_derivatives.py -k test_module_is_a_drop_in",
+        "tests/ops/test_derivatives.py -k test_module_is_a_drop_in",
     ),
     Fault(
         "biased_variance",
@@ -714,7 +714,7 @@ PYTHON = [
         "_move(running_var, variance« * (n / (n - 1))», momentum)",
         "",
         "the running variance is the biased one",
-        "tests/test_batch_norm.py -k test_kinds_of_batch_norm",
+        "tests/ops/test_batch_norm.py -k test_kinds_of_batch_norm",
     ),
     Fault(
         "used_twice",
@@ -722,7 +722,7 @@ PYTHON = [
         "if len(users) «!=» 1 or users[0].op",
         "<",
         "a result that something else uses too is fused away",
-        "tests/test_compile.py tests/test_families.py -k 'well_known or twice or users'",
+        "tests/compile/test_compile.py tests/convert/test_families.py -k 'well_known or twice or users'",
     ),
     Fault(
         "moved_over_a_write",
@@ -730,7 +730,7 @@ PYTHON = [
         "return not any(«first < at < last» and at not in own for at in self.writes)",
         "False",
         "a convolution is moved over a write of its input",
-        "tests/test_compile.py",
+        "tests/compile/test_compile.py",
     ),
     Fault(
         "copied_parameters",
@@ -738,7 +738,7 @@ PYTHON = [
         "return copy.deepcopy(model«, memo»)",
         "",
         "a converted copy no longer shares its parameters",
-        "tests/test_convert.py",
+        "tests/convert/test_convert.py",
     ),
     Fault(
         "hooks_lost",
@@ -746,7 +746,7 @@ PYTHON = [
         "if «module._forward_hooks or »module._forward_pre_hooks",
         "",
         "hooks on fused neighbours do not run",
-        "tests/test_convert.py -k hooks",
+        "tests/convert/test_convert.py -k hooks",
     ),
     Fault(
         "bias_counted",
@@ -754,7 +754,7 @@ PYTHON = [
         "(bool(mask[0]) + bool(mask[1])«»)",
         " + bool(mask[2])",
         "the bias gradient is counted as a convolution",
-        "tests/test_cost.py",
+        "tests/models/test_cost.py",
     ),
     Fault(
         "norm_counted",
@@ -762,7 +762,7 @@ PYTHON = [
         "macs = «0 if isinstance(module, nn.modules.batchnorm._BatchNorm) else layer.macs»",
         "layer.macs",
         "BatchNorm is counted",
-        "tests/test_cost.py",
+        "tests/models/test_cost.py",
     ),
 ]
 

@@ -14,7 +14,7 @@ from emulator import one_at_a_time
 
 import dwconv_ext
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "emulated"
 # Unoptimised, and without the kernels' forced inlining: the compiler takes minutes to schedule 64-byte vectors onto narrower
 # registers, and the tests are small.
@@ -37,8 +37,17 @@ def library():
 
 
 def test_every_row_case_and_block(library):
-    files = [f"tests/test_{name}.py" for name in FILES]
-    options = ["-q", "-p", "no:cacheprovider", "-o", f"pythonpath={library} tests", "-k", "avx512 or amx or random", "-rA"]
+    files = [str(next(ROOT.glob(f"tests/*/test_{name}.py"))) for name in FILES]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"pythonpath={library} tests/support tests",
+        "-k",
+        "avx512 or amx or random",
+        "-rA",
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "DWCONV_EXT_ISA"}
     command = [sys.executable, "-m", "pytest", *options, *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)

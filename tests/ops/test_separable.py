@@ -12,6 +12,7 @@ import pytest
 import torch
 from blocks import Recorded
 from cases import DTYPES, LAYOUTS
+from problems import BLOCKS, operands
 from properties import given, st
 from reference import ACTIVATIONS, Convolution, check_separable
 from torch import nn
@@ -22,41 +23,6 @@ from dwconv_ext.nn import folded_weights
 from dwconv_ext.nn.folded_layers import BlockSettings, FoldedBlock
 
 NONE = (None,) * 4
-SAME = Convolution(padding=(1, 1))
-# name: batch, in, out, size, kernel, convolution
-BLOCKS = {
-    "mobilenet_first": (2, 32, 64, (14, 14), (3, 3), SAME),
-    "mobilenet_stride2": (2, 64, 128, (15, 15), (3, 3), Convolution((2, 2), (1, 1))),
-    "mobilenet_last": (3, 128, 128, (7, 7), (3, 3), SAME),
-    "one_of_each": (1, 1, 1, (1, 1), (3, 3), SAME),
-    "panel_minus_1": (1, 17, 63, (5, 6), (3, 3), SAME),
-    "panel": (1, 16, 64, (7, 8), (3, 3), SAME),
-    "panel_plus_1": (1, 15, 65, (8, 9), (3, 3), SAME),
-    "wide": (1, 8, 24, (4, 130), (5, 5), Convolution(padding=(2, 2))),
-    "convnext_like": (1, 24, 96, (9, 9), (7, 7), Convolution(padding=(3, 3))),
-    "dilated": (2, 20, 36, (11, 12), (3, 3), Convolution((1, 1), (2, 2), (2, 2))),
-    "one_by_eleven": (1, 12, 20, (6, 19), (1, 11), Convolution(padding=(0, 5))),
-    "filter_larger_than_image": (1, 18, 20, (3, 2), (5, 5), Convolution(padding=(2, 2))),
-    "deep": (1, 1031, 20, (7, 7), (3, 3), SAME),  # several blocks of channels, the last a short one
-    "empty_batch": (0, 8, 8, (5, 5), (3, 3), SAME),
-}
-
-
-def operands(block, dtype, layout, seed=0):
-    batch, channels, out_channels, size, kernel, conv = block
-    random = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=random).to(dtype)
-
-    x = randn(batch, channels, *size).contiguous(memory_format=LAYOUTS[layout])
-    return (
-        x,
-        randn(channels, 1, *kernel),
-        randn(channels),
-        randn(out_channels, channels, 1, 1) * channels**-0.5,
-        randn(out_channels),
-    ), conv
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,26 +9,11 @@ import pytest
 import torch
 from cases import CACHE_CASES, CASES, LAYOUTS, Case
 from reference import Convolution, check_batch_norm, check_depthwise, check_separable
+from rows import TABLE, label
 
 import dwconv_ext
 
 _C = dwconv_ext._C
-TABLE = _C.kernel_table()
-
-
-def label(row: dict) -> str:
-    return f"{row['isa']}-{row['name']}-{row['dtype']}-f{row['filter']}-s{row['stride']}"
-
-
-@pytest.fixture
-def forced(request):
-    row = request.param
-    before = _C.selected_isa()
-    _C.select_isa(row["isa"])
-    _C.force_row(row["name"], row["filter"], row["stride"])
-    yield row
-    _C.force_row("")
-    _C.select_isa(before)
 
 
 def test_the_table_names_each_kernel_once():

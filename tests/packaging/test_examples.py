@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
 SMALL = ["--data", "digits", "--size", "32", "--width-multiplier", "0.25", "--limit", "160", "--lr", "2e-3", "--device", "cpu"]
 

@@ -6,8 +6,8 @@ import plain_models
 import pytest
 import torch
 import torchvision
+from blocks import randomised
 from cases import LAYOUTS
-from test_convert import randomised
 from torch import nn
 
 from dwconv_ext import FusedDSConv, cost, models

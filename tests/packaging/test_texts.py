@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.models import readme_table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COLUMNS = 100
 GENERATED = ("benchmarks/results/", "docs/mutations.md", "docs/build_time.md")
 SKIPPED_FOLDERS = {"build", "dist", "data", "runs"}

@@ -15,7 +15,7 @@ from benchmarks import report, suites, sweep
 from benchmarks.layers import depthwise_layers, separable_layers
 from benchmarks.timing import Stopwatch, geometric_mean
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 
 from dwconv_ext import _extension
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HAS_CUDA_TORCH = torch.version.cuda is not None
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from cases import LAYOUTS
-from test_kernels import TABLE, forced, label  # noqa: F401 (a fixture)
+from rows import TABLE, label
 
 PAGE = mmap.PAGESIZE
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROWS = [row for row in TABLE if row["op"] == "depthwise_conv2d"]
 SIZES = [(2, 3), (7, 7), (9, 17), (5, 30), (14, 14)]
 
@@ -59,7 +59,7 @@ def everything(x, w, grad, args):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 @pytest.mark.parametrize("forced", ROWS, ids=label, indirect=True)
-def test_nothing_outside_of_the_tensors_is_read(forced):  # noqa: F811
+def test_nothing_outside_of_the_tensors_is_read(forced):
     for size, padding in itertools.product(SIZES, (None, 24)):
         x, w, grad, args = problem(forced, size, padding)
         expected = everything(x, w, grad, args)
@@ -69,7 +69,7 @@ def test_nothing_outside_of_the_tensors_is_read(forced):  # noqa: F811
 
 
 @pytest.mark.parametrize("forced", ROWS, ids=label, indirect=True)
-def test_planes_do_not_leak_into_others(forced):  # noqa: F811
+def test_planes_do_not_leak_into_others(forced):
     n, c = 1, 11
     for size in SIZES:
         x, w, grad, args = problem(forced, size)

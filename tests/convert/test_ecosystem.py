@@ -17,7 +17,7 @@ from torch import nn
 
 from dwconv_ext import convert
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,9 @@ def test_two_processes_are_one_with_the_whole_batch(how):
     """Gradients, steps and running statistics over gloo: see two_processes.py."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *(str(ROOT / "tests" / "two_processes.py"), how),
+        *(str(ROOT / "tests/support/two_processes.py"), how),
     ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("equal") == 2

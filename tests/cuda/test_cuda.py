@@ -9,14 +9,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import emulator
+import extreme
 import pytest
-import test_extreme_numbers
 import torch
 from cases import CASES, DTYPES, LAYOUTS, Case
+from problems import BLOCKS, VIEWS, operands, problems
 from properties import given, settings
 from reference import ACTIVATIONS, check_depthwise, check_separable
-from test_depthwise import VIEWS, problems
-from test_separable import BLOCKS, operands
 
 import dwconv_ext
 
@@ -80,13 +79,13 @@ def test_depthwise(case, layout, card, device):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("axis", test_extreme_numbers.AXES)
+@pytest.mark.parametrize("axis", extreme.AXES)
 def test_extreme_axes(axis, layout, device):
-    axis = test_extreme_numbers.AXES[axis]
+    axis = extreme.AXES[axis]
     for dtype in DTYPES:
-        test_extreme_numbers.check(axis, test_extreme_numbers.PLAIN, dtype, layout, device=device)
-    test_extreme_numbers.check(test_extreme_numbers.PLAIN, axis, torch.float32, layout, 3, multiplier=2, device=device)
-    test_extreme_numbers.check(axis, axis, torch.float32, layout, 5, device=device)
+        extreme.check(axis, extreme.PLAIN, dtype, layout, device=device)
+    extreme.check(extreme.PLAIN, axis, torch.float32, layout, 3, multiplier=2, device=device)
+    extreme.check(axis, axis, torch.float32, layout, 5, device=device)
 
 
 def test_what_32_bits_do_not_hold(device):
@@ -374,7 +373,7 @@ def sanitized():
 
     def run(bug):
         options = "detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0:detect_stack_use_after_return=0"
-        code = ASAN.format(path=[os.path.dirname(__file__)], module=str(module), bug=bug)
+        code = ASAN.format(path=[str(emulator.ROOT / "tests")], module=str(module), bug=bug)
         environment = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options}
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CACHE_CASES, CASES, DTYPES, LAYOUTS, Case
-from properties import given, st
-from reference import ACTIVATIONS, Convolution, check_depthwise, is_channels_last
+from problems import VIEWS, problems
+from properties import given
+from reference import ACTIVATIONS, check_depthwise, is_channels_last
 from tolerance import UNIT
 
 import dwconv_ext
@@ -67,20 +68,6 @@ def test_output_follows_the_input_layout(layout):
     want = F.conv2d(x, w, padding=1, groups=8)
     assert y.stride() == want.stride()
     assert is_channels_last(y) == (layout == "channels_last")
-
-
-VIEWS = {
-    "every_second_row": lambda x: x[:, :, ::2],
-    "every_second_column": lambda x: x[:, :, :, ::2],
-    "middle_columns": lambda x: x[:, :, 1:-1, 2:-2],
-    "some_channels": lambda x: x[:, 3:11],
-    "every_second_channel": lambda x: x[:, ::2],
-    "some_images": lambda x: x[1:],
-    "transposed": lambda x: x.transpose(2, 3),
-    "flipped_axes": lambda x: x.permute(1, 0, 2, 3),
-    "expanded_batch": lambda x: x[:1].expand(3, -1, -1, -1),
-    "expanded_columns": lambda x: x[:, :, :, :1].expand(-1, -1, -1, 9),
-}
 
 
 @pytest.mark.isa
@@ -206,33 +193,6 @@ def test_only_the_gradients_asked_for(mask, layout):
     some = torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *args, mask)
     for wanted, a, b in zip(mask, some, every, strict=True):
         assert torch.equal(a, b) if wanted else a.numel() == 0
-
-
-@st.composite
-def problems(draw):
-    def pair(low, high):
-        return draw(st.integers(low, high)), draw(st.integers(low, high))
-
-    kernel = draw(
-        st.sampled_from([(3, 3), (3, 3), (5, 5), (7, 7), (1, 1)])
-        | st.builds(lambda a, b: (a, b), st.integers(1, 9), st.integers(1, 12))
-    )
-    stride = draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1), (4, 3)]))
-    dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3), (2, 1)]))
-    padding = pair(0, 8)
-    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    size = tuple(draw(st.integers(m, m + 22)) for m in least)
-    return {
-        "shape": (draw(st.integers(0, 3)), draw(st.integers(1, 36)), *size),
-        "kernel": kernel,
-        "conv": Convolution(stride, padding, dilation),
-        "multiplier": draw(st.sampled_from([1, 1, 1, 2, 3])),
-        "bias": draw(st.booleans()),
-        "dtype": draw(st.sampled_from(DTYPES)),
-        "layout": draw(st.sampled_from(list(LAYOUTS))),
-        "isa": draw(st.sampled_from(dwconv_ext._C.supported_isas())),
-        "seed": draw(st.integers(0, 2**31)),
-    }
 
 
 @given(problems())

@@ -15,7 +15,7 @@ import torch
 from dwconv_ext import __main__
 from tools import build_time
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
