@@ -237,12 +237,15 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> 
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     watch = Stopwatch(options.device, options.threads)
-    results = [row for model in progress(chosen) for row in race(model, options, dtype, watch)]
     facts = report.machine(options.device)
     title = f"models, {options.dtype}, {report.where(options, facts)}"
-    header, cells = table(results)
+    results: list[Row] = []
+    for model in progress(chosen):
+        results += race(model, options, dtype, watch)
+        header, cells = table(results)
+        markdown = report.markdown_table(title, header, cells)
+        report.save(options, facts, {"results": [row._asdict() for row in results]}, [markdown])
     report.print_rows(title, header, cells, last_is_bold=True)
-    report.save(options, facts, {"results": [row._asdict() for row in results]}, [report.markdown_table(title, header, cells)])
     if options.save is not None:
         plot(report.path_of(options, facts, "png"), f"{title}; each way in its better layout", results)
     return 0
