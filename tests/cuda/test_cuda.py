@@ -340,7 +340,7 @@ if {bug!r}:
     E.run_planted({bug!r}, "forwards")
 else:
     from cases import CASES, LAYOUTS
-    from test_separable import BLOCKS, operands
+    from problems import BLOCKS, operands
     ops = torch.ops.dwconv_emulator
     for i, layout in enumerate(LAYOUTS):
         for j, count in enumerate((1, 132)):
@@ -373,7 +373,9 @@ def sanitized():
 
     def run(bug):
         options = "detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0:detect_stack_use_after_return=0"
-        code = ASAN.format(path=[str(emulator.ROOT / "tests")], module=str(module), bug=bug)
+        code = ASAN.format(
+            path=[str(emulator.ROOT / folder) for folder in ("tests", "tests/support")], module=str(module), bug=bug
+        )
         environment = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options}
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 

@@ -91,7 +91,7 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     assert sorted(broken(page, bad)) == ["#no", "no.md", "no.png", "no.svg", "no/folder", "page.md#comment"]
 
 
-@pytest.mark.parametrize("document", documents())
+@pytest.mark.parametrize("document", [name for name in documents() if not name.startswith(GENERATED)])
 def test_paths_named_in_code_exist(document):
     text = (ROOT / document).read_text()
     named = re.findall(r"`((?:csrc|dwconv_ext|tests|benchmarks|examples|docs|tools)/[\w./-]*)`", text)
@@ -100,7 +100,7 @@ def test_paths_named_in_code_exist(document):
 
 def test_makefile_targets_named_in_the_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^    |`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert named <= targets and {"test", "demo"} <= named
 
 
