@@ -11,6 +11,9 @@
 ``python -m dwconv_ext`` prints what was built and which kernels this machine runs.
 """
 
+from importlib.metadata import entry_points
+from types import ModuleType
+
 from ._extension import _C, _C_cuda, cuda_status, register_missing_cuda  # noqa: F401
 
 __version__ = "0.1.0"
@@ -32,8 +35,14 @@ def _backend(*args: object, **kwargs: object) -> object:
     return backend(*args, **kwargs)
 
 
-# torch.compile(model, backend="dwconv_ext"): the entry point in pyproject.toml serves those who don't import the package.
-when_imported("torch._dynamo.backends.registry", lambda registry: registry.register_backend(_backend, name="dwconv_ext"))
+def _register(registry: ModuleType) -> None:
+    """For torch.compile(model, backend="dwconv_ext"). An installed package has an entry point (pyproject.toml): torch finds it
+    without an import, and would refuse the name as a duplicate were it registered here too."""
+    if not entry_points(group="torch_dynamo_backends", name="dwconv_ext"):
+        registry.register_backend(_backend, name="dwconv_ext")
+
+
+when_imported("torch._dynamo.backends.registry", _register)
 
 if _C_cuda is None:
     register_missing_cuda(cuda_status)

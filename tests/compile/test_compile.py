@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import torch
@@ -415,6 +420,37 @@ def test_backend_is_known_by_name():
     with torch.no_grad():
         torch._dynamo.lookup_backend("dwconv_ext")(torch.fx.symbolic_trace(nn.Identity()), [picture()])
     assert last_report() is not None and fused() == {}
+
+
+NAMED = """
+import torch
+{before}
+model = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
+compiled = torch.compile(model, backend="dwconv_ext")
+with torch.no_grad():
+    x = torch.randn(1, 8, 5, 5)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+from dwconv_ext.compile import last_report
+assert last_report().fused["blocks"] == 1
+"""
+
+
+@pytest.mark.parametrize("before", ("", "import dwconv_ext", "import torch._dynamo, dwconv_ext"), ids=("not", "first", "last"))
+@pytest.mark.parametrize("installed", (True, False))
+def test_the_name_alone(before, installed):
+    """Imported by nobody, before Dynamo or after it; from an installed package, and from a source tree on the path."""
+    known = bool(entry_points(group="torch_dynamo_backends", name="dwconv_ext"))
+    if installed and not known:
+        pytest.skip("the package is not installed")
+    if not installed:
+        if not before:
+            pytest.skip("nothing names the package")
+        hidden = "import importlib.metadata as m; m.entry_points = lambda **how: m.EntryPoints()"
+        before = f"{hidden}\n{before}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(dwconv_ext.__file__).parents[1])}
+    command = [sys.executable, "-c", NAMED.format(before=before)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_own_modules_and_converted_models():
