@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 #include <unistd.h>
+
+#include <set>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -155,12 +157,11 @@ static const IsaKernels*& selection() {
 const IsaKernels& selected_isa() { return *selection(); }
 void select_isa(const std::string& name) { selection() = find_isa(name); }
 
-static std::string forced_name;
 static ForcedRow forced;
 
 void force_row(const std::string& name, int32_t filter, int32_t stride) {
-  forced_name = name;
-  forced = name.empty() ? ForcedRow{} : ForcedRow{forced_name.c_str(), filter, stride};
+  static std::set<std::string> names;  // a name stays at its address, by which plans are remembered
+  forced = name.empty() ? ForcedRow{} : ForcedRow{names.insert(name).first->c_str(), filter, stride};
   for (const IsaKernels& isa : supported_isas())
     for (const KernelTable& table : isa.tables)
       for (int32_t i = 0; i < table.count; ++i)

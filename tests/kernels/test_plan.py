@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -337,3 +342,16 @@ def test_plan_of_a_block_and_a_tensor():
 def test_plan_errors(layer, given, error, message):
     with pytest.raises(error, match=message):
         dwconv_ext.plan(layer, given)
+
+
+def test_a_forced_row_is_not_another_rows_remembered_plan():
+    """Two rows of one filter and stride, forced one after the other on the same problem; the shorter name second."""
+    code = (
+        "import torch, dwconv_ext; x, w = torch.randn(1, 4, 9, 9), torch.randn(4, 1, 4, 4)\n"
+        "for name in ('depthwise_forward_nchw_transposed', 'depthwise_forward_nchw_rows'):\n"
+        "    dwconv_ext._C.force_row(name, 0, 0); dwconv_ext.depthwise_conv2d(x, w)\n"
+    )
+    environment = {**os.environ, "DWCONV_EXT_LOG_PLAN": "1", "PYTHONPATH": str(Path(dwconv_ext.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [f"-> depthwise_forward_nchw_{name}" in done.stderr for name in ("transposed", "rows")] == [True, True], done.stderr
