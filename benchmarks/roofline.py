@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from dwconv_ext.nn.folded_layers import BlockSettings, FoldedBlock
+from dwconv_ext.nn.folded_layers import ConvSettings, FoldedBlock
 
 from .timing import Stopwatch
 
@@ -49,7 +49,7 @@ class Roofline:
         channels, pixels = 512, 4096
         x = torch.randn(1, channels, 1, pixels).to(self.dtype).contiguous(memory_format=torch.channels_last)
         depthwise, pointwise = (torch.randn(channels, c, 1, 1).to(self.dtype) for c in (1, channels))
-        block = FoldedBlock(BlockSettings(1, 0, 1, ("relu", "relu"), (0.0, 0.0), (0.0, 0.0)))
+        block = FoldedBlock(ConvSettings(groups=channels, activation="relu"), ConvSettings(activation="relu"))
         none = (None,) * 5
         ours = rate(2 * pixels * channels * (channels + 1), lambda: block(x, (depthwise, *none, pointwise, *none)))
         faster = max({self.dtype, torch.float32}, key=lambda dtype: square(dtype, 128))

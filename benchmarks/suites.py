@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dwconv_ext import FusedDSConv, convert, depthwise_conv2d, unfuse
 from dwconv_ext.models import MobileNetV1
-from dwconv_ext.nn.folded_layers import FoldedBlock
+from dwconv_ext.nn.folded_weights import fold
 
 from . import peers
 from .layers import Layer
@@ -211,7 +211,8 @@ def _randomize(bn: nn.BatchNorm2d) -> None:
 
 
 def _block_nodes(block: FusedDSConv, stride: int, padding: tuple[int, int]) -> list[dict]:
-    dw, db, pw, pb = FoldedBlock(block._settings()).folded(block._tensors())
+    (first, second), tensors = block._settings(), block._tensors()
+    (dw, db), (pw, pb) = fold(*tensors[:6], first.eps), fold(*tensors[6:], second.eps)
     return [
         {"weight": dw, "bias": db, "stride": stride, "padding": padding, "groups": len(dw), "relu": True},
         {"weight": pw, "bias": pb, "stride": 1, "padding": (0, 0), "groups": 1, "relu": True},

@@ -679,7 +679,7 @@ PYTHON = [
     Fault(
         "stale_eps",
         "nn/separable.py",
-        "activations, slopes, («bn1.eps», bn2.eps))",
+        "self.dw_activation, self.dw_slope, «bn1.eps»",
         "1e-5",
         "a stale folded weight: another eps is not noticed",
         "tests/ops/test_separable.py -k test_cache_is_dropped",

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
-from ..nn.folded_weights import PLAIN
 from ..ops.activations import SLOPE
+from ..ops.autograd import PLAIN
 
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV2D_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}

@@ -21,24 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..nn.folded_layers import (
-    BlockSettings,
-    ConvSettings,
-    FoldedBlock,
-    FoldedConv,
-    FoldedLinear,
-    LinearSettings,
-    folded,
-    is_pointwise,
-)  # fmt: skip
-from ..nn.folded_weights import norm_fits
+from ..nn.folded_layers import ConvSettings, Folded, FoldedBlock, FoldedConv, FoldedLinear, folded
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .report import Report
 
-Folded = FoldedBlock | FoldedConv | FoldedLinear
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -58,22 +47,22 @@ class Layer:
         return [self.conv["weight"], self.conv["bias"], *(norm.get(name) for name in _TENSORS)]
 
     @property
-    def eps(self) -> float:
-        return 0.0 if self.norm is None else float(g.number_of(self.norm["eps"]))
+    def settings(self) -> ConvSettings:
+        how = {name: self.conv[name] for name in ("stride", "padding", "dilation", "groups") if name in self.conv}
+        eps = 0.0 if self.norm is None else float(g.number_of(self.norm["eps"]))
+        return ConvSettings(**how, activation=self.activation, slope=self.slope, eps=eps)
 
     @property
     def is_depthwise(self) -> bool:
-        """With any channel multiplier."""
-        return self.conv["groups"] > 1 and g.tensor_of(self.conv["weight"]).shape[1] == 1
+        return self.settings.is_depthwise(g.tensor_of(self.conv["weight"]))
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.settings.is_pointwise(g.tensor_of(self.conv["weight"]))
 
     @property
     def starts_a_block(self) -> bool:
         return self.is_depthwise and self.conv["groups"] == g.tensor_of(self.conv["weight"]).shape[0]
-
-    @property
-    def is_pointwise(self) -> bool:
-        conv = self.conv
-        return is_pointwise(g.tensor_of(conv["weight"]), conv["stride"], conv["padding"], conv["groups"])
 
 
 def call_of(layer: Folded, packed: bool) -> Callable[..., Tensor]:
@@ -149,8 +138,6 @@ class _Pass:
         after = self.next(node)
         norm = None if after is None else g.batch_norm(after)
         if norm is not None and norm["input"] is node and norm["training"] is False and norm["running_mean"] is not None:
-            if not norm_fits(output.shape[1], output.dtype, tuple(g.tensor_of(norm[name]) for name in _TENSORS)):
-                return layer
             layer.norm = norm
             layer.nodes.append(after)
         self.activate(layer)
@@ -240,19 +227,14 @@ class _Pass:
         if why:
             return why
         nodes, residual = self.with_shortcut(nodes)
-        conv = first.conv
-        activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
-        settings = BlockSettings(conv["stride"], conv["padding"], conv["dilation"], activations, slopes, (first.eps, second.eps))
-        self.replace(nodes, conv["input"], residual, folded(FoldedBlock, settings), [*first.tensors, *second.tensors])
+        fused = folded(FoldedBlock, first.settings, second.settings)
+        self.replace(nodes, first.conv["input"], residual, fused, [*first.tensors, *second.tensors])
         self.report.fused["blocks"] += 1
         return ""
 
     def single(self, layer: Layer) -> None:
-        conv = layer.conv
         nodes, residual = self.with_shortcut(layer.nodes) if layer.is_pointwise else (layer.nodes, None)
-        how = (conv["stride"], conv["padding"], conv["dilation"], conv["groups"])
-        settings = ConvSettings(*how, layer.activation, layer.slope, layer.eps)
-        self.replace(nodes, conv["input"], residual, folded(FoldedConv, settings), layer.tensors)
+        self.replace(nodes, layer.conv["input"], residual, folded(FoldedConv, layer.settings), layer.tensors)
         kind = "depthwise" if layer.is_depthwise else "pointwise" if layer.is_pointwise else "other"
         self.report.fused[f"{kind} convolutions"] += 1
 
@@ -267,8 +249,7 @@ class _Pass:
         if not all(map(g.is_plain, (arguments["input"], *tensors))) or (bias is not None and bias.dtype != weight.dtype):
             return
         if weight.dim() == 2 and not self.why_not_folded(layer):
-            linear = folded(FoldedLinear, LinearSettings(layer.activation, layer.slope))
-            self.replace(layer.nodes, arguments["input"], None, linear, tensors)
+            self.replace(layer.nodes, arguments["input"], None, folded(FoldedLinear, layer.settings), tensors)
             self.report.fused["linear layers"] += 1
 
     def replace(self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any]) -> None:

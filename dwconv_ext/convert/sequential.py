@@ -20,10 +20,10 @@ from torch.nn.modules import module as module_hooks
 
 from ..nn.batch_norm_act import is_plain_module, norm_then_activation
 from ..nn.depthwise import DepthwiseConv2d
-from ..nn.folded_layers import BlockSettings, ConvSettings, FoldedBlock, FoldedConv, as_autocast, folded, is_pointwise, wanted
-from ..nn.folded_weights import PLAIN, Tensors, norm_fits
+from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, as_autocast, folded, wanted
+from ..nn.folded_weights import Tensors
 from ..ops.activations import IDENTITIES, SLOPE, activation_of_module
-from ..ops.autograd import overridden, taken_apart
+from ..ops.autograd import PLAIN, overridden, taken_apart
 from ..ops.functional import DTYPES, as_weights_layout
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -63,15 +63,15 @@ def _globally_hooked() -> bool:
 class _Layer:
     """A convolution with the BatchNorm and the activation that follow it: layers[begin:end]."""
 
-    __slots__ = ("activation", "conv", "dtype", "end", "norm", "slope")
+    __slots__ = ("activation", "conv", "end", "norm", "slope")
 
-    def __init__(self, layers: list[nn.Module], begin: int, dtype: torch.dtype | None = None) -> None:
-        self.conv, self.norm, self.end, self.dtype = layers[begin], None, begin + 1, dtype
+    def __init__(self, layers: list[nn.Module], begin: int) -> None:
+        self.conv, self.norm, self.end = layers[begin], None, begin + 1
         self.activation, self.slope = "identity", SLOPE
         count = len(layers)
         if self.end < count and type(layers[self.end]) in _NORMS:
             bn = layers[self.end]
-            if bn.training or not is_plain_module(bn) or not self._folds(bn):
+            if bn.training or not is_plain_module(bn) or not _has_statistics(bn):
                 return
             self.norm = bn
             self.end += 1
@@ -87,13 +87,6 @@ class _Layer:
             self.end += 1
             return
 
-    def _folds(self, bn: nn.Module) -> bool:
-        if not (bn._parameters.keys() >= _AFFINE and bn._buffers.keys() >= _STATISTICS) or bn._buffers["running_mean"] is None:
-            return False
-        weight = self.conv._parameters["weight"]
-        norm = (*(bn._buffers[name] for name in _STATISTICS), *(bn._parameters[name] for name in _AFFINE))
-        return norm_fits(len(weight), self.dtype or weight.dtype, norm)
-
     def tensors(self) -> Tensors:
         conv, norm = self.conv._parameters, self.norm
         if norm is None:
@@ -102,8 +95,23 @@ class _Layer:
         return conv["weight"], conv["bias"], at["running_mean"], at["running_var"], scale["weight"], scale["bias"]
 
     @property
-    def eps(self) -> float:
-        return 0.0 if self.norm is None else self.norm.eps
+    def settings(self) -> ConvSettings:
+        conv, eps = self.conv, 0.0 if self.norm is None else self.norm.eps
+        return ConvSettings(conv.stride, conv.padding, conv.dilation, conv.groups, self.activation, self.slope, eps)
+
+    @property
+    def starts_a_block(self) -> bool:
+        conv, weight = self.conv, self.conv._parameters["weight"]
+        return type(conv) is DepthwiseConv2d and conv.groups == conv.in_channels == len(weight) and weight.shape[1] == 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.settings.is_pointwise(self.conv._parameters["weight"])
+
+
+def _has_statistics(bn: nn.Module) -> bool:
+    there = bn._parameters.keys() >= _AFFINE and bn._buffers.keys() >= _STATISTICS
+    return there and bn._buffers["running_mean"] is not None and bn._buffers["running_var"] is not None
 
 
 def _is_conv(module: nn.Module) -> bool:
@@ -114,21 +122,12 @@ def _is_conv(module: nn.Module) -> bool:
     return type(module._parameters["weight"]) in PLAIN
 
 
-def _is_depthwise(conv: nn.Module) -> bool:
-    weight = conv._parameters["weight"]
-    return type(conv) is DepthwiseConv2d and conv.groups == conv.in_channels == len(weight) and weight.shape[1] == 1
-
-
-def _is_pointwise(conv: nn.Module) -> bool:
-    return is_pointwise(conv._parameters["weight"], conv.stride, conv.padding, conv.groups)
-
-
 def _pointwise_after(layers: list[nn.Module], first: _Layer) -> _Layer | None:
     """The pointwise layer that makes a depthwise-separable block with this one."""
-    at = first.end
-    if not _is_depthwise(first.conv) or at == len(layers) or not (_is_conv(layers[at]) and _is_pointwise(layers[at])):
+    if not first.starts_a_block or first.end == len(layers) or not _is_conv(layers[first.end]):
         return None
-    return _Layer(layers, at, first.dtype)
+    second = _Layer(layers, first.end)
+    return second if second.is_pointwise else None
 
 
 def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
@@ -169,22 +168,16 @@ class SequentialMixin:
         x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
         if not _fits(x, layer):
             return layer(input), at + 1
-        first = _Layer(layers, at, x.dtype)
+        first = _Layer(layers, at)
         second = _pointwise_after(layers, first)
         if second is not None:
             tensors = (*first.tensors(), *second.tensors())
             if not wanted(x, None, tensors):
-                activations, slopes = (first.activation, second.activation), (first.slope, second.slope)
-                settings = BlockSettings(
-                    layer.stride, layer.padding, layer.dilation, activations, slopes, (first.eps, second.eps)
-                )
-                return folded(FoldedBlock, settings)(x, tensors), second.end
+                return folded(FoldedBlock, first.settings, second.settings)(x, tensors), second.end
         tensors = first.tensors()
-        if (first.norm is None and not _is_pointwise(layer)) or wanted(x, None, tensors):
+        if (first.norm is None and not first.is_pointwise) or wanted(x, None, tensors):
             return layer(input), at + 1
-        how = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        settings = ConvSettings(*how, first.activation, first.slope, first.eps)
-        return folded(FoldedConv, settings)(x, tensors), first.end
+        return folded(FoldedConv, first.settings)(x, tensors), first.end
 
 
 def _fits(input: Tensor, conv: nn.Module) -> bool:

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import _extension
+from ..ops.autograd import PLAIN
 from ..ops.functional import accumulation_dtype
 
 Tensors = tuple[Tensor | None, ...]
-PLAIN = (Tensor, nn.Parameter)
 
 
 class _Entry(NamedTuple):
@@ -111,9 +111,6 @@ def fold(
     weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
     if mean is None or var is None:
         return weight, bias
-    for name, t in {"running_mean": mean, "running_var": var, "weight": bn_weight, "bias": bn_bias}.items():
-        if t is not None and t.numel() != len(weight):  # in F.batch_norm's words
-            raise RuntimeError(f"{name} should contain {len(weight)} elements not {t.numel()}")
     scale = torch.rsqrt(var.to(wide) + eps)
     if bn_weight is not None:
         scale = scale * bn_weight.to(wide)

@@ -11,7 +11,7 @@ from ..ops.activations import activation_of
 from ..ops.functional import IntOrPair, to_pair
 from .batch_norm_act import is_plain_module, norm_then_activation
 from .depthwise import DepthwiseConv2d
-from .folded_layers import BlockSettings, FoldedBlock, as_autocast, folded
+from .folded_layers import ConvSettings, FoldedBlock, as_autocast, folded
 from .folded_weights import Tensors, forget
 
 
@@ -111,16 +111,16 @@ class FusedDSConv(nn.Module):
             tensors += (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
         return tuple(tensors)
 
-    def _settings(self) -> BlockSettings:
+    def _settings(self) -> tuple[ConvSettings, ConvSettings]:
         conv, bn1, _, bn2 = self._parts()
-        activations, slopes = (self.dw_activation, self.activation), (self.dw_slope, self.slope)
-        return BlockSettings(conv.stride, conv.padding, conv.dilation, activations, slopes, (bn1.eps, bn2.eps))
+        first = conv.stride, conv.padding, conv.dilation, conv.groups, self.dw_activation, self.dw_slope, bn1.eps
+        return ConvSettings(*first), ConvSettings(activation=self.activation, slope=self.slope, eps=bn2.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         # For torch.compile the parts: this package's backend finds the block among them, and keeps its weights packed.
         compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
         if not compiling and self._folds(input):
-            return folded(FoldedBlock, self._settings())(as_autocast(input), self._tensors())
+            return folded(FoldedBlock, *self._settings())(as_autocast(input), self._tensors())
         x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
         return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
 

@@ -1,4 +1,4 @@
-"""The activations, in one table: as torch computes them, their derivatives, and the modules that stand for them.
+"""The activations, in one table: as torch computes them, and the modules that stand for them.
 
 csrc/activation.h has the same names, with the kernels' numbers for them; a test holds the two together.
 """
@@ -6,7 +6,7 @@ csrc/activation.h has the same names, with the kernels' numbers for them; a test
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,66 +14,21 @@ from torch import Tensor, nn
 
 SLOPE = 0.01  # leaky_relu's where none is given, as in torch
 
-aten = torch.ops.aten
 
-
-@dataclass(frozen=True)
-class Activation:
+class Activation(NamedTuple):
     forward: Callable[[Tensor, float, bool], Tensor]  # of x and the negative slope; in x's memory if the last is true
-    backward: Callable[[Tensor, Tensor, float], Tensor]  # of the gradient, x and the slope
     module: Callable[[float], nn.Module]  # of the slope
-    # The gradient in operations that have derivatives, where torch's backward op has none.
-    differentiable_backward: Callable[[Tensor, Tensor], Tensor] | None = None
-
-
-def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    gate = torch.sigmoid(x)
-    return grad * gate * (1 + x * (1 - gate))
-
-
-def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
-    return grad * torch.where(x < -3, 0, torch.where(x <= 3, x / 3 + 0.5, 1))
 
 
 ACTIVATIONS = {
-    "identity": Activation(lambda x, *_: x, lambda grad, *_: grad, lambda _: nn.Identity()),
-    "relu": Activation(
-        lambda x, _, inplace: F.relu(x, inplace),
-        lambda grad, x, _: aten.threshold_backward(grad, x, 0),
-        lambda _: nn.ReLU(),
-    ),
-    "relu6": Activation(
-        lambda x, _, inplace: F.relu6(x, inplace),
-        lambda grad, x, _: aten.hardtanh_backward(grad, x, 0.0, 6.0),
-        lambda _: nn.ReLU6(),
-    ),
-    "silu": Activation(
-        lambda x, _, inplace: F.silu(x, inplace),
-        lambda grad, x, _: aten.silu_backward(grad, x),
-        lambda _: nn.SiLU(),
-        _silu_backward,
-    ),
-    "hardswish": Activation(
-        lambda x, _, inplace: F.hardswish(x, inplace),
-        lambda grad, x, _: aten.hardswish_backward(grad, x),
-        lambda _: nn.Hardswish(),
-        _hardswish_backward,
-    ),
-    "gelu": Activation(
-        lambda x, *_: F.gelu(x),
-        lambda grad, x, _: aten.gelu_backward(grad, x),
-        lambda _: nn.GELU(),
-    ),
-    "gelu_tanh": Activation(
-        lambda x, *_: F.gelu(x, approximate="tanh"),
-        lambda grad, x, _: aten.gelu_backward(grad, x, approximate="tanh"),
-        lambda _: nn.GELU(approximate="tanh"),
-    ),
-    "leaky_relu": Activation(
-        lambda x, slope, inplace: F.leaky_relu(x, slope, inplace),
-        lambda grad, x, slope: aten.leaky_relu_backward(grad, x, slope, False),
-        lambda slope: nn.LeakyReLU(slope),
-    ),
+    "identity": Activation(lambda x, *_: x, lambda _: nn.Identity()),
+    "relu": Activation(lambda x, _, inplace: F.relu(x, inplace), lambda _: nn.ReLU()),
+    "relu6": Activation(lambda x, _, inplace: F.relu6(x, inplace), lambda _: nn.ReLU6()),
+    "silu": Activation(lambda x, _, inplace: F.silu(x, inplace), lambda _: nn.SiLU()),
+    "hardswish": Activation(lambda x, _, inplace: F.hardswish(x, inplace), lambda _: nn.Hardswish()),
+    "gelu": Activation(lambda x, *_: F.gelu(x), lambda _: nn.GELU()),
+    "gelu_tanh": Activation(lambda x, *_: F.gelu(x, approximate="tanh"), lambda _: nn.GELU(approximate="tanh")),
+    "leaky_relu": Activation(lambda x, slope, inplace: F.leaky_relu(x, slope, inplace), lambda slope: nn.LeakyReLU(slope)),
 }
 OF_MODULE = {type(activation.module(SLOPE)): name for name, activation in reversed(ACTIVATIONS.items())}
 
@@ -89,10 +44,7 @@ def activate(x: Tensor, name: str, slope: float = SLOPE, inplace: bool = False) 
 
 def activation_backward(grad: Tensor, x: Tensor, name: str, slope: float) -> Tensor:
     """grad times the activation's derivative at x, differentiable in both."""
-    activation = ACTIVATIONS[name]
-    if activation.differentiable_backward and torch.is_grad_enabled() and (grad.requires_grad or x.requires_grad):
-        return activation.differentiable_backward(grad, x)
-    return activation.backward(grad, x, slope)
+    return torch.func.vjp(lambda x: activate(x, name, slope), x)[1](grad)[0]
 
 
 def activation_of_module(module: nn.Module) -> tuple[str, float] | None:

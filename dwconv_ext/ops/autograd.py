@@ -47,7 +47,7 @@ def taken_apart() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-_ORDINARY = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def overridden(*tensors: Tensor) -> bool:
@@ -66,7 +66,7 @@ def is_training_step(x: Any, w: Tensor, b: Tensor | None) -> bool:
     at its op: then its Function need not be reached through the dispatcher, which takes 40 us beside a network's tensors."""
     if taken_apart() or not torch.is_grad_enabled() or type(x) is not Tensor or x.dim() != 4 or not x.is_cpu:
         return False
-    if type(w) not in _ORDINARY or (b is not None and type(b) not in _ORDINARY):
+    if type(w) not in PLAIN or (b is not None and type(b) not in PLAIN):
         return False
     if not (w.requires_grad or x.requires_grad or (b is not None and b.requires_grad)):
         return False

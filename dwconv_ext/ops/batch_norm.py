@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import SLOPE, activate, activation_backward
+from .activations import SLOPE, activate
 from .autograd import below_autograd, call, single_level, taken_apart
 from .functional import DTYPES, accumulation_dtype
 
@@ -23,35 +23,24 @@ ops = torch.ops.dwconv_ext
 LEAST_NCHW, LEAST_CHANNELS_LAST = 1 << 17, 1 << 19
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    return values.reshape(1, -1, 1, 1)
-
-
-def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(x - mean) / std, and 1 / std of each channel, in the accumulation type."""
-    wide = x.to(accumulation_dtype(x.dtype))
-    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-    inv_std = torch.rsqrt(variance + eps)
-    return (wide - _per_channel(mean)) * _per_channel(inv_std), inv_std
-
-
-def _affine(normalised: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
-    z = normalised if w is None else normalised * _per_channel(w)
-    return z if b is None else z + _per_channel(b)
+def by_parts(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float = SLOPE) -> tuple:
+    """``batch_norm_act`` in torch's operations: what forward mode, torch.func and double backward take apart."""
+    variance, mean = torch.var_mean(x.detach().to(accumulation_dtype(x.dtype)), (0, 2, 3), correction=0)
+    return activate(F.batch_norm(x, None, None, w, b, True, 0.0, eps), act, slope), mean, variance
 
 
 def differentiable_backward(
     grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str,
     slope: float = SLOPE,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``batch_norm_act_backward`` in torch's operations: what its own derivatives are taken of. Statistics are x's own."""
-    normalised, inv_std = _normalised(x, eps)
-    g = activation_backward(grad.to(normalised.dtype), _affine(normalised, w, b), act, slope)
-    grad_bias, grad_weight = g.sum((0, 2, 3)), (g * normalised).sum((0, 2, 3))
-    n = x.numel() // x.shape[1]
-    scale = inv_std if w is None else inv_std * w
-    grad_input = (g - _per_channel(grad_bias / n) - normalised * _per_channel(grad_weight / n)) * _per_channel(scale)
-    return grad_input.to(x.dtype), grad_weight, grad_bias
+    """``batch_norm_act_backward``, differentiable itself. The statistics are x's own."""
+    wide = accumulation_dtype(x.dtype)
+    with torch.enable_grad():
+        w = torch.ones_like(mean) if w is None else w
+        b = torch.zeros_like(mean) if b is None else b
+        operands = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, w, b)]
+        output = by_parts(operands[0].to(wide), *operands[1:], eps, act, slope)[0]
+        return torch.autograd.grad(output, operands, grad.to(wide), create_graph=True)
 
 
 class BatchNormActFunction(torch.autograd.Function):
@@ -59,8 +48,6 @@ class BatchNormActFunction(torch.autograd.Function):
 
     Keeps the input and the statistics; the statistics themselves have no gradient, as torch's have none.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float = SLOPE) -> tuple:
@@ -75,7 +62,6 @@ class BatchNormActFunction(torch.autograd.Function):
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, w, b, mean, variance)
-        ctx.save_for_forward(x, w, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple:
@@ -86,22 +72,6 @@ class BatchNormActFunction(torch.autograd.Function):
         arguments = (grad, x, w, b, mean, variance, *ctx.how)
         grad_input, grad_weight, grad_bias = call(ops.batch_norm_act_backward.default, *arguments)
         return (grad_input, None if w is None else grad_weight, None if b is None else grad_bias, *rest)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: Any) -> tuple:
-        x, w, b = ctx.saved_tensors
-        eps, act, slope = (*ctx.how, SLOPE)[:3]
-        normalised, inv_std = _normalised(x, eps)
-        dz = torch.zeros_like(normalised)
-        if dx is not None:
-            centred = dx.to(dz.dtype) - _per_channel(dx.to(dz.dtype).mean((0, 2, 3)))
-            along = _per_channel((normalised * centred).mean((0, 2, 3)))
-            dz = _affine((centred - normalised * along) * _per_channel(inv_std), w, None)
-        if dw is not None:
-            dz = dz + normalised * _per_channel(dw)
-        if db is not None:
-            dz = dz + _per_channel(db)
-        return activation_backward(dz, _affine(normalised, w, b), act, slope).to(x.dtype), None, None
 
 
 def _forward_in_training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .autograd import (
     single_level,
     taken_apart,
 )
-from .batch_norm import BatchNormActFunction, differentiable_backward
+from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
 from .functional import DTYPES, accumulation_dtype
 
 ops = torch.ops.dwconv_ext
@@ -117,11 +118,14 @@ def _(grad, x, w, b, mean, variance, eps, act, slope=0.01):
     return _like(x, x.shape), grad_weight, torch.empty_like(grad_weight)
 
 
-def _register_autograd(name: str, function: type[torch.autograd.Function], tensors: int) -> None:
+def _register_autograd(
+    name: str, function: type[torch.autograd.Function], tensors: int, parts: Callable[..., Any] | None = None
+) -> None:
     """The Function at the op's Autograd key; where nothing needs a derivative, the op below without the Function's cost.
 
     `tensors`: how many of the leading arguments can be tensors. An activation's name and slope may follow the Function's
-    arguments: where a derivative is wanted it runs after the op, since backward wants what lies between.
+    arguments: where a derivative is wanted it runs after the op, since backward wants what lies between. `parts`: what
+    forward mode and torch.func are given of a Function that has no rules of its own for them.
     """
     taken = len(inspect.signature(function.forward).parameters)
     op = getattr(ops, name).default
@@ -134,6 +138,9 @@ def _register_autograd(name: str, function: type[torch.autograd.Function], tenso
     eager, transformed = single_level(function), single_level(function, forward)
 
     def autograd(*args: Any) -> Any:
+        transformed_op = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+        if parts is not None and transformed_op:
+            return parts(*args)
         needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
         if len(args) > taken and (needed or taken_apart()):
             return activate(op(*args[:taken]), *args[taken:])
@@ -169,7 +176,7 @@ def _(x, packed, block, slopes, residual=None):
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
 _register_autograd("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction, 3)
 _register_autograd("separable_conv2d", SeparableConv2dFunction, 11)
-_register_autograd("batch_norm_act", BatchNormActFunction, 3)
+_register_autograd("batch_norm_act", BatchNormActFunction, 3, by_parts)
 
 
 def _batch_norm_act_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -266,8 +266,8 @@ def test_submodules():
 
 
 def test_equal_submodules_keep_what_each_packed(monkeypatch):
-    packs, pack = [], dwconv_ext.nn.folded_layers.FoldedBlock._pack
-    monkeypatch.setattr(dwconv_ext.nn.folded_layers.FoldedBlock, "_pack", lambda *a: packs.append(1) or pack(*a))
+    packs, pack = [], dwconv_ext.nn.folded_layers._pack
+    monkeypatch.setattr(dwconv_ext.nn.folded_layers, "_pack", lambda *a: packs.append(1) or pack(*a))
     layers = [sequential(16, 16) for _ in range(3)]
     for layer in layers:
         layer.compile(backend="dwconv_ext")

@@ -153,12 +153,23 @@ def test_nothing_is_kept_after_a_reset():
     assert [d() for d in dead] == [None, None]
 
 
-def test_weights_die_with_their_model():
-    """As with torch's backend "eager"."""
-    model = sequential(16, 16)
-    check(model, picture(), wanted={"blocks": 1})
-    dead = weakref.ref(model[0].weight)
-    del model
+@pytest.mark.parametrize(
+    "make, fused",
+    (
+        (lambda: sequential(16, 16), {"blocks": 1}),
+        (lambda: nn.Conv2d(3, 3, 3, groups=3), {"depthwise convolutions": 1}),
+        (lambda: nn.Conv2d(3, 4, 1), {"pointwise convolutions": 1}),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), {"other convolutions": 1}),
+        (lambda: nn.Linear(16, 4), {"linear layers": 1}),
+    ),
+)
+def test_weights_die_with_their_model(make, fused):
+    """As with torch's backend "eager": what is kept of a weight does not hold it."""
+    model = make().eval()
+    first = next(model.parameters())
+    check(model, picture() if first.dim() == 4 and first.shape[0] == 16 else torch.randn(2, 3, 8, 16), wanted=fused)
+    dead = weakref.ref(first)
+    del model, first
     gc.collect()
     assert dead() is None
 

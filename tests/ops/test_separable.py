@@ -20,7 +20,7 @@ from torch import nn
 import dwconv_ext
 from dwconv_ext import FusedDSConv
 from dwconv_ext.nn import folded_weights
-from dwconv_ext.nn.folded_layers import BlockSettings, FoldedBlock
+from dwconv_ext.nn.folded_layers import ConvSettings, FoldedBlock
 
 NONE = (None,) * 4
 
@@ -88,7 +88,8 @@ def test_residual_and_no_bias(layout, dtype):
 def test_packed_weights_give_the_same_bits(block, layout, isa):
     for dtype in DTYPES:
         (x, *weights), conv = operands(BLOCKS[block], dtype, layout)
-        folded = FoldedBlock(BlockSettings(*conv.args(), ("silu", "leaky_relu"), (0.3, 0.2), (0.0, 0.0)))
+        first = ConvSettings(*conv.args(), x.shape[1], "silu", 0.3)
+        folded = FoldedBlock(first, ConvSettings(activation="leaky_relu", slope=0.2))
         tensors = (*weights[:2], *NONE, *weights[2:], *NONE)
         options = {"dw_act": "silu", "pw_act": "leaky_relu", "dw_slope": 0.3, "pw_slope": 0.2}
         want = dwconv_ext.separable_conv2d(x, *weights, *conv.args(), **options)
@@ -99,7 +100,7 @@ def test_packed_weights_give_the_same_bits(block, layout, isa):
         assert calls.count("separable_conv2d_packed") == 2 and calls.count("separable_conv2d_pack") == 1
         assert torch.equal(got, want) and got.stride() == want.stride()
         assert torch.equal(added, dwconv_ext.separable_conv2d(x, *weights, *conv.args(), **options, residual=residual))
-        without = FoldedBlock(BlockSettings(*conv.args(), ("relu", "relu"), (0.0, 0.0), (0.0, 0.0)))
+        without = FoldedBlock(ConvSettings(*conv.args(), x.shape[1], "relu"), ConvSettings(activation="relu"))
         want = dwconv_ext.separable_conv2d(x, weights[0], None, weights[2], None, *conv.args())
         assert torch.equal(without(x, (weights[0], None, *NONE, weights[2], None, *NONE)), want)
 
@@ -108,13 +109,13 @@ def test_what_packed_weights_are_not_for():
     (x, *weights), conv = operands(BLOCKS["panel"], torch.float32, "nchw")
     tensors = (*weights[:2], *NONE, *weights[2:], *NONE)
     residual = torch.randn(1, 64, 7, 8)
-    settings = BlockSettings(*conv.args(), ("relu", "relu"), (0.0, 0.0), (0.0, 0.0))
+    settings = ConvSettings(*conv.args(), x.shape[1], "relu")
 
     def packs(x, residual=None, tensors=tensors, settings=settings):
         calls = []
         try:
             with Recorded(calls):
-                FoldedBlock(settings)(x, tensors, residual)
+                FoldedBlock(settings, ConvSettings(activation="relu"))(x, tensors, residual)
         except (RuntimeError, NotImplementedError):
             return False
         return "separable_conv2d_packed" in calls
