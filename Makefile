@@ -52,7 +52,7 @@ sanitize: environment-test
 	  $(PY) setup.py -q build --build-base build/sanitized --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(PY) -m pytest --capture=sys -o pythonpath="$(SANITIZED) tests/support tests" tests/kernels/test_kernels.py tests/ops/test_memory.py tests/ops/test_depthwise.py \
+	  $(PY) -m pytest --capture=sys -o pythonpath="$(SANITIZED) tests/support tools" tests/kernels/test_kernels.py tests/ops/test_memory.py tests/ops/test_depthwise.py \
 	    tests/ops/test_separable.py tests/ops/test_batch_norm.py
 
 # Where no GPU would run the CUDA half, the demo does not wait for it.

@@ -29,7 +29,10 @@ logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+import hopper  # noqa: E402
+
 os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # pip's ninja, also where the environment is not activated
 PYBIND11 = pybind11.get_include()  # first on the include path: torch's bundled copy refuses the stable ABI's macros
 
@@ -121,8 +124,6 @@ else:
     os.environ["CUDA_HOME"] = str(nvcc.parent.parent)
     print(f"dwconv_ext: building the CPU and CUDA halves: {reason}", file=sys.stderr)
 
-# wgmma is in sm_90a alone: what uses it is compiled apart, for that.
-HOPPER = "csrc/cuda/kernels_hopper.cu"
 with_hopper = nvcc is not None and re.search(r"(^|[;\s])(9\.0|Hopper)", os.environ["TORCH_CUDA_ARCH_LIST"]) is not None
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
 
@@ -149,8 +150,8 @@ extensions = [
         "dwconv_ext._C",
         # The instruction-set files take longest: first, so that they start first. AMX and AVX512-BF16 have few kernels.
         sorted(sources("csrc/cpu/kernels/isa/*.cpp"), key=lambda path: "amx" in path or "bf16" in path)
-        + sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
-        include_dirs=[PYBIND11],
+        + sources("csrc/*.cpp", "csrc/cpu/[!k]*/*.cpp"),
+        include_dirs=[PYBIND11, str(ROOT / "csrc")],
         extra_compile_args=CXX_FLAGS,
         py_limited_api=False,
     )
@@ -162,8 +163,8 @@ if nvcc is not None:
     extensions.append(
         cpp_extension.CUDAExtension(
             "dwconv_ext._C_cuda",
-            [source for source in sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp") if source != HOPPER],
-            include_dirs=[PYBIND11],
+            [source for source in sources("csrc/cuda/**/*.cu", "csrc/cuda/**/*.cpp") if source != hopper.SOURCE],
+            include_dirs=[PYBIND11, str(ROOT / "csrc")],
             extra_compile_args={
                 "cxx": [
                     *CXX_FLAGS,
@@ -233,29 +234,14 @@ class Build(BuildExtension):
         self.begin = time.time()
         self._write_facts()
         if with_hopper:
-            self.hopper_object = Path(self.build_temp, "kernels_hopper.o").absolute()
-            self.hopper = self._start_hopper()
+            self.hopper = hopper.HopperObject(self.build_temp, nvcc, [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS])
+            self.hopper.start()
         super().build_extensions()
-
-    def _start_hopper(self) -> subprocess.Popen | None:
-        """Starts compiling HOPPER beside the rest, unless its object is newer than all it is made from."""
-        read = [p for folder in ("csrc", "csrc/cuda", "csrc/cuda/kernels") for p in (ROOT / folder).iterdir() if p.is_file()]
-        newest = max(path.stat().st_mtime for path in [*read, ROOT / "setup.py"])
-        if self.hopper_object.exists() and self.hopper_object.stat().st_mtime > newest:
-            return None
-        self.hopper_object.parent.mkdir(parents=True, exist_ok=True)
-        flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xcompiler=-fPIC", "-gencode=arch=compute_90a,code=sm_90a"]
-        command = [str(nvcc), *flags, "-c", str(ROOT / HOPPER), "-o", str(self.hopper_object)]
-        print(*command, flush=True)  # as ninja does, which tools/build_time.py reads
-        return subprocess.Popen(command)
 
     def build_extension(self, ext: Extension) -> None:
         begin, used = time.time(), compilers_seconds()
         if with_hopper and ext.name == "dwconv_ext._C_cuda":
-            if self.hopper is not None and self.hopper.wait() != 0:
-                self.hopper_object.unlink(missing_ok=True)
-                raise SystemExit(f"dwconv_ext: {HOPPER} does not compile")
-            add_once(ext.extra_objects, str(self.hopper_object))
+            add_once(ext.extra_objects, self.hopper.finish())
         super().build_extension(ext)
         self._keep_time(ext, begin, used)
 

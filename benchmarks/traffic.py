@@ -1,4 +1,4 @@
-"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tests/emulator), with no GPU.
+"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tools/cuda_emulator), with no GPU.
 
 Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1. Over the
 compulsory bytes, input and output once, that is what the blocks ask of L2; what neighbouring blocks both read comes from memory
@@ -25,13 +25,13 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 
 def load_emulator() -> tuple[Any, Any]:
-    """(the package tests/emulator, its module), built if need be."""
-    tests = str(Path(__file__).parents[1] / "tests")
-    if tests not in sys.path:
-        sys.path.append(tests)
-    import emulator
+    """(the package tools/cuda_emulator, its module), built if need be."""
+    tools = str(Path(__file__).parents[1] / "tools")
+    if tools not in sys.path:
+        sys.path.append(tools)
+    import cuda_emulator
 
-    return emulator, emulator.load()
+    return cuda_emulator, cuda_emulator.load()
 
 
 @dataclass

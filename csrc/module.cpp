@@ -3,9 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "activation.h"
 #include "build_facts.h"  // which setup.py writes
-#include "cpu/plan.h"
+#include "common/activation.h"
+#include "cpu/plan/plan.h"
 #include "watched_tensors.h"
 
 namespace py = pybind11;

@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #ifndef DWCONV_LIBRARY
-#define DWCONV_LIBRARY dwconv_ext  // tests/emulator compiles this file for a namespace of its own
+#define DWCONV_LIBRARY dwconv_ext  // tools/cuda_emulator compiles this file for a namespace of its own
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/cpu_features.h"
+#include "cpu/runtime/cpu_features.h"
 
 namespace dwconv {
 

@@ -63,7 +63,7 @@ def main() -> int:
     python = sys.executable
     parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     # The tests import the emulator, which is built meanwhile.
-    emulator = subprocess.Popen([python, "tests/emulator/__init__.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    emulator = subprocess.Popen([python, "tools/cuda_emulator/__init__.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     steps: dict[str, list[str]] = {
         "build": [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--editable", "."],
         "tests": [python, "-m", "pytest", "-q", "tests/cuda/test_cuda.py", "-m", "gpu", "-p", "no:cacheprovider", *parallel],

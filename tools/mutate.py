@@ -57,7 +57,7 @@ static unsigned long chosen() {{
 const unsigned long planted_fault = chosen();
 """
 # One for the CPU library and one for the emulator's: their builds take all sources of these names.
-SOURCES = ("csrc/cpu/planted_fault.cpp", "csrc/cuda/plan_planted_fault.cpp")
+SOURCES = ("csrc/cpu/ops/planted_fault.cpp", "csrc/cuda/plan/planted_fault.cpp")
 
 
 def number(fault: Fault) -> int:
@@ -127,7 +127,7 @@ def make_copy() -> list[str]:
 
 def build() -> None:
     environment = {**os.environ, "DWCONV_EXT_CUDA": "0", "DWCONV_EXT_CXXFLAGS": FLAGS}
-    for command in (["setup.py", "-q", "build_ext", "--inplace"], ["tests/emulator/__init__.py"]):
+    for command in (["setup.py", "-q", "build_ext", "--inplace"], ["tools/cuda_emulator/__init__.py"]):
         subprocess.run([sys.executable, *command], cwd=COPY, env=environment, check=True)
 
 

@@ -328,7 +328,7 @@ CPU_KERNELS = [
 CPU_REST = [
     Fault(
         "filter_flip",
-        "depthwise_cpu.cpp",
+        "cpu/ops/depthwise.cpp",
         "phase.taps = {first + (count - 1) * step, -step, count};",
         "phase.taps = {first, step, count};",
         "the filter is not flipped in the input gradient",
@@ -336,7 +336,7 @@ CPU_REST = [
     ),
     Fault(
         "multiplier_bias",
-        "depthwise_cpu.cpp",
+        "cpu/ops/depthwise.cpp",
         "pack_bias(dtype, b.const_data_ptr(), s.channels, s.multiplier, «m», plan.weight_pitch, packed_bias);",
         "0",
         "the first filter's bias for all filters of a channel",
@@ -344,7 +344,7 @@ CPU_REST = [
     ),
     Fault(
         "repeated_tile_padding",
-        "depthwise_cpu.cpp",
+        "cpu/ops/depthwise.cpp",
         "q.pad_h = «first - top»;",
         "p.pad_h",
         "tiles of a channel multiplier's repeated rows each begin with the padding",
@@ -376,7 +376,7 @@ CPU_REST = [
     ),
     Fault(
         "parts_by_threads",
-        "cpu/plan.cpp",
+        "cpu/plan/plan.cpp",
         "plan.parts = std::clamp<int64_t>(std::min(affordable, «p.batch * p.out_h / 4»), 1, kMaxParts);",
         "p.batch * p.out_h * machine.threads / 4",
         "the order of the sums depends on the threads",
@@ -384,7 +384,7 @@ CPU_REST = [
     ),
     Fault(
         "block_least_rows",
-        "cpu/plan.cpp",
+        "cpu/plan/plan.cpp",
         "const int64_t most = std::max(budget / row_bytes, «least»);",
         "total_rows",
         "a block's tile may outgrow the cache",
@@ -579,7 +579,7 @@ CUDA = [
     ),
     Fault(
         "cuda_transposed_tiles",
-        "plan_depthwise.cpp",
+        "cuda/plan/depthwise.cpp",
         "t.tiles_w = static_cast<int32_t>(ceil_div(«p.out_w + first_w», t.tile_w));",
         "p.out_w",
         "the last columns of a strided input gradient have no tile",
@@ -587,7 +587,7 @@ CUDA = [
     ),
     Fault(
         "cuda_dilated_misfit",
-        "cuda/plan.cpp",
+        "cuda/plan/plan.cpp",
         'if («!undilated») return "dilated";',
         "false",
         "a kernel for undilated filters is chosen for a dilated one",

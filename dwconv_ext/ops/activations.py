@@ -1,6 +1,6 @@
 """The activations, in one table: as torch computes them, and the modules that stand for them.
 
-csrc/activation.h has the same names, with the kernels' numbers for them; a test holds the two together.
+csrc/common/activation.h has the same names, with the kernels' numbers for them; a test holds the two together.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def _like(x: Tensor, shape: Any) -> Tensor:
 def _fake_convolution(
     op: str, x: Tensor, weight_name: str, w: Tensor, channels: Any, conv: tuple, others: dict[str, Tensor | None]
 ) -> Tensor:
-    """The output without its data, after csrc/checks.h's checks in the same words."""
+    """The output without its data, after csrc/common/checks.h's checks in the same words."""
 
     def check(condition: Any, message: str) -> None:
         torch._check(condition, lambda: f"{op}: {message}")
@@ -91,7 +91,7 @@ def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=Non
 
 
 def _check_channels(op: str, x: Tensor, channels: dict[str, Tensor | None]) -> torch.dtype:
-    """csrc/cpu/batch_norm_cpu.cpp's checks; the accumulation type."""
+    """csrc/cpu/ops/batch_norm.cpp's checks; the accumulation type."""
     torch._check(x.dim() == 4, lambda: f"{op}: input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
     torch._check(x.dtype in DTYPES, lambda: f"{op}: input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
     wide = accumulation_dtype(x.dtype)

@@ -1,4 +1,4 @@
-"""The CUDA kernels: on the emulator (tests/emulator) everywhere, and on a GPU where there is one. One suite for both."""
+"""The CUDA kernels: on the emulator (tools/cuda_emulator) everywhere, and on a GPU where there is one. One suite for both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
-import emulator
+import cuda_emulator as emulator
 import extreme
 import pytest
 import torch
@@ -334,7 +334,8 @@ def test_an_unwritten_output_stays_poisoned():
 ASAN = """
 import sys; sys.path[:0] = {path!r}
 from pathlib import Path
-import torch, emulator
+import torch
+import cuda_emulator as emulator
 E = emulator.load(Path({module!r}))
 if {bug!r}:
     E.run_planted({bug!r}, "forwards")
@@ -374,7 +375,7 @@ def sanitized():
     def run(bug):
         options = "detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0:detect_stack_use_after_return=0"
         code = ASAN.format(
-            path=[str(emulator.ROOT / folder) for folder in ("tests", "tests/support")], module=str(module), bug=bug
+            path=[str(emulator.ROOT / folder) for folder in ("tools", "tests/support")], module=str(module), bug=bug
         )
         environment = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options}
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import emulator
+import cuda_emulator as emulator
 import pytest
 import torch
 

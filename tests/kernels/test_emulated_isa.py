@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulator import one_at_a_time
+from cuda_emulator import one_at_a_time
 
 import dwconv_ext
 

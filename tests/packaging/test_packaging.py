@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dwconv_ext import __main__
-from tools import build_time
+from tools import build_time, hopper
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,11 +165,11 @@ def test_the_report_says_how_long_the_build_took(tmp_path, monkeypatch):
 def test_build_time_measures_the_builds_own_commands(tmp_path):
     """Every source file of the CPU half, with the build's flags; and where it can be built, of the CUDA half."""
     found = build_time.commands(tmp_path / "cpu", None)
-    sources = [path for folder in (".", "cpu", "cpu/kernels/isa") for path in (ROOT / "csrc" / folder).glob("*.cpp")]
+    sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc/cpu").rglob("*.cpp")]
     assert set(found) == {str(path.relative_to(ROOT)) for path in sources}
     assert all(" -O3 -std=c++20 " in command and str(tmp_path) in command for command in found.values())
     if torch.version.cuda is None or shutil.which("nvcc") is None:
         return
     found = build_time.commands(tmp_path / "cuda", build_time.DEVELOPMENT)
-    assert set(found) == {str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cuda").iterdir() if p.suffix in (".cu", ".cpp")}
-    assert "sm_90a" in found["csrc/cuda/kernels_hopper.cu"] and not list(tmp_path.rglob("*.o"))
+    assert set(found) == {str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cuda").rglob("*") if p.suffix in (".cu", ".cpp")}
+    assert "sm_90a" in found[hopper.SOURCE] and not list(tmp_path.rglob("*.o"))

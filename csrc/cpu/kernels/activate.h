@@ -1,8 +1,8 @@
 // The activations on vectors. NaN stays NaN, as in torch.nn.functional.
 #pragma once
 
-#include "../../problem.h"
-#include "simd.h"
+#include "common/problem.h"
+#include "cpu/kernels/simd.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -2,9 +2,9 @@
 // NCHW's transposed planes run, are those of the set DWCONV_CORES, whose vectors are as wide.
 #pragma once
 
-#include "../../problem.h"
-#include "../tiles.h"
-#include "simd.h"
+#include "common/problem.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/runtime/tiles.h"
 
 #if !defined(DWCONV_CORES)
 #define DWCONV_CORES DWCONV_ISA

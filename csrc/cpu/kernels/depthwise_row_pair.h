@@ -2,11 +2,11 @@
 // its tiles (depthwise_forward_nhwc.h takes everything else, and says what a tile is).
 #pragma once
 
-#include "../../problem.h"
-#include "../tiles.h"
-#include "activate.h"
-#include "sequential_rows.h"
-#include "simd.h"
+#include "common/problem.h"
+#include "cpu/kernels/activate.h"
+#include "cpu/kernels/sequential_rows.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/runtime/tiles.h"
 
 namespace dwconv::DWCONV_ISA {
 

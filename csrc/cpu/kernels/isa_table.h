@@ -5,25 +5,25 @@
 
 #if defined(DWCONV_FORWARD_NHWC)
 #define DWCONV_TABLE forward_nhwc_table
-#include "depthwise_forward_nhwc.h"
-#include "depthwise_forward_nhwc_flat.h"
+#include "cpu/kernels/depthwise_forward/depthwise_forward_nhwc.h"
+#include "cpu/kernels/depthwise_forward/depthwise_forward_nhwc_flat.h"
 #elif defined(DWCONV_FORWARD_NCHW)
 #define DWCONV_TABLE forward_nchw_table
-#include "depthwise_forward_nchw_direct.h"
-#include "depthwise_forward_nchw_rows.h"
-#include "depthwise_forward_nchw_transposed.h"
+#include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_direct.h"
+#include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_rows.h"
+#include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_transposed.h"
 #elif defined(DWCONV_BACKWARD)
 #define DWCONV_TABLE backward_table
-#include "depthwise_backward_input.h"
-#include "depthwise_backward_weight_nchw_direct.h"
-#include "depthwise_backward_weight_nchw_rows.h"
-#include "depthwise_backward_weight_nchw_transposed.h"
+#include "cpu/kernels/depthwise_backward/depthwise_backward_input.h"
+#include "cpu/kernels/depthwise_backward/depthwise_backward_weight_nchw_direct.h"
+#include "cpu/kernels/depthwise_backward/depthwise_backward_weight_nchw_rows.h"
+#include "cpu/kernels/depthwise_backward/depthwise_backward_weight_nchw_transposed.h"
 #elif defined(DWCONV_BLOCKS)
 #define DWCONV_TABLE blocks_table
-#include "batch_norm_nchw.h"
-#include "batch_norm_nhwc.h"
-#include "separable_forward.h"
-#include "separable_forward_nchw_direct.h"
+#include "cpu/kernels/batch_norm/batch_norm_nchw.h"
+#include "cpu/kernels/batch_norm/batch_norm_nhwc.h"
+#include "cpu/kernels/separable/separable_forward.h"
+#include "cpu/kernels/separable/separable_forward_nchw_direct.h"
 #endif
 
 namespace dwconv::DWCONV_ISA {
@@ -52,7 +52,7 @@ namespace dwconv::DWCONV_ISA {
 // clang-format on
 
 static const KernelRow kRows[] = {
-#include "../kernels.inc"
+#include "cpu/kernels.inc"
 };
 
 KernelTable DWCONV_TABLE() { return {kRows, static_cast<int32_t>(sizeof kRows / sizeof kRows[0])}; }

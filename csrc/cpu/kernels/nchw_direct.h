@@ -2,11 +2,11 @@
 // depthwise_backward_weight_nchw_direct.h): with masks, which the 64-byte sets have.
 #pragma once
 
-#include "../../problem.h"
-#include "../tiles.h"
-#include "activate.h"
-#include "depthwise_row_pair.h"
-#include "simd.h"
+#include "common/problem.h"
+#include "cpu/kernels/activate.h"
+#include "cpu/kernels/depthwise_row_pair.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/runtime/tiles.h"
 
 namespace dwconv::DWCONV_ISA {
 

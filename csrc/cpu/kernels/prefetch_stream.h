@@ -5,9 +5,9 @@
 // weights are too many for L2, the next panel of them.
 #pragma once
 
-#include "../../problem.h"
-#include "simd.h"
-#include "stage_lines.h"
+#include "common/problem.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/kernels/stage_lines.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -7,8 +7,8 @@
 // (docs/design/cpu-channels-last.md).
 #pragma once
 
-#include "simd.h"
-#include "stage_lines.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/kernels/stage_lines.h"
 
 namespace dwconv::DWCONV_ISA {
 

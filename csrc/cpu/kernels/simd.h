@@ -21,7 +21,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../scalar_types.h"
+#include "cpu/kernels/scalar_types.h"
 
 #define DWCONV_INLINE inline __attribute__((always_inline))
 #define DWCONV_NOINLINE __attribute__((noinline))

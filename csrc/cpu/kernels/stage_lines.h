@@ -9,8 +9,8 @@
 // lines: the outputs' share the few sets too.
 #pragma once
 
-#include "../../problem.h"
-#include "simd.h"
+#include "common/problem.h"
+#include "cpu/kernels/simd.h"
 
 namespace dwconv::DWCONV_ISA {
 

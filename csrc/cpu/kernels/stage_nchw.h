@@ -8,9 +8,9 @@
 // dilation were. Cost: each input element is written and read once more, in L1 or L2.
 #pragma once
 
-#include "../../problem.h"
-#include "../tiles.h"
-#include "simd.h"
+#include "common/problem.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/runtime/tiles.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -11,7 +11,7 @@
 // speed is promised, goes element by element.
 #pragma once
 
-#include "simd.h"
+#include "cpu/kernels/simd.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "device.cuh"
+#include "cuda/kernels/device.cuh"
 
 namespace dwconv::cuda {
 

@@ -5,7 +5,7 @@
 // the channels, 16 bytes a thread. Traffic: input once, output once.
 #pragma once
 
-#include "activate.cuh"
+#include "cuda/kernels/activate.cuh"
 
 namespace dwconv::cuda {
 

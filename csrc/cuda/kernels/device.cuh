@@ -1,6 +1,6 @@
 // What the CUDA kernels share: types, conversions, global accesses, barriers, asynchronous copies, matrix instructions.
 // Torch-free. The kernels name nothing of CUDA's own but what is wrapped here, so that the host's compiler can build the very
-// same sources against tests/emulator, where the threads of a block are fibers.
+// same sources against tools/cuda_emulator, where the threads of a block are fibers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "../args.h"
+#include "cuda/kernels/args.h"
 
 namespace dwconv::cuda {
 

@@ -3,7 +3,7 @@
 // pixels, lie in lines of 64 pixels (128 bytes) a channel, swizzled as rows are, one group of 64 pixels behind the other.
 #pragma once
 
-#include "warp_tile.cuh"
+#include "cuda/kernels/warp_tile.cuh"
 
 namespace dwconv::cuda {
 

@@ -9,7 +9,7 @@
 // decide how many blocks run together, which is what hides the latency of memory.
 #pragma once
 
-#include "taps.cuh"
+#include "cuda/kernels/taps.cuh"
 
 namespace dwconv::cuda {
 

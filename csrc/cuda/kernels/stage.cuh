@@ -1,7 +1,7 @@
 // Tiles in shared memory: how a block brings its input there, each byte once, 16 at a time, and takes NCHW outputs back.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/kernels/device.cuh"
 
 namespace dwconv::cuda {
 

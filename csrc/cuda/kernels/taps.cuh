@@ -7,7 +7,7 @@
 // begin, so that tap(i, j), the tap between the patch's output i and the j-th sample that the patch reads, is a constant.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/kernels/device.cuh"
 
 namespace dwconv::cuda {
 

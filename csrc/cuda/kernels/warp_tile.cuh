@@ -14,7 +14,7 @@
 // ldmatrix serves them all (PTX ISA, "Matrix Fragments for mma.m16n8k16"). Without tensor cores a thread owns 8 x 8 sums.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/kernels/device.cuh"
 
 namespace dwconv::cuda {
 

@@ -1,5 +1,5 @@
 // Compiles the family of kernels that the including file names (isa_table.h).
-#include "../../isa_build.h"
+#include "cpu/kernels/isa/isa_build.h"
 #if defined(DWCONV_BUILDS_AMX)
 DWCONV_BEGIN_TARGET(DWCONV_TARGET_AMX)
 #define DWCONV_ISA amx
@@ -8,6 +8,6 @@ DWCONV_BEGIN_TARGET(DWCONV_TARGET_AMX)
 #define DWCONV_CORES avx512
 #define DWCONV_BFLOAT16_PAIRS
 #define DWCONV_AMX
-#include "../isa_table.h"
+#include "cpu/kernels/isa_table.h"
 DWCONV_END_TARGET
 #endif

@@ -1,2 +1,2 @@
 #define DWCONV_BLOCKS
-#include "amx.h"
+#include "cpu/kernels/isa/amx.h"

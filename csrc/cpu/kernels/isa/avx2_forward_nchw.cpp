@@ -1,2 +1,2 @@
 #define DWCONV_FORWARD_NCHW
-#include "avx2.h"
+#include "cpu/kernels/isa/avx2.h"

@@ -1,2 +1,2 @@
 #define DWCONV_BACKWARD
-#include "avx512.h"
+#include "cpu/kernels/isa/avx512.h"

@@ -1,2 +1,2 @@
 #define DWCONV_BACKWARD
-#include "avx512_bf16.h"
+#include "cpu/kernels/isa/avx512_bf16.h"

@@ -1,2 +1,2 @@
 #define DWCONV_FORWARD_NCHW
-#include "avx512_bf16.h"
+#include "cpu/kernels/isa/avx512_bf16.h"

@@ -1,2 +1,2 @@
 #define DWCONV_BLOCKS
-#include "avx512.h"
+#include "cpu/kernels/isa/avx512.h"

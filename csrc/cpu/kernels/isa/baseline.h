@@ -3,4 +3,4 @@
 #define DWCONV_ISA baseline
 #define DWCONV_ISA_ID Isa::kBaseline
 #define DWCONV_VECTOR_BYTES 16
-#include "../isa_table.h"
+#include "cpu/kernels/isa_table.h"

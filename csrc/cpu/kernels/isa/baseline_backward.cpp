@@ -1,2 +1,2 @@
 #define DWCONV_BACKWARD
-#include "baseline.h"
+#include "cpu/kernels/isa/baseline.h"

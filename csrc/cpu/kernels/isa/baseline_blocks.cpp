@@ -1,2 +1,2 @@
 #define DWCONV_BLOCKS
-#include "baseline.h"
+#include "cpu/kernels/isa/baseline.h"

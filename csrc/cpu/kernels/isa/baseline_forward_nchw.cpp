@@ -1,2 +1,2 @@
 #define DWCONV_FORWARD_NCHW
-#include "baseline.h"
+#include "cpu/kernels/isa/baseline.h"

@@ -1,2 +1,2 @@
 #define DWCONV_FORWARD_NHWC
-#include "baseline.h"
+#include "cpu/kernels/isa/baseline.h"

@@ -1,0 +1,214 @@
+// Argument checks and shape arithmetic shared by the CPU and the CUDA ops. Every message names the op and the argument.
+// Include after defining TORCH_TARGET_VERSION; internal linkage throughout, since two libraries compile it.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/activation.h"
+#include "common/axis.h"
+#include "common/problem.h"
+
+namespace dwconv {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+inline std::string to_string(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+// Strides, paddings and dilations are those of axis.h, which give the same as the caller's.
+struct ConvolutionShape {
+  int64_t batch, channels, multiplier, in_h, in_w, kernel_h, kernel_w;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t out_h, out_w;
+};
+
+inline DType check_dtype(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16 (got scalar type ",
+                      static_cast<int>(tensor.scalar_type()), ")");
+  }
+  return DType::kFloat32;
+}
+
+// Same dtype and device as input.
+inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
+  STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ", name,
+                  " must be on the same device as input");
+  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name,
+                  " must have the same dtype as input (got scalar types ", static_cast<int>(tensor.scalar_type()), " and ",
+                  static_cast<int>(input.scalar_type()), ")");
+}
+
+inline void check_vector(const char* op, const char* name, const Tensor& tensor, int64_t size, const Tensor& input) {
+  check_like_input(op, name, tensor, input);
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size, op, ": ", name, " must be 1-dimensional with ", size,
+                  " elements, but got shape ", to_string(tensor));
+}
+
+inline void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
+  STD_TORCH_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
+  STD_TORCH_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ", least == 0 ? "non-negative" : "positive",
+                  ", but got (", value[0], ", ", value[1], ")");
+}
+
+// Any 64-bit numbers: what they make may not fit 64 bits, and then no step here overflows.
+inline int64_t output_size(const char* op, int dimension, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
+                           int64_t dilation) {
+  const int64_t most = (std::numeric_limits<int64_t>::max() - size) / 2;
+  STD_TORCH_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ",
+                  most);
+  const int64_t padded = size + 2 * pad;
+  int64_t reach = 0;
+  const bool endless = __builtin_mul_overflow(dilation, kernel - 1, &reach) || __builtin_add_overflow(reach, 1, &reach);
+  const char* const side = dimension == 0 ? "height" : "width";
+  STD_TORCH_CHECK(!endless && reach <= padded, op, ": weight's filter is larger than the padded input along ", side,
+                  ": dilation * (kernel - 1) + 1 = ", endless ? "more than 2^63" : std::to_string(reach), ", but padded input ",
+                  side, " is ", padded);
+  return (padded - reach) / stride + 1;
+}
+
+// A filter on an image with at least one pixel.
+inline ConvolutionShape check_filter(const char* op, const Tensor& input, int64_t kernel_h, int64_t kernel_w, const Ints& stride,
+                                     const Ints& padding, const Ints& dilation) {
+  STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
+                  to_string(input));
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  ConvolutionShape s = {};
+  s.batch = input.size(0);
+  s.channels = input.size(1);
+  s.multiplier = 1;
+  s.in_h = input.size(2);
+  s.in_w = input.size(3);
+  s.kernel_h = kernel_h;
+  s.kernel_w = kernel_w;
+  s.out_h = output_size(op, 0, s.in_h, s.kernel_h, stride[0], padding[0], dilation[0]);
+  s.out_w = output_size(op, 1, s.in_w, s.kernel_w, stride[1], padding[1], dilation[1]);
+  const Axis h = within_sizes({s.in_h, s.kernel_h, s.out_h, stride[0], padding[0], dilation[0]});
+  const Axis w = within_sizes({s.in_w, s.kernel_w, s.out_w, stride[1], padding[1], dilation[1]});
+  s.stride_h = h.stride, s.stride_w = w.stride;
+  s.pad_h = h.pad, s.pad_w = w.pad;
+  s.dilation_h = h.dilation, s.dilation_w = w.dilation;
+  return s;
+}
+
+inline ConvolutionShape check_convolution(const char* op, const Tensor& input, const char* weight_name, const Tensor& weight,
+                                          const Ints& stride, const Ints& padding, const Ints& dilation) {
+  STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", weight_name, " must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape ",
+                  to_string(weight));
+  check_dtype(op, "input", input);
+  check_like_input(op, weight_name, weight, input);
+  const int64_t channels = input.size(1);
+  STD_TORCH_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
+  STD_TORCH_CHECK(weight.size(1) == 1 && weight.size(0) > 0 && weight.size(0) % channels == 0, op, ": ", weight_name,
+                  " must have shape (C * multiplier, 1, kH, kW) with C = ", channels, " channels of input, but got ",
+                  to_string(weight));
+  STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name,
+                  " must have a non-empty filter, but got shape ", to_string(weight));
+  ConvolutionShape s = check_filter(op, input, weight.size(2), weight.size(3), stride, padding, dilation);
+  s.multiplier = weight.size(0) / channels;
+  return s;
+}
+
+// Before anything is reckoned from the output's size.
+inline void check_output(const char* op, const Tensor& input, const ConvolutionShape& s, int64_t out_channels,
+                         const Ints& padding) {
+  constexpr double kMostBytes = 281474976710656.0;  // 2^48, more than a process can address
+  double bytes = static_cast<double>(input.element_size());
+  for (int64_t size : {s.batch, out_channels, s.out_h, s.out_w}) bytes *= static_cast<double>(size);
+  STD_TORCH_CHECK(bytes < kMostBytes, op, ": the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
+                  "] is too large to allocate: padding is (", padding[0], ", ", padding[1], ")");
+}
+
+inline void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input, const ConvolutionShape& s) {
+  check_like_input(op, "grad_output", grad_output, input);
+  const int64_t out_channels = s.channels * s.multiplier;
+  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == out_channels &&
+                      grad_output.size(2) == s.out_h && grad_output.size(3) == s.out_w,
+                  op, ": grad_output must have the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
+                  "], but got ", to_string(grad_output));
+}
+
+inline void check_mask(const char* op, const std::vector<bool>& output_mask) {
+  STD_TORCH_CHECK(output_mask.size() == 3, op, ": output_mask must have 3 values, but got ", output_mask.size());
+}
+
+inline Activation check_activation(const char* op, const char* name, const std::string& value, double slope) {
+  const auto known = [] {
+    std::string names;
+    for (const ActivationName& entry : kActivationNames) names += (names.empty() ? "" : ", ") + std::string(entry.name);
+    return names;
+  };
+  Activation activation;
+  STD_TORCH_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known(), ", but got '",
+                  value, "'");
+  activation.slope = slope;
+  return activation;
+}
+
+// nn.Conv2d's rule (c10's is_channels_last_strides_2d): channels_last where the strides say so and NCHW does not fit too.
+inline bool strides_say_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
+  }
+  return true;
+}
+
+inline Layout layout_of(const Tensor& t) { return strides_say_channels_last(t) ? Layout::kNHWC : Layout::kNCHW; }
+
+inline torch::headeronly::MemoryFormat memory_format(Layout layout) {
+  return layout == Layout::kNHWC ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
+}
+
+// Kernels need unit stride along their lanes and no expanded dimension; slices and other views pass as they are.
+inline Tensor as_layout(const Tensor& t, Layout layout) {
+  const int64_t lane = layout == Layout::kNHWC ? 1 : 3;
+  const bool unit = t.stride(lane) == 1 || t.size(lane) == 1;
+  const bool other = t.stride(layout == Layout::kNHWC ? 3 : 2) != 0;
+  return unit && other ? t : torch::stable::contiguous(t, memory_format(layout));
+}
+
+// Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.
+inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) {
+  const int64_t c = size[1], h = size[2], w = size[3];
+  const int64_t nchw[4] = {c * h * w, h * w, w, 1}, nhwc[4] = {h * w * c, 1, w * c, c};
+  int32_t dtype = 0, device_type = 0;
+  AtenTensorHandle output = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), layout == Layout::kNHWC ? nhwc : nchw, dtype, device_type,
+                                                  like.get_device_index(), &output));
+  return Tensor(output);
+}
+
+}  // namespace
+}  // namespace dwconv

@@ -1,0 +1,220 @@
+// Fused block for inference, both layouts:
+//
+//   out = pw_act(pw_weight . dw_act(depthwise(in) + dw_bias) + pw_bias) + residual
+//
+// A tile is a range of output rows (across images) times a range of output channels. Its depthwise result goes to scratch as
+// [pixel][channel], in the type that the product multiplies, and stays in L2; the pointwise product (pointwise_product.h,
+// pointwise_amx.h) reads it from there, a panel of output channels at a time.
+//
+// NCHW: a vector of planes at a time is transposed into the depthwise stage (transpose.h), and each panel's product is
+// transposed back; everything between is the same.
+// Traffic: input (plus halo rows) and output once; the pointwise weights once a tile of pixels, from L2 or L3.
+#pragma once
+
+#include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_transposed.h"
+#include "cpu/kernels/pointwise/pointwise_product.h"
+#if defined(DWCONV_AMX)
+#include "cpu/kernels/pointwise/pointwise_amx.h"
+#endif
+
+namespace dwconv::DWCONV_ISA {
+
+template <class T>
+struct ProductOf {
+  using type = RegisterProduct<typename AccumulateType<T>::type>;
+};
+#if defined(DWCONV_AMX)
+template <>
+struct ProductOf<BFloat16> {
+  using type = TileProduct;
+};
+#elif defined(DWCONV_BFLOAT16_PAIRS)
+template <>
+struct ProductOf<BFloat16> {
+  using type = RegisterProduct<BFloat16Pair>;
+};
+#endif
+
+template <class P>
+DWCONV_INLINE int64_t padded_channels(int64_t channels) {
+  return (channels + P::kDepthMultiple - 1) / P::kDepthMultiple * P::kDepthMultiple;
+}
+
+// Elements from pixel to pixel of the middle: whole vectors, and a cache line more, which keeps pixels out of one another's
+// cache sets where the channels are a power of two.
+template <class P>
+DWCONV_INLINE int64_t middle_pitch(int64_t channels) {
+  constexpr int64_t kVec = kLanes<typename P::A>, kLine = kCacheLine / sizeof(typename P::Middle);
+  const int64_t padded = padded_channels<P>(channels);
+  return (padded + kVec - 1) / kVec * kVec + kLine;
+}
+
+// Output rows [row, row + rows) of the N * out_h: calls body(n, y, count, first pixel of the tile) for each image's share.
+template <class Body>
+DWCONV_INLINE void for_each_image(const DepthwiseProblem& p, int64_t row, int64_t rows, Body body) {
+  for (int64_t done = 0; done < rows;) {
+    const int64_t n = (row + done) / p.out_h, y = (row + done) % p.out_h;
+    const int64_t count = rows - done < p.out_h - y ? rows - done : p.out_h - y;
+    body(n, y, count, done * p.out_w);
+    done += count;
+  }
+}
+
+// The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
+template <class T, class A, class M, bool kNhwc>
+void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
+  const DepthwiseProblem& whole = args.depthwise.problem;
+  DepthwiseArgs stage = args.depthwise;
+  DepthwiseProblem& p = stage.problem;
+  p.batch = 1;
+  p.far_input = p.far_output = false;  // separable_tiles prefetches them
+  p.dtype = kNhwc ? kDType<T> : kDType<A>;
+  p.out_dtype = kDType<M>;
+  p.out_stride_w = pitch;
+  p.out_stride_h = whole.out_w * pitch;
+  for_each_image(whole, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
+    const T* const image = static_cast<const T*>(args.depthwise.input) + n * whole.in_stride_n;
+    stage.rows_per_tile = count;
+    if constexpr (kNhwc) {
+      p.out_h = count;
+      p.pad_h = whole.pad_h - y * whole.stride_h;
+      stage.input = image;
+      stage.output = middle + pixel * pitch;
+      args.depthwise_kernel(stage, nullptr, one_tile());
+    } else {
+      constexpr int kVec = kLanes<A>;
+      const Range in_rows = crop_input(whole, y, count, &p);
+      p.in_stride_w = kVec;
+      p.in_stride_h = whole.in_w * kVec;
+      stage.input = staged;
+      for (int64_t c = 0; c < whole.channels; c += kVec) {
+        const int lanes = lanes_left(whole.channels - c, kVec);
+        const T* from[kVec];
+        for (int l = 0; l < lanes; ++l) from[l] = image + (c + l) * whole.in_stride_c + in_rows.begin * whole.in_stride_h;
+        planes_to_lanes<T, A>(from, 0, lanes, p.in_h, whole.in_w, whole.in_stride_h, staged);
+        p.channels = lanes;
+        stage.weight = static_cast<const A*>(args.depthwise.weight) + c;
+        stage.bias = args.depthwise.bias ? static_cast<const A*>(args.depthwise.bias) + c : nullptr;
+        stage.output = middle + pixel * pitch + c;
+        args.depthwise_kernel(stage, nullptr, one_tile());
+      }
+    }
+  });
+}
+
+// A panel's product, [pixel][kPanel], to the planes of its output channels.
+template <class T, class A>
+void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int64_t channel, int columns, const A* product) {
+  constexpr int kVec = kLanes<A>;
+  const DepthwiseProblem& p = args.depthwise.problem;
+  const int64_t plane = p.out_h * p.out_w;
+  for_each_image(p, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
+    for (int j = 0; j < columns; j += kVec) {
+      const int lanes = lanes_left(columns - j, kVec);
+      const int64_t first = (n * args.out_channels + channel + j) * plane + y * p.out_w;
+      T* to[kVec];
+      const T* residual[kVec];
+      for (int l = 0; l < lanes; ++l) {
+        to[l] = static_cast<T*>(args.output) + first + l * plane;
+        residual[l] = static_cast<const T*>(args.residual) + first + l * plane;
+      }
+      for (int l = lanes; l < kVec; ++l) residual[l] = residual[0];
+      lanes_to_piece<T, A>(product + pixel * kPanel<A> + j, kPanel<A>, lanes, count * p.out_w, 0, 1, to,
+                           args.residual ? residual : nullptr);
+    }
+  });
+}
+
+// Bytes of scratch a worker needs.
+template <class T, int = 0>
+int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
+  const int64_t pixel = middle_pitch<P>(p.channels) * sizeof(typename P::Middle) + kPanel<A> * sizeof(A);
+  return P::padded_pixels(rows_per_tile * p.out_w) * pixel;
+}
+
+template <class T, int = 0>
+int64_t separable_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
+  const int64_t staged = most_input_rows(p, rows_per_tile < p.out_h ? rows_per_tile : p.out_h) * p.in_w * kLanes<A>;
+  const int64_t product = P::padded_pixels(rows_per_tile * p.out_w) * kPanel<A>;
+  const int64_t more = staged > product ? staged - product : 0;
+  return separable_forward_nhwc_scratch<T>(p, rows_per_tile) + more * static_cast<int64_t>(sizeof(A));
+}
+
+template <class T, bool kNhwc>
+void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
+  using P = typename ProductOf<T>::type;
+  using A = typename P::A;
+  using M = typename P::Middle;
+  const DepthwiseProblem& p = args.depthwise.problem;
+  const int64_t total_rows = p.batch * p.out_h;
+  const int64_t pitch = middle_pitch<P>(p.channels);
+  const int64_t depth = padded_channels<P>(p.channels);
+  const int64_t panels = (args.out_channels + kPanel<A> - 1) / kPanel<A>;
+  const int64_t tile_pixels = args.rows_per_tile * p.out_w;
+  M* const middle = static_cast<M*>(scratch);
+  const int64_t middle_size = P::padded_pixels(tile_pixels) * pitch;
+  // The product, or its sums so far; in NCHW the staging of the depthwise stage before.
+  A* const product = reinterpret_cast<A*>(middle + middle_size);
+  if (depth != p.channels) memset(middle, 0, middle_size * sizeof(M));  // the channels that no stage writes
+  const P pointwise(tile_pixels);
+  int64_t staged_row = -1;
+  for (int64_t tile; next_tile(tiles, &tile);) {
+    const int64_t row = tile / args.splits * args.rows_per_tile;
+    const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
+    const int64_t split = tile % args.splits;
+    if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
+    staged_row = row;
+    const int64_t first_panel = panels * split / args.splits, end_panel = panels * (split + 1) / args.splits;
+    const int64_t work = rows * p.out_w * p.channels;  // of a panel
+    ProductPrefetch upcoming;
+    upcoming.output = p.far_output;
+    if (p.far_input && split + 1 == args.splits && row + rows < total_rows) {
+      const int64_t left = total_rows - row - rows;
+      upcoming.input = next_input(p, static_cast<const T*>(args.depthwise.input), row + rows, rows < left ? rows : left,
+                                  (end_panel - first_panel) * work);
+    }
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+      const int64_t j = panel * kPanel<A>;
+      const int columns = lanes_left(args.out_channels - j, kPanel<A>);
+      const M* const weight = static_cast<const M*>(args.pw_weight) + j * depth;
+      const A* const bias = static_cast<const A*>(args.pw_bias) + j;
+      if (panel + 1 < panels) upcoming.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
+      const auto multiply = [&](const auto& to) {
+        pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to, upcoming);
+      };
+      if constexpr (kNhwc) {
+        const int64_t first = row * p.out_w * args.out_channels + j;
+        const T* const residual = args.residual ? static_cast<const T*>(args.residual) + first : nullptr;
+        multiply(GemmTarget<T>{static_cast<T*>(args.output) + first, residual, args.out_channels, 0, columns});
+      } else {
+        multiply(GemmTarget<A>{product, nullptr, kPanel<A>, 0, columns});
+        product_to_planes<T, A>(args, row, rows, j, columns, product);
+      }
+    }
+  }
+}
+
+template <class T>
+void separable_forward_nhwc(const SeparableArgs& args, void* scratch, Tiles tiles) {
+  separable_tiles<T, true>(args, scratch, tiles);
+}
+
+template <class T>
+void separable_forward_nchw_transposed(const SeparableArgs& args, void* scratch, Tiles tiles) {
+  separable_tiles<T, false>(args, scratch, tiles);
+}
+
+template <class T>
+constexpr PointwiseFormat pointwise_format() {
+  using P = typename ProductOf<T>::type;
+  constexpr DType kind = sizeof(typename P::Middle) == 8   ? DType::kFloat64
+                         : sizeof(typename P::Middle) == 4 ? DType::kFloat32
+                                                           : DType::kBFloat16;
+  return {kPanel<typename P::A>, P::kDepthMultiple, kind};
+}
+
+}  // namespace dwconv::DWCONV_ISA

@@ -1,0 +1,194 @@
+// batch_norm_act and its backward on the CPU: checks, output allocation, plan, launch.
+#define TORCH_TARGET_VERSION 0x020a000000000000
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cpu/kernels/batch_norm/batch_norm_channel.h"
+#include "cpu/ops/launch.h"
+
+namespace dwconv {
+namespace {
+
+constexpr const char* kForward = "batch_norm_act";
+constexpr const char* kBackward = "batch_norm_act_backward";
+constexpr int64_t kConstants = 5, kVector = 16;  // values of a channel; elements readable past the last channel
+
+ScalarType accumulate_scalar(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
+
+void check_channels(const char* op, const char* name, const Tensor& values, const Tensor& input, DType dtype) {
+  STD_TORCH_CHECK(values.is_cpu(), op, ": ", name, " must be on the same device as input");
+  STD_TORCH_CHECK(values.scalar_type() == accumulate_scalar(dtype), op, ": ", name, " must be ",
+                  dtype == DType::kFloat64 ? "float64" : "float32", " for this input (got scalar type ",
+                  static_cast<int>(values.scalar_type()), ")");
+  STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == input.size(1), op, ": ", name, " must be 1-dimensional with ",
+                  input.size(1), " elements, but got shape ", to_string(values));
+}
+
+// The arguments that both passes have, checked; the tensors in `kept` outlive the call.
+BatchNormArgs common_args(const char* op, const Tensor& input, const std::optional<Tensor>& weight,
+                          const std::optional<Tensor>& bias, double eps, const std::string& act, double slope,
+                          std::vector<Tensor>* kept) {
+  STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  const DType dtype = check_dtype(op, "input", input);
+  STD_TORCH_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
+  STD_TORCH_CHECK(eps >= 0, op, ": eps must be non-negative, but got ", eps);
+  BatchNormArgs args;
+  args.eps = eps;
+  DepthwiseProblem& p = args.problem;
+  p.dtype = p.out_dtype = dtype;
+  p.layout = layout_of(input);
+  p.batch = input.size(0), p.channels = input.size(1);
+  p.in_h = p.out_h = input.size(2), p.in_w = p.out_w = input.size(3);
+  p.kernel_h = p.kernel_w = 1;
+  p.activation = check_activation(op, "act", act, slope);
+  const auto values = [&](const char* name, const Tensor& t) -> const void* {
+    check_channels(op, name, t, input, dtype);
+    kept->push_back(torch::stable::contiguous(t));
+    return kept->back().const_data_ptr();
+  };
+  if (weight) args.weight = values("weight", *weight);
+  if (bias) args.bias = values("bias", *bias);
+  kept->push_back(torch::stable::contiguous(input, memory_format(p.layout)));
+  args.input = kept->back().const_data_ptr();
+  return args;
+}
+
+template <class A>
+void set_constants(A* constants, int64_t pitch, int64_t c, const ChannelConstants<A>& k) {
+  const A values[kConstants] = {k.mean, k.scale, k.bias, k.slope, k.offset};
+  for (int64_t i = 0; i < kConstants; ++i) constants[i * pitch + c] = values[i];
+}
+
+template <class A>
+A* new_constants(BatchNormArgs* args) {
+  args->constants_pitch = args->problem.channels + kVector;
+  const int64_t bytes = kConstants * args->constants_pitch * static_cast<int64_t>(sizeof(A));
+  A* const constants = static_cast<A*>(workspace(Workspace::kChannelConstants, bytes));
+  memset(constants, 0, bytes);
+  args->constants = constants;
+  return constants;
+}
+
+void run_kernel(const Plan& plan, const BatchNormArgs& args) {
+  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->batch_norm(args, scratch, tiles); });
+}
+
+// channels_last: the sums of all parts, then the constants of each channel.
+void run_sums(const Plan& plan, BatchNormArgs* args) {
+  const int64_t bytes = plan.parts * 2 * args->problem.channels * static_cast<int64_t>(sizeof(double));
+  args->partial = static_cast<double*>(workspace(Workspace::kPartial, bytes));
+  args->parts = plan.parts;
+  args->wants_sums = true;
+  run_kernel(plan, *args);
+  args->wants_sums = false;
+}
+
+template <class A>
+void join_moments(BatchNormArgs* args) {
+  A* const constants = new_constants<A>(args);
+  const DepthwiseProblem& p = args->problem;
+  double* const mean = args->partial;
+  double* const squares = mean + p.channels;
+  for (int64_t part = 1; part < args->parts; ++part) {
+    const PartOfPixels range = pixels_of_part(*args, part);
+    const JoinWeights weights = join_weights(range.begin, range.end - range.begin);
+    const double* const its_mean = args->partial + part * 2 * p.channels;
+    for (int64_t c = 0; c < p.channels; ++c) join(weights, its_mean[c], its_mean[p.channels + c], &mean[c], &squares[c]);
+  }
+  for (int64_t c = 0; c < p.channels; ++c) {
+    Moments moments;
+    moments.count = p.batch * p.in_h * p.in_w, moments.mean = mean[c], moments.squares = squares[c];
+    set_constants(constants, args->constants_pitch, c, forward_constants<A>(*args, c, moments));
+  }
+}
+
+template <class A>
+void run_backward(const Plan& plan, BatchNormArgs* args) {
+  A* const constants = new_constants<A>(args);
+  const int64_t channels = args->problem.channels;
+  for (int64_t c = 0; c < channels; ++c) set_constants(constants, args->constants_pitch, c, saved_constants<A>(*args, c));
+  run_sums(plan, args);
+  for (int64_t c = 0; c < channels; ++c) {
+    GradSums sums;
+    for (int64_t part = 0; part < args->parts; ++part) {
+      const double* const its = args->partial + part * 2 * channels;
+      sums.grad += its[c];
+      sums.product += its[channels + c];
+    }
+    ChannelConstants<A> k = saved_constants<A>(*args, c);
+    backward_constants<A>(*args, c, sums, &k);
+    set_constants(constants, args->constants_pitch, c, k);
+  }
+  run_kernel(plan, *args);
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& input, const std::optional<Tensor>& weight,
+                                                  const std::optional<Tensor>& bias, double eps, const std::string act,
+                                                  double slope) {
+  std::vector<Tensor> kept;
+  BatchNormArgs args = common_args(kForward, input, weight, bias, eps, act, slope, &kept);
+  const DepthwiseProblem& p = args.problem;
+  const auto values = [&] { return torch::stable::empty(Ints{p.channels}, accumulate_scalar(p.dtype)); };
+  const Tensor mean = values(), variance = values();
+  args.mean = mean.mutable_data_ptr();
+  args.variance = variance.mutable_data_ptr();
+  const Plan& plan = plan_for<Plan>(Op::kBatchNorm, Pass::kForward, p, 0, [&](const IsaKernels& isa, const Machine& here) {
+    return plan_batch_norm(p, false, isa, here);
+  });
+  log_plan(p, plan);
+  const bool wide = p.dtype == DType::kFloat64;
+  if (p.layout == Layout::kNHWC) {
+    run_sums(plan, &args);
+    wide ? join_moments<double>(&args) : join_moments<float>(&args);
+  }
+  const Tensor output = fresh_output(input, {p.batch, p.channels, p.in_h, p.in_w}, p.layout);
+  args.output = output.mutable_data_ptr();
+  run_kernel(plan, args);
+  return {output, mean, variance};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_output, const Tensor& input,
+                                                           const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                                                           const Tensor& mean, const Tensor& variance, double eps,
+                                                           const std::string act, double slope) {
+  std::vector<Tensor> kept;
+  BatchNormArgs args = common_args(kBackward, input, weight, bias, eps, act, slope, &kept);
+  const DepthwiseProblem& p = args.problem;
+  check_like_input(kBackward, "grad_output", grad_output, input);
+  STD_TORCH_CHECK(to_string(grad_output) == to_string(input), kBackward, ": grad_output must have input's shape ",
+                  to_string(input), ", but got ", to_string(grad_output));
+  check_channels(kBackward, "mean", mean, input, p.dtype);
+  check_channels(kBackward, "variance", variance, input, p.dtype);
+  const Tensor dense_mean = torch::stable::contiguous(mean), dense_variance = torch::stable::contiguous(variance);
+  args.mean = dense_mean.mutable_data_ptr();
+  args.variance = dense_variance.mutable_data_ptr();
+  const Tensor grad = torch::stable::contiguous(grad_output, memory_format(p.layout));
+  args.grad_output = grad.const_data_ptr();
+  const auto values = [&] { return torch::stable::empty(Ints{p.channels}, accumulate_scalar(p.dtype)); };
+  const Tensor grad_weight = values(), grad_bias = values();
+  args.grad_weight = grad_weight.mutable_data_ptr();
+  args.grad_bias = grad_bias.mutable_data_ptr();
+  const Plan& plan = plan_for<Plan>(Op::kBatchNorm, Pass::kBackward, p, 0, [&](const IsaKernels& isa, const Machine& here) {
+    return plan_batch_norm(p, true, isa, here);
+  });
+  log_plan(p, plan);
+  const Tensor grad_input = fresh_output(input, {p.batch, p.channels, p.in_h, p.in_w}, p.layout);
+  args.output = grad_input.mutable_data_ptr();
+  if (p.layout == Layout::kNCHW) {
+    run_kernel(plan, args);
+  } else if (p.dtype == DType::kFloat64) {
+    run_backward<double>(plan, &args);
+  } else {
+    run_backward<float>(plan, &args);
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace dwconv
+
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("batch_norm_act", TORCH_BOX(&dwconv::batch_norm_act));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&dwconv::batch_norm_act_backward));
+}

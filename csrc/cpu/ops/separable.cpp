@@ -1,0 +1,146 @@
+// separable_conv2d on the CPU, with weights as the modules keep them and packed: checks, output allocation, problem, plan,
+// launch.
+#define TORCH_TARGET_VERSION 0x020a000000000000
+#include <torch/csrc/stable/library.h>
+
+#include "common/separable_checks.h"
+#include "cpu/ops/launch.h"
+
+namespace dwconv {
+namespace {
+
+constexpr const char* kPack = "separable_conv2d_pack";
+constexpr const char* kPacked = "separable_conv2d_packed";
+
+// Weights of a block whose shapes have been checked, into block_bytes() at `packed`.
+void pack(const BlockFormat& format, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
+          const std::optional<Tensor>& pw_bias, void* packed) {
+  const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
+  const Tensor dw = dense(dw_weight), pw = dense(pw_weight);
+  const Tensor db = dw_bias ? dense(*dw_bias) : dw, pb = pw_bias ? dense(*pw_bias) : pw;
+  pack_block(format, check_dtype(kPack, "dw_weight", dw_weight),
+             {dw.const_data_ptr(), dw_bias ? db.const_data_ptr() : nullptr, pw.const_data_ptr(),
+              pw_bias ? pb.const_data_ptr() : nullptr, nullptr},
+             packed);
+}
+
+// A block's weights in the order this CPU's kernels read, for many calls with the same.
+Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
+                             const std::optional<Tensor>& pw_bias, const std::string isa, const std::string input_dtype) {
+  STD_TORCH_CHECK(isa == selected_isa().name, kPack, ": isa must be the selected instruction set, ", selected_isa().name,
+                  ", but got '", isa, "'");
+  STD_TORCH_CHECK(dw_weight.dim() == 4 && dw_weight.size(0) > 0 && dw_weight.size(1) == 1 && dw_weight.numel() > 0, kPack,
+                  ": dw_weight must have shape (C, 1, kH, kW), but got ", to_string(dw_weight));
+  DType dtype = check_dtype(kPack, "dw_weight", dw_weight);
+  if (!input_dtype.empty() && input_dtype != dtype_name(dtype)) {
+    STD_TORCH_CHECK(dtype == DType::kFloat32 && (input_dtype == "bfloat16" || input_dtype == "float16"), kPack,
+                    ": input_dtype must be the weights', or bfloat16 or float16 where these are float32, but got '", input_dtype,
+                    "'");
+    dtype = input_dtype == "bfloat16" ? DType::kBFloat16 : DType::kFloat16;
+  }
+  const int64_t channels = dw_weight.size(0);
+  check_pointwise(kPack, dw_bias, pw_weight, pw_bias, channels, dw_weight);
+  const BlockFormat format = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels,
+                                          pw_weight.size(0), dw_weight.size(2), dw_weight.size(3));
+  const Tensor packed = torch::stable::empty({block_bytes(format)}, ScalarType::Byte, std::nullopt, dw_weight.device());
+  pack(format, dw_weight, dw_bias, pw_weight, pw_bias, packed.mutable_data_ptr());
+  return packed;
+}
+
+struct Block {
+  ConvolutionShape shape;
+  int64_t out_channels;
+  Activation dw_activation, pw_activation;
+};
+
+template <class Weights>  // weights(PointwiseFormat) -> BlockWeights
+Tensor run_block(const Tensor& input, const Block& block, const std::optional<Tensor>& residual, Weights weights) {
+  const ConvolutionShape& s = block.shape;
+  const DType dtype = check_dtype(kSeparable, "input", input);
+  const Layout layout = layout_of(input);
+  const Ints size = {s.batch, block.out_channels, s.out_h, s.out_w};
+  if (s.batch == 0) return fresh_output(input, size, layout);
+
+  SeparableArgs args;
+  DepthwiseProblem& p = args.depthwise.problem;
+  p = forward_problem(s, dtype, layout);
+  p.activation = block.dw_activation;
+  const Tensor x = as_layout(input, layout);
+  set_input(p, x);
+  const SeparablePlan& plan = plan_for<SeparablePlan>(
+      Op::kSeparable, Pass::kForward, p, block.out_channels,
+      [&](const IsaKernels& isa, const Machine& here) { return plan_separable(p, block.out_channels, isa, here); });
+  log_plan(p, plan.whole, block.out_channels);
+
+  const BlockWeights w = weights(plan.whole.row->pointwise);
+  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
+  args.depthwise.input = x.const_data_ptr();
+  args.depthwise.weight = plan.depthwise.row->weight_order == Layout::kNHWC ? w.dw_weight : w.dw_weight_planes;
+  args.depthwise.bias = w.dw_bias;
+  args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
+  args.depthwise_kernel = plan.depthwise.row->depthwise;
+  args.out_channels = block.out_channels;
+  args.pw_weight = w.pw_weight;
+  args.pw_bias = w.pw_bias;
+  args.residual = residual ? added.const_data_ptr() : nullptr;
+  args.activation = block.pw_activation;
+  const Tensor output = fresh_output(input, size, layout);  // last: see workspace.h
+  args.output = output.mutable_data_ptr();
+  args.rows_per_tile = plan.whole.rows_per_tile;
+  args.splits = plan.splits;
+  set_prefetch(plan.whole, &p);
+  run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
+  return output;
+}
+
+Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,
+                        const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, const Ints stride, const Ints padding,
+                        const Ints dilation, const std::string dw_act, const std::string pw_act,
+                        const std::optional<Tensor>& residual, double dw_slope, double pw_slope, bool /*allow_tf32*/) {
+  const Block block = {check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual),
+                       pw_weight.size(0), check_activation(kSeparable, "dw_act", dw_act, dw_slope),
+                       check_activation(kSeparable, "pw_act", pw_act, pw_slope)};
+  return run_block(input, block, residual, [&](const PointwiseFormat& pointwise) {
+    const ConvolutionShape& s = block.shape;
+    const BlockFormat format = block_format(selected_isa(), check_dtype(kSeparable, "input", input), pointwise, s.channels,
+                                            block.out_channels, s.kernel_h, s.kernel_w);
+    void* const packed = workspace(Workspace::kBlockWeight, block_bytes(format));
+    pack(format, dw_weight, dw_bias, pw_weight, pw_bias, packed);
+    return packed_weights(format, packed);
+  });
+}
+
+// block: out_channels, the filter's height and width, stride, padding, dilation (height and width each), the activations'
+// numbers (problem.h), all that the output's shape depends on first.
+Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
+                               const std::optional<Tensor>& residual) {
+  constexpr int64_t kActivations = std::size(kActivationNames);
+  STD_TORCH_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  STD_TORCH_CHECK(block.size() == 11 && slopes.size() == 2 && block[9] >= 0 && block[9] < kActivations && block[10] >= 0 &&
+                      block[10] < kActivations,
+                  kPacked, ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
+  const DType dtype = check_dtype(kPacked, "input", input);
+  const BlockFormat wanted =
+      block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), input.size(1), block[0], block[1], block[2]);
+  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&
+                      packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
+                      packed.size(0) == block_bytes(wanted),
+                  kPacked, ": packed must be what ", kPack, " made on this CPU of weights for ", wanted.channels,
+                  " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
+  const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
+  const Block b = {
+      check_filter(kPacked, input, block[1], block[2], {block[3], block[4]}, {block[5], block[6]}, {block[7], block[8]}),
+      block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
+  check_output(kPacked, input, b.shape, b.out_channels, {block[5], block[6]});
+  if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
+  return run_block(input, b, residual, [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });
+}
+
+}  // namespace
+}  // namespace dwconv
+
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("separable_conv2d", TORCH_BOX(&dwconv::separable_conv2d));
+  m.impl("separable_conv2d_pack", TORCH_BOX(&dwconv::separable_conv2d_pack));
+  m.impl("separable_conv2d_packed", TORCH_BOX(&dwconv::separable_conv2d_packed));
+}

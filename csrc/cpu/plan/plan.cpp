@@ -1,0 +1,328 @@
+#include "cpu/plan/plan.h"
+
+#include <algorithm>
+
+namespace dwconv {
+
+namespace {
+
+constexpr int64_t kMinElementsAWorker = 1 << 14;  // below it a second thread costs more than it brings (a few us)
+constexpr int64_t kRowTile = 4;           // rows a register tile has in NCHW and in a flat kernel; tiles are multiples of it
+constexpr int64_t kLeastDirectRows = 14;  // of a tile of the direct family: two register tiles
+constexpr int64_t kTilesAWorker = 8;      // enough to even out the tail
+constexpr int64_t kSplitsAWorker = 4;     // the same of a fused block
+constexpr int64_t kMaxParts = 32;
+constexpr int64_t kPartBytes = 4 << 20;
+
+// Channels of packed depthwise weights where channels or planes are lanes: a vector may begin at any of them.
+int64_t weight_pitch(const IsaKernels& isa, DType dtype, int64_t channels) {
+  const int64_t lanes = lanes_of(dtype, isa);
+  return ceil_div(channels + lanes - 1, lanes) * lanes;
+}
+
+// Output rows a tile whose staged rows, `row_bytes` an input row and `out_row_bytes` an output row, fit in `cache_bytes`; but
+// so many that halo rows are at most a third.
+int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_row_bytes, int64_t cache_bytes) {
+  const int64_t halo = std::max<int64_t>(p.kernel_h - 1, 0) * p.dilation_h;
+  const int64_t a_row = std::max<int64_t>(row_bytes * p.depth * p.stride_h + out_row_bytes, 1);
+  const int64_t in_cache = (cache_bytes - halo * row_bytes * p.depth) / a_row;
+  const int64_t rows = std::max({in_cache, 2 * kRowTile, ceil_div(2 * halo, p.stride_h)});
+  const int64_t pieces = ceil_div(std::max<int64_t>(p.out_h, 1), rows);  // of even height
+  return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
+}
+
+// Whether a channels_last input comes from a far cache. A forward pass does little with an element and gains by going through it
+// in order first (sequential_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie
+// close together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
+bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
+  constexpr int64_t kManyBytes = 256;
+  if (p.layout != Layout::kNHWC) return false;
+  if (!forward) return input_bytes(p) >= machine.near_bytes / 4;
+  return input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
+}
+
+// Or from memory: L3 does not keep both operands from call to call. Then going through it in order pays everywhere but in the
+// strided input gradient, which writes most of what it moves, and in a forward pass over long pixels, which the prefetchers
+// follow by themselves.
+bool is_in_memory(const DepthwiseProblem& p, const Machine& machine, bool forward) {
+  constexpr int64_t kLongPixel = 512;  // bytes
+  if (p.layout != Layout::kNHWC || (forward && p.channels * element_size(p.dtype) >= kLongPixel)) return false;
+  return comes_from_memory(p, machine);
+}
+
+// Whether tiles prefetch the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
+// the output comes from beyond L2, a store would wait for its line.
+bool prefetches_output(const DepthwiseProblem& p, const Machine& machine) {
+  constexpr int64_t kManyBytes = 4 << 20;
+  return p.layout == Layout::kNHWC && machine.l2_bytes >= kLargeL2 && output_bytes(p) > kManyBytes;
+}
+
+int64_t workers_for(int64_t elements, int64_t tiles, const Machine& machine) {
+  return std::max<int64_t>(1, std::min({machine.threads, tiles, elements / kMinElementsAWorker}));
+}
+
+std::string describe(const KernelRow& row) {
+  const std::string filter =
+      row.filter ? "filter " + std::to_string(row.filter) + "x" + std::to_string(row.filter) : "any filter";
+  const std::string stride = row.stride ? "stride " + std::to_string(row.stride) : "any stride";
+  const char* const lanes = row.family == Family::kFlat         ? "elements of a row of pixels are lanes"
+                            : row.layout == Layout::kNHWC       ? "channels are lanes"
+                            : row.family == Family::kTransposed ? "planes are lanes, transposed through scratch"
+                            : row.family == Family::kDirect     ? "columns are lanes, read in place"
+                                                                : "columns are lanes";
+  return filter + ", " + stride + "; " + lanes;
+}
+
+const char* in_order(const Plan& plan) {
+  if (!plan.far_input) return "";
+  return plan.row->layout == Layout::kNHWC ? "; rows are read in order first" : "; the next rows are prefetched";
+}
+
+const char* product_name(const KernelRow& row) {
+  return row.isa == Isa::kAmx                      ? "product on AMX tiles"
+         : row.pointwise.dtype == DType::kBFloat16 ? "product of bfloat16 pairs"
+                                                   : "product by multiply-adds";
+}
+
+}  // namespace
+
+Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
+  Plan plan;
+  const int64_t lanes = lanes_of(p.dtype, isa);
+  const int64_t planes = p.batch * p.channels;
+  const int64_t unit = accumulate_size(p.dtype);
+  const Family family = p.layout == Layout::kNHWC ? nhwc_family(isa, machine, p) : nchw_family(isa, Pass::kForward, p, planes);
+  plan.row = choose_row(isa, machine, Op::kDepthwise, Pass::kForward, p, family);
+  const int64_t elements = planes * p.out_h * p.out_w;
+  if (p.layout == Layout::kNHWC) {
+    plan.columns = p.batch;
+    const int64_t fair = ceil_div(p.batch * p.out_h, kTilesAWorker * machine.threads),
+                  row_tile = plan.row->family == Family::kFlat ? kRowTile : 2;
+    plan.rows_per_tile = std::clamp<int64_t>(ceil_div(fair, row_tile) * row_tile, 1, std::max<int64_t>(p.out_h, 1));
+  } else if (plan.row->family == Family::kTransposed) {
+    plan.columns = ceil_div(planes, lanes);
+    plan.rows_per_tile = staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, machine.l1_bytes * 2);
+  } else if (plan.row->family == Family::kDirect) {
+    // Whole planes, but pieces of them where there are few.
+    plan.columns = planes;
+    const int64_t pieces = ceil_div(kTilesAWorker * machine.threads, std::max<int64_t>(planes, 1));
+    constexpr int64_t kTileBytes = 64 << 10;  // of input: a wide row's strips go down the same lines and pages
+    const int64_t row_bytes = std::max<int64_t>(p.in_w * p.stride_h * element_size(p.dtype), 1);
+    const int64_t rows = std::min(ceil_div(p.out_h, pieces), kTileBytes / row_bytes);
+    plan.rows_per_tile = std::clamp<int64_t>(rows, std::min<int64_t>(p.out_h, kLeastDirectRows), p.out_h);
+  } else {
+    plan.columns = planes;
+    const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;
+    plan.rows_per_tile = staged_rows(p, std::max<int64_t>(padded_w, 1) * unit, 0, machine.l1_bytes / 2);
+    plan.far_input = plan.far_output = input_bytes(p) >= machine.near_bytes / 4;  // a prefetch a line
+  }
+  plan.weight_pitch = plan.row->weight_order == Layout::kNHWC ? weight_pitch(isa, p.dtype, p.channels) : p.channels;
+  plan.tiles = ceil_div(p.out_h, plan.rows_per_tile) * plan.columns;
+  plan.workers = workers_for(elements * std::max<int64_t>(p.depth, 1), plan.tiles, machine);
+  plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
+  const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
+  plan.bytes =
+      element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
+  plan.flops = 2 * elements * taps;
+  if (p.layout == Layout::kNHWC && plan.row->family != Family::kFlat) {  // the flat ones go in order
+    plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine, true);
+  }
+  plan.next_output = prefetches_output(p, machine);
+  if (machine.with_reasons) plan.reason = describe(*plan.row) + in_order(plan);
+  return plan;
+}
+
+Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
+  Plan plan;
+  const int64_t lanes = lanes_of(p.dtype, isa);
+  const int64_t planes = p.batch * p.channels;
+  const int64_t unit = accumulate_size(p.dtype);
+  const bool forced = machine.forced.name != nullptr && machine.forced.pass == Pass::kBackwardInput;
+  if (nchw_family(isa, Pass::kBackwardInput, p, planes) == Family::kRows && !forced) return plan;
+  plan.row = choose_row(isa, machine, Op::kDepthwise, Pass::kBackwardInput, p);
+  const int64_t phase_rows = ceil_div(p.out_h, p.stride_h);
+  if (p.layout == Layout::kNHWC) {
+    plan.columns = p.batch;
+    plan.rows_per_tile = std::clamp<int64_t>(p.batch * phase_rows / (kTilesAWorker * machine.threads), 1, phase_rows);
+  } else {
+    plan.columns = ceil_div(planes, lanes);
+    const int64_t row_bytes = lanes * unit * (p.in_w * p.depth + std::min(p.stride_h, p.out_h) * p.out_w);
+    const int64_t halo = (p.kernel_h - 1) * p.dilation_h / p.stride_h + 1;
+    const int64_t in_cache = machine.l1_bytes * 2 / std::max<int64_t>(row_bytes, 1);
+    const int64_t pieces = ceil_div(phase_rows, std::max<int64_t>({in_cache, 2 * halo, 2}));  // of even height
+    plan.rows_per_tile = ceil_div(phase_rows, pieces);
+  }
+  plan.weight_pitch = weight_pitch(isa, p.dtype, p.channels);
+  plan.tiles = ceil_div(phase_rows, plan.rows_per_tile) * plan.columns;
+  plan.workers = workers_for(planes * p.out_h * p.out_w, plan.tiles, machine);
+  plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
+  const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
+  plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
+  plan.flops = 2 * planes * p.in_h * p.in_w * taps;
+  plan.far_input = plan.far_output = is_far(p, machine, false);
+  plan.next_output = prefetches_output(p, machine);
+  if (machine.with_reasons) {
+    plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
+  }
+  return plan;
+}
+
+Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
+  Plan plan;
+  const int64_t lanes = lanes_of(p.dtype, isa);
+  const int64_t unit = accumulate_size(p.dtype);
+  plan.row =
+      choose_row(isa, machine, Op::kDepthwise, Pass::kBackwardWeight, p, nchw_family(isa, Pass::kBackwardWeight, p, p.channels));
+  const int64_t taps = p.kernel_h * p.kernel_w;
+  const int64_t elements = p.batch * p.channels * p.out_h * p.out_w;
+  // The parts must depend neither on the threads nor on the caches: the order of the sums does.
+  if (p.layout == Layout::kNHWC) {
+    const int64_t affordable = kPartBytes / std::max<int64_t>(taps * p.channels * unit, 1);
+    plan.parts = std::clamp<int64_t>(std::min(affordable, p.batch * p.out_h / 4), 1, kMaxParts);
+    plan.tiles = plan.parts;
+  } else {
+    plan.columns = plan.row->family == Family::kTransposed ? ceil_div(p.channels, lanes) : p.channels;
+    plan.parts = std::clamp<int64_t>(std::min(ceil_div(kMaxParts, plan.columns), p.batch), 1, kMaxParts);
+    plan.tiles = plan.parts * plan.columns;
+    plan.rows_per_tile = plan.row->family == Family::kTransposed
+                             ? staged_rows(p, p.in_w * lanes * unit, p.out_w * lanes * unit, 96 << 10)
+                             : staged_rows(p, (p.in_w + 2 * p.pad_w) * unit, 0, 16 << 10);
+  }
+  plan.workers = workers_for(elements, plan.tiles, machine);
+  plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
+  plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
+  plan.flops = 2 * elements * taps;
+  plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false) || is_in_memory(p, machine, false)
+                                             : plan.row->family == Family::kRows && input_bytes(p) >= machine.near_bytes / 4;
+  if (machine.with_reasons) {
+    plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" +
+                  in_order(plan);
+  }
+  return plan;
+}
+
+Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels& isa, const Machine& machine) {
+  constexpr int64_t kLeastPixels = 512;  // of a part
+  Plan plan;
+  plan.row = choose_row(isa, machine, Op::kBatchNorm, backward ? Pass::kBackward : Pass::kForward, p);
+  const int64_t pixels = p.batch * p.in_h * p.in_w, elements = pixels * p.channels;
+  // As in the weight gradient, the parts depend on the problem alone.
+  if (p.layout == Layout::kNHWC) plan.parts = std::clamp<int64_t>(pixels / kLeastPixels, 1, kMaxParts);
+  plan.tiles = p.layout == Layout::kNHWC ? plan.parts : p.channels;
+  plan.workers = workers_for(elements, plan.tiles, machine);
+  plan.scratch_bytes = plan.row->scratch(p, 1);
+  plan.bytes = element_size(p.dtype) * elements * (backward ? 3 : 2);
+  plan.flops = elements * (backward ? 10 : 6);  // but for the activation's own
+  if (machine.with_reasons) {
+    plan.reason = p.layout == Layout::kNHWC
+                      ? "channels are lanes; sums of " + std::to_string(plan.parts) + " ranges of pixels first"
+                      : "a channel a tile, its sums first; pixels are lanes";
+  }
+  return plan;
+}
+
+PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
+  DepthwiseProblem any;
+  any.dtype = any.out_dtype = dtype;
+  return choose_row(isa, {}, Op::kSeparable, Pass::kForward, any)->pointwise;  // both layouts' rows have the same
+}
+
+BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
+                         int64_t out_channels, int64_t kernel_h, int64_t kernel_w) {
+  BlockFormat format;
+  format.dtype = dtype, format.pointwise = pointwise;
+  format.channels = channels, format.out_channels = out_channels;
+  format.kernel_h = kernel_h, format.kernel_w = kernel_w;
+  format.pitch = weight_pitch(isa, dtype, channels);
+  return format;
+}
+
+namespace {
+
+// The tiles of a fused block: rows of the output, and ranges of its channels.
+struct BlockTiles {
+  int64_t rows_per_tile, row_tiles, splits;
+};
+
+// of_planes: tiles of the kernel that reads and writes NCHW planes in place. They do not lie across images, and long runs of each
+// plane are worth more than a depthwise result that leaves much of L2 free.
+BlockTiles block_tiles(const DepthwiseProblem& p, int64_t out_channels, const PointwiseFormat& format, bool of_planes,
+                       const Machine& machine) {
+  // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
+  // are read once a tile. At least kMinPixels, for the panel's reuse.
+  constexpr int64_t kMinPixels = 98, kComfortable = 256 << 10;
+  const int64_t unit = element_size(format.dtype);
+  const int64_t weight_bytes = p.channels * out_channels * unit;
+  const int64_t row_bytes = std::max<int64_t>(p.out_w * p.channels * unit, 1);
+  const int64_t total_rows = p.batch * p.out_h;
+  const int64_t images = of_planes ? std::max<int64_t>(p.batch, 1) : 1, rows = total_rows / images;
+  const int64_t budget =
+      of_planes || weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
+  const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(p.out_w, 1));
+  const int64_t most = std::max(budget / row_bytes, least);
+  // Threads share the rows while each has kMinPixels, enough work with a panel for the next one to come from memory meanwhile;
+  // else they split the outputs, and each does the whole depthwise stage.
+  const int64_t panels = ceil_div(out_channels, format.panel);
+  const bool few_rows = total_rows < machine.threads * least;
+  BlockTiles tiles;
+  tiles.splits = few_rows ? std::clamp<int64_t>(machine.threads / std::max<int64_t>(total_rows / most, 1), 1, panels) : 1;
+  const int64_t sharers = ceil_div(ceil_div(machine.threads, tiles.splits), images);
+  const int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(rows, 1), most), sharers) * sharers;
+  tiles.rows_per_tile = std::max<int64_t>(ceil_div(rows, pieces), 1);
+  // Several tiles a worker, so that there is something to take from a slow one: ranges of outputs of the same rows, whose
+  // depthwise result a worker keeps from tile to tile.
+  tiles.row_tiles = images * ceil_div(rows, tiles.rows_per_tile);
+  const int64_t shared =
+      machine.threads > 1 ? ceil_div(kSplitsAWorker * machine.threads, std::max<int64_t>(tiles.row_tiles, 1)) : 1;
+  tiles.splits = std::clamp(shared, tiles.splits, panels);
+  return tiles;
+}
+
+}  // namespace
+
+SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
+                             const Machine& machine) {
+  SeparablePlan plan;
+  Plan& whole = plan.whole;
+  DepthwiseProblem stage = problem;
+  stage.batch = 1;
+  const Family family = nchw_family(isa, Pass::kForward, stage, stage.channels);
+  whole.row = block_row(problem, family, isa, machine);
+  const bool of_planes = whole.row->family == Family::kDirect;
+  const PointwiseFormat& format = whole.row->pointwise;
+  const BlockTiles tiles = block_tiles(problem, out_channels, format, of_planes, machine);
+  if (of_planes) {
+    plan.depthwise.row = plane_stage_row(stage, family, isa, machine);
+    plan.depthwise.weight_pitch = problem.channels;
+    plan.depthwise.scratch_bytes = plan.depthwise.row->scratch(stage, tiles.rows_per_tile);
+  } else {
+    stage.layout = Layout::kNHWC;
+    stage.out_dtype = format.dtype;
+    stage.out_stride_w = 2 * problem.channels;  // whatever the scratch's is, its pixels do not lie close together
+    if (problem.layout == Layout::kNCHW) stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+    plan.depthwise = plan_forward(stage, set_of(problem.dtype, isa), machine);
+  }
+  plan.splits = tiles.splits;
+  whole.rows_per_tile = tiles.rows_per_tile;
+  whole.columns = plan.splits;
+  whole.tiles = tiles.row_tiles * plan.splits;
+
+  const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
+  whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
+  whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + (of_planes ? plan.depthwise.scratch_bytes : 0);
+  whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
+  whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
+                                               out_pixels * out_channels + problem.channels * out_channels);
+  // Asking for the next tile's input in the course of the product costs little, and pays before memory itself is read.
+  const bool beyond_l3 = problem.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
+  whole.far_input = whole.far_output = is_far(problem, machine, false) || beyond_l3;
+  if (machine.with_reasons) {
+    whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
+                   " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
+                   "; depthwise stage: " + describe(*plan.depthwise.row) +
+                   (whole.far_input ? "; the next tile's input is prefetched" : "");
+  }
+  return plan;
+}
+
+}  // namespace dwconv

@@ -1,0 +1,202 @@
+#include "cpu/runtime/cpu_features.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <set>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+
+#include <fstream>
+#include <stdexcept>
+
+#include "cpu/kernels/isa/isa_build.h"
+
+namespace dwconv {
+
+#define DWCONV_DECLARE_ISA(ns)      \
+  namespace ns {                    \
+  KernelTable forward_nhwc_table(); \
+  KernelTable forward_nchw_table(); \
+  KernelTable backward_table();     \
+  KernelTable blocks_table();       \
+  }
+#define DWCONV_ALL_TABLES(ns) ns::forward_nhwc_table(), ns::forward_nchw_table(), ns::backward_table(), ns::blocks_table()
+
+DWCONV_DECLARE_ISA(baseline)
+#if defined(DWCONV_BUILDS_X86)
+DWCONV_DECLARE_ISA(avx2)
+DWCONV_DECLARE_ISA(avx512)
+#endif
+#if defined(DWCONV_BUILDS_AVX512_BF16)
+DWCONV_DECLARE_ISA(avx512_bf16)
+#endif
+#if defined(DWCONV_BUILDS_AMX)
+DWCONV_DECLARE_ISA(amx)
+#endif
+
+namespace {
+
+#if defined(DWCONV_BUILDS_X86)
+#if defined(DWCONV_EMULATE_AVX512)
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+bool has_avx512() {
+  return kEmulated || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
+}
+
+// Leaf 7 of CPUID: subleaf 0 in EDX, subleaf 1 in EAX.
+bool has_leaf7(unsigned subleaf, unsigned bits) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx)) return false;
+  return ((subleaf == 0 ? edx : eax) & bits) == bits;
+}
+
+bool has_avx512_bf16() { return kEmulated || has_leaf7(1, 1u << 5); }
+
+// AMX-TILE and AMX-BF16; and the tiles' 8 KB of state, which Linux saves for processes that have asked for it (5.16 and newer).
+bool has_amx() {
+  if (kEmulated) return true;
+  if (!has_leaf7(0, (1u << 24) | (1u << 22))) return false;
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+std::vector<IsaKernels> find_isas() {
+  std::vector<IsaKernels> found;
+  found.reserve(5);  // the sets point at one another
+  found.push_back({Isa::kBaseline, "baseline", 16, {DWCONV_ALL_TABLES(baseline)}, nullptr});
+#if defined(DWCONV_BUILDS_X86)
+  __builtin_cpu_init();
+  if (!has_avx2()) return found;
+  found.push_back({Isa::kAvx2, "avx2", 32, {DWCONV_ALL_TABLES(avx2)}, nullptr});  // it has all
+  if (!has_avx512()) return found;
+  found.push_back({Isa::kAvx512, "avx512", 64, {DWCONV_ALL_TABLES(avx512)}, &found.back()});
+#endif
+#if defined(DWCONV_BUILDS_AVX512_BF16)
+  if (!has_avx512_bf16()) return found;
+  found.push_back({Isa::kAvx512Bf16, "avx512_bf16", 64, {DWCONV_ALL_TABLES(avx512_bf16)}, &found.back()});
+#endif
+#if defined(DWCONV_BUILDS_AMX)
+  if (!has_amx()) return found;
+  found.push_back({Isa::kAmx, "amx", 64, {amx::blocks_table()}, &found.back()});
+#endif
+  return found;
+}
+
+}  // namespace
+
+const std::vector<IsaKernels>& supported_isas() {
+  static const std::vector<IsaKernels> isas = find_isas();
+  return isas;
+}
+
+const char* isa_name(Isa isa) {
+  for (const IsaKernels& kernels : supported_isas()) {
+    if (kernels.isa == isa) return kernels.name;
+  }
+  return "unknown";
+}
+
+std::vector<std::string> cpu_flags() {
+  std::vector<std::string> flags;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#define DWCONV_FLAG(name) \
+  if (__builtin_cpu_supports(name)) flags.push_back(name);
+  DWCONV_FLAG("sse2")
+  DWCONV_FLAG("avx")
+  DWCONV_FLAG("f16c")
+  DWCONV_FLAG("fma")
+  DWCONV_FLAG("avx2")
+  DWCONV_FLAG("avx512f")
+  DWCONV_FLAG("avx512bw")
+  DWCONV_FLAG("avx512dq")
+  DWCONV_FLAG("avx512vl")
+#undef DWCONV_FLAG
+  if (has_leaf7(1, 1u << 5)) flags.push_back("avx512bf16");
+  if (has_leaf7(0, 1u << 22)) flags.push_back("amx_bf16");
+#elif defined(__aarch64__)
+  flags.push_back("neon");
+#endif
+  return flags;
+}
+
+static const IsaKernels* find_isa(const std::string& name) {
+  std::string known;
+  for (const IsaKernels& isa : supported_isas()) {
+    if (name == isa.name) return &isa;
+    known += (known.empty() ? "" : ", ") + std::string(isa.name);
+  }
+  throw std::runtime_error("DWCONV_EXT_ISA: '" + name + "' is not available here; this CPU and build run: " + known);
+}
+
+static const IsaKernels*& selection() {
+  static const IsaKernels* selected = [] {
+    const char* name = getenv("DWCONV_EXT_ISA");
+    return name != nullptr && *name != '\0' ? find_isa(name) : &supported_isas().back();
+  }();
+  return selected;
+}
+
+const IsaKernels& selected_isa() { return *selection(); }
+void select_isa(const std::string& name) { selection() = find_isa(name); }
+
+static ForcedRow forced;
+
+void force_row(const std::string& name, int32_t filter, int32_t stride) {
+  static std::set<std::string> names;  // a name stays at its address, by which plans are remembered
+  forced = name.empty() ? ForcedRow{} : ForcedRow{names.insert(name).first->c_str(), filter, stride};
+  for (const IsaKernels& isa : supported_isas())
+    for (const KernelTable& table : isa.tables)
+      for (int32_t i = 0; i < table.count; ++i)
+        if (name == table.rows[i].name) forced.pass = table.rows[i].pass;
+}
+
+static int64_t near_bytes = -1;
+void set_near_bytes(int64_t bytes) { near_bytes = bytes; }
+
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+// Asked for once: some C libraries execute cpuid for it, which a virtual machine traps.
+static int64_t cache_size(int name, int64_t otherwise) {
+  const int64_t size = sysconf(name);
+  return size > 0 ? size : otherwise;
+}
+#endif
+
+// That of one L3: some C libraries add up those of all the processor's core complexes.
+static int64_t l3_size() {
+  int64_t kib = 0;
+#if defined(__linux__)
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;  // "32768K"
+#endif
+  return kib > 0 ? kib << 10 : 32 << 20;
+}
+
+Machine machine(int64_t threads) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const int64_t l1 = cache_size(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), l2 = cache_size(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
+#else
+  constexpr int64_t l1 = 32 << 10, l2 = 512 << 10;
+#endif
+  static const int64_t l3 = l3_size();
+  if (near_bytes >= 0) return {l1, l2, threads, forced, near_bytes, kNever};
+  return {l1, l2, threads, forced, nearby_bytes(l2), l3};
+}
+
+}  // namespace dwconv

@@ -1,0 +1,148 @@
+// What the launchers hand to the CUDA kernels. Plain structs: no torch, no CUDA.
+#pragma once
+
+#include "common/problem.h"
+
+namespace dwconv::cuda {
+
+// n / divisor as (n * magic) >> 40, exact for 0 <= n < 2^20 and 1 <= divisor < 2^20 (Granlund and Montgomery, PLDI 1994): a block
+// splits indices of its tile all the time, and the device has no integer division.
+struct Divisor {
+  int32_t divisor = 1;
+  uint64_t magic = uint64_t{1} << 40;
+  Divisor() = default;
+  explicit Divisor(int64_t d) : divisor(static_cast<int32_t>(d)), magic(((uint64_t{1} << 40) + d - 1) / d) {}
+};
+
+constexpr int64_t kMostDivided = 1 << 19;
+
+// What the kernels are compiled for and the plan reckons with: channels a thread of those that walk down rows
+// (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a
+// SM's registers must hold.
+constexpr int row_channels(int kernel) { return kernel > 3 ? 1 : 2; }
+constexpr int row_threads(int64_t unit, int kernel, int stride) { return unit == 2 && kernel == 3 && stride == 1 ? 128 : 256; }
+constexpr int row_blocks(int64_t unit, int kernel, int stride) { return row_threads(unit, kernel, stride) == 128 ? 5 : 2; }
+constexpr int weight_row_channels(int kernel, int stride) { return kernel == 3 && stride == 1 ? 2 : 1; }
+constexpr int weight_row_threads(int kernel, int stride) { return kernel + 2 * stride < 8 ? 256 : 128; }
+constexpr int weight_row_blocks(int kernel, int stride) { return kernel + 2 * stride < 8 || kernel + stride > 8 ? 2 : 3; }
+constexpr int kPlaneRowThreads = 128,
+              kPlaneWeightRowBlocks = 4;  // depthwise_rows_nchw.cuh, depthwise_backward_weight_rows_nchw.cuh
+constexpr int plane_row_blocks(int kernel) { return kernel == 3 ? 5 : 4; }
+constexpr int nhwc_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
+constexpr int nchw_blocks(int kernel) { return kernel == 3 ? 3 : 2; }
+constexpr int weight_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
+constexpr int kLargeBlocks = 2, kSeparableBlocks = 2;
+
+// The block's share of the output: `slab` channels of a tile of pixels in channels_last, tiles of `slab` planes in NCHW.
+// Blocks are numbered with the slabs fastest, then columns, rows, images.
+struct Tiling {
+  int32_t tile_h = 0, tile_w = 0;    // outputs
+  int32_t tiles_h = 0, tiles_w = 0;  // of an image
+  int32_t slab = 0;
+  int64_t slabs = 0;
+  int32_t aligned = 0;  // channels_last: every run of 16 bytes of channels lies on a multiple of 16 bytes
+};
+
+// forward, with the problem's activation, and backward_input. In backward_input the problem's in_* is grad_output, its out_*
+// grad_input; stride, padding and dilation are the forward pass's, and at stride 1 it is the forward kernel over the flipped
+// filter with the mirrored padding. forward: output channel o reads input channel o / multiplier; backward_input: input channel c
+// sums the multiplier planes of its outputs.
+struct DepthwiseTileArgs {
+  DepthwiseProblem problem;
+  int64_t multiplier = 1;
+  const void* input = nullptr;
+  const void* weight = nullptr;  // [channels * multiplier][kernel_h][kernel_w], of the input's type
+  const void* bias = nullptr;
+  void* output = nullptr;
+  int32_t flipped = 0;
+  Tiling tiling;
+  // NCHW: elements of a segment of the tile in shared memory, and whether a segment is a plane's whole rows or one row.
+  int32_t in_pitch = 0, out_pitch = 0;
+  int32_t in_whole = 0, out_whole = 0;
+  Divisor in_columns, in_chunks, out_chunks;  // in channels_last: columns, chunks of a pixel; NCHW: chunks of a segment
+  Divisor channels;                           // NCHW: of the problem, up to kMostDivided
+};
+
+// backward_weight, first stage: partial[part][output][tap], then partial_bias[part][output], in the accumulation type. The
+// problem is the forward pass's; its out_* strides are grad_output's. A part is a range of the tiles.
+struct BackwardWeightTileArgs {
+  DepthwiseProblem problem;
+  int64_t multiplier = 1;
+  const void* input = nullptr;
+  const void* grad_output = nullptr;
+  void* partial = nullptr;
+  void* partial_bias = nullptr;
+  Tiling tiling;
+  int32_t parts = 1;
+  int64_t tiles = 0;                     // of all images, slabs apart
+  int32_t groups = 0, group_blocks = 0;  // large filters: runs of 8 taps a block, and blocks that share them
+  int32_t in_pitch = 0, out_pitch = 0;
+  int32_t in_whole = 0, out_whole = 0;
+  Divisor in_columns, out_columns, in_chunks, out_chunks;
+};
+
+// Activations that the depthwise kernels apply to their results. The others' code would be most of theirs: where their output is
+// not the fused block's, activate_values applies them.
+constexpr bool is_short(ActivationKind kind) {
+  return kind != ActivationKind::kSilu && kind != ActivationKind::kGelu && kind != ActivationKind::kGeluTanh;
+}
+struct ActivateArgs {
+  const void* input = nullptr;
+  void* output = nullptr;
+  int64_t count = 0;
+  Activation activation;
+};
+
+// [batch][channels][pixels] to [batch][pixels][channels], activated, in tiles of kTransposed channels by kTransposed pixels.
+constexpr int kTransposed = 64;
+struct TransposeArgs {
+  const void* input = nullptr;
+  void* output = nullptr;
+  int64_t channels = 0, pixels = 0;
+  int64_t channel_tiles = 0, pixel_tiles = 0;
+  Activation activation;
+  int32_t aligned_in = 0;   // planes are whole runs of 16 bytes, or of 8 of 16-bit values, and begin on a multiple of that
+  int32_t aligned_out = 0;  // every run of 16 bytes of channels lies on a multiple of 16 bytes
+};
+
+// Second stage: output[i] = sum over the parts, in their order, of partial[part * count + i].
+struct SumPartsArgs {
+  const void* partial = nullptr;
+  void* output = nullptr;
+  int64_t count = 0;
+  int32_t parts = 1;
+};
+
+// The fused block. in_* is the block's input, out_h x out_w its output's size; the depthwise stage's strides are the problem's.
+// For the pointwise convolution alone kernel, stride and dilation are 1, the depthwise kernel has applied its activation, and the
+// input is channels_last whatever the output's layout.
+struct SeparableBlockArgs {
+  DepthwiseProblem problem;  // its activation is the depthwise stage's
+  int64_t out_channels = 0;
+  const void* input = nullptr;
+  const void* dw_weight = nullptr;
+  const void* dw_bias = nullptr;
+  const void* pw_weight = nullptr;  // [out_channels][channels]
+  const void* pw_bias = nullptr;
+  const void* residual = nullptr;  // contiguous like the output, or null
+  void* output = nullptr;          // contiguous in the problem's layout
+  Activation activation;
+  int32_t tile_rows = 0, tile_w = 0;  // of the batch * out_h rows of the output; tile_rows * tile_w <= pixels
+  int32_t warps_m = 0, warps_n = 0;   // a warp has 32 rows by 64 columns: pixels by outputs, in NCHW outputs by pixels
+  int32_t pixels = 0, outputs = 0;    // that the block's warps cover together
+  int32_t tiles_w = 0;
+  int32_t splits = 1;       // blocks that share a tile of pixels, each a range of the output channels
+  int32_t slabs = 0;        // of 128 bytes of input channels
+  int32_t slots = 0;        // slabs of pixels kept: all of them, or one a stage of the pointwise convolution
+  int32_t stages = 0;       // of the weights' ring, 2 or 3
+  int32_t map_bytes = 0;    // of the map of the tile's pixels and rows
+  int32_t aligned_in = 0;   // channels_last: every run of 16 bytes of the input's channels lies on a multiple of 16 bytes
+  int32_t aligned_out = 0;  // the same of output and residual
+  int32_t aligned_weight = 0;
+  int64_t row_tiles = 0;
+  Divisor tile_columns, run_columns, runs;  // tile_w; runs of 4 pixels in a row of the tile; and in the tile
+  Divisor image_rows;                       // out_h, up to kMostDivided
+};
+constexpr int kColumnPadding = 8;  // values between NCHW's lines of pixels, against bank conflicts
+
+}  // namespace dwconv::cuda

@@ -1,0 +1,121 @@
+// Depthwise forward in channels_last for square filters of 3 and 5 without shared memory: for tensors whose 16-byte runs of
+// channels are aligned (the formula: taps.cuh).
+//
+// A thread owns one or two channels of a strip of 4 output columns and walks down the rows of its tile (row_walk.cuh).
+//
+//     lanes ->  channels of the slab         slots ->  strips of the tile
+//
+// Neighbouring strips read S + K - 2 columns twice, from L1; a tile's first rows are read twice, from L2.
+//
+// The plan guarantees: alignment of input, output and weight; tile_w a multiple of 4; slab lanes * strips == block_size().
+// Traffic: input (1 + halo rows), output once, the filters of the slab once a block.
+#pragma once
+
+#include "cuda/kernels/activate.cuh"
+#include "cuda/kernels/depthwise_forward/depthwise_nhwc.cuh"
+#include "cuda/kernels/row_walk.cuh"
+
+namespace dwconv::cuda {
+
+constexpr int kStripColumns = 4;
+// Steps whose rows are on their way beside the one that is multiplied: as many as the registers hold.
+template <class T, int K, int S>
+constexpr int kAhead = K == 3 && (S == 1 || sizeof(T) == 2) ? (K - 1) / S + 1
+                       : K == 3 || S == 1                   ? 1
+                                                            : 0;
+
+// kCount pixels of a row, zeros where the mask has no bit.
+template <int kCount, int V, class T>
+DWCONV_DEVICE void fetch_pixels(const T* row, int64_t stride_w, unsigned mask, Packed<T, V> (&to)[kCount]) {
+  const char* const first = reinterpret_cast<const char*>(row);
+  const int64_t step = stride_w * static_cast<int64_t>(sizeof(T));
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) to[q] = load_packed<V>(reinterpret_cast<const T*>(first + q * step), mask >> q & 1);
+}
+
+template <class T, int V>
+DWCONV_DEVICE void widen(const Packed<T, V>& packed, accumulate_t<T> (&to)[V]) {
+  const Vector<T, V> vector = unpacked(packed);
+#pragma unroll
+  for (int v = 0; v < V; ++v) to[v] = to_accumulate(vector.value[v]);
+}
+
+// The filters of V neighbouring channels, V * K * K consecutive values.
+template <class T, int K, int V>
+DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> (&filter)[K][K][V]) {
+#pragma unroll
+  for (int i = 0; i < K * K; ++i) {
+    const Vector<T, V> run = load<V>(weight + i * V);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const int v = (i * V + k) / (K * K), tap = (i * V + k) % (K * K);
+      filter[tap / K][tap % K][v] = to_accumulate(run.value[k]);
+    }
+  }
+  if (!flipped) return;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+#pragma unroll
+    for (int tap = 0; tap < K * K / 2; ++tap) {
+      const int other = K * K - 1 - tap;
+      const accumulate_t<T> kept = filter[tap / K][tap % K][v];
+      filter[tap / K][tap % K][v] = filter[other / K][other % K][v];
+      filter[other / K][other % K][v] = kept;
+    }
+  }
+}
+
+template <class T, class Taps>
+DWCONV_KERNEL(row_threads(sizeof(T), Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), Taps::kKernel, Taps::kStride))
+depthwise_rows_nhwc(DepthwiseTileArgs args) {
+  using A = accumulate_t<T>;
+  constexpr int K = Taps::kKernel, S = Taps::kStride, V = row_channels(K), kSpan = Taps::span(kStripColumns);
+  const DepthwiseProblem& p = args.problem;
+  const Tiling& t = args.tiling;
+  int block = block_index();
+  const int64_t c0 = block % slabs_of(t) * t.slab;
+  block /= slabs_of(t);
+  const int tile_x = static_cast<int>(block % t.tiles_w);
+  block /= t.tiles_w;
+  const int tile_y = static_cast<int>(block % t.tiles_h);
+  const int64_t n = block / t.tiles_h;
+  const int lanes = t.slab / V, strip = thread_index() / lanes;
+  const int64_t channel = c0 + (thread_index() - strip * lanes) * V;
+  const int in_h = static_cast<int>(p.in_h), out_w = static_cast<int>(p.out_w);
+  const int y0 = tile_y * t.tile_h, x0 = tile_x * t.tile_w + strip * kStripColumns;
+  if (channel >= p.channels || x0 >= out_w) return;
+
+  const int rows = least(t.tile_h, static_cast<int>(p.out_h) - y0), in_rows = (rows - 1) * S + K;
+  const int in_y0 = y0 * S - static_cast<int>(p.pad_h), in_x0 = x0 * S - static_cast<int>(p.pad_w);
+  const unsigned inside = columns_inside<kSpan>(in_x0, static_cast<int>(p.in_w));
+  const unsigned exists = columns_inside<kStripColumns>(x0, out_w);
+  const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
+  struct Row {
+    Packed<T, V> pixel[kSpan];
+  };
+  const auto fetch = [&](int j, Row& row) {
+    const int y = in_y0 + j;
+    const bool wanted = j < in_rows && y >= 0 && y < in_h;
+    fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, row.pixel);
+  };
+  const auto prepare = [&](A(&filter)[K][K][V], A(&bias)[V]) {
+    fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      bias[v] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + channel + v) : A(0);
+    }
+  };
+  T* out = static_cast<T*>(args.output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;
+  const auto finish = [&](A(&row)[kStripColumns][V]) {
+    activate_short(p.activation, row);
+#pragma unroll
+    for (int x = 0; x < kStripColumns; ++x) {
+      if (exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(row[x]));
+    }
+    out += p.out_stride_h;
+  };
+  walk_rows<Taps, kStripColumns, V, kAhead<T, K, S>, Row, A>(
+      rows, fetch, prepare, [](const Row& row, int q, A(&value)[V]) { widen(row.pixel[q], value); }, finish);
+}
+
+}  // namespace dwconv::cuda

@@ -1,0 +1,14 @@
+#include "cuda/kernels/depthwise_forward/depthwise_any.cuh"
+#include "cuda/kernels/depthwise_forward/depthwise_large.cuh"
+#include "cuda/plan/kernel_table.h"
+
+namespace dwconv::cuda {
+
+static const KernelRow kRows[] = {
+#define DWCONV_GROUP_NCHW
+#include "cuda/kernels.inc"
+};
+
+KernelGroup nchw_kernels() { return {kRows, sizeof kRows / sizeof *kRows}; }
+
+}  // namespace dwconv::cuda

@@ -1,0 +1,13 @@
+#include "cuda/kernels/separable/separable_forward.cuh"
+#include "cuda/plan/kernel_table.h"
+
+namespace dwconv::cuda {
+
+static const KernelRow kRows[] = {
+#define DWCONV_GROUP_SEPARABLE
+#include "cuda/kernels.inc"
+};
+
+KernelGroup separable_kernels() { return {kRows, sizeof kRows / sizeof *kRows}; }
+
+}  // namespace dwconv::cuda

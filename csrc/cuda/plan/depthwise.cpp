@@ -1,0 +1,402 @@
+// Tiles of the depthwise kernels. Each candidate tile is costed by what its blocks move and compute; the cheapest wins, so that
+// large problems get tiles with little halo and small ones enough blocks to fill the GPU.
+#include <string.h>
+
+#include <algorithm>
+
+#include "cuda/plan/plan.h"
+
+namespace dwconv::cuda {
+namespace {
+
+constexpr int kThreads = 256, kMinThreads = 64;
+constexpr int64_t kRunTaps =
+    8;                          // outputs of a patch of the large filters' kernels, and taps of a thread of their weight gradient
+constexpr int64_t kChunk = 16;  // bytes
+constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifted against its chunks
+
+// What a tiled kernel is, as its file says.
+struct Shape {
+  int patch_h = 1, patch_w = 1;
+  int channels = 1;                    // channels_last: a thread's
+  int threads = kThreads, blocks = 1;  // of a block at most, and how many an SM's registers hold
+  double setup = 300;                  // instructions of a thread apart from its outputs
+  double instructions = 0;             // an output, its taps' multiply-adds apart
+  bool rows = false;                   // without staging: a thread walks down a strip's rows
+  bool filters = false;                // in shared memory, of accumulate_size
+  bool large = false;                  // filters of the input's type behind the tile
+  bool transposed = false;
+  bool weight = false;  // backward_weight: both tensors are staged, and the sums meet in shared memory
+};
+
+Shape shape_of(const KernelRow& row) {
+  const bool nhwc = row.layout == Layout::kNHWC, weight = strcmp(row.pass, "backward_weight") == 0;
+  Shape s;
+  s.weight = weight;
+  s.transposed = strcmp(row.pass, "backward_input") == 0;
+  s.rows = row.aligned > 0;
+  s.large = row.filter == 0;
+  if (weight) s.setup = 800;  // and the sums over the threads
+  s.filters = nhwc && !weight && !s.large && !s.rows;
+  if (s.large) {
+    s.patch_h = nhwc || weight ? 1 : 4, s.patch_w = kRunTaps, s.channels = nhwc ? 2 : 1;
+    s.blocks = kLargeBlocks, s.instructions = 6;
+  } else if (s.rows && !nhwc) {
+    s.patch_h = 1, s.patch_w = static_cast<int>(row.aligned / element_size(row.dtype));
+    s.threads = kPlaneRowThreads, s.blocks = weight ? kPlaneWeightRowBlocks : plane_row_blocks(row.filter);
+    s.instructions = (weight ? 7 : 4) + 16.0 / s.patch_w;
+  } else if (s.rows) {
+    s.patch_h = 1, s.patch_w = 4;
+    s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
+    s.blocks = weight ? weight_row_blocks(row.filter, row.stride) : row_blocks(element_size(row.dtype), row.filter, row.stride),
+    s.instructions = weight ? 7 : 4;
+    s.threads =
+        weight ? weight_row_threads(row.filter, row.stride) : row_threads(element_size(row.dtype), row.filter, row.stride);
+  } else if (nhwc) {
+    s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
+    s.blocks = weight ? weight_blocks(row.filter) : nhwc_blocks(row.filter), s.instructions = weight ? 14 : 10;
+  } else {
+    s.patch_h = 4, s.patch_w = s.transposed ? 6 : 7, s.channels = 1;
+    s.blocks = weight ? weight_blocks(row.filter) : nchw_blocks(row.filter), s.instructions = 16;
+  }
+  return s;
+}
+
+int64_t span(const Shape& s, int64_t outputs, int64_t kernel, int64_t stride) {
+  return s.transposed ? (outputs - 1) / stride + (kernel - 1) / stride + 1 : (outputs - 1) * stride + kernel;
+}
+
+struct Candidate {
+  Launch launch;
+  Tiling tiling;
+  int64_t in_rows = 0, in_columns = 0;
+  int32_t in_pitch = 0, out_pitch = 0;
+  bool in_whole = false, out_whole = false;
+  int32_t parts = 1, groups = 1, group_blocks = 1;
+  int64_t tiles = 0;
+  double seconds = 1e30;
+};
+
+// Sums the in-image input rows or columns of all tiles along one axis.
+int64_t staged(const Shape& s, int64_t tiles, int64_t tile, int64_t kernel, int64_t stride, int64_t pad, int64_t in_size) {
+  int64_t total = 0;
+  const int64_t first_tile = s.transposed ? -(pad % stride) : 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t y = first_tile + i * tile;
+    const int64_t begin = s.transposed ? (y + pad) / stride - (kernel - 1) / stride : y * stride - pad;
+    const int64_t end = begin + span(s, tile, kernel, stride);
+    total += std::max<int64_t>(std::min(end, in_size) - std::max<int64_t>(begin, 0), 0);
+  }
+  return total;
+}
+
+// Elements between rows in shared memory that are an odd number of words apart.
+int32_t odd_pitch(int64_t columns, int64_t unit) {
+  const int64_t words = round_up(columns * unit, 4) / 4 | 1;
+  return static_cast<int32_t>(unit == 8 ? columns | 1 : words * 4 / unit);
+}
+
+// Fills in the rest of a candidate whose tiling has tile_h, tile_w and slab; false where it does not fit the GPU.
+bool complete(const KernelRow& row, const Shape& s, const Request& request, const Machine& machine, Candidate& c) {
+  const DepthwiseProblem& p = request.problem;
+  Tiling& t = c.tiling;
+  const int64_t unit = element_size(p.dtype), sum_unit = accumulate_size(p.dtype), taps = p.kernel_h * p.kernel_w;
+  const bool nhwc = p.layout == Layout::kNHWC;
+  const int64_t first_h = s.transposed ? p.pad_h % p.stride_h : 0, first_w = s.transposed ? p.pad_w % p.stride_w : 0;
+  t.tiles_h = static_cast<int32_t>(ceil_div(p.out_h + first_h, t.tile_h));
+  t.tiles_w = static_cast<int32_t>(ceil_div(p.out_w + first_w, t.tile_w));
+  t.aligned = nhwc && request.aligned == kChunk;
+  c.in_rows = span(s, t.tile_h, p.kernel_h, p.stride_h), c.in_columns = span(s, t.tile_w, p.kernel_w, p.stride_w);
+  const bool runs = s.large && s.weight;  // threads own runs of taps, not patches
+  if (runs) c.in_columns = t.tile_w + round_up(p.kernel_w, kRunTaps) - 1;
+  const int64_t patches = t.tile_h / s.patch_h * (t.tile_w / s.patch_w);
+  const int64_t planes = p.batch * p.channels;
+  int64_t lanes, tile_bytes, out_bytes;
+  if (s.rows) {
+    t.slabs = ceil_div(nhwc || s.weight ? p.channels : planes, t.slab);
+    lanes = t.slab / s.channels;
+    tile_bytes = out_bytes = 0;
+    if (lanes * t.tile_w / s.patch_w > s.threads) return false;
+    c.launch.threads = static_cast<int32_t>(lanes * t.tile_w / s.patch_w);
+  } else if (nhwc) {
+    t.slabs = ceil_div(p.channels, t.slab);
+    lanes = t.slab / s.channels;
+    tile_bytes = c.in_rows * c.in_columns * t.slab * unit;
+    out_bytes = s.weight ? static_cast<int64_t>(t.tile_h) * t.tile_w * t.slab * unit : 0;
+    c.launch.threads =
+        static_cast<int32_t>(std::clamp<int64_t>(round_up(lanes * patches, 32), std::max<int64_t>(kMinThreads, lanes), kThreads));
+    c.launch.threads = static_cast<int32_t>(c.launch.threads / lanes * lanes);
+  } else {
+    t.slabs = ceil_div(s.weight ? p.channels : planes, t.slab);
+    lanes = t.slab;
+    c.in_whole = !s.large && t.tiles_w == 1 && p.in_stride_h == p.in_w;
+    c.out_whole = t.tiles_w == 1 && p.out_stride_h == p.out_w;
+    const int64_t rows = std::min(c.in_rows, p.in_h), out_rows = std::min<int64_t>(t.tile_h, p.out_h);
+    const int64_t slack = kSegmentSlack / unit;
+    c.in_pitch = static_cast<int32_t>(round_up((c.in_whole ? rows * p.in_w : c.in_columns) + slack, kChunk / unit));
+    c.out_pitch = static_cast<int32_t>(round_up((c.out_whole ? out_rows * p.out_w : t.tile_w) + slack, kChunk / unit));
+    tile_bytes = t.slab * (c.in_whole ? 1 : c.in_rows) * c.in_pitch * unit;
+    out_bytes = t.slab * (c.out_whole ? 1 : t.tile_h) * c.out_pitch * unit;
+    if (s.large) {
+      c.in_pitch = odd_pitch(c.in_columns, unit);
+      tile_bytes = t.slab * c.in_rows * c.in_pitch * unit;
+    }
+    if (runs) {
+      c.out_pitch = odd_pitch(t.tile_w, unit);
+      out_bytes = t.slab * t.tile_h * c.out_pitch * unit;
+    }
+    if (!runs && t.slab * patches > kThreads) return false;
+    c.launch.threads = static_cast<int32_t>(round_up(t.slab * patches, 32));
+  }
+  if (runs) {
+    const int64_t all = p.kernel_h * ceil_div(p.kernel_w, kRunTaps);
+    if (lanes > kThreads) return false;
+    c.groups = static_cast<int32_t>(std::min(all, kThreads / lanes));
+    c.group_blocks = static_cast<int32_t>(ceil_div(all, c.groups));
+    c.launch.threads = kThreads;
+  }
+  c.launch.together = static_cast<int32_t>(s.blocks * s.threads / round_up(c.launch.threads, 32));
+  const int64_t filter_bytes = s.filters ? taps * t.slab * sum_unit : s.large ? taps * t.slab * unit : 0;
+  if (s.weight) {
+    const int64_t sums = (runs ? kRunTaps : p.kernel_w) * c.launch.threads * sum_unit;
+    c.launch.shared_bytes = std::max(tile_bytes + out_bytes, sums);
+  } else {
+    c.launch.shared_bytes = std::max(tile_bytes + filter_bytes, out_bytes);
+  }
+  constexpr int64_t kMostIndex = 1 << 20;  // of Divisor
+  if (c.launch.shared_bytes > machine.shared_per_block) return false;
+  if (!s.rows && c.in_rows * c.in_columns * t.slab >= kMostIndex) return false;
+
+  const double halo = static_cast<double>(staged(s, t.tiles_h, t.tile_h, p.kernel_h, p.stride_h, p.pad_h, p.in_h)) *
+                      static_cast<double>(staged(s, t.tiles_w, t.tile_w, p.kernel_w, p.stride_w, p.pad_w, p.in_w));
+  // A row of a NCHW tile that is narrower than the image begins and ends within sectors of 32 bytes, of which it uses a part.
+  const double split = nhwc || t.tiles_w == 1 ? 0.0 : static_cast<double>(t.tiles_w * (32 - unit));
+  const double part = nhwc ? std::max(1.0, 32.0 / static_cast<double>(t.slab * unit)) : 1.0;  // runs of less than a sector
+  const double loads = static_cast<double>(planes) * (halo * unit + split * p.in_h) * part * c.group_blocks;
+  const double outputs = static_cast<double>(planes) * p.out_h * (p.out_w * unit + split) * part * c.group_blocks;
+  c.tiles = (s.weight || nhwc ? p.batch : 1) * t.tiles_h * t.tiles_w;
+  c.launch.blocks = t.slabs * c.tiles;
+  double extra = 0;
+  if (s.weight) {
+    // Enough parts to fill the GPU, as long as the partial sums are a small share of what is moved.
+    const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
+    const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
+    const int64_t beside = std::clamp<int64_t>(machine.shared_per_sm / (c.launch.shared_bytes + 1024), 1, c.launch.together);
+    c.parts = static_cast<int32_t>(std::clamp<int64_t>(
+        std::min(beside * machine.sm_count / (t.slabs * c.group_blocks), affordable), 1, std::max<int64_t>(c.tiles, 1)));
+    c.launch.blocks = t.slabs * c.group_blocks * c.parts;
+    extra = 2 * part_bytes * c.parts;
+  }
+  // Unused lanes and rows of the last patches are computed too; short runs of channels are dearer to fetch.
+  const double run = nhwc ? static_cast<double>(std::min(t.slab, static_cast<int32_t>(p.channels)) * unit) : 256;
+  const double dear = run >= 256 ? 1.0 : run >= 128 ? 1.05 : run >= 64 ? 1.12 : 1.3;
+  const double blocks = static_cast<double>(std::max<int64_t>(c.launch.blocks, 1));
+  const double begun = s.rows ? static_cast<double>((p.kernel_h - 1) / p.stride_h) : 0;  // rows read before the first is complete
+  const double computed = static_cast<double>(t.tiles_h) * (t.tile_h + begun) * static_cast<double>(t.tiles_w) * t.tile_w *
+                          static_cast<double>(planes);
+  const double warps = static_cast<double>(round_up(c.launch.threads, 32)) / c.launch.threads;
+  const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / static_cast<double>(p.channels) : s.rows ? warps : 1.0;
+  const double phases = s.transposed ? static_cast<double>(p.stride_h * p.stride_w) : 1;
+  const double once = static_cast<double>(planes) * static_cast<double>(p.in_h * p.in_w + p.out_h * p.out_w) * unit;
+  BlockCost cost;
+  cost.total_bytes = once * dear + extra;
+  cost.bytes = (loads * dear + outputs + extra) / blocks;
+  cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
+  cost.flops += 2.0 * c.launch.threads * s.setup;
+  cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.5 : 0.6);
+  cost.direct = s.rows;
+  if (s.weight) cost.waits = static_cast<double>(ceil_div(c.tiles, c.parts));
+  c.seconds = launch_seconds(c.launch, cost, machine);
+  return true;
+}
+
+// Tile sides to try along an axis: the whole of it, and even shares.
+std::vector<int64_t> sides(int64_t size, int64_t patch, int64_t most) {
+  std::vector<int64_t> list;
+  for (int64_t pieces = 1; pieces <= 64; ++pieces) {
+    const int64_t side = round_up(ceil_div(std::max<int64_t>(size, 1), pieces), patch);
+    if (side <= most && (list.empty() || list.back() != side)) list.push_back(side);
+    if (side == patch) break;
+  }
+  if (list.empty()) list.push_back(std::max(most / patch, int64_t{1}) * patch);
+  return list;
+}
+
+bool best_candidate(const KernelRow& row, const Request& request, const Machine& machine, Candidate* best) {
+  const DepthwiseProblem& p = request.problem;
+  const Shape s = shape_of(row);
+  const bool nhwc = p.layout == Layout::kNHWC;
+  const int64_t unit = element_size(p.dtype);
+  const int64_t offset_h = s.transposed ? p.pad_h % p.stride_h : 0, offset_w = s.transposed ? p.pad_w % p.stride_w : 0;
+  std::vector<int64_t> slabs;
+  if (s.rows && nhwc) {
+    for (int64_t lanes = 4; lanes <= kThreads && (lanes == 4 || lanes * s.channels < 2 * p.channels); lanes *= 2) {
+      slabs.push_back(lanes * s.channels);
+    }
+  } else if (nhwc) {
+    for (int64_t bytes : {128, 64, 32, 16}) {
+      if (bytes / unit >= s.channels && (bytes / unit < 2 * p.channels || bytes == 16)) slabs.push_back(bytes / unit);
+    }
+    if (slabs.empty()) slabs.push_back(s.channels);
+  } else {
+    const int64_t planes = s.weight ? p.channels : p.batch * p.channels;
+    for (int64_t count = 1; count <= 128 && count < 2 * planes; count *= 2) slabs.push_back(std::min(count, planes));
+    const int64_t patches_a_plane =
+        (s.rows ? 1 : ceil_div(p.out_h + offset_h, s.patch_h)) * ceil_div(p.out_w + offset_w, s.patch_w);
+    if (patches_a_plane <= s.threads) slabs.push_back(std::min(s.threads / patches_a_plane, planes));
+  }
+  Ranking<Candidate> ranking;
+  for (int64_t tile_h : sides(p.out_h + offset_h, s.patch_h, nhwc ? 128 : 256)) {
+    for (int64_t tile_w : sides(p.out_w + offset_w, s.patch_w, nhwc ? 128 : s.patch_w * 64)) {
+      for (int64_t slab : slabs) {
+        Candidate c;
+        c.launch.row = &row;
+        c.tiling.tile_h = static_cast<int32_t>(tile_h), c.tiling.tile_w = static_cast<int32_t>(tile_w);
+        c.tiling.slab = static_cast<int32_t>(slab);
+        if (complete(row, s, request, machine, c)) ranking.offer(c);
+      }
+    }
+  }
+  if (ranking.chosen() == nullptr) return false;
+  *best = *ranking.chosen();
+  return true;
+}
+
+int64_t chunks_of(const Tiling& t, int64_t values) { return t.aligned ? ceil_div(t.slab, values) : t.slab; }
+
+std::string describe(const Candidate& c, const Request& request) {
+  const Tiling& t = c.tiling;
+  return std::string(c.launch.row->name) + ", " +
+         (c.launch.row->filter > 0 ? std::to_string(c.launch.row->filter) + "x" + std::to_string(c.launch.row->filter) +
+                                         " stride " + std::to_string(c.launch.row->stride)
+                                   : std::string("any filter at stride 1")) +
+         ": " + std::to_string(t.tile_h) + "x" + std::to_string(t.tile_w) + " outputs of " + std::to_string(t.slab) +
+         (request.problem.layout == Layout::kNHWC ? " channels" : " planes") + " a block";
+}
+
+// The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
+const KernelRow* choose(const char* pass, const Request& request, const Machine& machine, Candidate* best, std::string* why) {
+  std::vector<const KernelRow*> order;
+  if (forced_row() != nullptr) order.push_back(forced_row());
+  order.insert(order.end(), kernel_table().begin(), kernel_table().end());
+  for (const KernelRow* row : order) {
+    if (misfit(*row, "depthwise_conv2d", pass, request.problem, request.multiplier, machine) != nullptr) continue;
+    if (row->aligned > request.aligned) continue;
+    if (row->filter == 0 && row->stride == 0) {
+      if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
+      return row;
+    }
+    if (best_candidate(*row, request, machine, best)) return row;
+    *why = std::string(row->name) + " has no tile that fits " + std::to_string(machine.shared_per_block >> 10) +
+           " KiB of shared memory";
+  }
+  return nullptr;
+}
+
+void set_counts(const DepthwiseProblem& p, int64_t multiplier, int64_t tensors, Plan* plan) {
+  const int64_t taps = p.kernel_h * p.kernel_w, planes = p.batch * p.channels * multiplier;
+  plan->bytes = element_size(p.dtype) *
+                (p.batch * p.channels * p.in_h * p.in_w + planes * p.out_h * p.out_w + p.channels * multiplier * taps);
+  plan->flops = 2 * planes * p.out_h * p.out_w * taps;
+}
+
+}  // namespace
+
+Plan plan_depthwise(const char* pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args) {
+  const DepthwiseProblem& p = request.problem;
+  const bool forward = strcmp(pass, "forward") == 0;
+  Plan plan;
+  Candidate best;
+  std::string why;
+  const KernelRow* const row = choose(pass, request, machine, &best, &why);
+  args->problem = p;
+  args->multiplier = request.multiplier;
+  if (row->filter == 0 && row->stride == 0) {
+    const int64_t channels = p.channels * (forward ? request.multiplier : 1);
+    const bool vectors = p.layout == Layout::kNHWC && request.aligned == kChunk && request.multiplier == 1;
+    const int64_t work = p.batch * channels * p.out_h * p.out_w / (vectors ? kChunk / element_size(p.dtype) : 1);
+    args->tiling = {};
+    args->tiling.aligned = vectors;
+    plan.launch = {row, std::clamp<int64_t>(ceil_div(work, kThreads), 1, int64_t{1} << 20), kThreads, 0};
+    BlockCost cost = {};
+    cost.total_bytes = static_cast<double>(element_size(p.dtype) * p.batch * channels * (p.in_h * p.in_w + p.out_h * p.out_w));
+    cost.flops = 2.0 * p.batch * channels * p.out_h * p.out_w * p.kernel_h * p.kernel_w / plan.launch.blocks;
+    cost.bytes = cost.total_bytes / plan.launch.blocks;
+    cost.flop_rate = scalar_rate(p.dtype, machine) * 0.2;
+    plan.seconds = launch_seconds(plan.launch, cost, machine);
+    plan.reason = std::string(row->name) + ": " + why;
+  } else {
+    args->tiling = best.tiling;
+    args->in_pitch = best.in_pitch, args->out_pitch = best.out_pitch;
+    args->in_whole = best.in_whole, args->out_whole = best.out_whole;
+    args->in_columns = Divisor(best.in_columns);
+    const int64_t values = kChunk / element_size(p.dtype);
+    if (p.layout == Layout::kNHWC) {
+      args->in_chunks = Divisor(chunks_of(best.tiling, values));
+    } else if (best.in_pitch > 0) {
+      args->in_chunks = Divisor(ceil_div(best.in_pitch, values));
+      args->out_chunks = Divisor(best.out_pitch / values);
+      args->channels = Divisor(std::min(p.channels, kMostDivided));
+    }
+    plan.launch = best.launch;
+    plan.seconds = best.seconds;
+    plan.reason = describe(best, request);
+  }
+  set_counts(p, request.multiplier, 2, &plan);
+  return plan;
+}
+
+Plan plan_backward_weight(const Request& request, const Machine& machine, BackwardWeightTileArgs* args) {
+  const DepthwiseProblem& p = request.problem;
+  Plan plan;
+  Candidate best;
+  std::string why;
+  const KernelRow* const row = choose("backward_weight", request, machine, &best, &why);
+  args->problem = p;
+  args->multiplier = request.multiplier;
+  if (row->filter == 0 && row->stride == 0) {
+    constexpr int64_t kTaps = 8, kPixels = 1024;  // depthwise_backward_weight_any.cuh's
+    const int64_t outputs = p.channels * request.multiplier, groups = p.kernel_h * ceil_div(p.kernel_w, kTaps);
+    args->tiling = {};
+    args->tiling.slabs = p.layout == Layout::kNHWC ? ceil_div(outputs, 32) : outputs;
+    args->tiles = p.batch * ceil_div(p.out_h * p.out_w, kPixels);
+    args->parts = static_cast<int32_t>(
+        std::clamp<int64_t>(4 * machine.sm_count / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
+    plan.launch = {row, args->tiling.slabs * groups * args->parts, kThreads, kTaps * kThreads * accumulate_size(p.dtype)};
+    plan.reason = std::string(row->name) + ": " + why;
+  } else {
+    args->tiling = best.tiling;
+    args->parts = best.parts;
+    args->groups = best.groups, args->group_blocks = best.group_blocks;
+    args->tiles = best.tiles;
+    args->in_pitch = best.in_pitch, args->out_pitch = best.out_pitch;
+    args->in_whole = best.in_whole, args->out_whole = best.out_whole;
+    args->in_columns = Divisor(best.in_columns), args->out_columns = Divisor(best.tiling.tile_w);
+    const int64_t values = kChunk / element_size(p.dtype);
+    if (p.layout == Layout::kNHWC) {
+      args->in_chunks = args->out_chunks = Divisor(chunks_of(best.tiling, values));
+    } else if (best.in_pitch > 0) {
+      args->in_chunks = Divisor(best.in_pitch / values), args->out_chunks = Divisor(best.out_pitch / values);
+    }
+    plan.launch = best.launch;
+    plan.seconds = best.seconds;
+    plan.reason = describe(best, request);
+  }
+  plan.reason += ", " + std::to_string(args->parts) + " parts";
+  set_counts(p, request.multiplier, 2, &plan);
+  return plan;
+}
+
+Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args) {
+  Plan plan;
+  plan.launch.row = row_of("sum_parts", dtype);
+  args->count = count;
+  args->parts = parts;
+  plan.launch.blocks = ceil_div(count, 32);
+  plan.launch.threads = kThreads;
+  plan.launch.shared_bytes = kThreads * accumulate_size(dtype);
+  plan.reason = std::string("sum_parts: ") + std::to_string(parts) + " parts in their order";
+  return plan;
+}
+
+}  // namespace dwconv::cuda

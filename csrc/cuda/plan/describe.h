@@ -1,0 +1,186 @@
+// The kernel table and plans as Python objects, for _C_cuda and for the tests' emulator.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "cuda/plan/plan.h"
+
+namespace dwconv::cuda {
+
+namespace py = pybind11;
+
+inline const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return "float64";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
+    default:
+      return "float32";
+  }
+}
+
+inline py::dict row_dict(const KernelRow& row) {
+  py::dict d;
+  d["name"] = row.name;
+  d["op"] = row.op;
+  d["pass"] = row.pass;
+  d["dtype"] = dtype_name(row.dtype);
+  d["layout"] = row.layout == Layout::kNHWC ? "channels_last" : "NCHW";
+  d["filter"] = row.filter;
+  d["stride"] = row.stride;
+  d["tensor"] = row.tensor;
+  d["aligned"] = row.aligned;
+  d["arch"] = std::make_pair(row.first_arch, row.last_arch);
+  return d;
+}
+
+inline py::list table_list() {
+  py::list rows;
+  for (const KernelRow* row : kernel_table()) rows.append(row_dict(*row));
+  return rows;
+}
+
+inline Machine machine_from(const py::dict& facts) {
+  Machine m;
+  for (const auto& [key, value] : facts) {
+    const std::string name = py::cast<std::string>(key);
+    if (name == "arch")
+      m.arch = py::cast<int32_t>(value);
+    else if (name == "sm_count")
+      m.sm_count = py::cast<int32_t>(value);
+    else if (name == "shared_per_block")
+      m.shared_per_block = py::cast<int64_t>(value);
+    else if (name == "shared_per_sm")
+      m.shared_per_sm = py::cast<int64_t>(value);
+    else if (name == "l2_bytes")
+      m.l2_bytes = py::cast<int64_t>(value);
+    else if (name == "bytes_per_second")
+      m.bytes_per_second = py::cast<double>(value);
+    else if (name == "clock")
+      m.clock = py::cast<double>(value);
+    else
+      throw py::key_error("machine: unknown fact '" + name + "'");
+  }
+  return m;
+}
+
+inline void add_plan(py::dict& d, const Plan& plan) {
+  for (const auto& item : row_dict(*plan.launch.row)) d[item.first] = item.second;
+  d["blocks"] = plan.launch.blocks;
+  d["threads"] = plan.launch.threads;
+  d["shared_bytes"] = plan.launch.shared_bytes;
+  d["bytes"] = plan.bytes;
+  d["flops"] = plan.flops;
+  d["expected_seconds"] = plan.seconds;
+  d["reason"] = plan.reason;
+}
+
+using Pair = std::pair<int64_t, int64_t>;
+
+// The plan of one op on contiguous, aligned tensors, for a GPU of the given facts (an H100 by default).
+inline py::dict plan_dict(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
+                          int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
+                          int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& card) {
+  Request request;
+  DepthwiseProblem& p = request.problem;
+  bool known = false;
+  for (DType each : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    if (dtype == dtype_name(each)) p.dtype = p.out_dtype = each, known = true;
+  }
+  if (!known) throw py::value_error("dtype: expected float32, float64, bfloat16 or float16, got '" + dtype + "'");
+  if (layout != "NCHW" && layout != "channels_last")
+    throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
+  const bool nhwc = layout == "channels_last";
+  p.layout = nhwc ? Layout::kNHWC : Layout::kNCHW;
+  p.batch = batch, p.channels = channels;
+  p.in_h = in_size.first, p.in_w = in_size.second;
+  p.kernel_h = kernel.first, p.kernel_w = kernel.second;
+  p.stride_h = stride.first, p.stride_w = stride.second;
+  p.pad_h = padding.first, p.pad_w = padding.second;
+  p.dilation_h = dilation.first, p.dilation_w = dilation.second;
+  if (p.stride_h < 1 || p.stride_w < 1) throw py::value_error("stride: must be positive");
+  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
+  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  request.multiplier = multiplier;
+  request.allow_tf32 = allow_tf32;
+  const int64_t values = 16 / element_size(p.dtype);
+  const int64_t unit = element_size(p.dtype);
+  request.aligned = nhwc ? whole_runs({channels * unit}) : whole_runs({p.in_w * unit, p.out_w * unit});
+  if (pass == "backward_input") {
+    std::swap(p.in_h, p.out_h);
+    std::swap(p.in_w, p.out_w);
+  }
+  const auto strides = [&](int64_t c, int64_t h, int64_t w, int64_t& n_, int64_t& c_, int64_t& h_, int64_t& w_) {
+    n_ = c * h * w, c_ = nhwc ? 1 : h * w, h_ = nhwc ? c * w : w, w_ = nhwc ? c : 1;
+  };
+  const bool forward = pass == "forward";
+  strides(forward || pass == "backward_weight" ? channels : channels * multiplier, p.in_h, p.in_w, p.in_stride_n, p.in_stride_c,
+          p.in_stride_h, p.in_stride_w);
+  strides(pass == "backward_input" ? channels : channels * multiplier, p.out_h, p.out_w, p.out_stride_n, p.out_stride_c,
+          p.out_stride_h, p.out_stride_w);
+  const Machine machine = machine_from(card);
+  py::dict d;
+  if (op == "separable_conv2d") {
+    const SeparableAlignment alignment = {nhwc && channels % values == 0, channels % values == 0,
+                                          nhwc && out_channels % values == 0, channels % values == 0, nhwc ? 0 : request.aligned};
+    const SeparablePlan plan = plan_separable(request, out_channels, alignment, machine);
+    add_plan(d, plan.block);
+    d["fused"] = plan.fused;
+    d["tile"] = std::make_pair(plan.block_args.tile_rows, plan.block_args.tile_w);
+    d["splits"] = plan.block_args.splits;
+    d["bytes"] = plan.bytes;
+    d["flops"] = plan.flops;
+    d["reason"] = plan.reason;
+    return d;
+  }
+  if (op != "depthwise_conv2d") throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
+  if (pass == "backward_weight") {
+    BackwardWeightTileArgs args;
+    add_plan(d, plan_backward_weight(request, machine, &args));
+    d["tile"] = std::make_pair(args.tiling.tile_h, args.tiling.tile_w);
+    d["slab"] = args.tiling.slab;
+    d["parts"] = args.parts;
+    return d;
+  }
+  if (!forward && pass != "backward_input")
+    throw py::value_error("pass: expected forward, backward_input or backward_weight, got '" + pass + "'");
+  DepthwiseTileArgs args;
+  add_plan(d, plan_depthwise(pass.c_str(), request, machine, &args));
+  d["tile"] = std::make_pair(args.tiling.tile_h, args.tiling.tile_w);
+  d["slab"] = args.tiling.slab;
+  return d;
+}
+
+// Uses row number `index` of the table wherever it fits; -1: none.
+inline void force_row(int64_t index) {
+  if (index >= static_cast<int64_t>(kernel_table().size())) throw py::index_error("row: the table has fewer rows");
+  forced_row() = index < 0 ? nullptr : kernel_table()[index];
+}
+
+inline void force_fusion(const std::string& how) {
+  if (how != "by_cost" && how != "always" && how != "never")
+    throw py::value_error("fusion: expected by_cost, always or never, got '" + how + "'");
+  forced_fusion() = how == "by_cost" ? Fusion::kByCost : how == "always" ? Fusion::kAlways : Fusion::kNever;
+}
+
+inline void define_plans(py::module_& m) {
+  m.def("kernel_table", &table_list, "Every CUDA kernel, one dict a row of csrc/cuda/kernels.inc.");
+  m.def("plan", &plan_dict, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"),
+        py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("allow_tf32") = false, py::arg("card") = py::dict(),
+        "The plan of one op on contiguous tensors; card: facts that differ from an H100's.");
+  m.def("force_row", &force_row, "Uses this row of the table wherever it fits, until called with -1; for tests.");
+  m.def(
+      "force_rank", [](int32_t rank) { forced_rank() = std::max(rank, 0); },
+      "Uses the tile of this rank by the cost model, cheapest first, until called with 0; for tests and for measuring the "
+      "model.");
+  m.def("force_fusion", &force_fusion, "by_cost, always or never; for tests.");
+}
+
+}  // namespace dwconv::cuda

@@ -1,0 +1,106 @@
+#include "cuda/plan/plan.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace dwconv::cuda {
+
+int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+
+const std::vector<const KernelRow*>& kernel_table() {
+  static const std::vector<const KernelRow*> rows = [] {
+    std::vector<const KernelRow*> all;
+    const KernelGroup groups[] = {
+#if defined(DWCONV_HOPPER) || defined(DWCONV_EMULATOR)
+        hopper_kernels(),
+#endif
+        nhwc_kernels(), nhwc_weight_kernels(),
+        // The rows of planes come before the staged kernels, which take what they do not.
+        nchw_rows_kernels(), nchw_kernels(), nchw_weight_kernels(), separable_kernels()};
+    for (const KernelGroup& group : groups) {
+      for (int32_t i = 0; i < group.count; ++i) all.push_back(group.rows + i);
+    }
+    return all;
+  }();
+  return rows;
+}
+
+const KernelRow* row_of(const char* pass, DType dtype) {
+  for (const KernelRow* row : kernel_table()) {
+    if (strcmp(row->pass, pass) == 0 && row->dtype == dtype) return row;
+  }
+  return nullptr;
+}
+
+const KernelRow*& forced_row() {
+  static const KernelRow* row = nullptr;
+  return row;
+}
+
+Fusion& forced_fusion() {
+  static Fusion fusion = Fusion::kByCost;
+  return fusion;
+}
+
+int32_t& forced_rank() {
+  static int32_t rank = 0;
+  return rank;
+}
+
+const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
+                   const Machine& machine) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  if (strcmp(row.op, op) != 0) return "another op";
+  if (strcmp(row.pass, pass) != 0) return "another pass";
+  if (row.dtype != p.dtype) return "another dtype";
+  if (row.layout != p.layout) return "another layout";
+  if (machine.arch < row.first_arch || machine.arch > row.last_arch) return "another architecture";
+  const bool unit_stride = p.stride_h == 1 && p.stride_w == 1, undilated = p.dilation_h == 1 && p.dilation_w == 1;
+  if (row.filter > 0) {
+    if (p.kernel_h != row.filter || p.kernel_w != row.filter) return "another filter";
+    if (p.stride_h != row.stride || p.stride_w != row.stride) return "another stride";
+    if (!undilated) return "dilated";
+  } else if (row.stride == 1 && !(unit_stride && undilated)) {
+    return "strided or dilated";
+  }
+  const bool any = row.filter == 0 && row.stride == 0;
+  if (!any && multiplier > 1) return "a channel multiplier";
+  if (row.aligned > 0 && row.layout == Layout::kNCHW && 2 * p.pad_w + 1 != p.kernel_w) return "another padding";
+  if (!any && p.layout == Layout::kNHWC && (p.in_stride_w >= kMost || p.out_stride_w >= kMost)) return "too wide a pixel";
+  return nullptr;
+}
+
+double scalar_rate(DType dtype, const Machine& machine) {
+  const double lanes = machine.arch < 80 ? 64 : 128;  // float32 multiply-adds a clock
+  return 2 * lanes * machine.clock * (dtype != DType::kFloat64 ? 1.0 : machine.arch == 80 || machine.arch == 90 ? 0.5 : 1.0 / 32);
+}
+
+// mma.sync reaches about 60 % of a Hopper GPU's wgmma rate.
+double tensor_rate(DType dtype, const Machine& machine) {
+  const double half = machine.arch == 90 ? 2500 : machine.arch == 80 || machine.arch >= 100 ? 2048 : 1024;
+  return half * machine.clock / (dtype == DType::kFloat32 ? 2 : 1);
+}
+
+double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine) {
+  constexpr double kLaunchSeconds = 1.5e-6, kBlockSeconds = 1.2e-6;  // to start a kernel; to fill and drain a block
+  // L2 feeds an SM at about 1.3 times its share of the memory's bandwidth.
+  const double per_sm = 1.3 * machine.bytes_per_second / machine.sm_count;
+  const int64_t by_shared = machine.shared_per_sm / (launch.shared_bytes + 1024);
+  const int64_t by_threads = 2048 / std::max<int64_t>(launch.threads, 32);
+  const double together =
+      static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.together, 32}), 1));
+  const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.sm_count);
+  const double beside = std::min(together, rounds);  // blocks on the busiest SM at a time
+  // Blocks that share an SM move data for one another while they compute; one alone does one after the other.
+  constexpr double kBusyThreads = 512;  // of an SM, to hide the latency of arithmetic and, without staging, of memory
+  const double occupancy = std::min(1.0, launch.threads * beside / kBusyThreads);
+  const double moves = cost.bytes / per_sm / (cost.direct ? occupancy : 1.0);
+  const double computes = cost.flops / (cost.flop_rate * occupancy);
+  const double exposed = std::min(moves, computes) / beside;
+  const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / together) * kBlockSeconds * cost.waits;
+  return kLaunchSeconds + std::max(busy, cost.total_bytes / machine.bytes_per_second);
+}
+
+}  // namespace dwconv::cuda
