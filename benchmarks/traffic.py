@@ -1,4 +1,4 @@
-"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on the emulator (tools/cuda_emulator), with no GPU.
+"""``python -m benchmarks traffic``: the bytes that the CUDA kernels move, counted on tools/cuda_emulator, with no GPU.
 
 Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1. Over the
 compulsory bytes, input and output once, that is what the blocks ask of L2; what neighbouring blocks both read comes from memory

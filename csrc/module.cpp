@@ -5,30 +5,15 @@
 
 #include "build_facts.h"  // which setup.py writes
 #include "common/activation.h"
+#include "common/describe.h"
 #include "cpu/plan/plan.h"
 #include "watched_tensors.h"
-
-namespace py = pybind11;
 
 namespace dwconv {
 namespace {
 
-DType parse_dtype(const std::string& name) {
-  for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-    if (name == dtype_name(dtype)) return dtype;
-  }
-  throw py::value_error("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
-}
-
 py::dict row_dict(const KernelRow& row) {
-  py::dict d;
-  d["name"] = row.name;
-  d["op"] = op_name(row.op);
-  d["pass"] = pass_name(row.pass);
-  d["dtype"] = dtype_name(row.dtype);
-  d["layout"] = layout_name(row.layout);
-  d["filter"] = row.filter;
-  d["stride"] = row.stride;
+  py::dict d = row_facts(row);
   d["isa"] = isa_name(row.isa);
   d["vector_bytes"] = row.vector_bytes;
   return d;
@@ -57,49 +42,34 @@ py::dict plan_dict(const Plan& plan) {
   return d;
 }
 
-using Pair = std::pair<int64_t, int64_t>;
-
 // The plan of one op on contiguous tensors; `threads` as torch would be given.
 py::dict plan(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout, int64_t batch,
               int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation, int64_t out_channels,
               int64_t threads) {
-  DepthwiseProblem p;
-  p.dtype = p.out_dtype = parse_dtype(dtype);
-  if (layout != "NCHW" && layout != "channels_last")
-    throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
-  p.layout = layout == "NCHW" ? Layout::kNCHW : Layout::kNHWC;
-  p.batch = batch, p.channels = channels;
-  p.in_h = in_size.first, p.in_w = in_size.second;
-  p.kernel_h = kernel.first, p.kernel_w = kernel.second;
-  p.stride_h = stride.first, p.stride_w = stride.second;
-  p.dilation_h = dilation.first, p.dilation_w = dilation.second;
-  p.pad_h = padding.first, p.pad_w = padding.second;
-  if (p.stride_h < 1 || p.stride_w < 1) throw py::value_error("stride: must be positive");
-  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
-  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  CpuProblem p;
+  set_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
   const Machine here = machine(threads);
   p.l1_ways = here.l1_ways();
-  if (op == "separable_conv2d") return plan_dict(plan_separable(p, out_channels, selected_isa(), here).whole);
-  if (op == "batch_norm_act") {
-    if (pass != "forward" && pass != "backward") throw py::value_error("pass: expected forward or backward, got '" + pass + "'");
-    return plan_dict(plan_batch_norm(p, pass == "backward", selected_isa(), here));
-  }
-  if (op != "depthwise_conv2d")
+  const IsaKernels& isa = selected_isa();
+  if (op == op_name(Op::kSeparable)) return plan_dict(plan_separable(p, out_channels, isa, here).whole);
+  if (op == op_name(Op::kBatchNorm))
+    return plan_dict(plan_batch_norm(p, parse_pass(pass, {Pass::kForward, Pass::kBackward}) == Pass::kBackward, isa, here));
+  if (op != op_name(Op::kDepthwise))
     throw py::value_error("op: expected depthwise_conv2d, separable_conv2d or batch_norm_act, got '" + op + "'");
-  if (pass == "backward_input") {
-    std::swap(p.in_h, p.out_h);
-    std::swap(p.in_w, p.out_w);
-    const Plan plan = plan_backward_input(p, selected_isa(), here);
-    if (plan.row == nullptr) throw py::value_error("pass: this input gradient runs as forward problems, one a phase");
-    return plan_dict(plan);
-  }
-  if (pass == "backward_weight") return plan_dict(plan_backward_weight(p, selected_isa(), here));
-  if (pass != "forward") throw py::value_error("pass: expected forward, backward_input or backward_weight, got '" + pass + "'");
-  return plan_dict(plan_forward(p, selected_isa(), here));
+  const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
+  if (which == Pass::kForward) return plan_dict(plan_forward(p, isa, here));
+  if (which == Pass::kBackwardWeight) return plan_dict(plan_backward_weight(p, isa, here));
+  std::swap(p.in_h, p.out_h);
+  std::swap(p.in_w, p.out_w);
+  const Plan plan = plan_backward_input(p, isa, here);
+  if (plan.row == nullptr) throw py::value_error("pass: this input gradient runs as forward problems, one a phase");
+  return plan_dict(plan);
 }
 
 }  // namespace
 }  // namespace dwconv
+
+namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   using namespace dwconv;

@@ -34,6 +34,7 @@ struct ConvolutionShape {
   int64_t batch, channels, multiplier, in_h, in_w, kernel_h, kernel_w;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t out_h, out_w;
+  DType dtype;  // of the input
 };
 
 inline DType check_dtype(const char* op, const char* name, const Tensor& tensor) {
@@ -91,14 +92,15 @@ inline int64_t output_size(const char* op, int dimension, int64_t size, int64_t 
 }
 
 // A filter on an image with at least one pixel.
-inline ConvolutionShape check_filter(const char* op, const Tensor& input, int64_t kernel_h, int64_t kernel_w, const Ints& stride,
-                                     const Ints& padding, const Ints& dilation) {
+inline ConvolutionShape check_filter(const char* op, const Tensor& input, DType dtype, int64_t kernel_h, int64_t kernel_w,
+                                     const Ints& stride, const Ints& padding, const Ints& dilation) {
   STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
                   to_string(input));
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
   ConvolutionShape s = {};
+  s.dtype = dtype;
   s.batch = input.size(0);
   s.channels = input.size(1);
   s.multiplier = 1;
@@ -121,7 +123,7 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
   STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   STD_TORCH_CHECK(weight.dim() == 4, op, ": ", weight_name, " must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape ",
                   to_string(weight));
-  check_dtype(op, "input", input);
+  const DType dtype = check_dtype(op, "input", input);
   check_like_input(op, weight_name, weight, input);
   const int64_t channels = input.size(1);
   STD_TORCH_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
@@ -130,7 +132,7 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
                   to_string(weight));
   STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name,
                   " must have a non-empty filter, but got shape ", to_string(weight));
-  ConvolutionShape s = check_filter(op, input, weight.size(2), weight.size(3), stride, padding, dilation);
+  ConvolutionShape s = check_filter(op, input, dtype, weight.size(2), weight.size(3), stride, padding, dilation);
   s.multiplier = weight.size(0) / channels;
   return s;
 }
@@ -169,45 +171,6 @@ inline Activation check_activation(const char* op, const char* name, const std::
                   value, "'");
   activation.slope = slope;
   return activation;
-}
-
-// nn.Conv2d's rule (c10's is_channels_last_strides_2d): channels_last where the strides say so and NCHW does not fit too.
-inline bool strides_say_channels_last(const Tensor& t) {
-  if (t.stride(1) == 0) return false;
-  int64_t least = 0;
-  for (int64_t d : {1, 3, 2, 0}) {
-    if (t.size(d) == 0 || t.stride(d) < least) return false;
-    if (d == 0 && least == t.stride(1)) return false;
-    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
-  }
-  return true;
-}
-
-inline Layout layout_of(const Tensor& t) { return strides_say_channels_last(t) ? Layout::kNHWC : Layout::kNCHW; }
-
-inline torch::headeronly::MemoryFormat memory_format(Layout layout) {
-  return layout == Layout::kNHWC ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
-}
-
-// Kernels need unit stride along their lanes and no expanded dimension; slices and other views pass as they are.
-inline Tensor as_layout(const Tensor& t, Layout layout) {
-  const int64_t lane = layout == Layout::kNHWC ? 1 : 3;
-  const bool unit = t.stride(lane) == 1 || t.size(lane) == 1;
-  const bool other = t.stride(layout == Layout::kNHWC ? 3 : 2) != 0;
-  return unit && other ? t : torch::stable::contiguous(t, memory_format(layout));
-}
-
-// Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.
-inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) {
-  const int64_t c = size[1], h = size[2], w = size[3];
-  const int64_t nchw[4] = {c * h * w, h * w, w, 1}, nhwc[4] = {h * w * c, 1, w * c, c};
-  int32_t dtype = 0, device_type = 0;
-  AtenTensorHandle output = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), layout == Layout::kNHWC ? nhwc : nchw, dtype, device_type,
-                                                  like.get_device_index(), &output));
-  return Tensor(output);
 }
 
 }  // namespace

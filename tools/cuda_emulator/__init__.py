@@ -71,7 +71,7 @@ def _build(folder: Path, *flags: str) -> Path:
         sysconfig.get_paths()["include"],
     ]
     common = ["-O2", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"]
-    common += ["-Wno-maybe-uninitialized", "-DDWCONV_EMULATOR", *(f"-I{path}" for path in include), *flags]
+    common += ["-Wno-maybe-uninitialized", "-DDWCONV_HOPPER", *(f"-I{path}" for path in include), *flags]
     libraries = Path(torch.__file__).parent / "lib"
     module = folder / f"_emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
     with (folder / "build.ninja").open("w") as file:

@@ -1,7 +1,7 @@
 // The Python module of the emulator: the ops are registered as torch.ops.dwconv_emulator.* for CPU tensors (ops.cpp and the CUDA
 // launchers, compiled for it); here are the switches and what was observed.
 #include "cuda/plan/describe.h"
-#include "emulated_launch.h"
+#include "cuda/runtime/device.h"
 #include "planted.h"
 
 namespace dwconv::cuda::emulator {

@@ -1,7 +1,7 @@
 // The activations on vectors. NaN stays NaN, as in torch.nn.functional.
 #pragma once
 
-#include "common/problem.h"
+#include "cpu/kernels/args.h"
 #include "cpu/kernels/simd.h"
 
 namespace dwconv::DWCONV_ISA {

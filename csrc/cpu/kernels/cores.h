@@ -2,7 +2,7 @@
 // NCHW's transposed planes run, are those of the set DWCONV_CORES, whose vectors are as wide.
 #pragma once
 
-#include "common/problem.h"
+#include "cpu/kernels/args.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/runtime/tiles.h"
 
@@ -11,12 +11,12 @@
 #endif
 
 // depthwise_forward_nhwc.h and depthwise_backward_weight_nhwc.h
-#define DWCONV_DECLARE_CORES                                                                                             \
-  template <class T, int kKernel, int kStride>                                                                           \
-  void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tiles);                                    \
-  template <class T, int kKernel, int kStride, class A>                                                                  \
-  void accumulate_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, int64_t pitch, \
-                       A* partial, A* partial_bias);
+#define DWCONV_DECLARE_CORES                                                                                                   \
+  template <class T, int kKernel, int kStride>                                                                                 \
+  void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tiles);                                          \
+  template <class T, int kKernel, int kStride, class A>                                                                        \
+  void accumulate_rows(const CpuProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, int64_t pitch, A* partial, \
+                       A* partial_bias);
 
 namespace dwconv::DWCONV_CORES {
 DWCONV_DECLARE_CORES

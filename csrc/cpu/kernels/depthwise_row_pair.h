@@ -2,8 +2,8 @@
 // its tiles (depthwise_forward_nhwc.h takes everything else, and says what a tile is).
 #pragma once
 
-#include "common/problem.h"
 #include "cpu/kernels/activate.h"
+#include "cpu/kernels/args.h"
 #include "cpu/kernels/sequential_rows.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/runtime/tiles.h"
@@ -115,7 +115,7 @@ struct NhwcOutput {
 };
 
 DWCONV_INLINE NhwcOutput output_of(const DepthwiseArgs& args) {
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t unit = element_size(p.out_dtype);
   return {static_cast<char*>(args.output), p.out_stride_h * unit, p.out_stride_w * unit, p.out_dtype};
 }
@@ -223,7 +223,7 @@ struct RowPair {
         bias(static_cast<const A*>(args.bias)),
         activation(args.problem.activation),
         expects(args.problem.next_output) {
-    const DepthwiseProblem& p = args.problem;
+    const CpuProblem& p = args.problem;
     const int64_t origin_h = y * kStride - p.pad_h;
     in = image + origin_h * row_step - p.pad_w * step;
     out = output.at(y, 0, 0);
@@ -314,7 +314,7 @@ template <class T, int kKernel, int kStride>
 bool try_few_channels(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y, int64_t wide) {
   using A = typename AccumulateType<T>::type;
   constexpr int64_t kPad = kKernel / 2;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t past = (p.out_w - 1) * kStride - p.pad_w + kKernel - p.in_w;  // columns read past the last
   if (p.channels > kStaged<T> || p.channels % kLanes<A> != 0 || p.depth != 1 || (p.pad_w != 0 && p.pad_w != kPad) ||
       (past > 0 && past != kPad) || (p.out_w - wide) % kNarrowTile<kKernel, kStride> != 0) {

@@ -3,6 +3,8 @@
 // A file each, so that they compile side by side.
 #pragma once
 
+#include "cpu/plan/kernel_table.h"
+
 #if defined(DWCONV_FORWARD_NHWC)
 #define DWCONV_TABLE forward_nhwc_table
 #include "cpu/kernels/depthwise_forward/depthwise_forward_nhwc.h"
@@ -70,9 +72,8 @@ DWCONV_CORE(BFloat16)
 #endif
 #endif
 #elif DWCONV_VECTOR_BYTES > 16 && defined(DWCONV_BACKWARD) && !defined(DWCONV_BFLOAT16_PAIRS)
-#define DWCONV_CORE(T, kernel, stride)                                                                                         \
-  template void accumulate_rows<T, kernel, stride>(const DepthwiseProblem&, const T*, const T*, int64_t, int64_t, int64_t, T*, \
-                                                   T*);
+#define DWCONV_CORE(T, kernel, stride) \
+  template void accumulate_rows<T, kernel, stride>(const CpuProblem&, const T*, const T*, int64_t, int64_t, int64_t, T*, T*);
 DWCONV_SQUARES(DWCONV_CORE, float)
 #endif
 #undef DWCONV_CORE

@@ -2,8 +2,8 @@
 // depthwise_backward_weight_nchw_direct.h): with masks, which the 64-byte sets have.
 #pragma once
 
-#include "common/problem.h"
 #include "cpu/kernels/activate.h"
+#include "cpu/kernels/args.h"
 #include "cpu/kernels/depthwise_row_pair.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/runtime/tiles.h"
@@ -12,19 +12,19 @@ namespace dwconv::DWCONV_ISA {
 
 // One past the last element of the planes that a problem goes over.
 template <class T>
-DWCONV_INLINE const T* end_of_input(const DepthwiseProblem& p, const T* begin) {
+DWCONV_INLINE const T* end_of_input(const CpuProblem& p, const T* begin) {
   return begin + (p.batch - 1) * p.in_stride_n + (p.channels - 1) * p.in_stride_c + (p.depth - 1) * p.in_stride_m +
          (p.in_h - 1) * p.in_stride_h + p.in_w;
 }
 
 // What whole vectors may reach past a plane's last element: those that lie in the padding altogether are read too.
 template <class A>
-DWCONV_INLINE int64_t direct_reach(const DepthwiseProblem& p) {
+DWCONV_INLINE int64_t direct_reach(const CpuProblem& p) {
   return 2 * kLanes<A> * p.stride_w + p.kernel_w * p.dilation_w + (p.pad_w < 0 ? -p.pad_w : p.pad_w);
 }
 
 template <class A>
-DWCONV_INLINE int64_t mask_blocks(const DepthwiseProblem& p) {
+DWCONV_INLINE int64_t mask_blocks(const CpuProblem& p) {
   return (p.kernel_w + kLanes<A> - 1) / kLanes<A>;
 }
 
@@ -83,7 +83,7 @@ DWCONV_INLINE void for_strips(int64_t out_w, Body body) {
 // All strips' masks: of the input [groups][kVectors + 1], each group `step` columns after the one before, those of a vector
 // stride_w apart; then [kVectors] of the output.
 template <int kVec, int kMost>
-void fill_strip_masks(const DepthwiseProblem& p, int64_t groups, int64_t step, LaneMask* mask) {
+void fill_strip_masks(const CpuProblem& p, int64_t groups, int64_t step, LaneMask* mask) {
   for_strips<kVec, kMost>(p.out_w, [&]<int kVectors>(int64_t x) {
     for (int64_t group = 0; group < groups; ++group) {
       for (int i = 0; i <= kVectors; ++i) {
@@ -104,7 +104,7 @@ DWCONV_INLINE auto read_lanes(const T* at, LaneMask lanes) {
 // An input row prefetches the one this many elements on, which the prefetchers do too late: some 4 KB of the rows that are read
 // further on, of this plane or the next; of a part of each plane (by_planes) the same row of a later plane.
 template <class T>
-DWCONV_INLINE int64_t rows_ahead(const DepthwiseProblem& p, bool by_planes) {
+DWCONV_INLINE int64_t rows_ahead(const CpuProblem& p, bool by_planes) {
   constexpr int64_t kBytes = 4096;
   const int64_t row = p.in_stride_h;
   if (row <= 0) return 0;  // a single row's stride may be anything

@@ -5,7 +5,7 @@
 // weights are too many for L2, the next panel of them.
 #pragma once
 
-#include "common/problem.h"
+#include "cpu/kernels/args.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/kernels/stage_lines.h"
 
@@ -36,7 +36,7 @@ class PrefetchStream {
 
 // What output rows [row, row + rows) of the N * out_h read and the rows before them did not; channels_last.
 template <class T>
-PrefetchStream next_input(const DepthwiseProblem& p, const T* input, int64_t row, int64_t rows, int64_t work) {
+PrefetchStream next_input(const CpuProblem& p, const T* input, int64_t row, int64_t rows, int64_t work) {
   const auto first_after = [&](int64_t row) {  // the rows of all images lie one after the other
     const int64_t n = row / p.out_h, y = row % p.out_h;
     return n * p.in_h + (y == 0 ? 0 : input_rows(p, y - 1, 1).end);

@@ -9,7 +9,7 @@
 // lines: the outputs' share the few sets too.
 #pragma once
 
-#include "common/problem.h"
+#include "cpu/kernels/args.h"
 #include "cpu/kernels/simd.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -19,7 +19,7 @@ struct Range {
 };
 
 // Input rows that output rows [y, y + rows) read, clipped to the image.
-DWCONV_INLINE Range input_rows(const DepthwiseProblem& p, int64_t y, int64_t rows) {
+DWCONV_INLINE Range input_rows(const CpuProblem& p, int64_t y, int64_t rows) {
   int64_t begin = y * p.stride_h - p.pad_h;
   int64_t end = begin + (rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
   if (begin < 0) begin = 0;
@@ -29,7 +29,7 @@ DWCONV_INLINE Range input_rows(const DepthwiseProblem& p, int64_t y, int64_t row
 }
 
 // Makes q's image the input rows that output rows [y, y + rows) of p read; which rows of p's image they are.
-DWCONV_INLINE Range crop_input(const DepthwiseProblem& p, int64_t y, int64_t rows, DepthwiseProblem* q) {
+DWCONV_INLINE Range crop_input(const CpuProblem& p, int64_t y, int64_t rows, CpuProblem* q) {
   const Range in_rows = input_rows(p, y, rows);
   q->in_h = in_rows.end - in_rows.begin;
   q->out_h = rows;
@@ -38,7 +38,7 @@ DWCONV_INLINE Range crop_input(const DepthwiseProblem& p, int64_t y, int64_t row
 }
 
 // The most input rows `rows` output rows can need.
-static inline int64_t most_input_rows(const DepthwiseProblem& p, int64_t rows) {
+static inline int64_t most_input_rows(const CpuProblem& p, int64_t rows) {
   const int64_t reach = (rows - 1) * p.stride_h + (p.kernel_h > 0 ? p.kernel_h - 1 : 0) * p.dilation_h + 1;
   return reach < p.in_h ? reach : p.in_h;
 }

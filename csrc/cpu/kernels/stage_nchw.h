@@ -8,7 +8,7 @@
 // dilation were. Cost: each input element is written and read once more, in L1 or L2.
 #pragma once
 
-#include "common/problem.h"
+#include "cpu/kernels/args.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/runtime/tiles.h"
 
@@ -18,7 +18,7 @@ namespace dwconv::DWCONV_ISA {
 struct PhaseColumns {
   int64_t begin, end, first;
 };
-static inline PhaseColumns phase_columns(const DepthwiseProblem& p, int64_t pitch, int64_t phase) {
+static inline PhaseColumns phase_columns(const CpuProblem& p, int64_t pitch, int64_t phase) {
   const int64_t origin = phase - p.pad_w;  // the input column of the phase's first
   int64_t begin = origin >= 0 ? 0 : (-origin + p.stride_w - 1) / p.stride_w;
   int64_t end = p.in_w > origin ? (p.in_w - origin + p.stride_w - 1) / p.stride_w : 0;
@@ -36,12 +36,12 @@ struct Staging {
 };
 
 // How many padded rows the first `out_rows` output rows of a tile need.
-static inline int64_t padded_rows(const DepthwiseProblem& p, int64_t out_rows) {
+static inline int64_t padded_rows(const CpuProblem& p, int64_t out_rows) {
   return (out_rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
 }
 
 // `slack_rows` rows past the last may be read (never used) by kernels that compute several rows at a time.
-static inline Staging staging_of(const DepthwiseProblem& p, int64_t out_rows, int64_t slack_rows, int64_t vec) {
+static inline Staging staging_of(const CpuProblem& p, int64_t out_rows, int64_t slack_rows, int64_t vec) {
   Staging s;
   const int64_t padded_w = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
   const int64_t padded_h = padded_rows(p, out_rows);
@@ -55,13 +55,13 @@ static inline Staging staging_of(const DepthwiseProblem& p, int64_t out_rows, in
   return s;
 }
 
-static inline int64_t tap_offset(const DepthwiseProblem& p, const Staging& s, int64_t r, int64_t column_tap) {
+static inline int64_t tap_offset(const CpuProblem& p, const Staging& s, int64_t r, int64_t column_tap) {
   const int64_t h = r * p.dilation_h;
   const int64_t w = column_tap * p.dilation_w;
   return ((h % p.stride_h) * p.stride_w + w % p.stride_w) * s.phase_size + (h / p.stride_h) * s.pitch + w / p.stride_w;
 }
 
-static inline void fill_tap_offsets(const DepthwiseProblem& p, const Staging& s, int64_t* offsets) {
+static inline void fill_tap_offsets(const CpuProblem& p, const Staging& s, int64_t* offsets) {
   for (int64_t r = 0; r < p.kernel_h; ++r) {
     for (int64_t column = 0; column < p.kernel_w; ++column) *offsets++ = tap_offset(p, s, r, column);
   }
@@ -107,7 +107,7 @@ DWCONV_INLINE void copy_every_second(A* to, const T* from, int64_t count) {
 
 // kStride: both strides where they are 1 or 2, and neither a division nor single elements are needed; else 0.
 template <int kStride, class T, class A>
-void stage_some_rows(const DepthwiseProblem& p, const Staging& s, const T* plane, int64_t y0, int64_t begin, int64_t end, A* to) {
+void stage_some_rows(const CpuProblem& p, const Staging& s, const T* plane, int64_t y0, int64_t begin, int64_t end, A* to) {
   const int64_t stride_h = kStride ? kStride : p.stride_h, stride_w = kStride ? kStride : p.stride_w;
   const int64_t in_h = p.in_h, in_row = p.in_stride_h, pitch = s.pitch, phase_size = s.phase_size;
   int64_t phase_h = begin % stride_h, index = begin / stride_h, y = y0 * stride_h - p.pad_h + begin;
@@ -138,7 +138,7 @@ void stage_some_rows(const DepthwiseProblem& p, const Staging& s, const T* plane
 // Stages padded rows [begin, end) of the tile that begins at output row y0; those before `begin` are there. Vectors may reach
 // past a row's end, into the next one, which is written after it, or into the slack.
 template <class T, class A>
-DWCONV_INLINE void stage_rows(const DepthwiseProblem& p, const Staging& s, const T* plane, int64_t y0, int64_t begin, int64_t end,
+DWCONV_INLINE void stage_rows(const CpuProblem& p, const Staging& s, const T* plane, int64_t y0, int64_t begin, int64_t end,
                               A* to) {
   if (p.stride_h == 1 && p.stride_w == 1) {
     stage_some_rows<1>(p, s, plane, y0, begin, end, to);

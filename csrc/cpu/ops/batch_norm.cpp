@@ -35,7 +35,7 @@ BatchNormArgs common_args(const char* op, const Tensor& input, const std::option
   STD_TORCH_CHECK(eps >= 0, op, ": eps must be non-negative, but got ", eps);
   BatchNormArgs args;
   args.eps = eps;
-  DepthwiseProblem& p = args.problem;
+  CpuProblem& p = args.problem;
   p.dtype = p.out_dtype = dtype;
   p.layout = layout_of(input);
   p.batch = input.size(0), p.channels = input.size(1);
@@ -87,7 +87,7 @@ void run_sums(const Plan& plan, BatchNormArgs* args) {
 template <class A>
 void join_moments(BatchNormArgs* args) {
   A* const constants = new_constants<A>(args);
-  const DepthwiseProblem& p = args->problem;
+  const CpuProblem& p = args->problem;
   double* const mean = args->partial;
   double* const squares = mean + p.channels;
   for (int64_t part = 1; part < args->parts; ++part) {
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& input, const std
                                                   double slope) {
   std::vector<Tensor> kept;
   BatchNormArgs args = common_args(kForward, input, weight, bias, eps, act, slope, &kept);
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const auto values = [&] { return torch::stable::empty(Ints{p.channels}, accumulate_scalar(p.dtype)); };
   const Tensor mean = values(), variance = values();
   args.mean = mean.mutable_data_ptr();
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_ou
                                                            const std::string act, double slope) {
   std::vector<Tensor> kept;
   BatchNormArgs args = common_args(kBackward, input, weight, bias, eps, act, slope, &kept);
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   check_like_input(kBackward, "grad_output", grad_output, input);
   STD_TORCH_CHECK(to_string(grad_output) == to_string(input), kBackward, ": grad_output must have input's shape ",
                   to_string(input), ", but got ", to_string(grad_output));

@@ -28,13 +28,13 @@ Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H,
   return torch::stable::transpose(torch::stable::transpose(grouped, 1, 2), 0, 1);
 }
 
-const Plan& forward_plan(const DepthwiseProblem& p) {
+const Plan& forward_plan(const CpuProblem& p) {
   return plan_for<Plan>(Op::kDepthwise, Pass::kForward, p, 0,
                         [&](const IsaKernels& isa, const Machine& here) { return plan_forward(p, isa, here); });
 }
 
 // Its row is null where the phases run one by one, each a forward problem.
-const Plan& backward_input_plan(const DepthwiseProblem& p) {
+const Plan& backward_input_plan(const CpuProblem& p) {
   return plan_for<Plan>(Op::kDepthwise, Pass::kBackwardInput, p, 0,
                         [&](const IsaKernels& isa, const Machine& here) { return plan_backward_input(p, isa, here); });
 }
@@ -91,7 +91,7 @@ Tensor repeat_channels(const Tensor& x, int64_t multiplier) {
 
 // The forward pass over repeated channels, a few rows at a time: the repeated input stays in L2.
 void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t multiplier) {
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t row_bytes = p.in_w * p.channels * element_size(p.dtype);
   const int64_t reach = (p.kernel_h - 1) * p.dilation_h + 1;
   const int64_t affordable = ((256 << 10) / std::max<int64_t>(row_bytes, 1) - reach) / p.stride_h;
@@ -104,7 +104,7 @@ void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t
     for (int64_t tile; next_tile(tiles, &tile);) {
       const int64_t n = tile / row_tiles, y = tile % row_tiles * plan.rows_per_tile;
       DepthwiseArgs piece = args;
-      DepthwiseProblem& q = piece.problem;
+      CpuProblem& q = piece.problem;
       q.batch = 1;
       q.out_h = std::min(plan.rows_per_tile, p.out_h - y);
       const int64_t top = y * p.stride_h - p.pad_h;
@@ -136,7 +136,6 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   check_output(kForward, input, s, s.channels * s.multiplier, padding);
   if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
   const Activation activation = check_activation(kForward, "act", act, slope);
-  const DType dtype = check_dtype(kForward, "input", input);
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
   if (s.batch == 0) return fresh_output(input, size, layout);
@@ -147,13 +146,13 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   DepthwiseArgs args;
-  args.problem = forward_problem(s, dtype, layout);
+  args.problem = forward_problem(s, layout);
   args.problem.activation = activation;
   set_input(args.problem, x);
   const Plan& plan = forward_plan(args.problem);
   log_plan(args.problem, plan);
   const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
-  const int64_t unit = accumulate_size(dtype);
+  const int64_t unit = accumulate_size(s.dtype);
   void* const packed = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.weight_pitch * unit);
   void* const packed_bias = bias ? workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit) : nullptr;
   args.weight_pitch = plan.weight_pitch;
@@ -167,9 +166,9 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   set_output(args.problem, output);
   args.problem.out_stride_c *= s.multiplier;
   for (int64_t m = 0; m < s.multiplier; ++m) {
-    pack_depthwise(dtype, w.const_data_ptr(), packing, m, 1, packed);
-    if (bias) pack_bias(dtype, b.const_data_ptr(), s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
-    args.output = offset(static_cast<char*>(output.mutable_data_ptr()), m * output.stride(1), dtype);
+    pack_depthwise(s.dtype, w.const_data_ptr(), packing, m, 1, packed);
+    if (bias) pack_bias(s.dtype, b.const_data_ptr(), s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
+    args.output = offset(static_cast<char*>(output.mutable_data_ptr()), m * output.stride(1), s.dtype);
     if (repeats > 1) {
       run_repeated(plan, args, x, repeats);
     } else {
@@ -218,9 +217,8 @@ std::vector<PhasePair> input_phases(const ConvolutionShape& s) {
 }
 
 // Problem of the whole gradient: grad_output in, grad_input out, the forward pass's filter.
-DepthwiseProblem gradient_problem(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad,
-                                  const Tensor& grad_input) {
-  DepthwiseProblem p = forward_problem(s, dtype, layout);
+CpuProblem gradient_problem(const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& grad_input) {
+  CpuProblem p = forward_problem(s, layout);
   p.depth = s.multiplier;
   std::swap(p.in_h, p.out_h);
   std::swap(p.in_w, p.out_w);
@@ -231,11 +229,11 @@ DepthwiseProblem gradient_problem(const ConvolutionShape& s, DType dtype, Layout
 }
 
 // One phase as a forward problem over the whole gradient.
-void run_phase_alone(const ConvolutionShape& s, const DepthwiseProblem& whole, const PhasePair& phase, const Tensor& grad,
+void run_phase_alone(const ConvolutionShape& s, const CpuProblem& whole, const PhasePair& phase, const Tensor& grad,
                      const Tensor& weight, const Tensor& grad_input) {
   const DType dtype = whole.dtype;
   DepthwiseArgs args;
-  DepthwiseProblem& p = args.problem;
+  CpuProblem& p = args.problem;
   p = whole;
   p.stride_h = p.stride_w = 1;
   p.out_h = phase.h.size, p.out_w = phase.w.size;
@@ -269,7 +267,7 @@ int64_t crop_outputs(int64_t in, int64_t kernel, int64_t* stride, int64_t* pad, 
   return first;
 }
 
-void backward_input(ConvolutionShape s, DType dtype, Layout layout, Tensor grad, const Tensor& weight, const Tensor& grad_input) {
+void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor& weight, const Tensor& grad_input) {
   // A stride beyond the image is a phase for each of its pixels; mostly one output is all that meets it.
   if (s.stride_h > std::max(s.in_h, kOrdinary)) {
     const int64_t first = crop_outputs(s.in_h, s.kernel_h, &s.stride_h, &s.pad_h, s.dilation_h, &s.out_h);
@@ -285,7 +283,7 @@ void backward_input(ConvolutionShape s, DType dtype, Layout layout, Tensor grad,
     return;
   }
   const std::vector<PhasePair> phases = input_phases(s);
-  const DepthwiseProblem problem = gradient_problem(s, dtype, layout, grad, grad_input);
+  const CpuProblem problem = gradient_problem(s, layout, grad, grad_input);
   const bool strided = s.stride_h * s.stride_w > 1;
   static const Plan one_phase;
   const Plan& plan = strided ? backward_input_plan(problem) : one_phase;
@@ -302,12 +300,12 @@ void backward_input(ConvolutionShape s, DType dtype, Layout layout, Tensor grad,
   args.rows_per_tile = plan.rows_per_tile;
   set_prefetch(plan, &args.problem);
   // Each tap belongs to one phase: together the phases' weights are as many as the filter's.
-  const int64_t unit = accumulate_size(dtype);
+  const int64_t unit = accumulate_size(s.dtype);
   char* packed = static_cast<char*>(
       workspace(Workspace::kDepthwiseWeight, s.multiplier * s.kernel_h * s.kernel_w * plan.weight_pitch * unit));
   std::vector<InputPhase> list;
   for (const PhasePair& phase : phases) {
-    pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
+    pack_depthwise(s.dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
     list.push_back({phase.first_h, phase.first_w, phase.h.size, phase.w.size, phase.h.taps.count, phase.w.taps.count,
                     phase.h.dilation, phase.w.dilation, phase.h.pad, phase.w.pad, packed});
     packed += s.multiplier * phase.h.taps.count * phase.w.taps.count * plan.weight_pitch * unit;
@@ -317,15 +315,15 @@ void backward_input(ConvolutionShape s, DType dtype, Layout layout, Tensor grad,
   run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_input(args, scratch, tiles); });
 }
 
-void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad, const Tensor& input,
-                     Tensor* grad_weight, Tensor* grad_bias) {
+void backward_weight(const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input, Tensor* grad_weight,
+                     Tensor* grad_bias) {
   const int64_t multiplier = s.multiplier;
   const int64_t taps = s.kernel_h * s.kernel_w;
-  const int64_t unit = element_size(dtype);
+  const int64_t unit = element_size(s.dtype);
   BackwardWeightArgs args;
-  args.problem = forward_problem(s, dtype, layout);
+  args.problem = forward_problem(s, layout);
   set_input(args.problem, input);
-  DepthwiseProblem& p = args.problem;
+  CpuProblem& p = args.problem;
   p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3),
   p.out_stride_w = grad.stride(4);
   const Plan& plan = plan_for<Plan>(Op::kDepthwise, Pass::kBackwardWeight, p, 0, [&](const IsaKernels& isa, const Machine& here) {
@@ -336,18 +334,18 @@ void backward_weight(const ConvolutionShape& s, DType dtype, Layout layout, cons
   args.rows_per_tile = plan.rows_per_tile;
   set_prefetch(plan, &p);
   args.input = input.const_data_ptr();
-  const int64_t sums = plan.parts * s.channels * accumulate_size(dtype);
+  const int64_t sums = plan.parts * s.channels * accumulate_size(s.dtype);
   args.partial = grad_weight ? workspace(Workspace::kPartial, sums * taps) : nullptr;
   args.partial_bias = grad_bias ? workspace(Workspace::kPartialBias, sums) : nullptr;
   for (int64_t m = 0; m < multiplier; ++m) {
-    args.grad_output = offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0), dtype);
+    args.grad_output = offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0), s.dtype);
     run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_weight(args, scratch, tiles); });
     if (grad_weight) {
-      reduce_parts(dtype, args.partial, plan.parts, s.channels, taps,
+      reduce_parts(s.dtype, args.partial, plan.parts, s.channels, taps,
                    static_cast<char*>(grad_weight->mutable_data_ptr()) + m * taps * unit, multiplier * taps);
     }
     if (grad_bias) {
-      reduce_parts(dtype, args.partial_bias, plan.parts, s.channels, 1,
+      reduce_parts(s.dtype, args.partial_bias, plan.parts, s.channels, 1,
                    static_cast<char*>(grad_bias->mutable_data_ptr()) + m * unit, multiplier);
     }
   }
@@ -360,7 +358,6 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   check_grad_output(kBackward, grad_output, input, s);
   check_mask(kBackward, output_mask);
   const int64_t out_channels = s.channels * s.multiplier;
-  const DType dtype = check_dtype(kBackward, "input", input);
   const Layout layout = layout_of(input);
   const auto vector = [&](int64_t size) {
     return torch::stable::empty(Ints{size}, input.scalar_type(), std::nullopt, input.device());
@@ -382,7 +379,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   const bool repeat = s.multiplier > 1 && layout == Layout::kNHWC;
   if (output_mask[1] || output_mask[2]) {
     const Tensor x = as_layout(input, layout);
-    backward_weight(repeat ? without_multiplier(s) : s, dtype, layout, repeat ? split_multiplier(dy, 1) : grad,
+    backward_weight(repeat ? without_multiplier(s) : s, layout, repeat ? split_multiplier(dy, 1) : grad,
                     repeat ? repeat_channels(x, s.multiplier) : x, output_mask[1] ? &grad_weight : nullptr,
                     output_mask[2] ? &grad_bias : nullptr);
   }
@@ -393,7 +390,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   }
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor grad_input = new_grad_input();
-  if (output_mask[0]) backward_input(s, dtype, layout, apart, w, grad_input);
+  if (output_mask[0]) backward_input(s, layout, apart, w, grad_input);
   return {grad_input, grad_weight, grad_bias};
 }
 

@@ -56,14 +56,13 @@ struct Block {
 template <class Weights>  // weights(PointwiseFormat) -> BlockWeights
 Tensor run_block(const Tensor& input, const Block& block, const std::optional<Tensor>& residual, Weights weights) {
   const ConvolutionShape& s = block.shape;
-  const DType dtype = check_dtype(kSeparable, "input", input);
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, block.out_channels, s.out_h, s.out_w};
   if (s.batch == 0) return fresh_output(input, size, layout);
 
   SeparableArgs args;
-  DepthwiseProblem& p = args.depthwise.problem;
-  p = forward_problem(s, dtype, layout);
+  CpuProblem& p = args.depthwise.problem;
+  p = forward_problem(s, layout);
   p.activation = block.dw_activation;
   const Tensor x = as_layout(input, layout);
   set_input(p, x);
@@ -102,8 +101,8 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
                        check_activation(kSeparable, "pw_act", pw_act, pw_slope)};
   return run_block(input, block, residual, [&](const PointwiseFormat& pointwise) {
     const ConvolutionShape& s = block.shape;
-    const BlockFormat format = block_format(selected_isa(), check_dtype(kSeparable, "input", input), pointwise, s.channels,
-                                            block.out_channels, s.kernel_h, s.kernel_w);
+    const BlockFormat format =
+        block_format(selected_isa(), s.dtype, pointwise, s.channels, block.out_channels, s.kernel_h, s.kernel_w);
     void* const packed = workspace(Workspace::kBlockWeight, block_bytes(format));
     pack(format, dw_weight, dw_bias, pw_weight, pw_bias, packed);
     return packed_weights(format, packed);
@@ -129,7 +128,7 @@ Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const 
                   " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
   const Block b = {
-      check_filter(kPacked, input, block[1], block[2], {block[3], block[4]}, {block[5], block[6]}, {block[7], block[8]}),
+      check_filter(kPacked, input, dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]}, {block[7], block[8]}),
       block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
   check_output(kPacked, input, b.shape, b.out_channels, {block[5], block[6]});
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);

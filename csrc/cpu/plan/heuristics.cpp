@@ -7,28 +7,10 @@
 
 namespace dwconv {
 
-int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
-const char* dtype_name(DType dtype) {
-  static const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
-  return names[static_cast<int>(dtype)];
-}
-const char* layout_name(Layout layout) { return layout == Layout::kNHWC ? "channels_last" : "NCHW"; }
-
-int64_t input_bytes(const DepthwiseProblem& p) {
-  return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w;
-}
-int64_t output_bytes(const DepthwiseProblem& p) { return element_size(p.out_dtype) * p.batch * p.channels * p.out_h * p.out_w; }
-bool comes_from_memory(const DepthwiseProblem& p, const Machine& machine) {
+int64_t input_bytes(const CpuProblem& p) { return element_size(p.dtype) * p.batch * p.depth * p.channels * p.in_h * p.in_w; }
+int64_t output_bytes(const CpuProblem& p) { return element_size(p.out_dtype) * p.batch * p.channels * p.out_h * p.out_w; }
+bool comes_from_memory(const CpuProblem& p, const Machine& machine) {
   return input_bytes(p) + output_bytes(p) >= machine.l3_bytes / 2;
-}
-
-const char* op_name(Op op) {
-  static const char* const names[] = {"depthwise_conv2d", "separable_conv2d", "batch_norm_act"};
-  return names[static_cast<int>(op)];
-}
-const char* pass_name(Pass pass) {
-  static const char* const names[] = {"forward", "backward", "backward_input", "backward_weight"};
-  return names[static_cast<int>(pass)];
 }
 
 const IsaKernels& set_of(DType dtype, const IsaKernels& isa) {
@@ -64,16 +46,16 @@ constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 
 constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
 
 // A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
-bool is_large(const DepthwiseProblem& p) {
+bool is_large(const CpuProblem& p) {
   constexpr int64_t kLarge = 16 << 20;
   return input_bytes(p) + output_bytes(p) >= kLarge;
 }
 
-bool is_for(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p) {
+bool is_for(const KernelRow& row, Op op, Pass pass, const CpuProblem& p) {
   return row.dtype == p.dtype && row.layout == p.layout && row.op == op && row.pass == pass;
 }
 
-bool fits(const KernelRow& row, const DepthwiseProblem& p) {
+bool fits(const KernelRow& row, const CpuProblem& p) {
   const bool filter =
       row.filter == 0 || (row.filter == p.kernel_h && row.filter == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1);
   const bool stride = row.stride == 0 || (row.stride == p.stride_h && row.stride == p.stride_w);
@@ -88,7 +70,7 @@ bool fits(const KernelRow& row, const DepthwiseProblem& p) {
 
 // The first row of the set, or of those below it, that `wanted` takes.
 template <class Wanted>
-const KernelRow* first_row(const IsaKernels& isa, Op op, Pass pass, const DepthwiseProblem& p, Wanted wanted) {
+const KernelRow* first_row(const IsaKernels& isa, Op op, Pass pass, const CpuProblem& p, Wanted wanted) {
   for (const IsaKernels* set = &isa; set != nullptr; set = set->base) {
     for (const KernelTable& table : set->tables) {
       for (const KernelRow* row = table.rows; row < table.rows + table.count; ++row) {
@@ -101,7 +83,7 @@ const KernelRow* first_row(const IsaKernels& isa, Op op, Pass pass, const Depthw
 
 }  // namespace
 
-const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
+const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const CpuProblem& p,
                             std::optional<Family> family) {
   const ForcedRow& forced = machine.forced;
   const KernelRow* found = nullptr;
@@ -136,7 +118,7 @@ constexpr FlatCost kFlat64 = {0.84, 5}, kFlat64Converted = {1.02, 4}, kFlatNarro
 
 }  // namespace
 
-Family nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p) {
+Family nhwc_family(const IsaKernels& isa, const Machine& machine, const CpuProblem& p) {
   const int64_t lanes = lanes_of(p.dtype, isa), channels = std::max<int64_t>(p.channels, 1);
   const bool wide = set_of(p.dtype, isa).vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);
   const FlatCost& cost = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
@@ -150,7 +132,7 @@ Family nhwc_family(const IsaKernels& isa, const Machine& machine, const Depthwis
   return found ? Family::kFlat : Family::kChannels;
 }
 
-Family nchw_family(const IsaKernels& isa, Pass pass, const DepthwiseProblem& p, int64_t planes) {
+Family nchw_family(const IsaKernels& isa, Pass pass, const CpuProblem& p, int64_t planes) {
   if (p.layout == Layout::kNHWC) return Family::kChannels;
   const int64_t lanes = lanes_of(p.dtype, isa);
   const bool wide = set_of(p.dtype, isa).vector_bytes == 64;
@@ -189,14 +171,14 @@ namespace {
 
 // A block whose lanes are pixels has idle ones where its rows end. Of whole images: which kernel runs, and with it the order of
 // sums, must not depend on the threads.
-bool fills_lanes(const DepthwiseProblem& p, int64_t lanes) {
+bool fills_lanes(const CpuProblem& p, int64_t lanes) {
   const int64_t pixels = p.out_h * p.out_w;
   return 20 * pixels >= 19 * ceil_div(pixels, lanes) * lanes;
 }
 
 }  // namespace
 
-const KernelRow* block_row(const DepthwiseProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine) {
+const KernelRow* block_row(const CpuProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine) {
   const KernelRow* const row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);
   const bool forced = machine.forced.name != nullptr && row->name == std::string_view(machine.forced.name);
   if (forced || p.layout == Layout::kNHWC || stage_family == Family::kTransposed || !fills_lanes(p, lanes_of(p.dtype, isa)))
@@ -207,7 +189,7 @@ const KernelRow* block_row(const DepthwiseProblem& p, Family stage_family, const
   return direct != nullptr ? direct : row;
 }
 
-const KernelRow* plane_stage_row(const DepthwiseProblem& stage, Family family, const IsaKernels& isa, const Machine& machine) {
+const KernelRow* plane_stage_row(const CpuProblem& stage, Family family, const IsaKernels& isa, const Machine& machine) {
   const auto of_family = [&](Family wanted, const Machine& here) {
     return choose_row(isa, here, Op::kDepthwise, Pass::kForward, stage, wanted);
   };

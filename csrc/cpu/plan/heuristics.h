@@ -10,38 +10,30 @@
 
 namespace dwconv {
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t accumulate_size(DType dtype);
-const char* dtype_name(DType dtype);
-const char* layout_name(Layout layout);
 // The set whose depthwise and BatchNorm kernels a dtype gets: the one given, or the next below that has any.
 const IsaKernels& set_of(DType dtype, const IsaKernels& isa);
 int64_t lanes_of(DType dtype, const IsaKernels& isa);
 
-int64_t input_bytes(const DepthwiseProblem& p);
-int64_t output_bytes(const DepthwiseProblem& p);
+int64_t input_bytes(const CpuProblem& p);
+int64_t output_bytes(const CpuProblem& p);
 // L3 does not keep both operands from call to call.
-bool comes_from_memory(const DepthwiseProblem& p, const Machine& machine);
-
-const char* op_name(Op op);
-const char* pass_name(Pass pass);
+bool comes_from_memory(const CpuProblem& p, const Machine& machine);
 
 // The first row of the family, or of any, that fits the problem, in the set or those below it; the forced one where that fits.
 // std::runtime_error names the rows that came nearest where there is none.
-const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const DepthwiseProblem& p,
+const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const CpuProblem& p,
                             std::optional<Family> family = {});
 
 // kTransposed, kRows or kDirect; kChannels in channels_last. planes: what the transposed family has to fill its vectors with.
-Family nchw_family(const IsaKernels& isa, Pass pass, const DepthwiseProblem& p, int64_t planes);
+Family nchw_family(const IsaKernels& isa, Pass pass, const CpuProblem& p, int64_t planes);
 
 // channels_last's of a forward pass: kFlat or kChannels. The results are the same bits.
-Family nhwc_family(const IsaKernels& isa, const Machine& machine, const DepthwiseProblem& p);
+Family nhwc_family(const IsaKernels& isa, const Machine& machine, const CpuProblem& p);
 
 // A fused block's row; in NCHW the kernel that reads and writes planes in place, where there is one, or the one that transposes.
 // stage_family: nchw_family of the depthwise stage.
-const KernelRow* block_row(const DepthwiseProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine);
+const KernelRow* block_row(const CpuProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine);
 // The depthwise stage within planes: a kernel whose lanes are columns.
-const KernelRow* plane_stage_row(const DepthwiseProblem& stage, Family family, const IsaKernels& isa, const Machine& machine);
+const KernelRow* plane_stage_row(const CpuProblem& stage, Family family, const IsaKernels& isa, const Machine& machine);
 
 }  // namespace dwconv

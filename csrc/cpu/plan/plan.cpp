@@ -22,7 +22,7 @@ int64_t weight_pitch(const IsaKernels& isa, DType dtype, int64_t channels) {
 
 // Output rows a tile whose staged rows, `row_bytes` an input row and `out_row_bytes` an output row, fit in `cache_bytes`; but
 // so many that halo rows are at most a third.
-int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_row_bytes, int64_t cache_bytes) {
+int64_t staged_rows(const CpuProblem& p, int64_t row_bytes, int64_t out_row_bytes, int64_t cache_bytes) {
   const int64_t halo = std::max<int64_t>(p.kernel_h - 1, 0) * p.dilation_h;
   const int64_t a_row = std::max<int64_t>(row_bytes * p.depth * p.stride_h + out_row_bytes, 1);
   const int64_t in_cache = (cache_bytes - halo * row_bytes * p.depth) / a_row;
@@ -34,7 +34,7 @@ int64_t staged_rows(const DepthwiseProblem& p, int64_t row_bytes, int64_t out_ro
 // Whether a channels_last input comes from a far cache. A forward pass does little with an element and gains by going through it
 // in order first (sequential_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie
 // close together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
-bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
+bool is_far(const CpuProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kManyBytes = 256;
   if (p.layout != Layout::kNHWC) return false;
   if (!forward) return input_bytes(p) >= machine.near_bytes / 4;
@@ -44,7 +44,7 @@ bool is_far(const DepthwiseProblem& p, const Machine& machine, bool forward) {
 // Or from memory: L3 does not keep both operands from call to call. Then going through it in order pays everywhere but in the
 // strided input gradient, which writes most of what it moves, and in a forward pass over long pixels, which the prefetchers
 // follow by themselves.
-bool is_in_memory(const DepthwiseProblem& p, const Machine& machine, bool forward) {
+bool is_in_memory(const CpuProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kLongPixel = 512;  // bytes
   if (p.layout != Layout::kNHWC || (forward && p.channels * element_size(p.dtype) >= kLongPixel)) return false;
   return comes_from_memory(p, machine);
@@ -52,7 +52,7 @@ bool is_in_memory(const DepthwiseProblem& p, const Machine& machine, bool forwar
 
 // Whether tiles prefetch the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
 // the output comes from beyond L2, a store would wait for its line.
-bool prefetches_output(const DepthwiseProblem& p, const Machine& machine) {
+bool prefetches_output(const CpuProblem& p, const Machine& machine) {
   constexpr int64_t kManyBytes = 4 << 20;
   return p.layout == Layout::kNHWC && machine.l2_bytes >= kLargeL2 && output_bytes(p) > kManyBytes;
 }
@@ -86,7 +86,7 @@ const char* product_name(const KernelRow& row) {
 
 }  // namespace
 
-Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
+Plan plan_forward(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t planes = p.batch * p.channels;
@@ -132,7 +132,7 @@ Plan plan_forward(const DepthwiseProblem& p, const IsaKernels& isa, const Machin
   return plan;
 }
 
-Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
+Plan plan_backward_input(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t planes = p.batch * p.channels;
@@ -167,7 +167,7 @@ Plan plan_backward_input(const DepthwiseProblem& p, const IsaKernels& isa, const
   return plan;
 }
 
-Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, const Machine& machine) {
+Plan plan_backward_weight(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
   const int64_t lanes = lanes_of(p.dtype, isa);
   const int64_t unit = accumulate_size(p.dtype);
@@ -201,7 +201,7 @@ Plan plan_backward_weight(const DepthwiseProblem& p, const IsaKernels& isa, cons
   return plan;
 }
 
-Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels& isa, const Machine& machine) {
+Plan plan_batch_norm(const CpuProblem& p, bool backward, const IsaKernels& isa, const Machine& machine) {
   constexpr int64_t kLeastPixels = 512;  // of a part
   Plan plan;
   plan.row = choose_row(isa, machine, Op::kBatchNorm, backward ? Pass::kBackward : Pass::kForward, p);
@@ -222,7 +222,7 @@ Plan plan_batch_norm(const DepthwiseProblem& p, bool backward, const IsaKernels&
 }
 
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
-  DepthwiseProblem any;
+  CpuProblem any;
   any.dtype = any.out_dtype = dtype;
   return choose_row(isa, {}, Op::kSeparable, Pass::kForward, any)->pointwise;  // both layouts' rows have the same
 }
@@ -246,7 +246,7 @@ struct BlockTiles {
 
 // of_planes: tiles of the kernel that reads and writes NCHW planes in place. They do not lie across images, and long runs of each
 // plane are worth more than a depthwise result that leaves much of L2 free.
-BlockTiles block_tiles(const DepthwiseProblem& p, int64_t out_channels, const PointwiseFormat& format, bool of_planes,
+BlockTiles block_tiles(const CpuProblem& p, int64_t out_channels, const PointwiseFormat& format, bool of_planes,
                        const Machine& machine) {
   // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
   // are read once a tile. At least kMinPixels, for the panel's reuse.
@@ -280,11 +280,10 @@ BlockTiles block_tiles(const DepthwiseProblem& p, int64_t out_channels, const Po
 
 }  // namespace
 
-SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
-                             const Machine& machine) {
+SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine) {
   SeparablePlan plan;
   Plan& whole = plan.whole;
-  DepthwiseProblem stage = problem;
+  CpuProblem stage = problem;
   stage.batch = 1;
   const Family family = nchw_family(isa, Pass::kForward, stage, stage.channels);
   whole.row = block_row(problem, family, isa, machine);

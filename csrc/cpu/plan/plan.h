@@ -17,30 +17,29 @@ struct Plan {
   int64_t parts = 1;         // weight gradient: partial sums, a function of the problem alone
   int64_t workers = 1;
   int64_t scratch_bytes = 0;                                        // a worker
-  bool far_input = false, far_output = false, next_output = false;  // DepthwiseProblem's
+  bool far_input = false, far_output = false, next_output = false;  // CpuProblem's
   int64_t bytes = 0;                                                // compulsory memory traffic: every operand once
   int64_t flops = 0;
   std::string reason;
 };
 
 // The first row that fits; std::runtime_error names the rows that came nearest where none does.
-Plan plan_forward(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
+Plan plan_forward(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
 // The input gradient of a strided pass, problem as in BackwardInputArgs. Its row is null where the phases should run one by
 // one as forward problems: in NCHW with too few planes to fill a vector.
-Plan plan_backward_input(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
-Plan plan_backward_weight(const DepthwiseProblem& problem, const IsaKernels& isa, const Machine& machine);
+Plan plan_backward_input(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
+Plan plan_backward_weight(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
 
 // BatchNorm and activation; problem as in BatchNormArgs. In NCHW a tile is a channel, in channels_last one of `parts` ranges of
 // pixels.
-Plan plan_batch_norm(const DepthwiseProblem& problem, bool backward, const IsaKernels& isa, const Machine& machine);
+Plan plan_batch_norm(const CpuProblem& problem, bool backward, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {
   Plan depthwise;      // of the first stage
   Plan whole;          // its row has the format of the pointwise weights
   int64_t splits = 1;  // ranges of output channels
 };
-SeparablePlan plan_separable(const DepthwiseProblem& problem, int64_t out_channels, const IsaKernels& isa,
-                             const Machine& machine);
+SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine);
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype);
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
                          int64_t out_channels, int64_t kernel_h, int64_t kernel_w);

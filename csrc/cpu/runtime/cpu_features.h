@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "common/problem.h"
+#include "cpu/plan/kernel_table.h"
 
 namespace dwconv {
 

@@ -1,7 +1,7 @@
 // Weights into the order and type the kernels read, and weight gradients back.
 #pragma once
 
-#include "common/problem.h"
+#include "cpu/plan/kernel_table.h"
 
 namespace dwconv {
 

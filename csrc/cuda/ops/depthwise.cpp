@@ -24,8 +24,8 @@ struct BackwardWeightPlan {
   BackwardWeightTileArgs args;
 };
 
-const DepthwisePlan& plan_for(const char* pass, const Request& request, const Machine& machine) {
-  return planned<DepthwisePlan>(plan_key(pass, request, machine), [&] {
+const DepthwisePlan& plan_for(Pass pass, const Request& request, const Machine& machine) {
+  return planned<DepthwisePlan>(plan_key(Op::kDepthwise, pass, request, machine), [&] {
     DepthwisePlan made;
     made.plan = plan_depthwise(pass, request, machine, &made.args);
     return made;
@@ -41,20 +41,19 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   check_sides(kForward, s);
   const Layout layout = layout_of(input);
   const Device device(kForward, input);
-  const Tensor output = empty_output(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout);
+  const Tensor output = device.empty(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout);
   if (output.numel() == 0) return output;
-  device.poison(output);
   const Tensor x = as_layout(input, layout);
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   Request request;
   request.multiplier = s.multiplier;
   request.aligned = aligned_start(w) ? aligned_runs(layout, x, output) : 0;
-  set_problem(request.problem, s, check_dtype(kForward, "input", input), layout);
+  set_problem(request.problem, s, layout);
   set_input(request.problem, x);
   set_output(request.problem, output);
-  const DepthwisePlan& planned = plan_for("forward", request, device.machine());
-  log_plan(kForward, "forward", request.problem, planned.plan.reason, planned.plan.launch);
+  const DepthwisePlan& planned = plan_for(Pass::kForward, request, device.machine());
+  log_plan(Op::kDepthwise, Pass::kForward, request.problem, 0, planned.plan.reason, planned.plan.launch);
   DepthwiseTileArgs args = planned.args;
   args.input = x.const_data_ptr();
   args.weight = w.const_data_ptr();
@@ -70,22 +69,22 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
 }
 
 // At stride and dilation 1 the input gradient is the forward pass of grad_output with the flipped filter and padding K - 1 - P.
-void backward_input(const Device& device, const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad,
-                    const Tensor& weight, const Tensor& grad_input) {
+void backward_input(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& weight,
+                    const Tensor& grad_input) {
   Request request;
   request.multiplier = s.multiplier;
   request.aligned = aligned_start(weight) ? aligned_runs(layout, grad, grad_input) : 0;
   DepthwiseProblem& p = request.problem;
-  set_problem(p, s, dtype, layout);
+  set_problem(p, s, layout);
   std::swap(p.in_h, p.out_h);
   std::swap(p.in_w, p.out_w);
   set_input(p, grad);
   set_output(p, grad_input);
   const bool mirrored = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && s.multiplier == 1;
   if (mirrored) p.pad_h = s.kernel_h - 1 - s.pad_h, p.pad_w = s.kernel_w - 1 - s.pad_w;
-  const char* const pass = mirrored ? "forward" : "backward_input";
+  const Pass pass = mirrored ? Pass::kForward : Pass::kBackwardInput;
   const DepthwisePlan& planned = plan_for(pass, request, device.machine());
-  log_plan(kBackward, "input", p, planned.plan.reason, planned.plan.launch);
+  log_plan(Op::kDepthwise, Pass::kBackwardInput, p, 0, planned.plan.reason, planned.plan.launch);
   DepthwiseTileArgs args = planned.args;
   args.flipped = mirrored;
   args.input = grad.const_data_ptr();
@@ -102,29 +101,26 @@ void sum(const Device& device, DType dtype, const Tensor& partial, int32_t parts
   device.launch(plan.launch, &args);
 }
 
-void backward_weight(const Device& device, const ConvolutionShape& s, DType dtype, Layout layout, const Tensor& grad,
-                     const Tensor& input, const Tensor* grad_weight, const Tensor* grad_bias) {
+void backward_weight(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input,
+                     const Tensor* grad_weight, const Tensor* grad_bias) {
   Request request;
   request.multiplier = s.multiplier;
   request.aligned = aligned_runs(layout, grad, input);
-  set_problem(request.problem, s, dtype, layout);
+  set_problem(request.problem, s, layout);
   set_input(request.problem, input);
   set_output(request.problem, grad);
   const Machine& machine = device.machine();
-  const BackwardWeightPlan& planned = dwconv::planned<BackwardWeightPlan>(plan_key("weight", request, machine), [&] {
-    BackwardWeightPlan made;
-    made.plan = plan_backward_weight(request, machine, &made.args);
-    return made;
-  });
-  log_plan(kBackward, "weight", request.problem, planned.plan.reason, planned.plan.launch);
+  const BackwardWeightPlan& planned =
+      dwconv::planned<BackwardWeightPlan>(plan_key(Op::kDepthwise, Pass::kBackwardWeight, request, machine), [&] {
+        BackwardWeightPlan made;
+        made.plan = plan_backward_weight(request, machine, &made.args);
+        return made;
+      });
+  log_plan(Op::kDepthwise, Pass::kBackwardWeight, request.problem, 0, planned.plan.reason, planned.plan.launch);
   BackwardWeightTileArgs args = planned.args;
   const int64_t outputs = s.channels * s.multiplier, taps = s.kernel_h * s.kernel_w;
-  const auto sums = dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  const auto workspace = [&](int64_t size) {
-    const Tensor t = torch::stable::empty(Ints{args.parts, size}, sums, std::nullopt, grad.device());
-    device.poison(t);
-    return t;
-  };
+  const auto sums = s.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const auto workspace = [&](int64_t size) { return device.empty(grad, Ints{args.parts, size}, sums); };
   const Tensor partial = workspace(grad_weight != nullptr ? outputs * taps : 0);
   const Tensor partial_bias = workspace(grad_bias != nullptr ? outputs : 0);
   args.input = input.const_data_ptr();
@@ -132,8 +128,8 @@ void backward_weight(const Device& device, const ConvolutionShape& s, DType dtyp
   args.partial = grad_weight != nullptr ? partial.mutable_data_ptr() : nullptr;
   args.partial_bias = grad_bias != nullptr ? partial_bias.mutable_data_ptr() : nullptr;
   device.launch(planned.plan.launch, &args);
-  if (grad_weight != nullptr) sum(device, dtype, partial, args.parts, *grad_weight);
-  if (grad_bias != nullptr) sum(device, dtype, partial_bias, args.parts, *grad_bias);
+  if (grad_weight != nullptr) sum(device, s.dtype, partial, args.parts, *grad_weight);
+  if (grad_bias != nullptr) sum(device, s.dtype, partial_bias, args.parts, *grad_bias);
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -143,21 +139,17 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   check_grad_output(kBackward, grad_output, input, s);
   check_mask(kBackward, output_mask);
   check_sides(kBackward, s);
-  const DType dtype = check_dtype(kBackward, "input", input);
   const Layout layout = layout_of(input);
   const Device device(kBackward, input);
-  const auto empty = [&](const Ints& size) {
-    return torch::stable::empty(size, input.scalar_type(), std::nullopt, input.device());
-  };
-  const Tensor grad_input = output_mask[0] ? empty_output(input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : empty({0});
+  const auto empty = [&](const Ints& size) { return device.empty(input, size, input.scalar_type()); };
+  const Tensor grad_input = output_mask[0] ? device.empty(input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : empty({0});
   const Tensor grad_weight = output_mask[1] ? empty({s.channels * s.multiplier, 1, s.kernel_h, s.kernel_w}) : empty({0});
   const Tensor grad_bias = output_mask[2] ? empty({s.channels * s.multiplier}) : empty({0});
-  for (const Tensor* t : {&grad_input, &grad_weight, &grad_bias}) device.poison(*t);
   const Tensor grad = as_layout(grad_output, layout);
   const Tensor w = torch::stable::contiguous(weight);
-  if (grad_input.numel() > 0) backward_input(device, s, dtype, layout, grad, w, grad_input);
+  if (grad_input.numel() > 0) backward_input(device, s, layout, grad, w, grad_input);
   if (output_mask[1] || output_mask[2]) {
-    backward_weight(device, s, dtype, layout, grad, as_layout(input, layout), output_mask[1] ? &grad_weight : nullptr,
+    backward_weight(device, s, layout, grad, as_layout(input, layout), output_mask[1] ? &grad_weight : nullptr,
                     output_mask[2] ? &grad_bias : nullptr);
   }
   return {grad_input, grad_weight, grad_bias};

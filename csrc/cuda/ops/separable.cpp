@@ -23,13 +23,12 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   const Activation last_activation = check_activation(kSeparable, "pw_act", pw_act, pw_slope);
   Request request;
   const Layout layout = layout_of(input);
-  set_problem(request.problem, s, check_dtype(kSeparable, "input", input), layout);
+  set_problem(request.problem, s, layout);
   request.problem.activation = check_activation(kSeparable, "dw_act", dw_act, dw_slope);
   request.allow_tf32 = allow_tf32;
   const Device device(kSeparable, input);
-  const Tensor output = empty_output(input, {s.batch, out_channels, s.out_h, s.out_w}, layout);
+  const Tensor output = device.empty(input, {s.batch, out_channels, s.out_h, s.out_w}, layout);
   if (output.numel() == 0) return output;
-  device.poison(output);
   const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
   const Tensor x = as_layout(input, layout);
   const Tensor dw = dense(dw_weight), pw = dense(pw_weight);
@@ -45,12 +44,12 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   alignment.weight = aligned_matrix(pw);
   alignment.rows = nhwc ? 0 : std::min(aligned_rows(x), whole_runs({s.out_w * element_size(request.problem.dtype)}));
   const Machine& machine = device.machine();
-  PlanKey key = plan_key("separable", request, machine);
+  PlanKey key = plan_key(Op::kSeparable, Pass::kForward, request, machine);
   key.out_channels = out_channels;
   key.alignment = alignment;
   const SeparablePlan& plan =
       planned<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, machine); });
-  log_plan(kSeparable, "forward", request.problem, plan.reason, plan.block.launch);
+  log_plan(Op::kSeparable, Pass::kForward, request.problem, out_channels, plan.reason, plan.block.launch);
 
   SeparableBlockArgs args = plan.block_args;
   args.activation = last_activation;
@@ -66,8 +65,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
     device.launch(plan.block.launch, &args);
     return output;
   }
-  const Tensor middle = empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, layout);
-  device.poison(middle);
+  const Tensor middle = device.empty(input, {s.batch, s.channels, s.out_h, s.out_w}, layout);
   DepthwiseTileArgs first = plan.depthwise_args;
   first.problem.activation = request.problem.activation;
   first.input = x.const_data_ptr();
@@ -76,16 +74,14 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   first.output = middle.mutable_data_ptr();
   device.launch(plan.depthwise.launch, &first);
   const bool done = is_short(request.problem.activation.kind);
-  const Tensor activated = done && nhwc ? middle : empty_output(input, {s.batch, s.channels, s.out_h, s.out_w}, Layout::kNHWC);
+  const Tensor activated = done && nhwc ? middle : device.empty(input, {s.batch, s.channels, s.out_h, s.out_w}, Layout::kNHWC);
   if (!nhwc) {
-    device.poison(activated);
     TransposeArgs values = plan.transpose_args;
     values.input = middle.const_data_ptr();
     values.output = activated.mutable_data_ptr();
     if (!done) values.activation = request.problem.activation;
     device.launch(plan.transpose.launch, &values);
   } else if (!done) {
-    device.poison(activated);
     const ActivateArgs values = {middle.const_data_ptr(), activated.mutable_data_ptr(), middle.numel(),
                                  request.problem.activation};
     device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);

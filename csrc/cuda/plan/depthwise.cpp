@@ -30,10 +30,10 @@ struct Shape {
 };
 
 Shape shape_of(const KernelRow& row) {
-  const bool nhwc = row.layout == Layout::kNHWC, weight = strcmp(row.pass, "backward_weight") == 0;
+  const bool nhwc = row.layout == Layout::kNHWC, weight = row.pass == Pass::kBackwardWeight;
   Shape s;
   s.weight = weight;
-  s.transposed = strcmp(row.pass, "backward_input") == 0;
+  s.transposed = row.pass == Pass::kBackwardInput;
   s.rows = row.aligned > 0;
   s.large = row.filter == 0;
   if (weight) s.setup = 800;  // and the sums over the threads
@@ -275,12 +275,12 @@ std::string describe(const Candidate& c, const Request& request) {
 }
 
 // The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
-const KernelRow* choose(const char* pass, const Request& request, const Machine& machine, Candidate* best, std::string* why) {
+const KernelRow* choose(Pass pass, const Request& request, const Machine& machine, Candidate* best, std::string* why) {
   std::vector<const KernelRow*> order;
   if (forced_row() != nullptr) order.push_back(forced_row());
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
   for (const KernelRow* row : order) {
-    if (misfit(*row, "depthwise_conv2d", pass, request.problem, request.multiplier, machine) != nullptr) continue;
+    if (misfit(*row, Op::kDepthwise, pass, request.problem, request.multiplier, machine) != nullptr) continue;
     if (row->aligned > request.aligned) continue;
     if (row->filter == 0 && row->stride == 0) {
       if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
@@ -302,9 +302,9 @@ void set_counts(const DepthwiseProblem& p, int64_t multiplier, int64_t tensors, 
 
 }  // namespace
 
-Plan plan_depthwise(const char* pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args) {
+Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args) {
   const DepthwiseProblem& p = request.problem;
-  const bool forward = strcmp(pass, "forward") == 0;
+  const bool forward = pass == Pass::kForward;
   Plan plan;
   Candidate best;
   std::string why;
@@ -351,7 +351,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
   Plan plan;
   Candidate best;
   std::string why;
-  const KernelRow* const row = choose("backward_weight", request, machine, &best, &why);
+  const KernelRow* const row = choose(Pass::kBackwardWeight, request, machine, &best, &why);
   args->problem = p;
   args->multiplier = request.multiplier;
   if (row->filter == 0 && row->stride == 0) {
@@ -389,7 +389,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
 
 Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args) {
   Plan plan;
-  plan.launch.row = row_of("sum_parts", dtype);
+  plan.launch.row = row_of(Pass::kSumParts, dtype);
   args->count = count;
   args->parts = parts;
   plan.launch.blocks = ceil_div(count, 32);

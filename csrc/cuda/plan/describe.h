@@ -1,39 +1,13 @@
 // The kernel table and plans as Python objects, for _C_cuda and for the tests' emulator.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <string>
-
+#include "common/describe.h"
 #include "cuda/plan/plan.h"
 
 namespace dwconv::cuda {
 
-namespace py = pybind11;
-
-inline const char* dtype_name(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return "float64";
-    case DType::kBFloat16:
-      return "bfloat16";
-    case DType::kFloat16:
-      return "float16";
-    default:
-      return "float32";
-  }
-}
-
 inline py::dict row_dict(const KernelRow& row) {
-  py::dict d;
-  d["name"] = row.name;
-  d["op"] = row.op;
-  d["pass"] = row.pass;
-  d["dtype"] = dtype_name(row.dtype);
-  d["layout"] = row.layout == Layout::kNHWC ? "channels_last" : "NCHW";
-  d["filter"] = row.filter;
-  d["stride"] = row.stride;
+  py::dict d = row_facts(row);
   d["tensor"] = row.tensor;
   d["aligned"] = row.aligned;
   d["arch"] = std::make_pair(row.first_arch, row.last_arch);
@@ -81,52 +55,34 @@ inline void add_plan(py::dict& d, const Plan& plan) {
   d["reason"] = plan.reason;
 }
 
-using Pair = std::pair<int64_t, int64_t>;
-
 // The plan of one op on contiguous, aligned tensors, for a GPU of the given facts (an H100 by default).
 inline py::dict plan_dict(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
                           int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
                           int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& card) {
   Request request;
   DepthwiseProblem& p = request.problem;
-  bool known = false;
-  for (DType each : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-    if (dtype == dtype_name(each)) p.dtype = p.out_dtype = each, known = true;
-  }
-  if (!known) throw py::value_error("dtype: expected float32, float64, bfloat16 or float16, got '" + dtype + "'");
-  if (layout != "NCHW" && layout != "channels_last")
-    throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
-  const bool nhwc = layout == "channels_last";
-  p.layout = nhwc ? Layout::kNHWC : Layout::kNCHW;
-  p.batch = batch, p.channels = channels;
-  p.in_h = in_size.first, p.in_w = in_size.second;
-  p.kernel_h = kernel.first, p.kernel_w = kernel.second;
-  p.stride_h = stride.first, p.stride_w = stride.second;
-  p.pad_h = padding.first, p.pad_w = padding.second;
-  p.dilation_h = dilation.first, p.dilation_w = dilation.second;
-  if (p.stride_h < 1 || p.stride_w < 1) throw py::value_error("stride: must be positive");
-  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
-  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  set_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
+  const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
+  const bool nhwc = p.layout == Layout::kNHWC, to_input = which == Pass::kBackwardInput;
   request.multiplier = multiplier;
   request.allow_tf32 = allow_tf32;
   const int64_t values = 16 / element_size(p.dtype);
   const int64_t unit = element_size(p.dtype);
   request.aligned = nhwc ? whole_runs({channels * unit}) : whole_runs({p.in_w * unit, p.out_w * unit});
-  if (pass == "backward_input") {
+  if (to_input) {
     std::swap(p.in_h, p.out_h);
     std::swap(p.in_w, p.out_w);
   }
   const auto strides = [&](int64_t c, int64_t h, int64_t w, int64_t& n_, int64_t& c_, int64_t& h_, int64_t& w_) {
     n_ = c * h * w, c_ = nhwc ? 1 : h * w, h_ = nhwc ? c * w : w, w_ = nhwc ? c : 1;
   };
-  const bool forward = pass == "forward";
-  strides(forward || pass == "backward_weight" ? channels : channels * multiplier, p.in_h, p.in_w, p.in_stride_n, p.in_stride_c,
-          p.in_stride_h, p.in_stride_w);
-  strides(pass == "backward_input" ? channels : channels * multiplier, p.out_h, p.out_w, p.out_stride_n, p.out_stride_c,
-          p.out_stride_h, p.out_stride_w);
+  strides(!to_input ? channels : channels * multiplier, p.in_h, p.in_w, p.in_stride_n, p.in_stride_c, p.in_stride_h,
+          p.in_stride_w);
+  strides(to_input ? channels : channels * multiplier, p.out_h, p.out_w, p.out_stride_n, p.out_stride_c, p.out_stride_h,
+          p.out_stride_w);
   const Machine machine = machine_from(card);
   py::dict d;
-  if (op == "separable_conv2d") {
+  if (op == op_name(Op::kSeparable)) {
     const SeparableAlignment alignment = {nhwc && channels % values == 0, channels % values == 0,
                                           nhwc && out_channels % values == 0, channels % values == 0, nhwc ? 0 : request.aligned};
     const SeparablePlan plan = plan_separable(request, out_channels, alignment, machine);
@@ -139,8 +95,8 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
     d["reason"] = plan.reason;
     return d;
   }
-  if (op != "depthwise_conv2d") throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
-  if (pass == "backward_weight") {
+  if (op != op_name(Op::kDepthwise)) throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
+  if (which == Pass::kBackwardWeight) {
     BackwardWeightTileArgs args;
     add_plan(d, plan_backward_weight(request, machine, &args));
     d["tile"] = std::make_pair(args.tiling.tile_h, args.tiling.tile_w);
@@ -148,10 +104,8 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
     d["parts"] = args.parts;
     return d;
   }
-  if (!forward && pass != "backward_input")
-    throw py::value_error("pass: expected forward, backward_input or backward_weight, got '" + pass + "'");
   DepthwiseTileArgs args;
-  add_plan(d, plan_depthwise(pass.c_str(), request, machine, &args));
+  add_plan(d, plan_depthwise(which, request, machine, &args));
   d["tile"] = std::make_pair(args.tiling.tile_h, args.tiling.tile_w);
   d["slab"] = args.tiling.slab;
   return d;

@@ -7,15 +7,15 @@ namespace dwconv::cuda {
 
 struct KernelRow {
   const char* name;
-  const char* op;
-  const char* pass;
+  Op op;
+  Pass pass;
   DType dtype;
   Layout layout;
   int32_t filter, stride;
   int32_t tensor;   // cores: 0 none, 1 a warp's mma.sync, 2 a warpgroup's wgmma
   int32_t aligned;  // only for tensors whose runs of so many bytes, of channels or of columns, lie on multiples of it; 0: for all
   int32_t first_arch, last_arch;
-  const void* kernel;  // what the launcher starts: on a GPU the __global__ function, in the emulator a function of the arguments
+  const void* kernel;  // what the launcher starts: the __global__ function
 };
 
 struct KernelGroup {
@@ -33,11 +33,7 @@ KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 
 }  // namespace dwconv::cuda
 
-#if defined(__CUDACC__)
-#define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&__VA_ARGS__)
-#elif defined(DWCONV_EMULATOR)
-#define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
-#endif
+// DWCONV_ENTRY makes a kernel of what the launcher starts (kernels/target.cuh).
 #define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, aligned, first_arch, last_arch, Args, ...) \
-  {#name,  #op,    #pass,   DType::dtype, Layout::layout, filter,                                                           \
-   stride, tensor, aligned, first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},
+  {#name,  Op::op, Pass::pass, DType::dtype, Layout::layout, filter,                                                        \
+   stride, tensor, aligned,    first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},

@@ -1,19 +1,15 @@
 #include "cuda/plan/plan.h"
 
-#include <string.h>
-
 #include <algorithm>
 #include <cmath>
 
 namespace dwconv::cuda {
 
-int64_t accumulate_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
-
 const std::vector<const KernelRow*>& kernel_table() {
   static const std::vector<const KernelRow*> rows = [] {
     std::vector<const KernelRow*> all;
     const KernelGroup groups[] = {
-#if defined(DWCONV_HOPPER) || defined(DWCONV_EMULATOR)
+#if defined(DWCONV_HOPPER)
         hopper_kernels(),
 #endif
         nhwc_kernels(), nhwc_weight_kernels(),
@@ -27,9 +23,9 @@ const std::vector<const KernelRow*>& kernel_table() {
   return rows;
 }
 
-const KernelRow* row_of(const char* pass, DType dtype) {
+const KernelRow* row_of(Pass pass, DType dtype) {
   for (const KernelRow* row : kernel_table()) {
-    if (strcmp(row->pass, pass) == 0 && row->dtype == dtype) return row;
+    if (row->pass == pass && row->dtype == dtype) return row;
   }
   return nullptr;
 }
@@ -49,11 +45,11 @@ int32_t& forced_rank() {
   return rank;
 }
 
-const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
+const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier,
                    const Machine& machine) {
   constexpr int64_t kMost = int64_t{1} << 31;
-  if (strcmp(row.op, op) != 0) return "another op";
-  if (strcmp(row.pass, pass) != 0) return "another pass";
+  if (row.op != op) return "another op";
+  if (row.pass != pass) return "another pass";
   if (row.dtype != p.dtype) return "another dtype";
   if (row.layout != p.layout) return "another layout";
   if (machine.arch < row.first_arch || machine.arch > row.last_arch) return "another architecture";

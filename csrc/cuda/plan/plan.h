@@ -49,7 +49,7 @@ struct Request {
 };
 
 // forward, and backward_input as args.h says. Fills all of args but the pointers and `flipped`.
-Plan plan_depthwise(const char* pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args);
+Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args);
 
 // First stage of the weight gradient, and the second.
 Plan plan_backward_weight(const Request& request, const Machine& machine, BackwardWeightTileArgs* args);
@@ -110,12 +110,8 @@ class Ranking {
   std::vector<Candidate> kept_;
 };
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int64_t accumulate_size(DType dtype);
-
 // The kernel of a pass that has one for each dtype.
-const KernelRow* row_of(const char* pass, DType dtype);
+const KernelRow* row_of(Pass pass, DType dtype);
 
 // The longest run, up to 16 bytes, of which all these lengths are made: a power of two.
 inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
@@ -125,8 +121,7 @@ inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
 }
 
 // Why a row cannot take a problem, or null.
-const char* misfit(const KernelRow& row, const char* op, const char* pass, const DepthwiseProblem& p, int64_t multiplier,
-                   const Machine& machine);
+const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier, const Machine& machine);
 
 // The time of a launch whose blocks each move and compute the given amounts: the GPU's bandwidth and arithmetic, or an
 // SM's share of them where there are too few blocks.

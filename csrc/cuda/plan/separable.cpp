@@ -26,9 +26,9 @@ std::pair<int32_t, int32_t> covered(Layout layout, int32_t warps_m, int32_t warp
 
 // The kernels to choose from: for each kind of matrix unit the first row that fits, the multiply-adds only where there is no
 // other; or the forced row alone.
-std::vector<const KernelRow*> candidates(const char* pass, const Request& request, const Machine& machine) {
+std::vector<const KernelRow*> candidates(Pass pass, const Request& request, const Machine& machine) {
   const auto fits = [&](const KernelRow* row) {
-    return misfit(*row, "separable_conv2d", pass, request.problem, 1, machine) == nullptr &&
+    return misfit(*row, Op::kSeparable, pass, request.problem, 1, machine) == nullptr &&
            (row->tensor == 0 || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
   };
   if (forced_row() != nullptr && fits(forced_row())) return {forced_row()};
@@ -151,7 +151,7 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
   };
   Ranking<Candidate> ranking;
   const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
-  const std::vector<const KernelRow*> kernels = candidates(depthwise ? "forward" : "pointwise", request, machine);
+  const std::vector<const KernelRow*> kernels = candidates(depthwise ? Pass::kForward : Pass::kPointwise, request, machine);
   const auto offer = [&](int32_t warps_m, int32_t warps_n, int64_t tile_w, int64_t tile_rows) {
     const double in_rows = staged_rows(p, tile_rows);
     const int64_t ranges = ceil_div(out_channels, covered(p.layout, warps_m, warps_n).second);
@@ -211,7 +211,7 @@ std::string describe(const Plan& plan, const SeparableBlockArgs& args) {
 Plan plan_activation(DType dtype, int64_t count) {
   constexpr int32_t kThreads = 256;
   Plan plan;
-  plan.launch.row = row_of("activate", dtype);
+  plan.launch.row = row_of(Pass::kActivate, dtype);
   plan.launch.blocks = std::clamp<int64_t>(ceil_div(count, kThreads), 1, int64_t{1} << 20);
   plan.launch.threads = kThreads;
   return plan;
@@ -226,7 +226,7 @@ Plan plan_transpose(const DepthwiseProblem& p, const Machine& machine, Transpose
   args->aligned_in = pixels % (unit <= 4 ? 4 : 2) == 0;  // torch's allocations begin on multiples of 64 bytes and more
   args->aligned_out = p.channels * unit % 16 == 0;
   Plan plan;
-  plan.launch.row = row_of("transpose", p.dtype);
+  plan.launch.row = row_of(Pass::kTranspose, p.dtype);
   plan.launch.blocks = p.batch * args->channel_tiles * args->pixel_tiles;
   plan.launch.threads = 256;
   plan.launch.together = 4;
@@ -266,7 +266,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   d.out_stride_h = nhwc ? q.in_stride_h : p.out_w;
   d.out_stride_w = nhwc ? q.in_stride_w : 1;
   const Plan pointwise = best_block(second, out_channels, machine, false, &pointwise_args);
-  Plan depthwise = plan_depthwise("forward", first, machine, &plan.depthwise_args);
+  Plan depthwise = plan_depthwise(Pass::kForward, first, machine, &plan.depthwise_args);
 
   // What the model leaves out, as measured on an H200: in NCHW the fused kernel's depthwise stage, whose reads do not coalesce,
   // takes 2 to 3 times its instructions' time, the kernels of the other way 1.2 to 2 times.

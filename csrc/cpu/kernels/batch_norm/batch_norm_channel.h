@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "common/problem.h"
+#include "cpu/kernels/args.h"
 
 namespace dwconv {
 

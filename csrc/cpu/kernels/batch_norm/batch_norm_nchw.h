@@ -56,7 +56,7 @@ DWCONV_INLINE Moments channel_moments(const T* channel, int64_t pitch, int64_t b
 template <bool kClamp, class T>
 void forward_channel(const BatchNormArgs& args, int64_t c) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t pixels = p.in_h * p.in_w, pitch = p.channels * pixels;
   const T* const x = static_cast<const T*>(args.input) + c * pixels;
   T* const y = static_cast<T*>(args.output) + c * pixels;
@@ -68,7 +68,7 @@ void forward_channel(const BatchNormArgs& args, int64_t c) {
 template <bool kClamp, class T>
 void backward_channel(const BatchNormArgs& args, int64_t c) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t pixels = p.in_h * p.in_w, pitch = p.channels * pixels;
   const T* const x = static_cast<const T*>(args.input) + c * pixels;
   const T* const dy = static_cast<const T*>(args.grad_output) + c * pixels;
@@ -108,11 +108,11 @@ void batch_norm_backward_nchw(const BatchNormArgs& args, void*, Tiles tiles) {
 }
 
 template <class T, int = 0>
-int64_t batch_norm_forward_nchw_scratch(const DepthwiseProblem&, int64_t) {
+int64_t batch_norm_forward_nchw_scratch(const CpuProblem&, int64_t) {
   return 0;
 }
 template <class T, int = 0>
-int64_t batch_norm_backward_nchw_scratch(const DepthwiseProblem&, int64_t) {
+int64_t batch_norm_backward_nchw_scratch(const CpuProblem&, int64_t) {
   return 0;
 }
 

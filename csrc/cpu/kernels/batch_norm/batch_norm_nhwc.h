@@ -27,7 +27,7 @@ DWCONV_INLINE void expect_later(const T* run, int64_t channels) {
 
 // Three sums a channel and vector's worth more, in the accumulation type.
 template <class T>
-int64_t batch_norm_nhwc_sums_bytes(const DepthwiseProblem& p) {
+int64_t batch_norm_nhwc_sums_bytes(const CpuProblem& p) {
   using A = typename AccumulateType<T>::type;
   const int64_t a_sum = p.channels + kLanes<A>;
   return 3 * a_sum * static_cast<int64_t>(sizeof(A));
@@ -153,11 +153,11 @@ void batch_norm_backward_nhwc(const BatchNormArgs& args, void* scratch, Tiles ti
 }
 
 template <class T, int = 0>
-int64_t batch_norm_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
+int64_t batch_norm_forward_nhwc_scratch(const CpuProblem& p, int64_t) {
   return batch_norm_nhwc_sums_bytes<T>(p);
 }
 template <class T, int = 0>
-int64_t batch_norm_backward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
+int64_t batch_norm_backward_nhwc_scratch(const CpuProblem& p, int64_t) {
   return batch_norm_nhwc_sums_bytes<T>(p);
 }
 

@@ -22,10 +22,10 @@
 namespace dwconv::DWCONV_ISA {
 
 // One phase's rows [row, row + rows) as a forward problem on `problem`'s strides; rows past its end are dropped.
-DWCONV_INLINE DepthwiseArgs phase_rows(const BackwardInputArgs& args, const DepthwiseProblem& problem, const InputPhase& phase,
+DWCONV_INLINE DepthwiseArgs phase_rows(const BackwardInputArgs& args, const CpuProblem& problem, const InputPhase& phase,
                                        int64_t row) {
   DepthwiseArgs piece;
-  DepthwiseProblem& p = piece.problem;
+  CpuProblem& p = piece.problem;
   p = problem;
   const int64_t left = phase.out_h - row;
   p.batch = 1;
@@ -45,7 +45,7 @@ DWCONV_INLINE DepthwiseArgs phase_rows(const BackwardInputArgs& args, const Dept
 
 template <class T>
 DWCONV_INLINE void run_phase(const DepthwiseArgs& piece) {
-  const DepthwiseProblem& p = piece.problem;
+  const CpuProblem& p = piece.problem;
   if (p.out_h <= 0 || p.out_w <= 0) return;
   if constexpr (kUnrollsFilters<typename AccumulateType<T>::type>) {
     const bool square = p.kernel_h == p.kernel_w && p.dilation_h == 1 && p.dilation_w == 1;
@@ -58,8 +58,8 @@ DWCONV_INLINE void run_phase(const DepthwiseArgs& piece) {
 // Rows [row, row + rows_per_tile) of every phase, one by one. `p` has the strides of input, which begins at row in_begin of
 // grad_output, and of output, of p.out_dtype, which begins with the phases' rows; the weights are taken from channel `first` on.
 template <class T>
-void run_phases(const BackwardInputArgs& args, const DepthwiseProblem& p, const T* input, int64_t in_begin, void* output,
-                int64_t row, int64_t first) {
+void run_phases(const BackwardInputArgs& args, const CpuProblem& p, const T* input, int64_t in_begin, void* output, int64_t row,
+                int64_t first) {
   using A = typename AccumulateType<T>::type;
   for (int64_t i = 0; i < args.phase_count; ++i) {
     const InputPhase& phase = args.phases[i];
@@ -74,14 +74,14 @@ void run_phases(const BackwardInputArgs& args, const DepthwiseProblem& p, const 
 }
 
 DWCONV_INLINE int64_t phase_row_tiles(const BackwardInputArgs& args) {
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t tile = args.rows_per_tile * p.stride_h;
   return (p.out_h + tile - 1) / tile;
 }
 
 // Rows of grad_output that any phase reads for its rows [row, row + rows_per_tile).
 DWCONV_INLINE Range phases_input_rows(const BackwardInputArgs& args, int64_t row) {
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   Range all = {p.in_h, 0};
   for (int64_t i = 0; i < args.phase_count; ++i) {
     const InputPhase& phase = args.phases[i];
@@ -98,15 +98,15 @@ DWCONV_INLINE Range phases_input_rows(const BackwardInputArgs& args, int64_t row
 }
 
 // A bound on their number: the phases' filters span the forward filter's reach, in steps of the stride.
-static inline int64_t most_phase_input_rows(const DepthwiseProblem& p, int64_t rows_per_tile) {
+static inline int64_t most_phase_input_rows(const CpuProblem& p, int64_t rows_per_tile) {
   const int64_t rows = rows_per_tile + ((p.kernel_h - 1) * p.dilation_h) / p.stride_h + 2;
   return rows < p.in_h ? rows : p.in_h;
 }
 
 template <class T>
 void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles tiles) {
-  const DepthwiseProblem& p = args.problem;
-  DepthwiseProblem near = p;
+  const CpuProblem& p = args.problem;
+  CpuProblem near = p;
   near.far_input = near.far_output = false;
   const int64_t row_tiles = phase_row_tiles(args);
   for (int64_t tile; next_tile(tiles, &tile);) {
@@ -124,13 +124,13 @@ template <class T>
 void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t row_tiles = phase_row_tiles(args);
   const int64_t planes = p.batch * p.channels;
   A* const staged = static_cast<A*>(scratch);
   const int64_t staged_plane = most_phase_input_rows(p, args.rows_per_tile) * p.in_w * kVec;
   A* const result = staged + p.depth * staged_plane;
-  DepthwiseProblem q = p;
+  CpuProblem q = p;
   q.dtype = q.out_dtype = kDType<A>;
   q.channels = kVec;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec, q.in_stride_m = staged_plane;
@@ -161,13 +161,13 @@ void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, voi
 }
 
 template <class T, int = 0>
-int64_t depthwise_backward_input_nhwc_scratch(const DepthwiseProblem&, int64_t) {
+int64_t depthwise_backward_input_nhwc_scratch(const CpuProblem&, int64_t) {
   return 0;
 }
 
 // Bytes of scratch a worker needs.
 template <class T, int = 0>
-int64_t depthwise_backward_input_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t depthwise_backward_input_nchw_transposed_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t rows = rows_per_tile * p.stride_h < p.out_h ? rows_per_tile * p.stride_h : p.out_h;
   const int64_t pixels = p.depth * most_phase_input_rows(p, rows_per_tile) * p.in_w + rows * p.out_w;

@@ -107,13 +107,13 @@ DWCONV_NOINLINE void phases_row(const PhasesFrame<T, A>& frame, int64_t u) {
 // Base rows [row, row + rows) of grad_input, if the problem is one of these. The problem's strides and sizes are those of `input`
 // (which begins at row in_begin of grad_output) and `output` (at base row `row`), weights those of channel `first` on.
 template <class T>
-bool try_all_phases(const BackwardInputArgs& args, const DepthwiseProblem& p, const T* input, int64_t in_begin, T* output,
-                    int64_t row, int64_t first) {
+bool try_all_phases(const BackwardInputArgs& args, const CpuProblem& p, const T* input, int64_t in_begin, T* output, int64_t row,
+                    int64_t first) {
   using A = typename AccumulateType<T>::type;
   if constexpr (!kUnrollsFilters<A>) {
     return false;
   } else {
-    const DepthwiseProblem& whole = args.problem;
+    const CpuProblem& whole = args.problem;
     const bool square = whole.kernel_h == whole.kernel_w && (whole.kernel_h == 3 || whole.kernel_h == 5);
     if (!square || whole.stride_h != 2 || whole.stride_w != 2 || whole.dilation_h != 1 || whole.dilation_w != 1) return false;
     if (whole.depth != 1 || args.phase_count != 4) return false;

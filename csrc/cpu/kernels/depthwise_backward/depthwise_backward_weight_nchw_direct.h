@@ -114,7 +114,7 @@ void depthwise_backward_weight_nchw_direct(const BackwardWeightArgs& args, void*
   using A = typename AccumulateType<T>::type;
   static_assert(kKernel > 0 && kStride == 1);
   constexpr int kVec = kLanes<A>, kTaps = kKernel * kKernel;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   A* const image_sums = static_cast<A*>(scratch);
   A* const part_sums = image_sums + kTaps * kVec;
   LaneMask* const masks = reinterpret_cast<LaneMask*>(part_sums + kTaps * kVec);
@@ -152,7 +152,7 @@ void depthwise_backward_weight_nchw_direct(const BackwardWeightArgs& args, void*
 }
 
 template <class T, int = 0>
-int64_t depthwise_backward_weight_nchw_direct_scratch(const DepthwiseProblem& p, int64_t) {
+int64_t depthwise_backward_weight_nchw_direct_scratch(const CpuProblem& p, int64_t) {
   using A = typename AccumulateType<T>::type;
   constexpr int64_t kVec = kLanes<A>;
   return 2 * p.kernel_h * p.kernel_w * kVec * static_cast<int64_t>(sizeof(A)) +

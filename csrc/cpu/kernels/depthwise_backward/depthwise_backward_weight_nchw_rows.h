@@ -41,7 +41,7 @@ DWCONV_INLINE void in_pieces(int64_t count, Body body) {
 
 // sums[i] += these rows' share of tap first + i, lane by lane.
 template <class T, class A, int kTaps>
-void nchw_tile_taps(const DepthwiseProblem& p, const Staging& s, const int64_t* tap_offsets, const A* staged, const T* grad,
+void nchw_tile_taps(const CpuProblem& p, const Staging& s, const int64_t* tap_offsets, const A* staged, const T* grad,
                     int64_t rows, int64_t first, A* sums) {
   constexpr int kVec = kLanes<A>;
   const A* source[kTaps];
@@ -72,7 +72,7 @@ void nchw_tile_taps(const DepthwiseProblem& p, const Staging& s, const int64_t* 
 }
 
 template <class T, class A>
-DWCONV_INLINE A nchw_sum(const DepthwiseProblem& p, const T* grad, int64_t rows) {
+DWCONV_INLINE A nchw_sum(const CpuProblem& p, const T* grad, int64_t rows) {
   constexpr int kVec = kLanes<A>;
   Vec<A> sum = {};
   for (int64_t y = 0; y < rows; ++y) {
@@ -93,7 +93,7 @@ DWCONV_INLINE void move_sums(A* from, A* to, int64_t count) {
   }
 }
 
-static inline int64_t block_rows(const DepthwiseProblem& p, int64_t lanes) {
+static inline int64_t block_rows(const CpuProblem& p, int64_t lanes) {
   const int64_t vectors = (p.out_w + lanes - 1) / lanes;
   return vectors < kChain ? kChain / (vectors > 0 ? vectors : 1) : 1;
 }
@@ -103,7 +103,7 @@ static inline int64_t block_rows(const DepthwiseProblem& p, int64_t lanes) {
 template <class T, class A, class AddImage>
 DWCONV_INLINE void nchw_weight_tiles(const BackwardWeightArgs& args, Tiles& tiles, A* part_sums, AddImage add_image) {
   constexpr int kVec = kLanes<A>;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t taps = p.kernel_h * p.kernel_w;
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t part = tile / p.channels;
@@ -126,7 +126,7 @@ template <class T, int kKernel, int kStride>
 void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t taps = p.kernel_h * p.kernel_w;
   const int64_t block = block_rows(p, kVec);
   const Staging s = staging_of(p, args.rows_per_tile, 0, kVec);
@@ -168,7 +168,7 @@ void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* s
 }
 
 template <class T, int = 0>
-int64_t depthwise_backward_weight_nchw_rows_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t depthwise_backward_weight_nchw_rows_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t staged = staging_of(p, rows_per_tile, 0, kLanes<A>).size;
   const int64_t taps = p.kernel_h * p.kernel_w;

@@ -14,14 +14,14 @@ template <class T, int kKernel, int kStride>
 void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t groups = (p.channels + kVec - 1) / kVec;
   const int64_t taps = p.kernel_h * p.kernel_w;
   A* const staged = static_cast<A*>(scratch);
   A* const staged_grad = staged + most_input_rows(p, args.rows_per_tile) * p.in_w * kVec;
   A* const sums = staged_grad + args.rows_per_tile * p.out_w * kVec;  // [taps][kVec], of whole vectors where planes are left over
   A* const bias_sums = sums + taps * kVec;
-  DepthwiseProblem q = p;
+  CpuProblem q = p;
   q.channels = kVec;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec;
   q.out_stride_h = p.out_w * kVec, q.out_stride_w = kVec;
@@ -56,7 +56,7 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
 
 // Bytes of scratch a worker needs.
 template <class T, int = 0>
-int64_t depthwise_backward_weight_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t depthwise_backward_weight_nchw_transposed_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t vectors = most_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.out_w + p.kernel_h * p.kernel_w + 1;
   return vectors * kLanes<A> * static_cast<int64_t>(sizeof(A));

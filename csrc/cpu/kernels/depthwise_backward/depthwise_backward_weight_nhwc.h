@@ -85,7 +85,7 @@ struct GradTile {
 };
 
 template <class T, class A, int kTaps, int kStride, int kFilterRows, int kColumns, bool kWhole>
-DWCONV_INLINE void add_tile(const DepthwiseProblem& p, const GradTile<T>& tile, int lanes, Vec<A> (&acc)[kFilterRows][kTaps]) {
+DWCONV_INLINE void add_tile(const CpuProblem& p, const GradTile<T>& tile, int lanes, Vec<A> (&acc)[kFilterRows][kTaps]) {
   constexpr int kCount = (kColumns - 1) * kStride + kTaps;
   constexpr uint32_t kAll = (1u << kCount) - 1u, kFirst = 1u, kLast = 1u << (kCount - 1);
   // kStride > 1 means a known stride and dilation 1; otherwise taps step by the stride, one or (dilation == stride) several.
@@ -114,7 +114,7 @@ DWCONV_INLINE void add_tile(const DepthwiseProblem& p, const GradTile<T>& tile, 
 
 // partial[(r * kernel_w + s) * pitch] += the block's share of taps (first_r + q, first_s + s).
 template <class T, class A, int kTaps, int kStride, int kFilterRows, bool kWhole>
-DWCONV_INLINE void block_taps(const DepthwiseProblem& p, const GradBlock<T>& b, int64_t first_r, int64_t first_s, int64_t pitch,
+DWCONV_INLINE void block_taps(const CpuProblem& p, const GradBlock<T>& b, int64_t first_r, int64_t first_s, int64_t pitch,
                               A* partial) {
   constexpr int kWide = kTaps == 3 ? kWideColumns : kNarrowColumns, kNarrow = kTaps == 3 ? kWideColumns - 1 : kNarrowColumns;
   const int64_t wide = wide_columns(p.out_w, kWide, kNarrow);
@@ -142,7 +142,7 @@ DWCONV_INLINE void block_taps(const DepthwiseProblem& p, const GradBlock<T>& b, 
 }
 
 template <class T, class A, int kKernel, int kStride, bool kWhole>
-void block_weight(const DepthwiseProblem& p, const GradBlock<T>& b, int64_t pitch, A* partial) {
+void block_weight(const CpuProblem& p, const GradBlock<T>& b, int64_t pitch, A* partial) {
   if constexpr (kKernel == 3) {
     block_taps<T, A, 3, kStride, 3, kWhole>(p, b, 0, 0, pitch, partial);
   } else if constexpr (kKernel > 0) {
@@ -169,7 +169,7 @@ void block_weight(const DepthwiseProblem& p, const GradBlock<T>& b, int64_t pitc
 }
 
 template <class T, class A, bool kWhole>
-void block_bias(const DepthwiseProblem& p, const GradBlock<T>& b, A* partial) {
+void block_bias(const CpuProblem& p, const GradBlock<T>& b, A* partial) {
   Vec<A> sum[2] = {};
   for (int64_t y = b.y; y < b.y + b.rows; ++y) {
     const T* const grad = b.grad + y * p.out_stride_h;
@@ -183,11 +183,11 @@ void block_bias(const DepthwiseProblem& p, const GradBlock<T>& b, A* partial) {
   add_lanes<kWhole, T, A>(b, sum[0] + sum[1], partial);
 }
 
-DWCONV_INLINE int64_t block_rows(const DepthwiseProblem& p) { return p.out_w < kMaxSum ? kMaxSum / p.out_w : 1; }
+DWCONV_INLINE int64_t block_rows(const CpuProblem& p) { return p.out_w < kMaxSum ? kMaxSum / p.out_w : 1; }
 
 // Output rows [y, y + rows) of one image, all channels, into partial[tap * pitch + c] and partial_bias[c].
 template <class T, int kKernel, int kStride, class A>
-void accumulate_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, int64_t pitch, A* partial,
+void accumulate_rows(const CpuProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, int64_t pitch, A* partial,
                      A* partial_bias) {
   constexpr int kVec = kLanes<A>;
   const int64_t block = block_rows(p);
@@ -217,20 +217,20 @@ DWCONV_INLINE void clear(A* values, int64_t count) {
   if (values != nullptr) memset(values, 0, count * sizeof(A));
 }
 
-DWCONV_INLINE bool goes_by_strips(const DepthwiseProblem& p) {
+DWCONV_INLINE bool goes_by_strips(const CpuProblem& p) {
   return p.kernel_h == 3 && p.kernel_w == 3 && p.dilation_h * p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2;
 }
 // A block's taps return to the input rows of a filter for each row of outputs; strips read each line once a tile.
 template <class T>
-DWCONV_INLINE bool stages_weight(const DepthwiseProblem& p) {
+DWCONV_INLINE bool stages_weight(const CpuProblem& p) {
   return !goes_by_strips(p) && lines_collide<T>(p.channels, p.kernel_h * p.in_w + p.out_w, p.l1_ways);
 }
 
 // The same from staged lines of input and grad_output, kStaged channels and a block of rows at a time.
 template <class T, int kKernel, int kStride, class A>
-void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
+void accumulate_staged_rows(const CpuProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
                             A* partial_bias, T* staged) {
-  DepthwiseProblem q = p;
+  CpuProblem q = p;
   q.in_stride_w = q.out_stride_w = kStaged<T>;
   q.in_stride_h = p.in_w * kStaged<T>, q.out_stride_h = p.out_w * kStaged<T>;
   q.far_input = false;
@@ -253,8 +253,8 @@ void accumulate_staged_rows(const DepthwiseProblem& p, const T* image, const T* 
 }
 
 template <class T, int kStride, class A>
-void accumulate_strips(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
-                       A* partial_bias, A* sums) {
+void accumulate_strips(const CpuProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial, A* partial_bias,
+                       A* sums) {
   SequentialRows<T> far_input(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   SequentialRows<T> far_grad(p.far_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   for (const int64_t end = y + rows; y < end; y += strip_rows(p)) {
@@ -269,7 +269,7 @@ void accumulate_strips(const DepthwiseProblem& p, const T* image, const T* grad,
 template <class T, int kKernel, int kStride>
 void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t total_rows = p.batch * p.out_h;
   const int64_t taps = p.kernel_h * p.kernel_w;
   const bool staged = scratch != nullptr && stages_weight<T>(p);
@@ -297,7 +297,7 @@ void depthwise_backward_weight_nhwc(const BackwardWeightArgs& args, void* scratc
 }
 
 template <class T, int kKernel>
-int64_t depthwise_backward_weight_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
+int64_t depthwise_backward_weight_nhwc_scratch(const CpuProblem& p, int64_t) {
   if (kKernel == 3) return kStripScratch<typename AccumulateType<T>::type>;
   return stages_weight<T>(p) ? (most_input_rows(p, block_rows(p)) * p.in_w + block_rows(p) * p.out_w) * kStagedBytes : 0;
 }

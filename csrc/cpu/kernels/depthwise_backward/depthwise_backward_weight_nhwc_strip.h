@@ -73,7 +73,7 @@ DWCONV_INLINE void add_strip_vector(const StripTile<T> tile, int64_t c, int lane
 // sums[tap * pitch + c] += the share of output rows [y, y + kRows) by columns [x, x + kColumns).
 // Not inlined: with all of its kinds in one function the compiler runs out of registers, and it takes up to a fifth longer.
 template <class T, class A, int kStride, int kRows, int kColumns>
-DWCONV_NOINLINE void add_strip_tile(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t x, A* sums,
+DWCONV_NOINLINE void add_strip_tile(const CpuProblem& p, const T* image, const T* grad, int64_t y, int64_t x, A* sums,
                                     int64_t pitch) {
   constexpr int kCount = (kColumns - 1) * kStride + 3, kInputRows = (kRows - 1) * kStride + 3, kVec = kLanes<A>;
   constexpr uint32_t kAll = (1u << kCount) - 1u, kFirst = 1u, kLast = 1u << (kCount - 1);
@@ -111,7 +111,7 @@ DWCONV_NOINLINE void add_strip_tile(const DepthwiseProblem& p, const T* image, c
 }
 
 template <class T, class A, int kStride, int kRows>
-void add_strip(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, A* sums, int64_t pitch) {
+void add_strip(const CpuProblem& p, const T* image, const T* grad, int64_t y, A* sums, int64_t pitch) {
   constexpr int kNarrow = kWideColumns - 1;
   const int64_t wide = wide_columns(p.out_w, kWideColumns, kNarrow);
   int64_t x = 0;
@@ -120,14 +120,14 @@ void add_strip(const DepthwiseProblem& p, const T* image, const T* grad, int64_t
 }
 
 // Output rows whose sums are added up apart.
-DWCONV_INLINE int64_t strip_rows(const DepthwiseProblem& p) {
+DWCONV_INLINE int64_t strip_rows(const CpuProblem& p) {
   const int64_t rows = kStripOutputs / p.out_w / kStripRows * kStripRows;
   return rows > kStripRows ? rows : kStripRows;
 }
 
 // sums[c] += grad_output of some rows.
 template <class T, class A>
-void add_strip_bias(const DepthwiseProblem& p, const T* grad, int64_t y, int64_t rows, A* sums) {
+void add_strip_bias(const CpuProblem& p, const T* grad, int64_t y, int64_t rows, A* sums) {
   constexpr int kVec = kLanes<A>, kTogether = 8;
   const auto add = [&]<int kColumns>(const T* at) {
     for (int64_t c = 0; c < p.channels; c += kVec) {
@@ -164,11 +164,11 @@ constexpr int64_t kStripScratch = 10 * kStripPitch<A> * static_cast<int64_t>(siz
 // partial[tap * channels + c] and partial_bias[c] += the share of output rows [y, y + rows), at most strip_rows; either may be
 // null. sums: kStripScratch bytes.
 template <class T, class A, int kStride>
-void accumulate_strip(const DepthwiseProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial,
-                      A* partial_bias, A* sums) {
+void accumulate_strip(const CpuProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial, A* partial_bias,
+                      A* sums) {
   constexpr int64_t kPitch = kStripPitch<A>;
   A* const bias_sums = sums + 9 * kPitch;
-  DepthwiseProblem q = p;
+  CpuProblem q = p;
   for (int64_t c = 0; c < p.channels; c += kStripChannels) {
     q.channels = p.channels - c < kStripChannels ? p.channels - c : kStripChannels;
     for (int row = 0; row < 10; ++row) {

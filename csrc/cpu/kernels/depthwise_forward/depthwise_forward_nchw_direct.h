@@ -189,7 +189,7 @@ template <class T, int kKernel, int kStride>
 void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   static_assert(kStride == 1 || (kStride == 2 && kKernel > 0));
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   LaneMask* const masks = static_cast<LaneMask*>(scratch);
   if constexpr (kKernel > 0) {
@@ -230,7 +230,7 @@ inline constexpr Layout depthwise_forward_nchw_direct_weight_order = Layout::kNC
 
 // Bytes of scratch a worker needs.
 template <class T, int = 0>
-int64_t depthwise_forward_nchw_direct_scratch(const DepthwiseProblem& p, int64_t) {
+int64_t depthwise_forward_nchw_direct_scratch(const CpuProblem& p, int64_t) {
   constexpr int64_t kVec = kLanes<typename AccumulateType<T>::type>;
   const int64_t blocks = mask_blocks<typename AccumulateType<T>::type>(p) > p.stride_w
                              ? mask_blocks<typename AccumulateType<T>::type>(p)

@@ -181,7 +181,7 @@ template <class T, int kKernel, int kStride>
 void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   static_assert(kStride <= 1, "the staging makes every other stride a stride of 1");
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   const Staging s = staging_of(p, args.rows_per_tile, kRowTile, kLanes<A>);
   A* const staged = static_cast<A*>(scratch);
@@ -234,7 +234,7 @@ inline constexpr Layout depthwise_forward_nchw_rows_weight_order = Layout::kNCHW
 
 // Bytes of scratch a worker needs.
 template <class T, int = 0>
-int64_t depthwise_forward_nchw_rows_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t depthwise_forward_nchw_rows_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t staged = p.depth * staging_of(p, rows_per_tile, kRowTile, kLanes<A>).size;
   return (staged + 1) / 2 * 2 * static_cast<int64_t>(sizeof(A)) + p.kernel_h * p.kernel_w * static_cast<int64_t>(sizeof(int64_t));

@@ -21,7 +21,7 @@ template <class T, int kKernel, int kStride>
 void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   const int64_t planes = p.batch * p.channels;
   A* const staged = static_cast<A*>(scratch);
@@ -29,7 +29,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
   A* const result = staged + p.depth * staged_plane;
 
   DepthwiseArgs inner = args;
-  DepthwiseProblem& q = inner.problem;
+  CpuProblem& q = inner.problem;
   q.dtype = q.out_dtype = kDType<A>;
   q.batch = 1, q.channels = kVec;
   q.in_stride_h = p.in_w * kVec, q.in_stride_w = kVec, q.in_stride_m = staged_plane;
@@ -64,7 +64,7 @@ inline constexpr Layout depthwise_forward_nchw_transposed_weight_order = Layout:
 
 // Bytes of scratch a worker needs.
 template <class T, int = 0>
-int64_t depthwise_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t depthwise_forward_nchw_transposed_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using A = typename AccumulateType<T>::type;
   const int64_t pixels = p.depth * most_input_rows(p, rows_per_tile) * p.in_w + rows_per_tile * p.out_w;
   return pixels * kLanes<A> * static_cast<int64_t>(sizeof(A));

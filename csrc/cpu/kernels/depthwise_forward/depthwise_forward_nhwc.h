@@ -25,7 +25,7 @@
 namespace dwconv::DWCONV_ISA {
 
 template <class T, bool kEdge, class A, int kRows, int kColumns>
-DWCONV_INLINE void store_tile(const DepthwiseProblem& p, const NhwcTile& tile, const NhwcOutput& out, int64_t c, int lanes,
+DWCONV_INLINE void store_tile(const CpuProblem& p, const NhwcTile& tile, const NhwcOutput& out, int64_t c, int lanes,
                               Vec<A> (&acc)[kRows][kColumns]) {
   activate_all<A>(acc, p.activation);
   store_values<T, !kEdge, A>(acc, tile.rows, tile.columns, lanes, out.at(tile.y, tile.x, c));
@@ -46,7 +46,7 @@ template <class T, int kKernel, int kStride, int kColumns, bool kEdge>
 void square_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, const NhwcTile& tile, int64_t c,
                  int64_t c_end) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t pitch = args.weight_pitch;
   const int64_t origin_h = tile.y * kStride - p.pad_h;
   const T* const corner = image + origin_h * p.in_stride_h + (tile.x * kStride - p.pad_w) * p.in_stride_w;
@@ -78,7 +78,7 @@ void square_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& ou
 
 // kTaps taps of one filter row, from tap s on.
 template <class T, class A, int kTaps, bool kEdge, int kColumns>
-DWCONV_INLINE void add_chunk(const DepthwiseProblem& p, const T* row, int64_t origin_w, int64_t s, const A* filter, int64_t pitch,
+DWCONV_INLINE void add_chunk(const CpuProblem& p, const T* row, int64_t origin_w, int64_t s, const A* filter, int64_t pitch,
                              int lanes, Vec<A> (&acc)[1][kColumns]) {
   const int64_t first = origin_w + s * p.dilation_w;
   constexpr int kCount = kColumns - 1 + kTaps;
@@ -97,7 +97,7 @@ template <class T, int kColumns, bool kEdge>
 void general_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, const NhwcTile& tile, int64_t c,
                   int64_t c_end) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t pitch = args.weight_pitch;
   const int64_t origin_h = tile.y * p.stride_h - p.pad_h;
   const int64_t origin_w = tile.x * p.stride_w - p.pad_w;
@@ -142,7 +142,7 @@ DWCONV_INLINE void any_tile(const DepthwiseArgs& args, const T* image, const Nhw
 template <class T, int kKernel, int kStride, int kColumns>
 DWCONV_INLINE void column_tile(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y, int rows, int64_t x) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t stride_w = kKernel ? kStride : p.stride_w;
   const int64_t first = x * stride_w - p.pad_w;
   const int64_t last = first + (kColumns - 1) * stride_w + (p.kernel_w - 1) * p.dilation_w;
@@ -167,7 +167,7 @@ template <class T, int kKernel, int kStride>
 void forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y_begin, int64_t y_end) {
   constexpr int kRows = kKernel ? kTileRows : 1;
   constexpr int kWide = kWideTile<kKernel>, kNarrow = kNarrowTile<kKernel, kStride>;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t out_w = p.out_w;
   // Where a tile of eight is wider than the others, most of them have to be inside the image.
   const bool few = kWide > kWideColumns && (out_w < 2 * kWide || p.stride_w > 1);
@@ -189,14 +189,14 @@ void forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& o
 
 // A register tile reads a line's vectors one after the other.
 template <class T>
-DWCONV_INLINE bool stages_forward(const DepthwiseProblem& p) {
+DWCONV_INLINE bool stages_forward(const CpuProblem& p) {
   const int64_t rows = (kTileRows - 1) * p.stride_h + p.kernel_h, columns = (kWideColumns - 1) * p.stride_w + p.kernel_w;
   return p.depth == 1 && lines_collide<T>(p.channels, rows * columns, p.l1_ways);
 }
 
 // Output rows a staged piece: 24 KB of lines, but no fewer than the filter has.
 template <class T>
-DWCONV_INLINE int64_t staged_piece_rows(const DepthwiseProblem& p) {
+DWCONV_INLINE int64_t staged_piece_rows(const CpuProblem& p) {
   constexpr int64_t kBytes = 24 << 10;
   const int64_t rows = (kBytes / (kStagedBytes * (p.in_w > 0 ? p.in_w : 1)) - p.kernel_h * p.dilation_h) / p.stride_h;
   return rows > p.kernel_h ? rows / kTileRows * kTileRows : p.kernel_h + 1;
@@ -207,9 +207,9 @@ template <class T, int kKernel, int kStride>
 void staged_forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& out, int64_t y_begin, int64_t y_end,
                          T* staged) {
   using A = typename AccumulateType<T>::type;
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   DepthwiseArgs piece = args;
-  DepthwiseProblem& q = piece.problem;
+  CpuProblem& q = piece.problem;
   q.in_stride_w = kStaged<T>, q.in_stride_h = p.in_w * kStaged<T>;
   q.far_input = q.far_output = false;
   SequentialRows<T> sequential_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
@@ -232,7 +232,7 @@ void staged_forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOu
 // kKernel == 0: any filter, stride and dilation. scratch: where it is null, nothing is staged.
 template <class T, int kKernel, int kStride>
 void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   const bool staged = kKernel > 0 && scratch != nullptr && stages_forward<T>(p);
   const NhwcOutput output = output_of(args);
@@ -254,7 +254,7 @@ void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tile
 inline constexpr Layout depthwise_forward_nhwc_weight_order = Layout::kNHWC;
 
 template <class T, int kKernel>
-int64_t depthwise_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t) {
+int64_t depthwise_forward_nhwc_scratch(const CpuProblem& p, int64_t) {
   if (kKernel == 0 || !stages_forward<T>(p)) return 0;
   return most_input_rows(p, staged_piece_rows<T>(p)) * p.in_w * kStagedBytes;
 }

@@ -125,7 +125,7 @@ struct FlatRows {
 template <class T, int kKernel, int kStride>
 void depthwise_forward_nhwc_flat(const DepthwiseArgs& args, void* /*scratch*/, Tiles tiles) {
   static_assert(kStride == 1);
-  const DepthwiseProblem& p = args.problem;
+  const CpuProblem& p = args.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t n = tile / row_tiles;
@@ -151,7 +151,7 @@ void depthwise_forward_nhwc_flat(const DepthwiseArgs& args, void* /*scratch*/, T
 inline constexpr Layout depthwise_forward_nhwc_flat_weight_order = Layout::kNHWC;
 
 template <class T, int = 0>
-int64_t depthwise_forward_nhwc_flat_scratch(const DepthwiseProblem&, int64_t) {
+int64_t depthwise_forward_nhwc_flat_scratch(const CpuProblem&, int64_t) {
   return 0;
 }
 

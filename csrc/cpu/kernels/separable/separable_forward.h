@@ -51,7 +51,7 @@ DWCONV_INLINE int64_t middle_pitch(int64_t channels) {
 
 // Output rows [row, row + rows) of the N * out_h: calls body(n, y, count, first pixel of the tile) for each image's share.
 template <class Body>
-DWCONV_INLINE void for_each_image(const DepthwiseProblem& p, int64_t row, int64_t rows, Body body) {
+DWCONV_INLINE void for_each_image(const CpuProblem& p, int64_t row, int64_t rows, Body body) {
   for (int64_t done = 0; done < rows;) {
     const int64_t n = (row + done) / p.out_h, y = (row + done) % p.out_h;
     const int64_t count = rows - done < p.out_h - y ? rows - done : p.out_h - y;
@@ -63,9 +63,9 @@ DWCONV_INLINE void for_each_image(const DepthwiseProblem& p, int64_t row, int64_
 // The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
 template <class T, class A, class M, bool kNhwc>
 void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
-  const DepthwiseProblem& whole = args.depthwise.problem;
+  const CpuProblem& whole = args.depthwise.problem;
   DepthwiseArgs stage = args.depthwise;
-  DepthwiseProblem& p = stage.problem;
+  CpuProblem& p = stage.problem;
   p.batch = 1;
   p.far_input = p.far_output = false;  // separable_tiles prefetches them
   p.dtype = kNhwc ? kDType<T> : kDType<A>;
@@ -106,7 +106,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
 template <class T, class A>
 void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int64_t channel, int columns, const A* product) {
   constexpr int kVec = kLanes<A>;
-  const DepthwiseProblem& p = args.depthwise.problem;
+  const CpuProblem& p = args.depthwise.problem;
   const int64_t plane = p.out_h * p.out_w;
   for_each_image(p, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
     for (int j = 0; j < columns; j += kVec) {
@@ -127,7 +127,7 @@ void product_to_planes(const SeparableArgs& args, int64_t row, int64_t rows, int
 
 // Bytes of scratch a worker needs.
 template <class T, int = 0>
-int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t separable_forward_nhwc_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using P = typename ProductOf<T>::type;
   using A = typename P::A;
   const int64_t pixel = middle_pitch<P>(p.channels) * sizeof(typename P::Middle) + kPanel<A> * sizeof(A);
@@ -135,7 +135,7 @@ int64_t separable_forward_nhwc_scratch(const DepthwiseProblem& p, int64_t rows_p
 }
 
 template <class T, int = 0>
-int64_t separable_forward_nchw_transposed_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t separable_forward_nchw_transposed_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using P = typename ProductOf<T>::type;
   using A = typename P::A;
   const int64_t staged = most_input_rows(p, rows_per_tile < p.out_h ? rows_per_tile : p.out_h) * p.in_w * kLanes<A>;
@@ -149,7 +149,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   using P = typename ProductOf<T>::type;
   using A = typename P::A;
   using M = typename P::Middle;
-  const DepthwiseProblem& p = args.depthwise.problem;
+  const CpuProblem& p = args.depthwise.problem;
   const int64_t total_rows = p.batch * p.out_h;
   const int64_t pitch = middle_pitch<P>(p.channels);
   const int64_t depth = padded_channels<P>(p.channels);

@@ -36,7 +36,7 @@ template <class T>
 void some_planes(const SeparableArgs& args, int64_t n, int64_t y, int64_t rows, int64_t first, int64_t count, int64_t pitch,
                  void* scratch, T* to) {
   DepthwiseArgs stage = args.depthwise;
-  DepthwiseProblem& p = stage.problem;
+  CpuProblem& p = stage.problem;
   stage.input = static_cast<const T*>(args.depthwise.input) + n * p.in_stride_n;
   stage.output = to - first * pitch;
   stage.rows_per_tile = rows;
@@ -186,7 +186,7 @@ using PlaneElement = typename ElementOf<typename ProductOf<T>::type>::type;
 
 // Bytes of scratch a worker needs; what the depthwise stage needs itself comes after it.
 template <class T, int = 0>
-int64_t separable_forward_nchw_direct_scratch(const DepthwiseProblem& p, int64_t rows_per_tile) {
+int64_t separable_forward_nchw_direct_scratch(const CpuProblem& p, int64_t rows_per_tile) {
   using E = PlaneElement<T>;
   using M = PlaneMiddle<E>;
   const int64_t planes = M::kChannels > 1 ? kPairGroup * static_cast<int64_t>(sizeof(T)) : 0;
@@ -198,7 +198,7 @@ void separable_forward_nchw_direct(const SeparableArgs& args, void* scratch, Til
   using E = PlaneElement<T>;
   using M = PlaneMiddle<E>;
   using A = typename M::A;
-  const DepthwiseProblem& p = args.depthwise.problem;
+  const CpuProblem& p = args.depthwise.problem;
   const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
   const int64_t plane = p.out_h * p.out_w;
   const int64_t elements = M::elements(p.channels), pitch = M::pitch(args.rows_per_tile * p.out_w);

@@ -1,4 +1,4 @@
-// The device side of csrc/cuda/kernels/device.cuh for the host's compiler, over emulator.h. Included by device.cuh alone.
+// In the place of csrc/cuda/kernels/target.cuh, for the host's compiler: the same functions, over emulator.h.
 #pragma once
 
 #include <math.h>
@@ -6,6 +6,7 @@
 
 #include "emulator.h"
 
+#define DWCONV_ENTRY(Args, ...) reinterpret_cast<const void*>(&dwconv::cuda::emulator::call<Args, &__VA_ARGS__>)
 #define DWCONV_DEVICE inline
 #define DWCONV_KERNEL(threads, blocks) void
 #define DWCONV_HAS_AMPERE 1

@@ -1,10 +1,7 @@
-// The host side of csrc/cuda/ops/launch.h on the CPU: what a Device is to the ops, over tools/cuda_emulator/emulator.h.
+// In the place of csrc/cuda/runtime/device.h: what a Device is to the ops, on the CPU over emulator.h.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
-
+#include "common/tensors.h"
 #include "cuda/plan/plan.h"
 #include "emulator.h"
 
@@ -31,7 +28,7 @@ namespace {
 
 class Device {
  public:
-  Device(const char* op, const torch::stable::Tensor&) : op_(op) {}
+  Device(const char* op, const Tensor&) : op_(op) {}
 
   const Machine& machine() const { return emulator::emulated_machine(); }
 
@@ -45,12 +42,18 @@ class Device {
     emulator::launches().push_back({launch.row, launch.blocks, launch.threads, launch.shared_bytes, traffic});
   }
 
-  // NaN, so that an element which no thread writes is seen.
-  void poison(const torch::stable::Tensor& t) const {
-    if (t.numel() > 0) torch::stable::fill_(t, NAN);
+  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return poisoned(empty_output(like, size, layout)); }
+  Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const {
+    return poisoned(torch::stable::empty(size, type, std::nullopt, like.device()));
   }
 
  private:
+  // NaN, so that an element which no thread writes is seen.
+  static Tensor poisoned(Tensor t) {
+    if (t.numel() > 0) torch::stable::fill_(t, NAN);
+    return t;
+  }
+
   const char* op_;
 };
 

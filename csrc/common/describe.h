@@ -1,0 +1,66 @@
+// Problems, kernel rows and plans as Python objects, for the modules of both devices.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+
+#include "common/problem.h"
+
+namespace dwconv {
+
+namespace py = pybind11;
+using Pair = std::pair<int64_t, int64_t>;
+
+inline DType parse_dtype(const std::string& name) {
+  for (DType dtype : kDTypes) {
+    if (name == dtype_name(dtype)) return dtype;
+  }
+  throw py::value_error("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
+}
+
+// The forward problem of a convolution; all but its strides.
+inline void set_problem(DepthwiseProblem& p, const std::string& dtype, const std::string& layout, int64_t batch, int64_t channels,
+                        Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+  p.dtype = p.out_dtype = parse_dtype(dtype);
+  if (layout != "NCHW" && layout != "channels_last")
+    throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
+  p.layout = layout == "NCHW" ? Layout::kNCHW : Layout::kNHWC;
+  p.batch = batch, p.channels = channels;
+  p.in_h = in_size.first, p.in_w = in_size.second;
+  p.kernel_h = kernel.first, p.kernel_w = kernel.second;
+  p.stride_h = stride.first, p.stride_w = stride.second;
+  p.dilation_h = dilation.first, p.dilation_w = dilation.second;
+  p.pad_h = padding.first, p.pad_w = padding.second;
+  if (p.stride_h < 1 || p.stride_w < 1) throw py::value_error("stride: must be positive");
+  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
+  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+}
+
+// One of the passes given, of an op.
+inline Pass parse_pass(const std::string& name, std::initializer_list<Pass> known) {
+  std::string names;
+  for (Pass pass : known) {
+    if (name == pass_name(pass)) return pass;
+    names += (names.empty() ? "" : &pass == known.end() - 1 ? " or " : ", ") + std::string(pass_name(pass));
+  }
+  throw py::value_error("pass: expected " + names + ", got '" + name + "'");
+}
+
+// What the kernel tables of both devices have.
+template <class KernelRow>
+py::dict row_facts(const KernelRow& row) {
+  py::dict d;
+  d["name"] = row.name;
+  d["op"] = op_name(row.op);
+  d["pass"] = pass_name(row.pass);
+  d["dtype"] = dtype_name(row.dtype);
+  d["layout"] = layout_name(row.layout);
+  d["filter"] = row.filter;
+  d["stride"] = row.stride;
+  return d;
+}
+
+}  // namespace dwconv

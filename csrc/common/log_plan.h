@@ -1,0 +1,36 @@
+// DWCONV_EXT_LOG_PLAN=1: each plan once per shape, on stderr.
+#pragma once
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "common/problem.h"
+
+namespace dwconv {
+
+inline bool logs_plans() {
+  static const bool wanted = getenv("DWCONV_EXT_LOG_PLAN") != nullptr && *getenv("DWCONV_EXT_LOG_PLAN") == '1';
+  return wanted;
+}
+
+// device: "" or "cuda "; out_channels of a fused block, else 0; plan: what the device says of it.
+inline void log_plan(const char* device, Op op, Pass pass, const DepthwiseProblem& p, int64_t out_channels,
+                     const std::string& plan) {
+  static std::mutex mutex;
+  static std::set<std::string> seen;
+  char line[400];
+  snprintf(line, sizeof line,
+           "dwconv_ext: %s%s %s %s %s N=%lld C=%lld%s%s in=%lldx%lld out=%lldx%lld filter=%lldx%lld stride=%lldx%lld -> ", device,
+           op_name(op), pass_name(pass), dtype_name(p.dtype), layout_name(p.layout), (long long)p.batch, (long long)p.channels,
+           out_channels ? " O=" : "", out_channels ? std::to_string(out_channels).c_str() : "", (long long)p.in_h,
+           (long long)p.in_w, (long long)p.out_h, (long long)p.out_w, (long long)p.kernel_h, (long long)p.kernel_w,
+           (long long)p.stride_h, (long long)p.stride_w);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (seen.insert(line + plan).second) fprintf(stderr, "%s%s\n", line, plan.c_str());
+}
+
+}  // namespace dwconv

@@ -1,0 +1,68 @@
+// Tensors as the kernels see them: layouts, outputs, and the problem that they make. Include after defining TORCH_TARGET_VERSION;
+// internal linkage, as in checks.h.
+#pragma once
+
+#include "common/checks.h"
+
+namespace dwconv {
+namespace {
+
+// nn.Conv2d's rule (c10's is_channels_last_strides_2d): channels_last where the strides say so and NCHW does not fit too.
+inline bool strides_say_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
+  }
+  return true;
+}
+
+inline Layout layout_of(const Tensor& t) { return strides_say_channels_last(t) ? Layout::kNHWC : Layout::kNCHW; }
+
+inline torch::headeronly::MemoryFormat memory_format(Layout layout) {
+  return layout == Layout::kNHWC ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
+}
+
+// Kernels need unit stride along their lanes and no expanded dimension; slices and other views pass as they are.
+inline Tensor as_layout(const Tensor& t, Layout layout) {
+  const int64_t lane = layout == Layout::kNHWC ? 1 : 3;
+  const bool unit = t.stride(lane) == 1 || t.size(lane) == 1;
+  const bool other = t.stride(layout == Layout::kNHWC ? 3 : 2) != 0;
+  return unit && other ? t : torch::stable::contiguous(t, memory_format(layout));
+}
+
+// Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.
+inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) {
+  const int64_t c = size[1], h = size[2], w = size[3];
+  const int64_t nchw[4] = {c * h * w, h * w, w, 1}, nhwc[4] = {h * w * c, 1, w * c, c};
+  int32_t dtype = 0, device_type = 0;
+  AtenTensorHandle output = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), layout == Layout::kNHWC ? nhwc : nchw, dtype, device_type,
+                                                  like.get_device_index(), &output));
+  return Tensor(output);
+}
+
+// All but the strides.
+inline void set_problem(DepthwiseProblem& p, const ConvolutionShape& s, Layout layout) {
+  p.dtype = p.out_dtype = s.dtype;
+  p.layout = layout;
+  p.batch = s.batch, p.channels = s.channels;
+  p.in_h = s.in_h, p.in_w = s.in_w, p.out_h = s.out_h, p.out_w = s.out_w;
+  p.kernel_h = s.kernel_h, p.kernel_w = s.kernel_w;
+  p.stride_h = s.stride_h, p.stride_w = s.stride_w;
+  p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
+  p.pad_h = s.pad_h, p.pad_w = s.pad_w;
+}
+inline void set_input(DepthwiseProblem& p, const Tensor& t) {
+  p.in_stride_n = t.stride(0), p.in_stride_c = t.stride(1), p.in_stride_h = t.stride(2), p.in_stride_w = t.stride(3);
+}
+inline void set_output(DepthwiseProblem& p, const Tensor& t) {
+  p.out_stride_n = t.stride(0), p.out_stride_c = t.stride(1), p.out_stride_h = t.stride(2), p.out_stride_w = t.stride(3);
+}
+
+}  // namespace
+}  // namespace dwconv

@@ -1,0 +1,115 @@
+// What the ops hand to the CPU kernels: plain structs, no torch, no standard containers.
+#pragma once
+
+#include "common/problem.h"
+
+namespace dwconv {
+
+// The problem, and what the plan tells a kernel of this machine.
+struct CpuProblem : DepthwiseProblem {
+  bool far_input = false, far_output = false;  // not in a cache near by (sequential_rows.h)
+  bool next_output = false;                    // a tile prefetches the output lines of the next one (depthwise_row_pair.h)
+  int64_t l1_ways = 8;                         // lines of an L1 set (stage_lines.h)
+
+  bool operator==(const CpuProblem&) const = default;
+};
+
+// Weights arrive packed in the accumulation type (float, or double for float64), in the order the kernel's row names:
+//   kNHWC: [depth][kernel_h][kernel_w][weight_pitch]     kNCHW: [channels][depth][kernel_h][kernel_w]
+// In the first, channel c stands at c, c + channels, ... up to the pitch, which leaves a whole vector readable at every
+// channel. bias is [weight_pitch] in the same way, or null.
+struct DepthwiseArgs {
+  CpuProblem problem;
+  const void* input = nullptr;
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  void* output = nullptr;
+  int64_t weight_pitch = 0;
+  int64_t rows_per_tile = 1;
+};
+
+// grad_weight: partial[part][tap][channel] in the accumulation type, and partial_bias[part][channel]; a second stage adds
+// the parts in order. The problem is that of the forward pass.
+struct BackwardWeightArgs {
+  CpuProblem problem;
+  const void* input = nullptr;
+  const void* grad_output = nullptr;
+  void* partial = nullptr;       // null: only the bias gradient is wanted
+  void* partial_bias = nullptr;  // null: not wanted
+  int64_t parts = 1;
+  int64_t rows_per_tile = 1;
+};
+
+// The input gradient at a stride: phase (first_h, first_w) covers grad_input's rows first_h, first_h + stride_h, ... (out_h of
+// them) and columns alike, each a stride-1 correlation of grad_output with kernel_h x kernel_w of the filter's taps, flipped.
+struct InputPhase {
+  int64_t first_h, first_w, out_h, out_w;
+  int64_t kernel_h, kernel_w, dilation_h, dilation_w, pad_h, pad_w;
+  const void* weight;  // kNHWC order, [depth][kernel_h][kernel_w][weight_pitch]
+};
+// The problem's input is grad_output (in_*, with depth = multiplier) and its output grad_input (out_*); filter, stride, padding
+// and dilation are the forward pass's.
+struct BackwardInputArgs {
+  CpuProblem problem;
+  const void* input = nullptr;
+  void* output = nullptr;
+  const InputPhase* phases = nullptr;
+  int64_t phase_count = 0;
+  int64_t weight_pitch = 0;
+  int64_t rows_per_tile = 1;  // of each phase
+};
+
+struct Tiles;  // what a worker is to do (cpu/runtime/tiles.h)
+using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, Tiles);
+using BackwardInputKernel = void (*)(const BackwardInputArgs&, void* scratch, Tiles);
+using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, Tiles);
+
+// How a fused block's kernel wants the pointwise weights: panels [ceil(out_channels / panel)][depth][panel] of `dtype`,
+// zero-padded, with depth the channels up to a multiple of `depth_multiple`. bfloat16 panels hold channels k and k + 1 of an
+// output channel side by side: [depth / 2][panel][2]. The depthwise stage's result is of `dtype` too.
+struct PointwiseFormat {
+  int32_t panel, depth_multiple;
+  DType dtype;
+};
+
+// The fused block. The depthwise stage is a kNHWC kernel whose out_dtype is the pointwise format's: of the input's type and
+// strides in channels_last, of the accumulation type in NCHW, where the block's kernel transposes the input for it.
+struct SeparableArgs {
+  DepthwiseArgs depthwise;  // of the whole input; the block's kernel cuts it
+  DepthwiseKernel depthwise_kernel = nullptr;
+  int64_t out_channels = 0;
+  const void* pw_weight = nullptr;  // in the row's PointwiseFormat
+  const void* pw_bias = nullptr;    // whole panels, zero-padded; accumulation type
+  const void* residual = nullptr;   // contiguous like the output, or null
+  void* output = nullptr;           // contiguous in its layout
+  Activation activation;
+  int64_t rows_per_tile = 1;  // of the batch * out_h output rows
+  int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
+};
+using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);
+
+// BatchNorm by the batch's statistics, and the activation after it. The problem is that of a 1x1 convolution: it gives shape,
+// dtype, layout and activation. The tensors are dense in the layout; what there is one of a channel is in the accumulation type.
+struct BatchNormArgs {
+  CpuProblem problem;
+  double eps = 0;
+  const void* input = nullptr;
+  const void* grad_output = nullptr;
+  void* output = nullptr;        // backward: grad_input
+  const void* weight = nullptr;  // null: one
+  const void* bias = nullptr;    // null: zero
+  void* mean = nullptr;          // NCHW's forward pass writes them, backward reads them
+  void* variance = nullptr;      // of n, not n - 1
+  void* grad_weight = nullptr;
+  void* grad_bias = nullptr;
+  // channels_last goes over the tensor in two calls: sums [part][2][channels], the mean and the squares about it or those of
+  // GradSums; then, with constants [mean, scale, bias, slope, offset][constants_pitch], the output.
+  bool wants_sums = false;
+  int64_t parts = 1;
+  double* partial = nullptr;
+  const void* constants = nullptr;
+  int64_t constants_pitch = 0;
+};
+using BatchNormKernel = void (*)(const BatchNormArgs&, void* scratch, Tiles);
+
+}  // namespace dwconv

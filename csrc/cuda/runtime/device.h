@@ -1,0 +1,90 @@
+// The GPU of a call: its facts, its memory, and torch's current stream, on which kernels are launched.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <map>
+#include <mutex>
+
+#include "common/tensors.h"
+#include "cuda/plan/plan.h"
+
+// Which ops the kernels are registered for.
+#define DWCONV_LIBRARY dwconv_ext
+#define DWCONV_DISPATCH_KEY CUDA
+
+namespace dwconv::cuda {
+namespace {
+
+inline void check_status(const char* op, const char* what, cudaError_t status) {
+  STD_TORCH_CHECK(status == cudaSuccess, op, ": ", what, ": CUDA error: ", cudaGetErrorString(status));
+}
+
+// Makes a tensor's device the current one, and knows its stream.
+class Device {
+ public:
+  Device(const char* op, const Tensor& tensor) : op_(op), guard_(tensor.get_device_index()), index_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == AOTI_TORCH_SUCCESS, op, ": no current CUDA stream");
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  const Machine& machine() const {
+    static std::mutex mutex;
+    static std::map<int32_t, Machine> machines;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = machines.find(index_);
+    if (found != machines.end()) return found->second;
+    const auto attribute = [this](cudaDeviceAttr which) {
+      int value = 0;
+      check_status(op_, "device attribute", cudaDeviceGetAttribute(&value, which, index_));
+      return static_cast<int64_t>(value);
+    };
+    Machine m;
+    m.arch =
+        static_cast<int32_t>(10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor));
+    m.sm_count = static_cast<int32_t>(attribute(cudaDevAttrMultiProcessorCount));
+    m.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    m.shared_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    m.l2_bytes = attribute(cudaDevAttrL2CacheSize);
+    m.clock = attribute(cudaDevAttrClockRate) * 1e3;
+    // Two transfers a clock, about 90 % of which a kernel can use.
+    const double peak = 2.0 * attribute(cudaDevAttrMemoryClockRate) * 1e3 * attribute(cudaDevAttrGlobalMemoryBusWidth) / 8;
+    if (peak > 0) m.bytes_per_second = 0.9 * peak;
+    return machines.emplace(index_, m).first->second;
+  }
+
+  void launch(const Launch& launch, const void* args) const {
+    STD_TORCH_CHECK(launch.blocks < (int64_t{1} << 31), op_, ": input is too large: ", launch.blocks, " blocks");
+    if (launch.blocks == 0) return;
+    constexpr int64_t kWithoutAsking = 48 << 10;
+    if (launch.shared_bytes > kWithoutAsking) {
+      check_status(op_, launch.row->name,
+                   cudaFuncSetAttribute(launch.row->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(launch.shared_bytes)));
+    }
+    void* pointers[] = {const_cast<void*>(args)};
+    check_status(op_, launch.row->name,
+                 cudaLaunchKernel(launch.row->kernel, dim3(static_cast<unsigned>(launch.blocks)),
+                                  dim3(static_cast<unsigned>(launch.threads)), pointers, static_cast<size_t>(launch.shared_bytes),
+                                  stream_));
+    check_status(op_, launch.row->name, cudaGetLastError());
+  }
+
+  // Of a size in NCHW's order; and by itself.
+  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return empty_output(like, size, layout); }
+  Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const {
+    return torch::stable::empty(size, type, std::nullopt, like.device());
+  }
+
+ private:
+  const char* op_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  int32_t index_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace
+}  // namespace dwconv::cuda
