@@ -1,6 +1,7 @@
 #include "cpu/plan/heuristics.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -27,11 +28,35 @@ int64_t lanes_of(DType dtype, const IsaKernels& isa) { return set_of(dtype, isa)
 
 namespace {
 
-// Which of NCHW's families: planes as lanes (transposed), or output columns as lanes, staged (rows) or read in place (direct).
-// Costs of an output element in units of one multiply-add of a full vector, fitted to the families' times at 7 to 112 columns,
-// filters 1x1 to 31x31, stride 1 and 2. Idle lanes are paid for like busy ones; each of the two transposed tensors costs an
-// element its transposition, more where they are large; a strided row is staged in phases, more than two of them element by
-// element; and with columns as lanes each row costs its start.
+// What a family would take for an output element, in units of one multiply-add of a full vector:
+//   (taps * tap + element + row / width) * lanes
+// tap: of the filter; element: staging or transposition; row: the start of a row of outputs; lanes: idle ones are paid for like
+// busy ones, and what else slows all of it. All heuristics are such costs, fitted to the families' times at 7 to 112 columns, 8
+// to 512 channels, filters 1x1 to 31x31, stride 1 and 2.
+struct Cost {
+  double tap = 1, element = 0, row = 0, lanes = 1;
+
+  double of(double taps, int64_t width) const { return (taps * tap + element + row / std::max<int64_t>(width, 1)) * lanes; }
+};
+struct Candidate {
+  Family family;
+  double cost;
+};
+// The first of equals.
+Family cheapest(std::initializer_list<Candidate> candidates) {
+  return std::min_element(candidates.begin(), candidates.end(), [](auto& a, auto& b) { return a.cost < b.cost; })->family;
+}
+constexpr double kNone = std::numeric_limits<double>::infinity();  // where the family has no kernel for it
+
+// Vectors times their lanes over the n elements in them.
+double with_idle(int64_t n, int64_t lanes) {
+  n = std::max<int64_t>(n, 1);
+  return static_cast<double>(round_up(n, lanes)) / static_cast<double>(n);
+}
+
+// NCHW: planes as lanes (transposed), or output columns as lanes, staged (rows) or read in place (direct). Each of the two
+// transposed tensors costs an element its transposition, more where they are large; a strided row is staged in phases, more than
+// two of them element by element.
 struct RowsCost {
   double tap, stage, stage_halves, stage_elements, row_start;
 };
@@ -44,6 +69,10 @@ constexpr NchwCosts kForward = {5, 7, 1.25, {1, 3, 50, 150, 150}, {}, {}};
 constexpr NchwCosts kBackwardWeight = {7, 7, 1.25, {1, 8, 50, 150, 130}, {}, {}};
 constexpr NchwCosts kForward64 = {10, 20, 1, {1, 20, 80, 150, 380}, {0.86, 0.1, 16, 0, 60}, {1.2, 5, 0, 0, 160}};
 constexpr NchwCosts kBackwardWeight64 = {10, 20, 1.2, {3.2, 3, 100, 200, 320}, {1.25, 4, 0, 0, 200}, {}};
+
+// channels_last: elements of a row of pixels as lanes (flat), where channels as lanes take 1 for all taps.
+constexpr Cost kFlat64 = {.tap = 0.84, .row = 0.84 * 5}, kFlat64Converted = {.tap = 1.02, .row = 1.02 * 4};
+constexpr Cost kFlatNarrow = {.tap = 1.1, .row = 1.1 * 8};
 
 // A function of the problem alone, not of the caches: in the weight gradient the sums' order depends on it.
 bool is_large(const CpuProblem& p) {
@@ -81,6 +110,10 @@ const KernelRow* first_row(const IsaKernels& isa, Op op, Pass pass, const CpuPro
   return nullptr;
 }
 
+bool has_row(const IsaKernels& isa, Op op, Pass pass, const CpuProblem& p, Family family) {
+  return first_row(isa, op, pass, p, [&](const KernelRow& row) { return row.family == family && fits(row, p); }) != nullptr;
+}
+
 }  // namespace
 
 const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const CpuProblem& p,
@@ -107,29 +140,16 @@ const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op
                            layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
 
-namespace {
-
-// Of an output element in a flat kernel, where one whose lanes are channels takes 1: inside a row, and what a row's ends cost in
-// elements. Fitted to 3x3 filters over rows of 7 to 112 pixels of 8 to 512 channels.
-struct FlatCost {
-  double element, row_ends;
-};
-constexpr FlatCost kFlat64 = {0.84, 5}, kFlat64Converted = {1.02, 4}, kFlatNarrow = {1.1, 8};
-
-}  // namespace
-
 Family nhwc_family(const IsaKernels& isa, const Machine& machine, const CpuProblem& p) {
-  const int64_t lanes = lanes_of(p.dtype, isa), channels = std::max<int64_t>(p.channels, 1);
+  const int64_t lanes = lanes_of(p.dtype, isa);
   const bool wide = set_of(p.dtype, isa).vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);
-  const FlatCost& cost = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
-  double flat = cost.element * (1 + cost.row_ends / std::max<int64_t>(p.out_w, 1));
+  Cost flat = !wide ? kFlatNarrow : converted ? kFlat64Converted : kFlat64;
   // From memory the order of addresses counts (sequential_rows.h makes up for some of it).
-  if (comes_from_memory(p, machine)) flat *= converted ? 0.85 : 0.75;
-  double of_channels = static_cast<double>(ceil_div(channels, lanes) * lanes) / channels;
-  if (!wide && channels % lanes != 0) of_channels *= converted ? 3 : 1.2;  // vectors in part go through a buffer
-  const auto wanted = [&](const KernelRow& row) { return row.family == Family::kFlat && fits(row, p); };
-  const bool found = flat < of_channels && first_row(isa, Op::kDepthwise, Pass::kForward, p, wanted) != nullptr;
-  return found ? Family::kFlat : Family::kChannels;
+  if (comes_from_memory(p, machine)) flat.lanes = converted ? 0.85 : 0.75;
+  Cost channels = {.lanes = with_idle(p.channels, lanes)};
+  if (!wide && p.channels % lanes != 0) channels.lanes *= converted ? 3 : 1.2;  // vectors in part go through a buffer
+  const bool has_flat = has_row(isa, Op::kDepthwise, Pass::kForward, p, Family::kFlat);
+  return cheapest({{Family::kChannels, channels.of(1, p.out_w)}, {Family::kFlat, has_flat ? flat.of(1, p.out_w) : kNone}});
 }
 
 Family nchw_family(const IsaKernels& isa, Pass pass, const CpuProblem& p, int64_t planes) {
@@ -141,9 +161,6 @@ Family nchw_family(const IsaKernels& isa, Pass pass, const CpuProblem& p, int64_
                            : wide && pass == Pass::kForward ? kForward64
                                                             : kForward;
   constexpr double kNotUnrolled = 1.1;
-  const auto idle = [&](int64_t n) {
-    return static_cast<double>(ceil_div(std::max<int64_t>(n, 1), lanes) * lanes) / std::max<int64_t>(n, 1);
-  };
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w * p.depth);
   const double inputs = static_cast<double>(p.stride_h) * static_cast<double>(p.stride_w);  // an output
   // Staged rows have a copy of the padding between far outputs, and the input gradient a plan for each phase.
@@ -154,39 +171,27 @@ Family nchw_family(const IsaKernels& isa, Pass pass, const CpuProblem& p, int64_
   const bool halves = p.stride_h == 2 && p.stride_w == 2;
   const auto in_rows = [&](const RowsCost& cost, double tap) {
     const double staging = inputs == 1 ? cost.stage : halves ? cost.stage_halves : cost.stage_elements;
-    return (taps * cost.tap * tap + staging + cost.row_start / std::max<int64_t>(p.out_w, 1)) * idle(p.out_w);
+    return Cost{cost.tap * tap, staging, cost.row_start, with_idle(p.out_w, lanes)}.of(taps, p.out_w);
   };
   const double transposition = (is_large(p) ? costs.transpose_large : costs.transpose) * (1 + inputs);
-  const double transposed = (taps * (unrolled ? costs.transposed_tap : 1) + transposition) * idle(planes);
-  const double rows = in_rows(costs.rows, unrolled ? 1 : kNotUnrolled);
-  const auto direct = [&](const KernelRow& row) { return row.family == Family::kDirect && fits(row, p); };
-  if (wide && in_rows(unrolled ? costs.direct : costs.direct_any, 1) < std::min(rows, transposed) &&
-      first_row(isa, Op::kDepthwise, pass, p, direct) != nullptr) {
-    return Family::kDirect;
-  }
-  return transposed < rows ? Family::kTransposed : Family::kRows;
+  const Cost transposed = {unrolled ? costs.transposed_tap : 1, transposition, 0, with_idle(planes, lanes)};
+  const bool has_direct = wide && has_row(isa, Op::kDepthwise, pass, p, Family::kDirect);
+  return cheapest({{Family::kRows, in_rows(costs.rows, unrolled ? 1 : kNotUnrolled)},
+                   {Family::kTransposed, transposed.of(taps, p.out_w)},
+                   {Family::kDirect, has_direct ? in_rows(unrolled ? costs.direct : costs.direct_any, 1) : kNone}});
 }
-
-namespace {
-
-// A block whose lanes are pixels has idle ones where its rows end. Of whole images: which kernel runs, and with it the order of
-// sums, must not depend on the threads.
-bool fills_lanes(const CpuProblem& p, int64_t lanes) {
-  const int64_t pixels = p.out_h * p.out_w;
-  return 20 * pixels >= 19 * ceil_div(pixels, lanes) * lanes;
-}
-
-}  // namespace
 
 const KernelRow* block_row(const CpuProblem& p, Family stage_family, const IsaKernels& isa, const Machine& machine) {
   const KernelRow* const row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);
   const bool forced = machine.forced.name != nullptr && row->name == std::string_view(machine.forced.name);
-  if (forced || p.layout == Layout::kNHWC || stage_family == Family::kTransposed || !fills_lanes(p, lanes_of(p.dtype, isa)))
-    return row;
+  if (forced || p.layout == Layout::kNHWC || stage_family == Family::kTransposed) return row;
   const KernelRow* const direct = first_row(isa, Op::kSeparable, Pass::kForward, p, [&](const KernelRow& r) {
     return r.family == Family::kDirect && fits(r, p) && r.isa == row->isa;
   });
-  return direct != nullptr ? direct : row;
+  // Pixels as lanes are idle where rows end; of whole images: which kernel runs, and with it the order of sums, must not depend
+  // on the threads. The other kernel transposes.
+  const Cost pixels = {.lanes = with_idle(p.out_h * p.out_w, lanes_of(p.dtype, isa))}, transposing = {.lanes = 20.0 / 19};
+  return direct != nullptr && pixels.of(1, p.out_w) <= transposing.of(1, p.out_w) ? direct : row;
 }
 
 const KernelRow* plane_stage_row(const CpuProblem& stage, Family family, const IsaKernels& isa, const Machine& machine) {
