@@ -52,7 +52,7 @@ def _cost(kernel: IntOrPair, terms: int, out_size: IntOrPair, **channels: int) -
 def standard(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
     """A standard convolution: Dk Dk M N parameters, times Df Df multiply-adds. Sizes are ints or pairs (height, width).
 
-    Example:
+    Examples:
         >>> standard(3, 3, 4).parameters
         108
     """
@@ -62,7 +62,7 @@ def standard(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: I
 def depthwise(kernel: IntOrPair, in_channels: int, out_size: IntOrPair = 1) -> Cost:
     """A depthwise convolution: Dk Dk M parameters, times Df Df multiply-adds.
 
-    Example:
+    Examples:
         >>> depthwise(3, 3).parameters
         27
     """
@@ -72,7 +72,7 @@ def depthwise(kernel: IntOrPair, in_channels: int, out_size: IntOrPair = 1) -> C
 def pointwise(in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
     """A 1x1 convolution: M N parameters, times Df Df multiply-adds.
 
-    Example:
+    Examples:
         >>> pointwise(3, 4, 8)
         Cost(parameters=12, multiply_adds=768)
     """
@@ -82,7 +82,7 @@ def pointwise(in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> C
 def separable(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
     """Depthwise, then pointwise: Dk Dk M + M N parameters, times Df Df multiply-adds.
 
-    Example:
+    Examples:
         >>> separable(3, 3, 4).parameters
         39
     """
@@ -92,7 +92,7 @@ def separable(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: 
 def separable_ratio(kernel: IntOrPair, out_channels: int) -> float:
     """A separable convolution's cost over the standard one's: 1 / N + 1 / (Dk Dk).
 
-    Example:
+    Examples:
         >>> round(separable_ratio(3, 4), 3)
         0.361
     """
@@ -105,19 +105,32 @@ def separable_ratio(kernel: IntOrPair, out_channels: int) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One layer that has parameters, in the order of the forward pass."""
+    """One layer that has parameters.
+
+    Attributes:
+        name: its path in the model.
+        layer: its class.
+        output: the output's shape.
+        parameters: its own.
+        multiply_adds: for the whole batch.
+        kernel: ours, where it is ours.
+    """
 
     name: str
     layer: str
     output: tuple[int, ...]
     parameters: int
-    multiply_adds: int  # for the whole batch
-    kernel: str  # ours, where it is ours
+    multiply_adds: int
+    kernel: str
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """The layers of a model; prints as a table with the sums."""
+    """The layers of a model; prints as a table with the sums.
+
+    Attributes:
+        rows: in the order of the forward pass.
+    """
 
     rows: tuple[Row, ...]
 
@@ -155,7 +168,7 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
     Raises:
         ModuleNotFoundError: torchinfo is not installed.
 
-    Example:
+    Examples:
         >>> from dwconv_ext.models import MobileNetV1
         >>> table(MobileNetV1()).parameters
         4231976

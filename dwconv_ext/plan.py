@@ -15,12 +15,30 @@ from .ops.functional import DTYPES, depthwise_conv2d, resolve_padding
 
 @dataclass(frozen=True)
 class Plan:
-    """One pass of one layer: a row of ``csrc/cpu/kernels.inc`` and how the work is cut. Prints as two lines."""
+    """One pass of one layer: a row of ``csrc/cpu/kernels.inc`` and how the work is cut. Prints as two lines.
+
+    Attributes:
+        op: ``depthwise_conv2d`` or ``separable_conv2d``.
+        pass_: ``forward``, ``backward_input`` or ``backward_weight``.
+        kernel: its name.
+        filter: the square filter that the kernel is compiled for; 0 for any.
+        stride: the stride that the kernel is compiled for; 0 for any.
+        isa: the instruction set.
+        dtype: the input's.
+        layout: ``NCHW`` or ``channels_last``.
+        rows_per_tile: output rows of a tile.
+        tiles: how many independent pieces of work.
+        workers: threads that share the tiles.
+        scratch_bytes: of each worker.
+        bytes: compulsory: every operand once.
+        flops: two for a multiplication with its addition.
+        reason: why this kernel and tile.
+    """
 
     op: str
-    pass_: str  # forward, backward_input or backward_weight
+    pass_: str
     kernel: str
-    filter: int  # the square filter and the stride the kernel is compiled for; 0 for any
+    filter: int
     stride: int
     isa: str
     dtype: str
@@ -28,8 +46,8 @@ class Plan:
     rows_per_tile: int
     tiles: int
     workers: int
-    scratch_bytes: int  # of a worker
-    bytes: int  # compulsory: every operand once
+    scratch_bytes: int
+    bytes: int
     flops: int
     reason: str
 
@@ -76,7 +94,7 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
     """What a depthwise convolution or a FusedDSConv would run on the CPU for an input. Computes nothing.
 
     Args:
-        layer: a depthwise ``nn.Conv2d`` (``DepthwiseConv2d`` or not), or a :class:`FusedDSConv`: its fused forward pass.
+        layer: a depthwise ``nn.Conv2d`` (``DepthwiseConv2d`` or not), or a ``FusedDSConv``: its fused forward pass.
         input: (N, C, H, W), a tensor (on any device, ``meta`` too) or its shape (then float32, NCHW).
         threads: default ``torch.get_num_threads()``.
 
@@ -85,9 +103,10 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
         FusedDSConv the forward pass.
 
     Raises:
-        TypeError: layer is neither; ValueError: input does not fit the layer, or its dtype has no kernel.
+        TypeError: layer is neither.
+        ValueError: input does not fit the layer, or its dtype has no kernel.
 
-    Example:
+    Examples:
         >>> print(plan(nn.Conv2d(32, 32, 3, padding=1, groups=32), (8, 32, 7, 7))[0].kernel)
         depthwise_forward_nchw_transposed
     """

@@ -328,5 +328,5 @@ class _Pass:
 
 
 def fuse(module: fx.GraphModule, packed: bool, report: Report) -> None:
-    """Puts the fused operations into the graph; packed: see :func:`call_of`."""
+    """Puts the fused operations into the graph; packed: see ``call_of``."""
     _Pass(module, packed, report).run()

@@ -10,18 +10,27 @@ from torch import fx
 
 
 class Refusal(NamedTuple):
-    """A convolution that is no more than it is, or less than it could be."""
+    """A convolution that is no more than it is, or less than it could be.
 
-    layer: str  # the node's name in Dynamo's graph
+    Attributes:
+        layer: the node's name in Dynamo's graph.
+        why: what kept it from being fused.
+        line: of the model's source, where Dynamo knows it, else the module's name.
+    """
+
+    layer: str
     why: str
-    line: str  # of the model's source, where Dynamo knows it, else the module's name
+    line: str
 
 
 @dataclass
 class Report:
     """Of one graph: what was fused, and what not, and why. Prints as a table.
 
-    base: the backend that the rest of the graph was given.
+    Attributes:
+        base: the backend that the rest of the graph was given.
+        fused: how many of each fused operation.
+        refused: the convolutions that were not fused, or not wholly.
     """
 
     base: str = ""

@@ -21,19 +21,28 @@ SLOWER = 0.97  # a layer below this share of torch's speed is left alone
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one depthwise convolution."""
+    """What became of one depthwise convolution.
 
-    name: str  # its path in the model
-    layer: str  # its class, channels, filter and stride
-    became: str  # "FusedDSConv" (a block of a sequential container), "DepthwiseConv2d" or "left alone"
-    why: str  # what it is fused with; else why it is no more than it is
+    Attributes:
+        name: its path in the model.
+        layer: its class, channels, filter and stride.
+        became: ``FusedDSConv`` (a block of a sequential container), ``DepthwiseConv2d`` or ``left alone``.
+        why: what it is fused with; else why it is no more than it is.
+    """
+
+    name: str
+    layer: str
+    became: str
+    why: str
 
 
 @dataclass
 class ConversionReport:
     """One entry for each depthwise convolution of the model; prints as a table.
 
-    containers: how many sequential containers fuse their neighbours.
+    Attributes:
+        entries: in the order of the model's modules.
+        containers: how many sequential containers fuse their neighbours.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -128,7 +137,7 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     """The model with single layers replaced by this package's: nothing is traced, and no other forward is touched.
 
     Each depthwise ``nn.Conv2d`` (and subclass whose own behaviour can be kept, such as timm's ``Conv2dSame``) becomes a
-    :class:`DepthwiseConv2d`. Each ``nn.Sequential`` with a convolution (and subclass with the same forward) fuses its neighbours
+    ``DepthwiseConv2d``. Each ``nn.Sequential`` with a convolution (and subclass with the same forward) fuses its neighbours
     as it runs (sequential.py): depthwise-separable blocks as one kernel and BatchNorms folded in eval mode, BatchNorm and
     activation as one operation in training. For everything else there is ``torch.compile(model, backend="dwconv_ext")``.
 
@@ -150,7 +159,7 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     Raises:
         TypeError: model is not an nn.Module.
 
-    Example:
+    Examples:
         >>> depthwise, pointwise = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1)
         >>> model = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.ReLU(), pointwise, nn.BatchNorm2d(16))
         >>> print(convert(model).conversion_report)
@@ -169,9 +178,9 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
 
 
 def unfuse(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Plain nn modules again: what :func:`convert` changed is as it was, and this package's own modules become torch's.
+    """Plain nn modules again: what ``convert`` changed is as it was, and this package's own modules become torch's.
 
-    A :class:`DepthwiseConv2d` becomes an ``nn.Conv2d``, a :class:`FusedDSConv` an ``nn.Sequential`` with the same keys. The
+    A ``DepthwiseConv2d`` becomes an ``nn.Conv2d``, a ``FusedDSConv`` an ``nn.Sequential`` with the same keys. The
     result has the original's module tree, keys, parameters and hooks, for ``torch.onnx.export``, ``torch.jit.script`` and
     quantisation tools.
 

@@ -26,7 +26,7 @@ class MobileNetV1(nn.Module):
         num_classes: outputs of the classifier.
         width_multiplier: alpha; every layer has ``int(alpha * channels)`` channels.
         resolution: rho * 224, the height and width of the images it is meant for, a multiple of 32. No parameter depends on
-            it, and other sizes are accepted; :func:`dwconv_ext.cost.table` counts for it.
+            it, and other sizes are accepted; ``dwconv_ext.cost.table`` counts for it.
         dropout: probability before the classifier.
 
     Shape:
@@ -35,7 +35,7 @@ class MobileNetV1(nn.Module):
     Raises:
         ValueError: an argument that is not positive; a resolution that is no multiple of 32; a dropout outside [0, 1].
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in MobileNetV1().parameters())
         4231976
 

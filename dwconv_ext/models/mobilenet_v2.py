@@ -31,7 +31,9 @@ class InvertedResidual(nn.Module):
     """Expansion (1x1, ReLU6), depthwise 3x3 (ReLU6), linear bottleneck (1x1); a shortcut where stride is 1 and channels match.
 
     Args:
-        in_channels, out_channels, stride: of the block; stride 1 or 2.
+        in_channels: of the block.
+        out_channels: of the block.
+        stride: of the depthwise convolution, 1 or 2.
         expand_ratio: channels of the expansion over in_channels; 1 for none.
 
     Source: Sandler et al., arXiv:1801.04381, table 1 and figure 4.
@@ -69,7 +71,7 @@ class MobileNetV2(nn.Module):
     Raises:
         ValueError: an argument that is not positive; a dropout outside [0, 1].
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in MobileNetV2().parameters())
         3504872
 

@@ -26,7 +26,8 @@ class DWConv(nn.Module):
     """YOLOX's ``DWConv``: depthwise k x k and pointwise 1x1, each with BatchNorm and activation. Its state_dict is YOLOX's.
 
     Args:
-        in_channels, out_channels: of the block.
+        in_channels: of the block.
+        out_channels: of the block.
         ksize: odd filter size.
         stride: of the depthwise convolution.
         act: ``silu``, ``relu`` or ``lrelu`` (slope 0.1).

@@ -17,7 +17,7 @@ class DepthwiseConv2d(nn.Conv2d):
     Same arguments less ``groups``, same ``state_dict``, all padding modes. ``out_channels`` must be a multiple of
     ``in_channels`` (the channel multiplier).
 
-    Example:
+    Examples:
         >>> import torch
         >>> DepthwiseConv2d(32, 32, 3, padding=1)(torch.randn(1, 32, 56, 56)).shape
         torch.Size([1, 32, 56, 56])

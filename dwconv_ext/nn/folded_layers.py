@@ -2,7 +2,7 @@
 
 They take their tensors at every call and keep what they make of them (folded_weights.py). Where a derivative is wanted, and under
 torch.compile, torch.export and torch.func, they are the same computation in differentiable operations. There is one of each kind
-and settings (:func:`folded`), so that all models and graphs of a process share what is kept of a tensor.
+and settings (``folded``), so that all models and graphs of a process share what is kept of a tensor.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Modules and compiled graphs keep folded and packed weights here and nowhere else
 they were made of are the same objects, at the same address, of the same version, with the same sample of their content
 (csrc/watched_tensors.h), under the same instruction set. Any torch operation on a weight is seen so, and what changes most of a
 tensor, by whatever means; what may be missed are a few elements or rows written past torch's version counter: call
-:func:`clear_caches` after that.
+``clear_caches`` after that.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def found(owner: Any, tensors: Tensors, dtype: torch.dtype) -> Any:
 
 
 def keep(owner: Any, tensors: Tensors, dtype: torch.dtype, make: Callable[[], Any]) -> Any:
-    """make(), kept for :func:`found`. Not while a compiler or functorch looks on."""
+    """make(), kept for ``found``. Not while a compiler or functorch looks on."""
     key = (owner, dtype, id(tensors[0]), id(tensors[-1]))
     with torch.inference_mode(False), torch.no_grad():
         made = make()

@@ -18,7 +18,7 @@ from .folded_weights import Tensors, forget
 class FusedDSConv(nn.Module):
     """Depthwise-separable block: depthwise - BatchNorm - activation - pointwise - BatchNorm - activation.
 
-    In eval mode the block is one kernel (:func:`separable_conv2d`) with both BatchNorms folded into the convolutions; the
+    In eval mode the block is one kernel (``separable_conv2d``) with both BatchNorms folded into the convolutions; the
     folded weights are kept until a parameter or running statistic changes (folded_weights.py says what is seen). In training
     mode it runs our depthwise kernels, torch's pointwise convolution and, on the CPU, BatchNorm and activation as one
     op that keeps nothing between the two.
@@ -28,14 +28,21 @@ class FusedDSConv(nn.Module):
     keeps no running statistics, the parts are run one by one.
 
     Args:
-        in_channels, out_channels: C and the pointwise convolution's output channels.
-        kernel_size, stride, dilation: of the depthwise convolution, int or pair.
-        padding: int, pair, ``'same'`` or ``'valid'``; None for ``dilation * (kernel_size - 1) // 2``.
+        in_channels: C.
+        out_channels: of the pointwise convolution.
+        kernel_size: of the depthwise convolution, int or pair.
+        stride: of the depthwise convolution, int or pair.
+        padding: of the depthwise convolution: int, pair, ``'same'`` or ``'valid'``; None for
+            ``dilation * (kernel_size - 1) // 2``.
+        dilation: of the depthwise convolution, int or pair.
         activation: of the block's output: ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``,
             ``leaky_relu``, ``identity``, or the matching nn.Module.
         dw_activation: after the depthwise stage; by default the same as ``activation``.
         bias: whether the convolutions have one of their own.
-        eps, momentum: of both BatchNorms.
+        eps: of both BatchNorms.
+        momentum: of both BatchNorms.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) or, in eval mode, (C, H, W) -> (N, out_channels, outH, outW), in the input's layout.
@@ -43,7 +50,7 @@ class FusedDSConv(nn.Module):
     Raises:
         ValueError: an activation that is not in the list.
 
-    Example:
+    Examples:
         >>> import torch
         >>> block = FusedDSConv(32, 64).eval()
         >>> block(torch.randn(1, 32, 112, 112)).shape

@@ -110,7 +110,7 @@ def depthwise_conv2d(
         dilation: spacing of the filter's taps in pixels, int or pair, positive.
         act: applied to the sums before they are rounded and written: ``identity``, ``relu``, ``relu6``, ``silu``,
             ``hardswish``, ``gelu``, ``gelu_tanh``, ``leaky_relu``. Where a derivative is wanted it runs by itself, as torch's.
-        slope: negative slope where act is leaky_relu.
+        slope: negative slope where act is leaky_relu; 0.01 by default, as torch's.
 
     Returns:
         (N, C * multiplier, outH, outW) with outH = floor((H + 2 padding - dilation (kH - 1) - 1) / stride) + 1, or without N.
@@ -119,9 +119,10 @@ def depthwise_conv2d(
     Raises:
         RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, a padding or an output beyond 64
             bits or memory, or an unknown activation.
-        TypeError, ValueError: stride, padding or dilation of the wrong kind.
+        TypeError: stride, padding or dilation that is neither an int nor a pair of ints.
+        ValueError: padding is another string than those above.
 
-    Example:
+    Examples:
         >>> x = torch.randn(8, 32, 112, 112)
         >>> depthwise_conv2d(x, torch.randn(32, 1, 3, 3), padding=1).shape
         torch.Size([8, 32, 112, 112])
@@ -179,9 +180,9 @@ def separable_conv2d(
 
     Equals ``pw_act(F.conv2d(dw_act(F.conv2d(input, dw_weight, dw_bias, ..., groups=C)), pw_weight, pw_bias)) + residual``;
     on the CPU the intermediate is kept in the accumulation type (float32; float64 for float64), and the weights are packed at
-    every call (:class:`FusedDSConv` keeps them packed); on CUDA it is in the input's type, as tensor cores read it. float32 on
+    every call (``FusedDSConv`` keeps them packed); on CUDA it is in the input's type, as tensor cores read it. float32 on
     CUDA uses tf32 where ``torch.backends.cudnn.allow_tf32`` lets nn.Conv2d use it, and the kernel is a pair of kernels where the
-    plan expects that to be faster. BatchNorm is expected folded into the weights and biases, as :class:`FusedDSConv` does.
+    plan expects that to be faster. BatchNorm is expected folded into the weights and biases, as ``FusedDSConv`` does.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16, NCHW or channels_last.
@@ -189,16 +190,21 @@ def separable_conv2d(
         dw_bias: (C,) or None.
         pw_weight: (out_channels, C, 1, 1).
         pw_bias: (out_channels,) or None.
-        stride, padding, dilation: of the depthwise convolution, as in :func:`depthwise_conv2d`.
-        dw_act, pw_act: ``identity``, ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``, ``leaky_relu``.
+        stride: of the depthwise convolution, as in ``depthwise_conv2d``.
+        padding: of the depthwise convolution, too.
+        dilation: of the depthwise convolution, too.
+        dw_act: after the depthwise stage: ``identity``, ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``,
+            ``leaky_relu``.
+        pw_act: after the pointwise stage, one of the same.
         residual: added after pw_act; of the output's shape.
-        dw_slope, pw_slope: negative slope where the activation is leaky_relu.
+        dw_slope: negative slope where dw_act is leaky_relu; 0.01 by default, as torch's.
+        pw_slope: negative slope where pw_act is leaky_relu.
 
     Returns:
         (N, out_channels, outH, outW), in the input's layout.
 
     Raises:
-        RuntimeError: as in :func:`depthwise_conv2d`; an unknown activation; a residual of another shape.
+        RuntimeError: as in ``depthwise_conv2d``; an unknown activation; a residual of another shape.
     """
     _tensor("input", input)
     _tensor("dw_weight", dw_weight)
