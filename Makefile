@@ -8,6 +8,7 @@
 # make traffic the bytes that the CUDA kernels move, counted without a GPU
 # make build-time  what each source file takes to compile; make wheel: a wheel for every machine, make check-wheel tries it
 # make gpu-check  on a machine with a GPU: build, tests, compute-sanitizer, benchmark; offline, in PYTHON's environment (python3)
+# make docs    the pages and the API as a site, in build/site
 # make lint    ruff and clang-format, as the pre-commit hooks run them; make format applies them
 #
 # Each does the whole set-up in .venv, at the versions of constraints.txt. PYTHON=/path/to/python uses that environment as it
@@ -25,7 +26,7 @@ CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 # Development builds cover two architectures and PTX; an installed package covers all (setup.py).
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 
-.PHONY: test slow fuzz sanitize demo bench models sweep traffic build-time wheel check-wheel gpu-check lint format build compiled clean
+.PHONY: test slow fuzz sanitize demo bench models sweep traffic build-time wheel check-wheel gpu-check docs lint format build compiled clean
 .DELETE_ON_ERROR:
 
 # One process a core, four at most (each holds a gigabyte), of one thread each: threads of several processes that wait for each
@@ -91,6 +92,10 @@ check-wheel: $(if $(PYTHON),,$(PY))
 # Nothing is fetched: torch, ninja, pybind11, pytest and numpy must be there.
 gpu-check:
 	$(or $(PYTHON),python3) tools/gpu_check.py
+
+# The sources are read, not imported: nothing is built.
+docs: environment-docs
+	$(PY) -m mkdocs build --strict
 
 lint: environment-dev
 	$(PY) -m ruff check .

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
+import dwconv_ext.compile
 from benchmarks.models import readme_table
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,16 @@ def test_readme_has_examples():
 def test_lines_are_short(document):
     lines = (ROOT / document).read_text().splitlines()
     assert [f"{document}:{n}" for n, line in enumerate(lines, 1) if len(line) > COLUMNS] == []
+
+
+def test_every_page_is_in_the_sites_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert [page for page in documents() if page.startswith("docs/") and f"{page}\n" not in navigation] == []
+
+
+def test_the_api_page_has_every_public_name():
+    named = re.findall(r"^::: dwconv_ext\.(?:\w+\.)*(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert {*dwconv_ext.__all__, *dwconv_ext.compile.__all__} <= set(named)
 
 
 def lines_of_section(text: str, title: str) -> list[str]:
