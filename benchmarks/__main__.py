@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import models, races, sweep, traffic
+from . import models, plot, races, sweep, traffic
 from .suites import LAYOUTS, Mismatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path,
         "help": "keep the figures in DIR (default: benchmarks/results/<machine>)",
     },
+    "files": {"type": Path, "nargs": "+", "metavar": "JSON", "help": "of depthwise, separable, network or models"},
 }
 
 
@@ -64,6 +65,7 @@ SUITES = {
                    "device dtype threads layers rounds save", {"rounds": 5}),
     "traffic": Suite("bytes that the CUDA kernels move, counted on the emulator", traffic.run,
                      "dtype layers batch save", {"dtype": "float16", "batch": 8}),
+    "plot": Suite("the pictures of saved figures, drawn again", plot.run, "files"),
 }  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, suite in SUITES.items():
         command = commands.add_parser(name, help=suite.help, description=sys.modules[suite.run.__module__].__doc__)
         for option in suite.options.split():
-            command.add_argument(f"--{option}", **OPTIONS[option])
+            command.add_argument(option if option == "files" else f"--{option}", **OPTIONS[option])
         command.set_defaults(**suite.defaults)
     options = parser.parse_args(arguments)
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
@@ -98,7 +100,7 @@ def progress(layers: list) -> Iterable:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        return SUITES[options.what].run(options, DTYPES[options.dtype], progress)
+        return SUITES[options.what].run(options, DTYPES[getattr(options, "dtype", "float32")], progress)
     except Mismatch as error:
         print(f"wrong result: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,6 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from dwconv_ext import convert
 
-from . import report
+from . import plot, report
 from .layers import rows
 from .suites import LAYOUTS, Mismatch
 from .timing import Stopwatch, geometric_mean, keep_freed_memory
@@ -189,46 +188,6 @@ def readme_table(results: dict) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
 
 
-def plot(path: Path, title: str, results: list[Row]) -> None:
-    """Each way's speed over the plain model, both in their better layout: a panel for a pass and batch size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = list(dict.fromkeys((r.what, r.batch) for r in results))
-    names = list(dict.fromkeys(r.model for r in results))
-    ways = [way for way in WAYS if way != "plain" and any(way in r.seconds for r in results)]
-    colours = {"convert": "#e8833a", "backend": "#c1440e"}
-    figure, axes = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(3.6 * len(panels) + 1.5, 1.4 + 0.34 * len(names)),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
-    for axis, (what, batch) in zip(axes[0], panels, strict=True):
-        height = 0.8 / len(ways)
-        for i, way in enumerate(ways):
-            bars = []
-            for name in names:
-                rows = [r for r in results if (r.model, r.what, r.batch) == (name, what, batch)]
-                best = {w: min((r.seconds[w] for r in rows if w in r.seconds), default=0) for w in ("plain", way)}
-                bars.append(best["plain"] / best[way] if best[way] else 0)
-            places = [y - 0.4 + height * (i + 0.5) for y in range(len(names))]
-            axis.barh(places, bars, height, label=way, color=colours.get(way, "#999999"))
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(names)), names)
-        axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.set_title(f"{what}, batch {batch}", fontsize=10)
-        axis.set_xlabel("speed, plain PyTorch = 1", fontsize=9)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ways), fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> int:
     chosen = models(options.layers)
     if not chosen:
@@ -244,8 +203,8 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> 
         results += race(model, options, dtype, watch)
         header, cells = table(results)
         markdown = report.markdown_table(title, header, cells)
-        report.save(options, facts, {"results": [row._asdict() for row in results]}, [markdown])
+        report.save(options, facts, {"title": title, "results": [row._asdict() for row in results]}, [markdown])
     report.print_rows(title, header, cells, last_is_bold=True)
     if options.save is not None:
-        plot(report.path_of(options, facts, "png"), f"{title}; each way in its better layout", results)
+        plot.draw(report.path_of(options, facts, "json"))
     return 0

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 import torch
 
-from . import peers, report
+from . import peers, plot, report
 from .layers import Layer, depthwise_layers, network_layers, separable_layers
 from .roofline import Roofline
 from .suites import Options, depthwise_race, network_race, separable_race
@@ -70,10 +70,10 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
                 groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
             figures = [figure for summaries in groups.values() for figure in map(report.figures_of, summaries)]
             tables = [report.markdown(f"{title}: {d}", s) for d, s in groups.items()]
-            report.save(options, facts, {"results": figures}, tables)
+            report.save(options, facts, {"title": title, "results": figures}, tables)
     for direction, summaries in groups.items():
         report.print_table(f"{title}: {direction}", summaries)
     print("results checked against float64 before timing; ms are medians of interleaved bursts; the ratios are what to read")
     if options.save is not None:
-        report.plot(report.path_of(options, facts, "png"), title, groups)
+        plot.draw(report.path_of(options, facts, "json"))
     return 0

@@ -1,4 +1,4 @@
-"""The table, the JSON file, the Markdown file and the plot of a run."""
+"""The table, the JSON file and the Markdown file of a run."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Summary:
         self.float32_peers = {name: t for name, t in others.items() if name.endswith(FLOAT32)}
         self.peers = {name: t for name, t in others.items() if name not in self.float32_peers}
         self.limit = roofline.seconds(race.bytes, race.flops)
+        self.bandwidth = roofline.bandwidth(race.bytes)
 
     def row(self) -> dict[str, float]:
         figures = {f"{name} ms": t * 1e3 for name, t in self.race.times.items()}
@@ -128,6 +129,7 @@ def figures_of(summary: Summary) -> dict:
         "bytes": race.bytes,
         "flops": race.flops,
         "roofline_seconds": summary.limit,
+        "bandwidth": summary.bandwidth,
     }
 
 
@@ -155,43 +157,3 @@ def save(options: argparse.Namespace, facts: dict[str, str], figures: dict, tabl
     everything = {**facts, "dtype": options.dtype, "threads": getattr(options, "threads", None), **figures}
     path_of(options, facts, "json").write_text(json.dumps(everything, indent=1) + "\n")
     path_of(options, facts, "md").write_text("\n".join(tables))
-
-
-def plot(path: Path, title: str, groups: dict[str, list[Summary]]) -> None:
-    """Speed relative to nn.Conv2d in its default layout: a panel a pass, a row of bars a layer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    layers = max(len(g) for g in groups.values())
-    figure, axes = pyplot.subplots(
-        1, len(groups), figsize=(7.5 * len(groups), 1.6 + 0.5 * layers), squeeze=False, layout="constrained"
-    )
-    for axis, (direction, summaries) in zip(axes[0], groups.items(), strict=True):
-        names = [
-            n for n in dict.fromkeys(n for s in summaries for n in s.race.times) if n != BASELINE and not n.endswith(FLOAT32)
-        ]
-        height = 0.86 / len(names)
-        for i, name in enumerate(names):
-            ratios = [s.race.times[BASELINE] / s.race.times[name] if name in s.race.times else 0 for s in summaries]
-            places = [y - 0.43 + height * (i + 0.5) for y in range(len(summaries))]
-            colour = {OURS[0]: "#c1440e", OURS[1]: "#e8833a"}.get(name) or pyplot.get_cmap("Greys")(0.35 + 0.12 * (i % 5))
-            axis.barh(places, ratios, height, label=name, color=colour)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(summaries)), [s.race.layer.name for s in summaries])
-        axis.set_ylim(len(summaries) - 0.5, -0.5)
-        axis.set_xscale("log")
-        everything = [s.race.times[BASELINE] / t for s in summaries for t in s.race.times.values()]
-        low, high = 0.8 * min(everything), 1.1 * max(everything)
-        axis.set_xlim(low, high)
-        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low < tick < high]
-        axis.set_xticks(ticks, [f"{t:g}x" for t in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel(f"speed, {BASELINE} = 1 (longer is faster)")
-        axis.set_title(direction)
-    handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda entry: len(entry[1]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3 * len(groups), len(labels)), fontsize=9)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

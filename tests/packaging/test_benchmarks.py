@@ -46,6 +46,20 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     assert data["threads"] == 2 and torch.__version__ in data["torch"] and data["commit"]
     assert files["md"].read_text().count("| geometric mean |") == len(passes)
     assert files["png"].read_bytes().startswith(b"\x89PNG")
+    roofline = files["png"].with_stem(f"{what}-{dtype}-roofline")
+    assert roofline.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["intel-xeon-l1-48k-amx/separable-float32", "amd-epyc-l1-32k-avx512-bf16/models-float32"])
+def test_plots_of_saved_results(name, tmp_path, capsys):
+    file = tmp_path / f"{Path(name).name}.json"
+    file.write_bytes((report.RESULTS / f"{name}.json").read_bytes())
+    assert program.main(["plot", str(file)]) == 0
+    assert all(Path(line).read_bytes().startswith(b"\x89PNG") for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_file_with_nothing_to_plot(capsys):
+    assert program.main(["plot", str(report.RESULTS / "amd-epyc-l1-48k-avx512-bf16/sweep-float32.json")]) == 2
 
 
 def test_sweep_of_neighbours_and_growth(tmp_path, capsys, monkeypatch, threads):
