@@ -37,7 +37,7 @@ def cpu_instances() -> int:
     """As the preprocessor counts them: a CPU's own kernel table has no more than what it can run."""
     count = 0
     for unit in sorted((ROOT / "csrc" / "cpu" / "kernels" / "isa").glob("*.cpp")):
-        defines = unit.read_text() + (unit.parent / re.search(r'#include "(.*)"', unit.read_text())[1]).read_text()
+        defines = unit.read_text() + (ROOT / "csrc" / re.search(r'#include "(.*)"', unit.read_text())[1]).read_text()
         wanted = re.findall(r"^#define (?:DWCONV_VECTOR_BYTES|DWCONV_[A-Z0-9_]+$).*", defines, re.M)
         source = "\n".join([*wanted, f'#include "{ROOT}/csrc/cpu/kernels.inc"', ""])
         command = [os.environ.get("CXX", "c++"), "-E", "-P", "-x", "c++", "-"]
@@ -136,7 +136,7 @@ def test_kernel_files_are_torch_free(path):
     assert not [i for i in includes if i.startswith(("torch", "ATen", "c10"))]
     if "cpu" in path.parts:
         standard = {"stdint.h", "string.h", "immintrin.h"}
-        assert all(i in standard or (ROOT / "csrc" / i).exists() or (path.parent / i).exists() for i in includes)
+        assert all(i in standard or (ROOT / "csrc" / i).exists() for i in includes)
 
 
 @pytest.mark.skipif(not HAS_CUDA_TORCH, reason="needs a CUDA build of torch")

@@ -62,14 +62,8 @@ def _build(folder: Path, *flags: str) -> Path:
     headers = cuda_headers()
     if headers is None:
         raise RuntimeError("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch")
-    include = [
-        HERE,
-        ROOT / "csrc",
-        pybind11.get_include(),
-        headers,
-        *cpp_extension.include_paths(),
-        sysconfig.get_paths()["include"],
-    ]
+    own = [HERE / "include", HERE, ROOT / "csrc"]  # in this order: what the first has stands for csrc's
+    include = [*own, pybind11.get_include(), headers, *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     common = ["-O2", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"]
     common += ["-Wno-maybe-uninitialized", "-DDWCONV_HOPPER", *(f"-I{path}" for path in include), *flags]
     libraries = Path(torch.__file__).parent / "lib"
@@ -83,9 +77,8 @@ def _build(folder: Path, *flags: str) -> Path:
         objects = []
         for source in SOURCES:
             extra = "-DDWCONV_LIBRARY=dwconv_emulator" if source == ROOT / "csrc/ops.cpp" else ""
-            objects += writer.build(
-                f"{source.relative_to(ROOT)}.o".replace("/", "_"), "compile", str(source), variables={"extra": extra}
-            )
+            name = str(source.relative_to(ROOT)).replace("/", "_")
+            objects += writer.build(f"{name}.o", "compile", str(source), variables={"extra": extra})
         writer.build(module.name, "link", objects)
     command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), "-j", os.environ.get("MAX_JOBS", "2")]
     done = subprocess.run(command, capture_output=True, text=True)

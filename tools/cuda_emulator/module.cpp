@@ -17,6 +17,8 @@ Machine& emulated_machine() {
 
 }  // namespace dwconv::cuda::emulator
 
+namespace py = pybind11;
+
 PYBIND11_MODULE(_emulator, m) {
   using namespace dwconv::cuda;
   m.doc() = "The CUDA kernels on the CPU.";

@@ -1,4 +1,4 @@
-// The kernel table and plans as Python objects, for _C_cuda and for the tests' emulator.
+// The kernel table and plans as Python objects, for _C_cuda and whatever else has them.
 #pragma once
 
 #include "common/describe.h"
