@@ -6,12 +6,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.*", "benchmarks/results/*/*.md", "benchmarks/results/*/*.png")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.*", "tools/cuda_emulator/README.md")
+RESULTS = ("benchmarks/results/*/*.md", "benchmarks/results/*/*.png")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in [file for file in files if file.src_dir == config.docs_dir]:  # their names are counted from docs/
         files.remove(file)
-    for path in sorted(path for part in PARTS for path in ROOT.glob(part)):
+    for path in sorted(path for part in (*PAGES, *RESULTS) for path in ROOT.glob(part)):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
