@@ -1,4 +1,4 @@
-"""Plants the faults of mutations.py, one at a time, and reports which of them the tests find.
+"""Plants the faults of mutations/, one at a time, and reports which of them the tests find.
 
     python tools/mutate.py                 all, and writes docs/mutations.md
     python tools/mutate.py NAME ...        these alone, and writes nothing
@@ -229,7 +229,7 @@ def machine() -> str:
 def page(outcomes: list[Outcome]) -> str:
     found = sum(outcome.found for outcome in outcomes)
     text = (
-        f"`python tools/mutate.py` plants the faults of `tools/mutations.py`, one at a time, and runs the tests: {found} of "
+        f"`python tools/mutate.py` plants the faults of `tools/mutations/`, one at a time, and runs the tests: {found} of "
         f"{len(outcomes)} are found. {machine()}, commit {git('describe', '--always', '--dirty').strip()}, "
         f"{time.strftime('%Y-%m-%d')}. The test named is the first that failed; the seconds are those until then."
     )
@@ -242,7 +242,7 @@ def page(outcomes: list[Outcome]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="faults of mutations.py; all where none is named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults of mutations/; all where none is named")
     parser.add_argument("--first", action="store_true", help="run only the tests that are named with the fault")
     names, first = vars(parser.parse_args()).values()
     if unknown := set(names) - {fault.name for fault in FAULTS}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -355,3 +356,29 @@ def test_a_forced_row_is_not_another_rows_remembered_plan():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert [f"-> depthwise_forward_nchw_{name}" in done.stderr for name in ("transposed", "rows")] == [True, True], done.stderr
+
+
+def test_plans_are_remembered_by_every_field():
+    """Keys and what they hold are compared by the compiler's own operator==, which leaves no field out."""
+    root = Path(__file__).parents[2] / "csrc"
+    if not root.exists():
+        pytest.skip("an installed package without its sources")
+    sources = {path: path.read_text() for path in root.rglob("*.h")}
+    structs = {
+        (path.parent.parent.name, name): body
+        for path, text in sources.items()
+        for name, body in re.findall(r"^struct (\w+)[^;{]* \{\n(.*?)^\};", text, re.M | re.S)
+    }
+    compared, waiting = set(), [key for key in structs if key[1] == "PlanKey"]
+    assert len(waiting) == 2, "the CPU's and CUDA's"
+    while waiting:
+        key = waiting.pop()
+        if key in compared:
+            continue
+        compared.add(key)
+        body, name = structs[key], key[1]
+        assert f"bool operator==(const {name}&) const = default;" in body, name
+        bases = re.findall(rf"^struct {name} : (\w+)", "\n".join(sources.values()), re.M)
+        for field in [*bases, *re.findall(r"^  (\w+) \w+(?: = [^;]*)?;", body, re.M)]:
+            waiting += [k for k in structs if k[1] == field and k[0] in (key[0], "csrc")]
+    assert {name for _, name in compared} >= {"PlanKey", "CpuProblem", "DepthwiseProblem", "Activation", "Machine", "ForcedRow"}

@@ -5,7 +5,7 @@
 #include "cpu/kernels/activate.h"
 #include "cpu/kernels/args.h"
 #include "cpu/kernels/depthwise_row_pair.h"
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/simd_lanes.h"
 #include "cpu/runtime/tiles.h"
 
 namespace dwconv::DWCONV_ISA {

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "cpu/kernels/args.h"
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/simd_lanes.h"
 #include "cpu/runtime/tiles.h"
 
 namespace dwconv::DWCONV_ISA {

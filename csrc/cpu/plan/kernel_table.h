@@ -16,7 +16,6 @@ enum class Family : int32_t {
   kDirect,        // NCHW: columns, read in place under masks
 };
 
-
 // Bytes of scratch a worker of a kernel needs.
 using ScratchSize = int64_t (*)(const CpuProblem&, int64_t rows_per_tile);
 

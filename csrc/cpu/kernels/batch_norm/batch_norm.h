@@ -19,6 +19,7 @@
 
 #include "cpu/kernels/activate.h"
 #include "cpu/kernels/batch_norm/batch_norm_channel.h"
+#include "cpu/kernels/simd_lanes.h"
 #include "cpu/runtime/tiles.h"
 
 namespace dwconv::DWCONV_ISA {

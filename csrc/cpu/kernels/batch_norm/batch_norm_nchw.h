@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernels/batch_norm/batch_norm.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -18,6 +18,7 @@
 
 #include "cpu/kernels/depthwise_backward/depthwise_backward_input_phases.h"
 #include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_transposed.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

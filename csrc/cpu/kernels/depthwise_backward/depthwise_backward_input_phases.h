@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cpu/kernels/depthwise_row_pair.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

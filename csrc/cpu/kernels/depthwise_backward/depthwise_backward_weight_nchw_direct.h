@@ -17,6 +17,7 @@
 
 #include "cpu/kernels/depthwise_backward/depthwise_backward_weight_nchw_rows.h"
 #include "cpu/kernels/nchw_direct.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

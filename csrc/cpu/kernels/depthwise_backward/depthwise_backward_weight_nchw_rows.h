@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cpu/kernels/sequential_rows.h"
+#include "cpu/kernels/simd_lanes.h"
 #include "cpu/kernels/stage_nchw.h"
 
 namespace dwconv::DWCONV_ISA {

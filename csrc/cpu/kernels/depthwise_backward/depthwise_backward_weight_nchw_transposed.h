@@ -7,6 +7,7 @@
 
 #include "cpu/kernels/depthwise_backward/depthwise_backward_weight_nhwc.h"
 #include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_transposed.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

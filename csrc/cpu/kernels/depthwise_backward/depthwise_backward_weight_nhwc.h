@@ -18,6 +18,7 @@
 
 #include "cpu/kernels/cores.h"
 #include "cpu/kernels/depthwise_backward/depthwise_backward_weight_nhwc_strip.h"
+#include "cpu/kernels/simd_lanes.h"
 #include "cpu/kernels/stage_lines.h"
 
 namespace dwconv::DWCONV_ISA {

@@ -25,6 +25,7 @@
 #pragma once
 
 #include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_direct_any.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

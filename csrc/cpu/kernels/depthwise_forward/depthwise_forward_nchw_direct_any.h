@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/kernels/nchw_direct.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -18,6 +18,7 @@
 
 #include "cpu/kernels/activate.h"
 #include "cpu/kernels/sequential_rows.h"
+#include "cpu/kernels/simd_lanes.h"
 #include "cpu/kernels/stage_nchw.h"
 
 namespace dwconv::DWCONV_ISA {

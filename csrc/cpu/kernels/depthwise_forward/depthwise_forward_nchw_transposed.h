@@ -13,6 +13,7 @@
 
 #include "cpu/kernels/cores.h"
 #include "cpu/kernels/depthwise_row_pair.h"
+#include "cpu/kernels/simd_lanes.h"
 #include "cpu/kernels/transpose.h"
 
 namespace dwconv::DWCONV_ISA {

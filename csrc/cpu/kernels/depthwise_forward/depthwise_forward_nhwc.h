@@ -21,6 +21,7 @@
 
 #include "cpu/kernels/cores.h"
 #include "cpu/kernels/depthwise_row_pair.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -15,6 +15,7 @@
 #include "cpu/kernels/pointwise/pointwise_product.h"
 #if defined(DWCONV_EMULATE_AVX512)
 #include "cpu/kernels/pointwise/amx_emulated.h"
+#include "cpu/kernels/simd_lanes.h"
 #endif
 
 namespace dwconv::DWCONV_ISA {

@@ -14,7 +14,7 @@
 
 #include "cpu/kernels/activate.h"
 #include "cpu/kernels/prefetch_stream.h"
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "cpu/kernels/separable/separable_forward.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 
