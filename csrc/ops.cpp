@@ -31,7 +31,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa, "
       "str input_dtype=\"\") -> Tensor");
-  m.def("separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None) -> Tensor");
+  // gate: (N, C, 1, 1), multiplies the input's channels; only where the depthwise filter is 1x1, as of a pointwise convolution.
+  m.def(
+      "separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None, "
+      "Tensor? gate=None) -> Tensor");
+  // gate(conv2d(act(conv2d(input.mean((2, 3)), reduce_weight) + reduce_bias), expand_weight.t()) + expand_bias), (N, C, 1, 1),
+  // for 1x1 convolutions without their last two dimensions; weights (S, C) and biases in the accumulation type. gate: sigmoid or
+  // hardsigmoid. On the CPU, without derivatives.
+  m.def(
+      "squeeze_excitation(Tensor input, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, "
+      "str act, str gate, float slope=0.01) -> Tensor");
   // act((input - mean) / sqrt(variance + eps) * weight + bias) by the batch's own mean and (biased) variance, which it returns;
   // these two, weight and bias have the accumulation type: float64 where input has, else float32.
   m.def(

@@ -46,6 +46,8 @@ inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) 
   return Tensor(output);
 }
 
+inline ScalarType accumulate_scalar(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
+
 // All but the strides.
 inline void set_problem(DepthwiseProblem& p, const ConvolutionShape& s, Layout layout) {
   p.dtype = p.out_dtype = s.dtype;

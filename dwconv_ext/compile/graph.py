@@ -123,6 +123,44 @@ def activation(node: fx.Node) -> tuple[str, float] | None:
     return None
 
 
+def mean_of_pixels(node: fx.Node) -> fx.Node | None:
+    """What the node is the mean over height and width of, with both kept as 1."""
+    arguments, value = {**dict(enumerate(node.args)), **node.kwargs}, tensor_of(node)
+    input = arguments.get(0)
+    if value is None or tensor_of(input) is None or tensor_of(input).dim() != 4 or value.dim() != 4:
+        return None
+    if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
+        return input if arguments.get(1, arguments.get("output_size")) in (1, (1, 1), [1, 1]) else None
+    mean = (node.op == "call_method" and node.target == "mean") or (node.op == "call_function" and node.target is torch.mean)
+    if not mean or "dtype" in arguments or not isinstance(arguments.get(1, arguments.get("dim")), (tuple, list)):
+        return None
+    dims = sorted(d % 4 for d in arguments.get(1, arguments.get("dim")))
+    return input if dims == [2, 3] and arguments.get(2, arguments.get("keepdim")) is True else None
+
+
+def gate(node: fx.Node) -> str | None:
+    """The name of a gate's function of node.args[0]."""
+    if node.op == "call_method":
+        return "sigmoid" if node.target == "sigmoid" else None
+    if node.op != "call_function" or not node.args:
+        return None
+    if node.target in (torch.sigmoid, F.sigmoid):
+        return "sigmoid"
+    return "hardsigmoid" if node.target is F.hardsigmoid else None
+
+
+def product(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """A tensor (N, C, H, W) and its factor (N, C, 1, 1), of one dtype, where the node is their product."""
+    times = node.op == "call_function" and node.target in (operator.mul, torch.mul)
+    if not times or node.kwargs or len(node.args) != 2 or any(tensor_of(a) is None for a in node.args):
+        return None
+    for input, factor in (node.args, node.args[::-1]):
+        a, b = tensor_of(input), tensor_of(factor)
+        if a.dim() == b.dim() == 4 and a.dtype is b.dtype and b.shape[2:] == (1, 1) and a.shape[:2] == b.shape[:2]:
+            return (input, factor) if a.shape[2:] != (1, 1) else None
+    return None
+
+
 def addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The two operands of a plain sum of tensors; the first is where the result goes where that is written in place."""
     plus = node.op == "call_function" and node.target in (operator.add, torch.add, operator.iadd)

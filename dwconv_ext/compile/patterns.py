@@ -5,6 +5,8 @@ In inference (the result wants no derivative):
     depthwise [- BN] [- act] - pointwise [- BN] [- act] [+ shortcut]     FoldedBlock
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
     linear [- act]                                                       FoldedLinear
+    mean over the pixels - pointwise [- act] - pointwise - (hard)sigmoid FoldedSqueeze
+    input * gate, where a pointwise convolution follows                  read so by FoldedConv
 
 In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation on the CPU.
 
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..nn.folded_layers import ConvSettings, Folded, FoldedBlock, FoldedConv, FoldedLinear, folded
+from ..nn.folded_layers import ConvSettings, Folded, FoldedBlock, FoldedConv, FoldedLinear, FoldedSqueeze, folded
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
@@ -72,8 +74,8 @@ def call_of(layer: Folded, packed: bool) -> Callable[..., Tensor]:
     """
     run = layer if packed else layer.functional
 
-    def fused(input: Tensor, residual: Tensor | None, *tensors: Tensor | None) -> Tensor:
-        return run(input, tensors, residual)
+    def fused(input: Tensor, residual: Tensor | None, *tensors: Tensor | None, **gate: Tensor) -> Tensor:
+        return run(input, tensors, residual, **gate)
 
     fused.__name__ = fused.__qualname__ = f"dwconv_ext_{type(layer).__name__}"
     return fused
@@ -97,6 +99,9 @@ class _Pass:
             if g.may_write(node):
                 self.writes.append(at)
         nodes = list(graph.nodes)
+        for node in nodes:
+            if self.packed and node not in self.used and g.mean_of_pixels(node) is not None:
+                self.squeeze(node)
         for node in nodes:
             if node not in self.used and g.convolution(node) is not None:
                 self.convolution(node)
@@ -234,9 +239,49 @@ class _Pass:
 
     def single(self, layer: Layer) -> None:
         nodes, residual = self.with_shortcut(layer.nodes) if layer.is_pointwise else (layer.nodes, None)
-        self.replace(nodes, layer.conv["input"], residual, folded(FoldedConv, layer.settings), layer.tensors)
+        input, gate = self.gated(layer) if layer.is_pointwise and self.packed else (layer.conv["input"], None)
+        if gate is not None:
+            nodes = [layer.conv["input"], *nodes]
+        self.replace(nodes, input, residual, folded(FoldedConv, layer.settings), layer.tensors, gate)
         kind = "depthwise" if layer.is_depthwise else "pointwise" if layer.is_pointwise else "other"
         self.report.fused[f"{kind} convolutions"] += 1
+
+    def gated(self, layer: Layer) -> tuple[fx.Node, fx.Node | None]:
+        """The input of a pointwise layer, and what it is multiplied by, where that is all that is done with the product."""
+        node = layer.conv["input"]
+        found = g.product(node)
+        if found is None or self.next(node) is not layer.nodes[0] or not self.undisturbed([node, *layer.nodes]):
+            return node, None
+        plain = all(map(g.is_plain, found)) and g.tensor_of(node).dtype is g.tensor_of(layer.nodes[0]).dtype
+        return found if plain else (node, None)
+
+    def squeeze(self, node: fx.Node) -> None:
+        """Squeeze-and-excitation's gate, from the mean on."""
+        input = g.mean_of_pixels(node)
+        nodes, convs = [node], []
+        for _ in range(2):
+            after = self.next(nodes[-1])
+            layer = None if after is None else self.layer(after)
+            if layer is None or layer.conv["input"] is not nodes[-1] or layer.norm is not None or not layer.is_pointwise:
+                return
+            convs.append(layer)
+            nodes += layer.nodes
+        last = self.next(nodes[-1])
+        kind = None if last is None else g.gate(last)
+        if kind is None or convs[1].activation != "identity" or not g.is_plain(input):
+            return
+        nodes.append(last)
+        dtypes = {g.tensor_of(n).dtype for n in (input, *nodes)}
+        if len(dtypes) > 1 or g.tensor_of(last).requires_grad or g.tensor_of(input).device.type != "cpu":
+            return
+        if not self.undisturbed(nodes) or any(map(self.why_not_folded, convs)):
+            return
+        tensors = [convs[0].conv["weight"], convs[0].conv["bias"], convs[1].conv["weight"], convs[1].conv["bias"]]
+        with self.module.graph.inserting_before(last):
+            layer = folded(FoldedSqueeze, convs[0].settings._replace(stride=1, padding=0, dilation=1), kind)
+            gate = self.module.graph.call_function(call_of(layer, self.packed), (input, None, *tensors))
+        self.swap(nodes, gate)
+        self.report.fused["squeeze-and-excitations"] += 1
 
     def linear(self, node: fx.Node) -> None:
         arguments = g.linear(node)
@@ -252,13 +297,17 @@ class _Pass:
             self.replace(layer.nodes, arguments["input"], None, folded(FoldedLinear, layer.settings), tensors)
             self.report.fused["linear layers"] += 1
 
-    def replace(self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any]) -> None:
+    def replace(
+        self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any],
+        gate: fx.Node | None = None,
+    ) -> None:  # fmt: skip
         graph, last = self.module.graph, nodes[-1]
         with graph.inserting_before(last):
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
                 input = self.cast(input, g.tensor_of(last).dtype)
             input = self.in_layout(input, tensors[0])
-            fused = graph.call_function(call_of(layer, self.packed), (input, residual, *tensors))
+            more = {} if gate is None else {"gate": gate}
+            fused = graph.call_function(call_of(layer, self.packed), (input, residual, *tensors), more)
         self.swap(nodes, fused)
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -1,4 +1,5 @@
-"""Convolutions with the BatchNorms after them folded in: the depthwise-separable block, any single convolution, a linear layer.
+"""Convolutions with the BatchNorms after them folded in: the depthwise-separable block, any single convolution, a linear layer;
+and squeeze-and-excitation.
 
 They take their tensors at every call and keep what they make of them (folded_weights.py). Where a derivative is wanted, and under
 torch.compile, torch.export and torch.func, they are the same computation in differentiable operations. There is one of each kind
@@ -17,11 +18,11 @@ from torch import Tensor
 from .._extension import _C
 from ..ops.activations import ACTIVATIONS, SLOPE, activate
 from ..ops.autograd import PLAIN, taken_apart
-from ..ops.functional import DTYPES, IntOrPair, depthwise_conv2d, padding_of, separable_conv2d, to_pair
+from ..ops.functional import DTYPES, IntOrPair, accumulation_dtype, depthwise_conv2d, padding_of, separable_conv2d, to_pair
 from .folded_weights import Tensors, can_be_watched, fold, found, keep, norm_fits
 
 ops = torch.ops.dwconv_ext
-Run = Callable[[Tensor, Tensor | None], Tensor]  # of the input and what is added to the output
+Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]  # of the input, what is added to the output, and a gate
 _NO_NORM = (None, None, None, None)
 
 
@@ -69,7 +70,7 @@ def as_autocast(input: Tensor) -> Tensor:
 _layers: dict[tuple, Any] = {}
 
 
-def folded(kind: type[Folded], *settings: ConvSettings) -> Folded:
+def folded(kind: type[Folded], *settings: ConvSettings | str) -> Folded:
     """The one of this kind and these settings."""
     if torch.compiler.is_dynamo_compiling():  # nothing is kept then
         return kind(*settings)
@@ -122,20 +123,23 @@ def _pack(
     block = [pw.shape[0], *dw.shape[2:], *stride, *padding, *dilation, *activations]
     packed = ops.separable_conv2d_pack(dw, dw_bias, pw, pw_bias, _C.selected_isa(), str(dtype).removeprefix("torch."))
     slopes = [first.slope, second.slope]
-    return lambda input, residual: ops.separable_conv2d_packed.default(input, packed, block, slopes, residual)
+    return lambda input, residual, gate: ops.separable_conv2d_packed.default(input, packed, block, slopes, residual, gate)
 
 
 class Folded:
-    """A layer that keeps what it makes of its tensors."""
+    """A layer that keeps what it makes of its tensors.
 
-    def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
-        if not wanted(input, residual, tensors) and self.fits(input, tensors, residual):
+    residual: what is added to its output; gate: (N, C, 1, 1), what a pointwise convolution's input is multiplied by.
+    """
+
+    def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        if not wanted(input, residual, tensors if gate is None else (*tensors, gate)) and self.fits(input, tensors, residual):
             run = found(self, tensors, input.dtype)
             if run is None:
                 run = keep(self, tensors, input.dtype, lambda: self.make(tensors, input.dtype) or False)
             if run:
-                return run(input, residual)
-        return self.functional(input, tensors, residual)
+                return run(input, residual, gate)
+        return self.functional(input if gate is None else input * gate, tensors, residual)
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         """Whether the input is one for :meth:`make`'s function; else :meth:`functional` computes or refuses it."""
@@ -219,7 +223,7 @@ class FoldedConv(Folded):
             return None
         if dtype is torch.float16 and not all(t is None or t.isfinite().all() for t in (weight, bias)):
             return None
-        return lambda input, residual: _plus(_convolve(input, weight, bias, s), residual)
+        return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         s = self.settings
@@ -253,13 +257,44 @@ class FoldedLinear(Folded):
         conv = FoldedConv(self.settings).make((weight[:, :, None, None], bias, *_NO_NORM), dtype)
         features = len(weight)  # and not the weight, which must not be kept alive
 
-        def run(input: Tensor, residual: None) -> Tensor:
+        def run(input: Tensor, residual: None, gate: None) -> Tensor:
             with torch._C._AutoDispatchBelowADInplaceOrView():  # the result is a tensor of its own, not a view, as torch's
                 pixels = input.contiguous().reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)
-                return conv(pixels, None).permute(0, 2, 3, 1).reshape(*input.shape[:-1], features)
+                return conv(pixels, None, None).permute(0, 2, 3, 1).reshape(*input.shape[:-1], features)
 
         return run
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         output = F.linear(input, *tensors)
         return activate(output, self.settings.activation, self.settings.slope, inplace=not output.requires_grad)
+
+
+GATES = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
+
+
+class FoldedSqueeze(Folded):
+    """``gate(conv2(act(conv1(x.mean((2, 3), keepdim=True)))))`` of squeeze-and-excitation (Hu et al., arXiv:1709.01507).
+
+    Its four tensors: weight, bias of the first pointwise convolution, and of the second; biases may be None.
+    """
+
+    def __init__(self, first: ConvSettings, gate: str) -> None:
+        self.first, self.gate = first, gate
+
+    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
+        return super().fits(input, tensors, residual) and input.numel() > 0
+
+    def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
+        if not all(self.packs(t, dtype) for t in tensors if t is not None):
+            return None
+        wide = accumulation_dtype(dtype)
+        # Copies: a view would keep the weight alive.
+        reduce, first, expand, second = (None if t is None else t.detach().clone().to(wide) for t in tensors)
+        reduce, expand = reduce.flatten(1), expand.flatten(1).t().contiguous()
+        s, op = self.first, ops.squeeze_excitation.default
+        return lambda input, residual, gate: op(input, reduce, first, expand, second, s.activation, self.gate, s.slope)
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
+        reduce, first, expand, second = (None if t is None else t.to(input.dtype) for t in tensors)
+        hidden = F.conv2d(input.mean((2, 3), keepdim=True), reduce, first)
+        return GATES[self.gate](F.conv2d(activate(hidden, self.first.activation, self.first.slope), expand, second))

@@ -166,11 +166,16 @@ def _(dw, db, pw, pb, isa, input_dtype=""):
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d_packed")
-def _(x, packed, block, slopes, residual=None):
+def _(x, packed, block, slopes, residual=None, gate=None):
     op, conv = "separable_conv2d_packed", (block[3:5], block[5:7], block[7:9])
     torch._check(x.dim() == 4, lambda: f"{op}: input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
     dw_weight = x.new_empty((x.shape[1], 1, *block[1:3]))
     return _fake_convolution(op, x, "packed", dw_weight, block[0], conv, {"residual": residual})
+
+
+@torch.library.register_fake("dwconv_ext::squeeze_excitation")
+def _(x, reduce, first, expand, second, act, gate, slope=0.01):
+    return x.new_empty((x.shape[0], x.shape[1], 1, 1))
 
 
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)

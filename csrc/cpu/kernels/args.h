@@ -82,6 +82,7 @@ struct SeparableArgs {
   const void* pw_bias = nullptr;    // whole panels, zero-padded; accumulation type
   const void* residual = nullptr;   // contiguous like the output, or null
   void* output = nullptr;           // contiguous in its layout
+  const void* gate = nullptr;  // [batch][depthwise.weight_pitch], in the place of the weights of a 1x1 depthwise stage; or null
   Activation activation;
   int64_t rows_per_tile = 1;  // of the batch * out_h output rows
   int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
@@ -111,5 +112,26 @@ struct BatchNormArgs {
   int64_t constants_pitch = 0;
 };
 using BatchNormKernel = void (*)(const BatchNormArgs&, void* scratch, Tiles);
+
+// Squeeze-and-excitation. The problem gives the input's shape, strides, dtype and layout, and the activation between the layers.
+// Weights, means and hidden values are in the accumulation type.
+enum class GateKind : int32_t { kSigmoid = 0, kHardsigmoid };
+struct SqueezeArgs {
+  CpuProblem problem;
+  int64_t squeezed = 0;
+  const void* input = nullptr;
+  const void* reduce_weight = nullptr;  // [squeezed][channels]
+  const void* reduce_bias = nullptr;    // or null
+  const void* expand_weight = nullptr;  // [squeezed][channels]
+  const void* expand_bias = nullptr;    // or null
+  GateKind gate = GateKind::kSigmoid;
+  bool wants_mean = false;  // a first call leaves the means, a second one the gates
+  void* mean = nullptr;     // [batch][channels]
+  void* hidden = nullptr;   // [batch][hidden_pitch], whole vectors
+  int64_t hidden_pitch = 0;
+  void* output = nullptr;  // [batch][channels]
+};
+using SqueezeKernel = void (*)(const SqueezeArgs&, void* scratch, Tiles);
+constexpr int64_t kMostLanes = 16;  // of any set's vector of accumulation types
 
 }  // namespace dwconv

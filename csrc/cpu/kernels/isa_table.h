@@ -26,6 +26,7 @@
 #include "cpu/kernels/batch_norm/batch_norm_nhwc.h"
 #include "cpu/kernels/separable/separable_forward.h"
 #include "cpu/kernels/separable/separable_forward_nchw_direct.h"
+#include "cpu/kernels/squeeze_excitation/squeeze_excitation.h"
 #endif
 
 namespace dwconv::DWCONV_ISA {
@@ -48,6 +49,9 @@ namespace dwconv::DWCONV_ISA {
 #define DWCONV_SEPARABLE(function, family, T, dtype, layout)                                 \
   DWCONV_ROW(function, kSeparable, kForward, family, T, dtype, layout, 0, 0, Layout::kNHWC,  \
              .separable = &function<T>, .pointwise = pointwise_format<T>())
+#define DWCONV_SQUEEZE(function, family, T, dtype, layout)                                   \
+  DWCONV_ROW(function, kSqueezeExcitation, kForward, family, T, dtype, layout, 0, 0, Layout::kNHWC, \
+             .squeeze = &function<T>)
 #define DWCONV_BATCH_NORM(function, pass, family, T, dtype, layout)                          \
   DWCONV_ROW(function, kBatchNorm, pass, family, T, dtype, layout, 0, 0, Layout::kNHWC,      \
              .batch_norm = &function<T>)

@@ -14,8 +14,6 @@ constexpr const char* kForward = "batch_norm_act";
 constexpr const char* kBackward = "batch_norm_act_backward";
 constexpr int64_t kConstants = 5, kVector = 16;  // values of a channel; elements readable past the last channel
 
-ScalarType accumulate_scalar(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
-
 void check_channels(const char* op, const char* name, const Tensor& values, const Tensor& input, DType dtype) {
   STD_TORCH_CHECK(values.is_cpu(), op, ": ", name, " must be on the same device as input");
   STD_TORCH_CHECK(values.scalar_type() == accumulate_scalar(dtype), op, ": ", name, " must be ",

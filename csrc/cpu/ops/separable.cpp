@@ -53,8 +53,30 @@ struct Block {
   Activation dw_activation, pw_activation;
 };
 
+template <class A>
+void gate_weights(const ConvolutionShape& s, const Tensor& gate, const DepthwiseArgs& stage, A* gated) {
+  const Tensor values = torch::stable::contiguous(torch::stable::to(gate, accumulate_scalar(s.dtype)));
+  const A* const weight = static_cast<const A*>(stage.weight);
+  for (int64_t n = 0; n < s.batch; ++n) {
+    const A* const image = static_cast<const A*>(values.const_data_ptr()) + n * s.channels;
+    for (int64_t c = 0; c < stage.weight_pitch; ++c) gated[n * stage.weight_pitch + c] = weight[c] * image[c % s.channels];
+  }
+}
+
+// A 1x1 depthwise stage's weights for each image, times the gate.
+const void* gated_weights(const ConvolutionShape& s, const Tensor& gate, const DepthwiseArgs& stage) {
+  void* const gated = workspace(Workspace::kDepthwiseWeight, s.batch * stage.weight_pitch * accumulate_size(s.dtype));
+  if (s.dtype == DType::kFloat64) {
+    gate_weights(s, gate, stage, static_cast<double*>(gated));
+  } else {
+    gate_weights(s, gate, stage, static_cast<float*>(gated));
+  }
+  return gated;
+}
+
 template <class Weights>  // weights(PointwiseFormat) -> BlockWeights
-Tensor run_block(const Tensor& input, const Block& block, const std::optional<Tensor>& residual, Weights weights) {
+Tensor run_block(const Tensor& input, const Block& block, const std::optional<Tensor>& residual,
+                 const std::optional<Tensor>& gate, Weights weights) {
   const ConvolutionShape& s = block.shape;
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, block.out_channels, s.out_h, s.out_w};
@@ -77,6 +99,7 @@ Tensor run_block(const Tensor& input, const Block& block, const std::optional<Te
   args.depthwise.weight = plan.depthwise.row->weight_order == Layout::kNHWC ? w.dw_weight : w.dw_weight_planes;
   args.depthwise.bias = w.dw_bias;
   args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
+  if (gate) args.gate = gated_weights(s, *gate, args.depthwise);
   args.depthwise_kernel = plan.depthwise.row->depthwise;
   args.out_channels = block.out_channels;
   args.pw_weight = w.pw_weight;
@@ -99,7 +122,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   const Block block = {check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual),
                        pw_weight.size(0), check_activation(kSeparable, "dw_act", dw_act, dw_slope),
                        check_activation(kSeparable, "pw_act", pw_act, pw_slope)};
-  return run_block(input, block, residual, [&](const PointwiseFormat& pointwise) {
+  return run_block(input, block, residual, std::nullopt, [&](const PointwiseFormat& pointwise) {
     const ConvolutionShape& s = block.shape;
     const BlockFormat format =
         block_format(selected_isa(), s.dtype, pointwise, s.channels, block.out_channels, s.kernel_h, s.kernel_w);
@@ -112,7 +135,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
 // block: out_channels, the filter's height and width, stride, padding, dilation (height and width each), the activations'
 // numbers (problem.h), all that the output's shape depends on first.
 Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
-                               const std::optional<Tensor>& residual) {
+                               const std::optional<Tensor>& residual, const std::optional<Tensor>& gate) {
   constexpr int64_t kActivations = std::size(kActivationNames);
   STD_TORCH_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   STD_TORCH_CHECK(block.size() == 11 && slopes.size() == 2 && block[9] >= 0 && block[9] < kActivations && block[10] >= 0 &&
@@ -132,7 +155,17 @@ Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const 
       block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
   check_output(kPacked, input, b.shape, b.out_channels, {block[5], block[6]});
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
-  return run_block(input, b, residual, [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });
+  if (gate) {
+    check_like_input(kPacked, "gate", *gate, input);
+    STD_TORCH_CHECK(gate->dim() == 4 && gate->size(0) == input.size(0) && gate->size(1) == input.size(1) && gate->size(2) == 1 &&
+                        gate->size(3) == 1,
+                    kPacked, ": gate must have shape [", input.size(0), ", ", input.size(1), ", 1, 1], but got ",
+                    to_string(*gate));
+    STD_TORCH_CHECK(block[1] == 1 && block[2] == 1, kPacked, ": gate goes with a 1x1 depthwise filter, but got ", block[1], "x",
+                    block[2]);
+  }
+  return run_block(input, b, residual, gate,
+                   [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });
 }
 
 }  // namespace

@@ -37,6 +37,7 @@ struct KernelRow {
   SeparableKernel separable;
   BackwardInputKernel backward_input;
   BatchNormKernel batch_norm;
+  SqueezeKernel squeeze;
   PointwiseFormat pointwise;  // of a fused block's kernel
 };
 

@@ -221,6 +221,19 @@ Plan plan_batch_norm(const CpuProblem& p, bool backward, const IsaKernels& isa, 
   return plan;
 }
 
+Plan plan_squeeze(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
+  constexpr int64_t kMeanVectors = 4;  // squeeze_excitation.h
+  Plan plan;
+  plan.row = choose_row(isa, machine, Op::kSqueezeExcitation, Pass::kForward, p);
+  plan.columns = p.layout == Layout::kNHWC ? ceil_div(p.channels, kMeanVectors * lanes_of(p.dtype, isa)) : p.channels;
+  plan.tiles = p.batch * plan.columns;
+  plan.workers = workers_for(p.batch * p.channels * p.in_h * p.in_w, plan.tiles, machine);
+  plan.bytes = input_bytes(p);
+  plan.flops = p.batch * p.channels * p.in_h * p.in_w;
+  if (machine.with_reasons) plan.reason = describe(*plan.row);
+  return plan;
+}
+
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
   CpuProblem any;
   any.dtype = any.out_dtype = dtype;

@@ -34,6 +34,9 @@ Plan plan_backward_weight(const CpuProblem& problem, const IsaKernels& isa, cons
 // pixels.
 Plan plan_batch_norm(const CpuProblem& problem, bool backward, const IsaKernels& isa, const Machine& machine);
 
+// Squeeze-and-excitation's first call: a tile is a few vectors of an image's channels, or a channel in NCHW.
+Plan plan_squeeze(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
+
 struct SeparablePlan {
   Plan depthwise;      // of the first stage
   Plan whole;          // its row has the format of the pointwise weights

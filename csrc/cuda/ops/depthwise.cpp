@@ -119,7 +119,7 @@ void backward_weight(const Device& device, const ConvolutionShape& s, Layout lay
   log_plan(Op::kDepthwise, Pass::kBackwardWeight, request.problem, 0, planned.plan.reason, planned.plan.launch);
   BackwardWeightTileArgs args = planned.args;
   const int64_t outputs = s.channels * s.multiplier, taps = s.kernel_h * s.kernel_w;
-  const auto sums = s.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType sums = accumulate_scalar(s.dtype);
   const auto workspace = [&](int64_t size) { return device.empty(grad, Ints{args.parts, size}, sums); };
   const Tensor partial = workspace(grad_weight != nullptr ? outputs * taps : 0);
   const Tensor partial_bias = workspace(grad_bias != nullptr ? outputs : 0);

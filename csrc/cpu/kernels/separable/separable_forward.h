@@ -61,6 +61,13 @@ DWCONV_INLINE void for_each_image(const CpuProblem& p, int64_t row, int64_t rows
   }
 }
 
+// The depthwise stage's weights for image n.
+template <class A>
+DWCONV_INLINE const A* stage_weights(const SeparableArgs& args, int64_t n) {
+  if (args.gate != nullptr) return static_cast<const A*>(args.gate) + n * args.depthwise.weight_pitch;
+  return static_cast<const A*>(args.depthwise.weight);
+}
+
 // The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
 template <class T, class A, class M, bool kNhwc>
 void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
@@ -76,7 +83,9 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
   for_each_image(whole, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
     const T* const image = static_cast<const T*>(args.depthwise.input) + n * whole.in_stride_n;
     stage.rows_per_tile = count;
+    const A* const weight = stage_weights<A>(args, n);
     if constexpr (kNhwc) {
+      stage.weight = weight;
       p.out_h = count;
       p.pad_h = whole.pad_h - y * whole.stride_h;
       stage.input = image;
@@ -94,7 +103,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
         for (int l = 0; l < lanes; ++l) from[l] = image + (c + l) * whole.in_stride_c + in_rows.begin * whole.in_stride_h;
         planes_to_lanes<T, A>(from, 0, lanes, p.in_h, whole.in_w, whole.in_stride_h, staged);
         p.channels = lanes;
-        stage.weight = static_cast<const A*>(args.depthwise.weight) + c;
+        stage.weight = weight + c;
         stage.bias = args.depthwise.bias ? static_cast<const A*>(args.depthwise.bias) + c : nullptr;
         stage.output = middle + pixel * pitch + c;
         args.depthwise_kernel(stage, nullptr, one_tile());

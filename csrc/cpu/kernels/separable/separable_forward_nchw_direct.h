@@ -39,6 +39,7 @@ void some_planes(const SeparableArgs& args, int64_t n, int64_t y, int64_t rows, 
   DepthwiseArgs stage = args.depthwise;
   CpuProblem& p = stage.problem;
   stage.input = static_cast<const T*>(args.depthwise.input) + n * p.in_stride_n;
+  stage.weight = stage_weights<typename AccumulateType<T>::type>(args, n);
   stage.output = to - first * pitch;
   stage.rows_per_tile = rows;
   p.pad_h -= y * p.stride_h;

@@ -1,0 +1,150 @@
+// Squeeze-and-excitation (Hu et al., arXiv:1709.01507), both layouts: of each image the mean of every channel, then two layers.
+//
+//   gate[n, c] = open(expand_bias[c] + sum_s expand[s, c] * act(reduce_bias[s] + sum_k reduce[s, k] * mean[n, k]))
+//
+// Two calls. In the first a tile is kMeanVectors vectors of an image's channels (channels_last) or one channel (NCHW), in the
+// second an image. Sums are taken by rows and then over the rows, in an order that depends on the problem alone.
+// Traffic: the input once, which the layer before has just written; the layers' weights once an image.
+#pragma once
+
+#include "cpu/kernels/activate.h"
+#include "cpu/kernels/args.h"
+#include "cpu/kernels/simd_lanes.h"
+#include "cpu/runtime/tiles.h"
+
+namespace dwconv::DWCONV_ISA {
+
+inline constexpr int kMeanVectors = 4;
+
+// The means of kVectors vectors of channels, the last of which has `lanes`.
+template <class T, class A, int kVectors>
+DWCONV_INLINE void mean_of_channels(const CpuProblem& p, const T* image, int lanes, A* mean) {
+  constexpr int kVec = kLanes<A>;
+  const auto load_vector = [&](const T* at, int j) { return load_lanes(at + j * kVec, j + 1 < kVectors ? kVec : lanes); };
+  Vec<A> sum[kVectors] = {};
+  for (int64_t y = 0; y < p.in_h; ++y) {
+    Vec<A> row[kVectors] = {};
+    const T* at = image + y * p.in_stride_h;
+    for (int64_t x = 0; x < p.in_w; ++x, at += p.in_stride_w) {
+      DWCONV_UNROLL
+      for (int j = 0; j < kVectors; ++j) row[j] += lanes == kVec ? load(at + j * kVec) : load_vector(at, j);
+    }
+    DWCONV_UNROLL
+    for (int j = 0; j < kVectors; ++j) sum[j] += row[j];
+  }
+  const A pixels = static_cast<A>(p.in_h * p.in_w);
+  DWCONV_UNROLL
+  for (int j = 0; j < kVectors; ++j) store_lanes(mean + j * kVec, sum[j] / pixels, j + 1 < kVectors ? kVec : lanes);
+}
+
+template <class T, class A>
+DWCONV_INLINE Vec<A> sum_of_row(const T* at, int64_t width) {
+  constexpr int kVec = kLanes<A>, kSums = 4;
+  Vec<A> sum[kSums] = {};
+  int64_t x = 0;
+  for (; x + kSums * kVec <= width; x += kSums * kVec) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kSums; ++j) sum[j] += load(at + x + j * kVec);
+  }
+  for (; x < width; x += kVec) sum[0] += load_lanes(at + x, lanes_left(width - x, kVec));
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// sum_k a[k] * b[k]
+template <class A>
+DWCONV_INLINE A dot(const A* a, const A* b, int64_t count) {
+  constexpr int kVec = kLanes<A>;
+  Vec<A> sum[2] = {};
+  int64_t k = 0;
+  for (; k + 2 * kVec <= count; k += 2 * kVec) {
+    sum[0] += load(a + k) * load(b + k);
+    sum[1] += load(a + k + kVec) * load(b + k + kVec);
+  }
+  for (; k < count; k += kVec) {
+    const int lanes = lanes_left(count - k, kVec);
+    sum[0] += load_lanes(a + k, lanes) * load_lanes(b + k, lanes);
+  }
+  return sum_lanes(sum[0] + sum[1]);
+}
+
+template <class A>
+DWCONV_INLINE Vec<A> open_gate(Vec<A> x, GateKind gate) {
+  if (gate == GateKind::kSigmoid) return sigmoid<A>(x).open;
+  return at_most(at_least(x + A(3), A(0)), A(6)) / A(6);
+}
+
+// The two layers of image n.
+template <class T, class A>
+void excite(const SqueezeArgs& args, int64_t n) {
+  constexpr int kVec = kLanes<A>;
+  const int64_t channels = args.problem.channels, squeezed = args.squeezed;
+  const A* const mean = static_cast<const A*>(args.mean) + n * channels;
+  A* const hidden = static_cast<A*>(args.hidden) + n * args.hidden_pitch;
+  const A* const reduce_bias = static_cast<const A*>(args.reduce_bias);
+  for (int64_t s = 0; s < squeezed; ++s) {
+    const A sum = dot(mean, static_cast<const A*>(args.reduce_weight) + s * channels, channels);
+    hidden[s] = reduce_bias != nullptr ? sum + reduce_bias[s] : sum;
+  }
+  for (int64_t s = 0; s < squeezed; s += kVec) store(hidden + s, activate<A>(load(hidden + s), args.problem.activation));
+  for (int64_t c = 0; c < channels; c += kVec) {
+    const int lanes = lanes_left(channels - c, kVec);
+    Vec<A> sum = {};
+    if (args.expand_bias != nullptr) sum = load_lanes(static_cast<const A*>(args.expand_bias) + c, lanes);
+    const A* weight = static_cast<const A*>(args.expand_weight) + c;
+    for (int64_t s = 0; s < squeezed; ++s, weight += channels) sum += broadcast(hidden[s]) * load_lanes(weight, lanes);
+    store_lanes(static_cast<T*>(args.output) + n * channels + c, open_gate<A>(sum, args.gate), lanes);
+  }
+}
+
+template <class T, int = 0>
+int64_t squeeze_excitation_nhwc_scratch(const CpuProblem&, int64_t) {
+  return 0;
+}
+template <class T, int = 0>
+int64_t squeeze_excitation_nchw_scratch(const CpuProblem&, int64_t) {
+  return 0;
+}
+
+template <class T>
+void squeeze_excitation_nhwc(const SqueezeArgs& args, void* /*scratch*/, Tiles tiles) {
+  using A = typename AccumulateType<T>::type;
+  constexpr int kVec = kLanes<A>, kBlock = kMeanVectors * kVec;
+  const CpuProblem& p = args.problem;
+  const int64_t blocks = (p.channels + kBlock - 1) / kBlock;
+  for (int64_t tile; next_tile(tiles, &tile);) {
+    if (!args.wants_mean) {
+      excite<T, A>(args, tile);
+      continue;
+    }
+    const int64_t n = tile / blocks, end = (tile % blocks + 1) * kBlock < p.channels ? (tile % blocks + 1) * kBlock : p.channels;
+    const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
+    A* const mean = static_cast<A*>(args.mean) + n * p.channels;
+    int64_t c = tile % blocks * kBlock;
+    if (end - c == kBlock) {
+      mean_of_channels<T, A, kMeanVectors>(p, image + c, kVec, mean + c);
+      continue;
+    }
+    for (; c < end; c += kVec) mean_of_channels<T, A, 1>(p, image + c, lanes_left(end - c, kVec), mean + c);
+  }
+}
+
+template <class T>
+void squeeze_excitation_nchw(const SqueezeArgs& args, void* /*scratch*/, Tiles tiles) {
+  using A = typename AccumulateType<T>::type;
+  const CpuProblem& p = args.problem;
+  const bool dense = p.in_stride_h == p.in_w;
+  const int64_t rows = dense ? 1 : p.in_h, width = dense ? p.in_h * p.in_w : p.in_w;
+  for (int64_t tile; next_tile(tiles, &tile);) {
+    if (!args.wants_mean) {
+      excite<T, A>(args, tile);
+      continue;
+    }
+    const int64_t n = tile / p.channels, c = tile % p.channels;
+    const T* const plane = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c;
+    Vec<A> sum = {};
+    for (int64_t y = 0; y < rows; ++y) sum += sum_of_row<T, A>(plane + y * p.in_stride_h, width);
+    static_cast<A*>(args.mean)[tile] = sum_lanes(sum) / static_cast<A>(p.in_h * p.in_w);
+  }
+}
+
+}  // namespace dwconv::DWCONV_ISA
