@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import models, plot, races, sweep, traffic
+from . import models, network, plot, races, sweep, traffic
 from .suites import LAYOUTS, Mismatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "eager": {"action": "store_true", "help": "on CUDA, time calls with their launches, not graphs of them"},
     "no-compile": {"action": "store_true", "help": "leave inductor out (it takes seconds a layer, a minute a model)"},
     "no-runtimes": {"action": "store_true", "help": "leave ONNX Runtime and OpenVINO out"},
+    "profile": {"action": "store_true", "help": "in place of the table, the time of each operation"},
     "save": {
         "nargs": "?",
         "metavar": "DIR",
@@ -54,7 +55,8 @@ RACE = "device dtype threads layers without batch rounds eager no-compile no-run
 SUITES = {
     "depthwise": Suite("depthwise convolution: forward, and gradients of input and weight", races.run, RACE),
     "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", races.run, RACE),
-    "network": Suite("MobileNetV1 at 224, every block a FusedDSConv, eval mode", races.run, RACE),
+    "network": Suite("seven whole networks in inference, against the runtimes that serve them", network.run,
+                     "dtype threads layers batches rounds no-compile no-runtimes profile save", {"rounds": 5}),
     "models": Suite(
         "whole models: plain, compiled, converted",
         models.run,

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 OPSET = 17
-Classifier = tuple[Tensor, Tensor]  # weight and bias of a linear layer over the averaged pixels
 
 
 def available(package: str) -> bool:
@@ -23,7 +22,7 @@ def missing() -> list[str]:
     return [p for p in ("onnx", "onnxruntime", "openvino") if not available(p)]
 
 
-def onnx_model(x: Tensor, convolutions: list[dict], classifier: Classifier | None = None) -> bytes:
+def onnx_model(x: Tensor, convolutions: list[dict]) -> bytes:
     """A chain of Conv (and Relu where asked) nodes: {weight, bias, stride, padding, groups, relu}, all float32."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -44,13 +43,6 @@ def onnx_model(x: Tensor, convolutions: list[dict], classifier: Classifier | Non
         if conv["relu"]:
             nodes.append(helper.make_node("Relu", [name], [f"r{i}"]))
             name = f"r{i}"
-    if classifier is not None:
-        nodes.append(helper.make_node("GlobalAveragePool", [name], ["pooled"]))
-        nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
-        nodes.append(helper.make_node("Gemm", ["flat", "linear.weight", "linear.bias"], ["logits"], transB=1))
-        for part, tensor in zip(("weight", "bias"), classifier, strict=True):
-            constants.append(numpy_helper.from_array(tensor.detach().numpy(), f"linear.{part}"))
-        name = "logits"
     graph = helper.make_graph(
         nodes,
         "layer",
@@ -106,16 +98,18 @@ def openvino(x: Tensor, model: bytes, threads: int, dtype: torch.dtype) -> Calla
     return run
 
 
-def runtimes(
-    x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dtype, classifier: Classifier | None = None
-) -> dict[str, Callable[[], object]]:
-    """ONNX Runtime and OpenVINO on a float32 NCHW input, as far as they are installed and have the dtype."""
-    if x.device.type != "cpu" or not available("onnx"):
-        return {}
-    model = onnx_model(x, convolutions, classifier)
+def of_model(x: Tensor, model: bytes, threads: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """ONNX Runtime and OpenVINO on a NCHW input, as far as they are installed and have the dtype."""
     found = {}
     if available("onnxruntime") and dtype == torch.float32:
         found["ONNX Runtime"] = onnx_runtime(x, model, threads)
     if available("openvino") and dtype in (torch.float32, torch.bfloat16):
         found["OpenVINO"] = openvino(x, model, threads, dtype)
     return found
+
+
+def runtimes(x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """The same of a chain of convolutions, with a float32 input."""
+    if x.device.type != "cpu" or not available("onnx"):
+        return {}
+    return of_model(x, onnx_model(x, convolutions), threads, dtype)

@@ -45,6 +45,9 @@ def draw(path: Path) -> list[Path]:
     if "model" in results[0]:
         _bars(bars, f"{title}\neach way in its better layout", *_models(results), "speed, plain PyTorch = 1")
         return [bars]
+    if "network" in results[0]:
+        _bars(bars, title, *_networks(results), "speed, eager channels_last = 1")
+        return [bars]
     if "layer" in results[0]:
         _bars(bars, title, *_layers(results), f"speed, {BASELINE} = 1")
         _roofline(roofline, title, results)
@@ -83,6 +86,18 @@ def _models(results: list[dict]) -> tuple[list[str], Panels]:
         }
         for what, batch in dict.fromkeys((r["what"], r["batch"]) for r in results)
     }
+
+
+def _networks(results: list[dict]) -> tuple[list[str], Panels]:
+    names, base = list(dict.fromkeys(r["network"] for r in results)), "eager channels_last"
+    panels: Panels = {}
+    for batch in dict.fromkeys(r["batch"] for r in results):
+        seconds = {r["network"]: r["seconds"] for r in results if r["batch"] == batch}
+        ways = [way for way in next(iter(seconds.values())) if way not in (base, "eager")]
+        panels[f"batch {batch}"] = {
+            way: [seconds[n][base] / seconds[n][way] if n in seconds else math.nan for n in names] for way in ways
+        }
+    return names, panels
 
 
 def _bars(path: Path, title: str, names: list[str], panels: Panels, label: str) -> None:

@@ -1,7 +1,7 @@
 """One layer or block after another: our kernels against nn.Conv2d in both layouts, torch.compile, ONNX Runtime and OpenVINO.
 
 ``depthwise`` times the forward pass and both gradients of 11 layers of known networks, ``separable`` MobileNetV1's blocks at
-batch 1 and 8, ``network`` MobileNetV1 whole. At 16 bits the peers run in float32 too.
+batch 1 and 8. At 16 bits the peers run in float32 too.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from contextlib import nullcontext
 import torch
 
 from . import peers, plot, report
-from .layers import Layer, depthwise_layers, network_layers, separable_layers
+from .layers import Layer, depthwise_layers, separable_layers
 from .roofline import Roofline
-from .suites import Options, depthwise_race, network_race, separable_race
+from .suites import Options, depthwise_race, separable_race
 from .timing import Stopwatch, keep_freed_memory
 
 RACES = {
     "depthwise": (depthwise_layers, depthwise_race),
     "separable": (separable_layers, separable_race),
-    "network": (network_layers, network_race),
 }
 
 

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from dwconv_ext import FusedDSConv, convert, depthwise_conv2d, unfuse
-from dwconv_ext.models import MobileNetV1
+from dwconv_ext import FusedDSConv, depthwise_conv2d
 from dwconv_ext.nn.folded_weights import fold
 
 from . import peers
@@ -156,9 +154,7 @@ def _unfused(block: FusedDSConv, layer: Layer) -> nn.Sequential:
     return nn.Sequential(depthwise, block.bn1, nn.ReLU(), block.pointwise, block.bn2, nn.ReLU())
 
 
-def _rivals(
-    plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, nodes: list[dict], classifier: peers.Classifier | None
-) -> dict[str, Function]:
+def _rivals(plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, nodes: list[dict]) -> dict[str, Function]:
     """Everybody else on one float32 input, at a dtype: nn.Conv2d in both layouts, torch.compile, the runtimes."""
     plain = copy.deepcopy(plain).to(options.device, dtype)
     typed = x.to(options.device, dtype)
@@ -168,7 +164,7 @@ def _rivals(
     if options.compile:
         functions[COMPILED] = _compiled(plain, typed.contiguous(memory_format=torch.channels_last))
     if options.runtimes and options.device == "cpu":
-        functions.update(peers.runtimes(x, nodes, options.threads, dtype, classifier))
+        functions.update(peers.runtimes(x, nodes, options.threads, dtype))
     return functions
 
 
@@ -179,7 +175,6 @@ def _inference_race(
     plain: nn.Module,
     work: tuple[float, float],
     nodes: list[dict],
-    classifier: peers.Classifier | None = None,
 ) -> Race:
     """Two models in eval mode, float32 on the CPU, with the same weights; work: elements moved at least, and operations.
 
@@ -192,12 +187,12 @@ def _inference_race(
     typed = x.to(options.device, options.dtype)
     for layout, memory_format in LAYOUTS.items():
         functions[f"dwconv_ext {layout}"] = _without_grad(ours, typed.contiguous(memory_format=memory_format))
-    functions.update(_rivals(plain, x, options, options.dtype, nodes, classifier))
+    functions.update(_rivals(plain, x, options, options.dtype, nodes))
     for layout in LAYOUTS:
         results = (functions[f"{who} {layout}"]() for who in ("dwconv_ext", "nn.Conv2d"))
         _check(f"{layer.name} {layout} output", *results, exact)
     if options.device == "cpu" and options.dtype != torch.float32:
-        wide = _rivals(plain, x, options, torch.float32, nodes, classifier)
+        wide = _rivals(plain, x, options, torch.float32, nodes)
         functions.update({f"{name}{FLOAT32}": function for name, function in wide.items()})
     elements, operations = work
     return Race(layer, "forward", functions, typed.element_size() * elements, operations)
@@ -234,28 +229,3 @@ def separable_race(layer: Layer, options: Options) -> Iterator[Race]:
     plain = copy.deepcopy(_unfused(block, layer)).eval().requires_grad_(False)
     nodes = _block_nodes(block, layer.stride, layer.padding)
     yield _inference_race(layer, options, block, plain, (moved, flops), nodes)
-
-
-def network_race(layer: Layer, options: Options) -> Iterator[Race]:
-    """MobileNetV1 in eval mode, against the same network of plain modules."""
-    torch.manual_seed(0)
-    model = MobileNetV1(layer.out_channels)
-    for bn in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        bn.momentum = None  # the statistics of what it sees, so that activations neither grow nor vanish
-        nn.init.uniform_(bn.weight, 0.5, 1.5)
-        nn.init.normal_(bn.bias, std=0.5)
-    with torch.no_grad():
-        model(torch.randn(4, layer.channels, *layer.size))
-    model.eval().requires_grad_(False)
-    plain = unfuse(copy.deepcopy(model))
-    stem = nn.utils.fusion.fuse_conv_bn_eval(*model.features[0][:2])
-    nodes = [{"weight": stem.weight, "bias": stem.bias, "stride": 2, "padding": (1, 1), "groups": 1, "relu": True}]
-    for block in model.features[1:]:
-        nodes += _block_nodes(block, block.depthwise.stride[0], block.depthwise.padding)
-    linear = plain.classifier[1]  # the model's own will change its dtype
-    parameters = sum(p.numel() for p in model.parameters())
-    moved = layer.batch * (layer.channels * layer.size[0] * layer.size[1] + layer.out_channels) + parameters
-    with FlopCounterMode(display=False) as counter:
-        plain(torch.zeros(layer.batch, layer.channels, *layer.size))
-    model = convert(model)  # the first convolution's BatchNorm too
-    yield _inference_race(layer, options, model, plain, (moved, counter.get_total_flops()), nodes, (linear.weight, linear.bias))

@@ -47,8 +47,3 @@ def separable_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:
             c, o, h, w, kh, kw, s = map(int, numbers)
             layers.append(Layer(f"{name}_b{batch}", batch, c, o, (h, w), (kh, kw), s))
     return layers
-
-
-def network_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:
-    """MobileNetV1 as one layer, of three channels in and a thousand classes out."""
-    return [Layer(f"mobilenet_v1_b{batch}", batch, 3, 1000, (224, 224), (3, 3), 2) for batch in batches]

@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[2]
         ("depthwise", "7x7_c1024", "float32"),
         ("depthwise", "7x7_c1024", "bfloat16"),
         ("separable", "block13", "bfloat16"),
-        ("network", "mobilenet_v1", "float32"),
     ],
 )
 def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
@@ -48,6 +47,19 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     roofline = files["png"].with_stem(f"{what}-{dtype}-roofline")
     assert roofline.read_bytes().startswith(b"\x89PNG")
+
+
+def test_whole_networks(tmp_path, capsys, threads):
+    threads(torch.get_num_threads())
+    command = ["network", "--layers", "shufflenet", "--batches", "1", "--threads", "2"]
+    assert program.main([*command, "--rounds", "1", "--no-compile", "--no-runtimes", "--save", str(tmp_path)]) == 0
+    assert "over eager channels_last" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "network-float32.json").read_text())["results"]
+    assert set(row["seconds"]) == {"eager", "eager channels_last", "convert", "backend", "backend NCHW"} and row["flops"] > 2e8
+    assert (tmp_path / "network-float32.png").read_bytes().startswith(b"\x89PNG")
+    assert program.main([*command, "--profile"]) == 0
+    printed = capsys.readouterr().out
+    assert "FoldedBlock" in printed and "GFLOP/s" in printed
 
 
 @pytest.mark.parametrize("name", ["intel-xeon-l1-48k-amx/separable-float32", "amd-epyc-l1-32k-avx512-bf16/models-float32"])
@@ -99,7 +111,7 @@ def test_wrong_arguments(arguments, capsys):
     assert exit.value.code == 2
 
 
-@pytest.mark.parametrize("suite", ["depthwise", "sweep", "models"])
+@pytest.mark.parametrize("suite", ["depthwise", "sweep", "models", "network"])
 def test_no_such_layer(suite, capsys):
     assert program.main([suite, "--layers", "nonsense"]) == 2
     assert "name contains 'nonsense'" in capsys.readouterr().err
