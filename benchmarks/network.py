@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import dwconv_ext
 from dwconv_ext import convert
+from dwconv_ext.compile import backend
 
 from . import peers, plot, report
 from .models import Model, agree, build, inference, models
@@ -146,7 +146,7 @@ def profile(name: Model, batch: int, options: argparse.Namespace, dtype: torch.d
 
     def keeping(module: fx.GraphModule, inputs: list) -> Callable:
         kept.append((module, inputs))
-        return dwconv_ext.compile.backend(module, inputs)
+        return backend(module, inputs)
 
     torch._dynamo.reset()
     model = build(name).eval().requires_grad_(False).to(dtype).to(memory_format=torch.channels_last)
