@@ -13,7 +13,7 @@ from . import graph as g
 from .patterns import fuse
 from .report import Report, keep
 
-OPTIONS = {"base": None}
+OPTIONS = ("base", "freeze")
 
 
 def _has_subgraphs(module: fx.GraphModule) -> bool:
@@ -32,22 +32,26 @@ def backend(
     Args:
         options: ``base``: the backend that the rest of the graph is given, "eager", "aot_eager" or "inductor"; by default
             "inductor" on CUDA and "eager" on the CPU, where compiling takes seconds instead of minutes and the fused operations
-            are most of the time.
+            are most of the time. ``freeze``: True for weights that never change: folded and packed ones are made at the first
+            call and never looked at again (on the "eager" base).
         mode: inductor's ("reduce-overhead", ...); it makes inductor the base.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, or a freeze that is not True or False.
     """
     unknown = set(options or {}) - set(OPTIONS)
     if unknown:
         raise ValueError(f"options must be among {', '.join(OPTIONS)}, but got {', '.join(sorted(unknown))}")
+    frozen = (options or {}).get("freeze", False)
+    if not isinstance(frozen, bool):
+        raise ValueError(f"freeze must be True or False, but got {frozen!r}")
     base = (options or {}).get("base")
     if base is None:
         base = "inductor" if _on_cuda(module) or mode not in (None, "default") else "eager"
     if base == "eager" and _has_subgraphs(module):
         base = "aot_eager"  # a checkpoint's body runs twice, which only functional graphs survive
     report = Report(base)
-    fuse(module, packed=base == "eager", report=report)
+    fuse(module, packed=base == "eager", frozen=frozen, report=report)
     keep(report)
     if base == "inductor" and mode is not None:
         return lookup_backend(base)(module, example_inputs, config_patches=torch._inductor.list_mode_options(mode))

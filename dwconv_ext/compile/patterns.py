@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..nn.folded_layers import ConvSettings, Folded, FoldedBlock, FoldedConv, FoldedLinear, FoldedSqueeze, folded
+from ..nn.folded_layers import ConvSettings, Folded, FoldedBlock, FoldedConv, FoldedLinear, FoldedSqueeze, Frozen, folded
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
@@ -67,12 +67,12 @@ class Layer:
         return self.is_depthwise and self.conv["groups"] == g.tensor_of(self.conv["weight"]).shape[0]
 
 
-def call_of(layer: Folded, packed: bool) -> Callable[..., Tensor]:
+def call_of(layer: Folded, packed: bool, frozen: bool) -> Callable[..., Tensor]:
     """A fused layer as a function of the graph: (input, shortcut or None, *tensors).
 
-    packed: whether it may keep packed weights; not where the next backend takes it apart.
+    packed: whether it may keep packed weights; not where the next backend takes it apart. frozen: whether for ever.
     """
-    run = layer if packed else layer.functional
+    run = layer.functional if not packed else Frozen(layer) if frozen else layer
 
     def fused(input: Tensor, residual: Tensor | None, *tensors: Tensor | None, **gate: Tensor) -> Tensor:
         return run(input, tensors, residual, **gate)
@@ -85,6 +85,7 @@ def call_of(layer: Folded, packed: bool) -> Callable[..., Tensor]:
 class _Pass:
     module: fx.GraphModule
     packed: bool
+    frozen: bool
     report: Report
     order: dict[fx.Node, int] = field(default_factory=dict)
     region: dict[fx.Node, int] = field(default_factory=dict)
@@ -279,7 +280,7 @@ class _Pass:
         tensors = [convs[0].conv["weight"], convs[0].conv["bias"], convs[1].conv["weight"], convs[1].conv["bias"]]
         with self.module.graph.inserting_before(last):
             layer = folded(FoldedSqueeze, convs[0].settings._replace(stride=1, padding=0, dilation=1), kind)
-            gate = self.module.graph.call_function(call_of(layer, self.packed), (input, None, *tensors))
+            gate = self.module.graph.call_function(self.call_of(layer), (input, None, *tensors))
         self.swap(nodes, gate)
         self.report.fused["squeeze-and-excitations"] += 1
 
@@ -307,8 +308,11 @@ class _Pass:
                 input = self.cast(input, g.tensor_of(last).dtype)
             input = self.in_layout(input, tensors[0])
             more = {} if gate is None else {"gate": gate}
-            fused = graph.call_function(call_of(layer, self.packed), (input, residual, *tensors), more)
+            fused = graph.call_function(self.call_of(layer), (input, residual, *tensors), more)
         self.swap(nodes, fused)
+
+    def call_of(self, layer: Folded) -> Callable[..., Tensor]:
+        return call_of(layer, self.packed, self.frozen)
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         cast = self.module.graph.call_method("to", (node, dtype))
@@ -376,6 +380,6 @@ class _Pass:
         self.report.fused["training BatchNorms"] += 1
 
 
-def fuse(module: fx.GraphModule, packed: bool, report: Report) -> None:
-    """Puts the fused operations into the graph; packed: see ``call_of``."""
-    _Pass(module, packed, report).run()
+def fuse(module: fx.GraphModule, packed: bool, frozen: bool, report: Report) -> None:
+    """Puts the fused operations into the graph; packed and frozen: see ``call_of``."""
+    _Pass(module, packed, frozen, report).run()

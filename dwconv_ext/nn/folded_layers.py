@@ -163,6 +163,22 @@ class Folded:
         return (dtype is torch.float64) is (weight.dtype is torch.float64)
 
 
+class Frozen:
+    """A folded layer of tensors that never change: what it makes of them, it makes once."""
+
+    def __init__(self, layer: Folded) -> None:
+        self.layer, self.runs = layer, {}
+
+    def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        run = self.runs.get(input.dtype)
+        if run is None and not taken_apart():
+            with torch.inference_mode(False), torch.no_grad():
+                run = self.runs[input.dtype] = self.layer.make(tensors, input.dtype) or False
+        if run and self.layer.fits(input, tensors, residual):
+            return run(input, residual, gate)
+        return self.layer.functional(input if gate is None else input * gate, tensors, residual)
+
+
 class FoldedBlock(Folded):
     """``act2(bn2(pointwise(act1(bn1(depthwise(x)))))) [+ residual]`` with BatchNorms in eval mode, as one kernel.
 

@@ -231,3 +231,53 @@ def test_one_convolution_with_two_norms():
     for _ in range(2):
         assert_same(model(x), right)
         assert len(entries_of(conv.weight)) == 2
+
+
+FREEZE = {"options": {"freeze": True}}
+
+
+@torch.no_grad()
+def test_frozen_weights():
+    model = nn.Sequential(sequential(16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8)).eval()
+    right = copy.deepcopy(model)
+    compiled = fast(model, dynamic=True, **FREEZE)
+    for n in (2, 3, 300):  # more rows than the linear layer's kernel takes
+        x = picture(n)
+        assert_same(compiled(x), right(x))
+        assert_same(compiled(x.contiguous(memory_format=torch.channels_last)), right(x))
+    assert fused()["blocks"] == 1
+    for p in model.parameters():
+        p.mul_(2)
+    assert_same(compiled(x), right(x))  # as the guide says
+    again = fast(model, **FREEZE)
+    assert_same(again(x), model(x))
+
+
+def test_frozen_weights_in_other_modes():
+    model = sequential(16, 16)
+    compiled, x = fast(model, **FREEZE), picture()
+    for context in (torch.no_grad, torch.inference_mode, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)):
+        with context():
+            torch.testing.assert_close(
+                compiled(x), model(x), rtol=0.05, atol=0.1 if context().__class__ is torch.autocast else 1e-4
+            )
+    compiled(x).sum().backward()
+    assert model[0].weight.grad is not None
+    with torch.no_grad():
+        assert_same(compiled.double()(x.double()), model(x.double()))
+
+
+def test_frozen_weights_die_with_their_graph():
+    model = sequential(16, 16)
+    with torch.no_grad():
+        fast(model, **FREEZE)(picture())
+    dead = weakref.ref(model[0].weight)
+    del model
+    torch._dynamo.reset()
+    gc.collect()
+    assert dead() is None
+
+
+def test_freeze_is_a_flag():
+    with pytest.raises(Exception, match="freeze must be True or False, but got 1"):
+        fast(sequential(16, 16), options={"freeze": 1})(picture())
