@@ -12,7 +12,7 @@ from torch._functorch.utils import enable_single_level_autograd_function, unwrap
 from torch._prims_common import suggest_memory_format
 
 from .._extension import _C
-from .activations import activate
+from .activations import ACTIVATIONS, activate
 from .autograd import (
     DepthwiseConv2dBackwardFunction,
     DepthwiseConv2dFunction,
@@ -22,7 +22,8 @@ from .autograd import (
     taken_apart,
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
-from .functional import DTYPES, accumulation_dtype
+from .checks import Checks, name_of
+from .functional import accumulation_dtype
 
 ops = torch.ops.dwconv_ext
 _library = torch.library.Library("dwconv_ext", "IMPL")
@@ -30,53 +31,26 @@ _library = torch.library.Library("dwconv_ext", "IMPL")
 
 def _like(x: Tensor, shape: Any) -> Tensor:
     """Without data, in x's dtype and layout."""
-    return x.new_empty(shape).contiguous(memory_format=suggest_memory_format(x))
-
-
-def _fake_convolution(
-    op: str, x: Tensor, weight_name: str, w: Tensor, channels: Any, conv: tuple, others: dict[str, Tensor | None]
-) -> Tensor:
-    """The output without its data, after csrc/common/checks.h's checks in the same words."""
-
-    def check(condition: Any, message: str) -> None:
-        torch._check(condition, lambda: f"{op}: {message}")
-
-    check(x.dim() == 4, f"input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
-    check(w.dim() == 4, f"{weight_name} must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(w.shape)}")
-    check(x.dtype in DTYPES, f"input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
-    for name, t in {weight_name: w, **others}.items():
-        if t is not None:
-            check(t.device == x.device, f"{name} must be on the same device as input (got {t.device} and {x.device})")
-            check(t.dtype == x.dtype, f"{name} must have the same dtype as input (got {t.dtype} and {x.dtype})")
-    check(x.shape[1] > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
-    for size in x.shape[2:]:
-        check(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
-    wanted = f"shape (C * multiplier, 1, kH, kW) with C = {x.shape[1]} channels of input"
-    depthwise = w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % x.shape[1] == 0
-    check(depthwise, f"{weight_name} must have {wanted}, but got {list(w.shape)}")
-    size = []
-    for i, side in ((0, "height"), (1, "width")):
-        stride, padding, dilation = (pair[i] for pair in conv)
-        check(stride > 0, f"stride must be positive, but got {tuple(conv[0])}")
-        check(padding >= 0, f"padding must be non-negative, but got {tuple(conv[1])}")
-        check(dilation > 0, f"dilation must be positive, but got {tuple(conv[2])}")
-        if isinstance(padding, int) and padding >= 2**61:  # no guard on a symbolic size for what nobody writes
-            most = (2**63 - 1 - x.shape[i + 2]) // 2
-            check(padding <= most, f"Given padding={padding} at dimension {i}, expected padding to be at most {most}")
-        check(w.shape[i + 2] > 0, f"{weight_name} must have a non-empty filter, but got shape {list(w.shape)}")
-        room = x.shape[i + 2] + 2 * padding - dilation * (w.shape[i + 2] - 1) - 1
-        check(room >= 0, f"{weight_name}'s filter is larger than the padded input along {side}")
-        size.append(room // stride + 1)
-    return _like(x, (x.shape[0], channels, *size))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=suggest_memory_format(x))
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")
 def _(x, w, b, stride, padding, dilation, act="identity", slope=0.01):
-    return _fake_convolution("depthwise_conv2d", x, "weight", w, w.shape[0], (stride, padding, dilation), {"bias": b})
+    check = Checks("depthwise_conv2d")
+    size = check.convolution(x, "weight", w, stride, padding, dilation)
+    shape = (x.shape[0], w.shape[0], *size)
+    check.output(x, shape, padding)
+    check.vector("bias", b, w.shape[0], x)
+    check.activation("act", act)
+    return _like(x, shape)
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d_backward")
 def _(grad, x, w, stride, padding, dilation, mask):
+    check = Checks("depthwise_conv2d_backward")
+    size = check.convolution(x, "weight", w, stride, padding, dilation)
+    check.of_output_shape("grad_output", grad, x, (x.shape[0], w.shape[0], *size))
+    check.that(len(mask) == 3, f"output_mask must have 3 values, but got {len(mask)}")
     return (
         _like(x, x.shape) if mask[0] else x.new_empty((0,)),
         x.new_empty(w.shape) if mask[1] else x.new_empty((0,)),
@@ -86,35 +60,84 @@ def _(grad, x, w, stride, padding, dilation, mask):
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d")
 def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
-    others = {"dw_bias": db, "pw_weight": pw, "pw_bias": pb, "residual": residual}
-    return _fake_convolution("separable_conv2d", x, "dw_weight", dw, pw.shape[0], (stride, padding, dilation), others)
+    check = Checks("separable_conv2d")
+    size = check.convolution(x, "dw_weight", dw, stride, padding, dilation)
+    wanted = f"dw_weight must have one filter per channel of input ({x.shape[1]})"
+    check.that(dw.shape[0] == x.shape[1], f"{wanted}, but got shape {list(dw.shape)}")
+    check.pointwise(db, pw, pb, x.shape[1], x)
+    shape = (x.shape[0], pw.shape[0], *size)
+    check.output(x, shape, padding)
+    if residual is not None:
+        check.of_output_shape("residual", residual, x, shape)
+    check.activation("dw_act", dw_act)
+    check.activation("pw_act", pw_act)
+    return _like(x, shape)
 
 
-def _check_channels(op: str, x: Tensor, channels: dict[str, Tensor | None]) -> torch.dtype:
-    """csrc/cpu/ops/batch_norm.cpp's checks; the accumulation type."""
-    torch._check(x.dim() == 4, lambda: f"{op}: input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
-    torch._check(x.dtype in DTYPES, lambda: f"{op}: input must be float32, float64, bfloat16 or float16 (got {x.dtype})")
-    wide = accumulation_dtype(x.dtype)
-    for name, t in channels.items():
-        if t is not None:
-            wanted = f"{op}: {name} must have {x.shape[1]} elements of {wide}"
-            torch._check(t.dim() == 1 and t.dtype == wide, lambda wanted=wanted: wanted)
-            torch._check(t.shape[0] == x.shape[1], lambda wanted=wanted: wanted)
-    return wide
+@torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
+def _(dw, db, pw, pb, isa, input_dtype=""):
+    check = Checks("separable_conv2d_pack")
+    selected = _C.selected_isa()
+    check.that(isa == selected, f"isa must be the selected instruction set, {selected}, but got '{isa}'")
+    check.shape("dw_weight", dw, (None, 1, None, None), "have shape (C, 1, kH, kW), but got")
+    check.dtype("dw_weight", dw)
+    dtype = name_of(dw.dtype)
+    wanted = "input_dtype must be the weights', or bfloat16 or float16 where these are float32"
+    others = ("bfloat16", "float16") if dtype == "float32" else ()
+    check.that(input_dtype in ("", dtype, *others), f"{wanted}, but got '{input_dtype}'")
+    check.pointwise(db, pw, pb, dw.shape[0], dw)
+    size = _C.block_bytes(input_dtype or dtype, dw.shape[0], pw.shape[0], *dw.shape[2:])
+    return dw.new_empty((size,), dtype=torch.uint8)
+
+
+@torch.library.register_fake("dwconv_ext::separable_conv2d_packed")
+def _(x, packed, block, slopes, residual=None, gate=None):
+    check = Checks("separable_conv2d_packed")
+    check.rank(x)
+    acts = range(len(ACTIVATIONS))
+    whole = len(block) == 11 and len(slopes) == 2 and block[9] in acts and block[10] in acts
+    check.that(whole, "block must be 11 integers that end in two activations' numbers, and slopes two numbers")
+    check.dtype("input", x)
+    check.that(
+        _may_be_packed_for(packed, x, block[:3]),
+        f"packed must be what separable_conv2d_pack made on this CPU of weights for {x.shape[1]} channels of input, of its "
+        f"dtype, and of the block's filter and {block[0]} output channels",
+    )
+    size = check.filter(x, block[1:3], block[3:5], block[5:7], block[7:9])
+    shape = (x.shape[0], block[0], *size)
+    check.output(x, shape, block[5:7])
+    if residual is not None:
+        check.of_output_shape("residual", residual, x, shape)
+    return _like(x, shape)
+
+
+@torch.library.register_fake("dwconv_ext::squeeze_excitation")
+def _(x, reduce, first, expand, second, act, gate, slope=0.01):
+    return x.new_empty((x.shape[0], x.shape[1], 1, 1))
+
+
+def _may_be_packed_for(packed: Tensor, x: Tensor, block: list[int]) -> bool:
+    """All of C++'s check but for the bytes themselves, which say what they were made of."""
+    if packed.device != x.device or packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+        return False
+    sizes, bytes = (x.shape[1], *block), packed.shape[0]
+    if not all(isinstance(size, int) for size in (*sizes, bytes)):
+        return True
+    # The first for sizes whose bytes 64 bits cannot count.
+    return all(0 < size < bytes for size in sizes) and bytes == _C.block_bytes(name_of(x.dtype), *sizes)
 
 
 @torch.library.register_fake("dwconv_ext::batch_norm_act")
 def _(x, w, b, eps, act, slope=0.01):
-    wide = _check_channels("batch_norm_act", x, {"weight": w, "bias": b})
-    channels = x.new_empty((x.shape[1],), dtype=wide)
-    return _like(x, x.shape), channels, torch.empty_like(channels)
+    Checks("batch_norm_act").batch_norm(x, w, b, eps, act)
+    mean = x.new_empty((x.shape[1],), dtype=accumulation_dtype(x.dtype))
+    return _like(x, x.shape), mean, torch.empty_like(mean)
 
 
 @torch.library.register_fake("dwconv_ext::batch_norm_act_backward")
 def _(grad, x, w, b, mean, variance, eps, act, slope=0.01):
-    channels = {"weight": w, "bias": b, "mean": mean, "variance": variance}
-    wide = _check_channels("batch_norm_act_backward", x, channels)
-    grad_weight = x.new_empty((x.shape[1],), dtype=wide)
+    Checks("batch_norm_act_backward").batch_norm_backward(grad, x, w, b, mean, variance, eps, act)
+    grad_weight = x.new_empty((x.shape[1],), dtype=accumulation_dtype(x.dtype))
     return _like(x, x.shape), grad_weight, torch.empty_like(grad_weight)
 
 
@@ -143,7 +166,9 @@ def _register_autograd(
             return parts(*args)
         needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
         if len(args) > taken and (needed or taken_apart()):
-            return activate(op(*args[:taken]), *args[taken:])
+            output = op(*args[:taken])
+            Checks(name).activation("act", args[taken])
+            return activate(output, *args[taken:])
         if torch._C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
                 return transformed.apply(*args)
@@ -157,27 +182,6 @@ def _register_autograd(
     _library.impl(name, autograd, "Autograd")
 
 
-@torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
-def _(dw, db, pw, pb, isa, input_dtype=""):
-    wanted = "separable_conv2d_pack: dw_weight and pw_weight must be 4-dimensional"
-    torch._check(dw.dim() == 4 and pw.dim() == 4, lambda: f"{wanted}, but got {list(dw.shape)} and {list(pw.shape)}")
-    dtype = input_dtype or str(dw.dtype).removeprefix("torch.")
-    return dw.new_empty((_C.block_bytes(dtype, dw.shape[0], pw.shape[0], *dw.shape[2:]),), dtype=torch.uint8)
-
-
-@torch.library.register_fake("dwconv_ext::separable_conv2d_packed")
-def _(x, packed, block, slopes, residual=None, gate=None):
-    op, conv = "separable_conv2d_packed", (block[3:5], block[5:7], block[7:9])
-    torch._check(x.dim() == 4, lambda: f"{op}: input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
-    dw_weight = x.new_empty((x.shape[1], 1, *block[1:3]))
-    return _fake_convolution(op, x, "packed", dw_weight, block[0], conv, {"residual": residual})
-
-
-@torch.library.register_fake("dwconv_ext::squeeze_excitation")
-def _(x, reduce, first, expand, second, act, gate, slope=0.01):
-    return x.new_empty((x.shape[0], x.shape[1], 1, 1))
-
-
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
 _register_autograd("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction, 3)
 _register_autograd("separable_conv2d", SeparableConv2dFunction, 11)
@@ -188,6 +192,7 @@ def _batch_norm_act_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tenso
     """The kernel, or where a derivative of it is wanted torch's operations."""
     tensors = [t for t in (grad, x, *rest[:2]) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        Checks("batch_norm_act_backward").batch_norm_backward(grad, x, *rest[:6])
         return differentiable_backward(grad, x, *rest)
     with below_autograd():
         return ops.batch_norm_act_backward.default(grad, x, *rest)

@@ -63,9 +63,9 @@ FAULTS = [
     ),
     Fault(
         "fake_rounding",
-        "ops/registration.py",
-        "size.append(«room» // stride + 1)",
-        "(room + stride - 1)",
+        "ops/checks.py",
+        "return («padded - reach») // stride + 1",
+        "padded - reach + stride - 1",
         "a rounding up: shapes without data are too large at a stride",
         "tests/ops/test_derivatives.py -k 'test_opcheck or test_compile'",
     ),

@@ -1,0 +1,143 @@
+"""The checks of csrc/common/checks.h for tensors without data: the same ones, in the same order and words.
+
+tests/ops/test_checks.py holds the two together. Sizes may be symbolic here: each comparison is a torch._check of its own, which
+becomes a guard or an assertion, and a limit that no real shape comes near is checked only where the numbers are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import ACTIVATIONS
+from .functional import DTYPES, accumulation_dtype
+
+MOST_INT64 = 2**63 - 1
+MOST_BYTES = 2**48  # more than a process can address
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class Checks:
+    """Of one op's arguments; every message names the op and the argument."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+    def that(self, condition: Any, message: str) -> None:
+        torch._check(condition, lambda: f"{self.op}: {message}")
+
+    def shape(self, name: str, t: Tensor, sizes: Sequence[Any], wanted: str) -> None:
+        """`sizes` with None where any positive one will do; the shape follows what is `wanted`."""
+        message = f"{name} must {wanted} {list(t.shape)}"
+        self.that(t.dim() == len(sizes), message)
+        for found, size in zip(t.shape, sizes, strict=True):
+            self.that(found > 0 if size is None else found == size, message)
+
+    def rank(self, x: Tensor) -> None:
+        self.that(x.dim() == 4, f"input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
+
+    def dtype(self, name: str, t: Tensor) -> None:
+        self.that(t.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16 (got {t.dtype})")
+
+    def device(self, name: str, t: Tensor, x: Tensor) -> None:
+        self.that(t.device == x.device, f"{name} must be on the same device as input (got {t.device} and {x.device})")
+
+    def like_input(self, name: str, t: Tensor, x: Tensor) -> None:
+        self.device(name, t, x)
+        self.that(t.dtype == x.dtype, f"{name} must have the same dtype as input (got {t.dtype} and {x.dtype})")
+
+    def vector(self, name: str, t: Tensor | None, size: Any, x: Tensor) -> None:
+        if t is not None:
+            self.like_input(name, t, x)
+            self.shape(name, t, (size,), f"be 1-dimensional with {size} elements, but got shape")
+
+    def activation(self, name: str, value: str) -> None:
+        self.that(value in ACTIVATIONS, f"{name} must be one of {', '.join(ACTIVATIONS)}, but got '{value}'")
+
+    def output_size(self, dimension: int, size: Any, kernel: Any, stride: Any, pad: Any, dilation: Any) -> Any:
+        if isinstance(pad, int) and pad >= 2**61:  # else in range whatever the size
+            most = (MOST_INT64 - size) // 2
+            self.that(pad <= most, f"Given padding={pad} at dimension {dimension}, expected padding to be at most {most}")
+        side, padded, reach = ("height", "width")[dimension], size + 2 * pad, dilation * (kernel - 1) + 1
+        endless = isinstance(reach, int) and reach > MOST_INT64
+        self.that(
+            reach <= padded,
+            f"weight's filter is larger than the padded input along {side}: dilation * (kernel - 1) + 1 = "
+            f"{'more than 2^63' if endless else reach}, but padded input {side} is {padded}",
+        )
+        return (padded - reach) // stride + 1
+
+    def filter(self, x: Tensor, kernel: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
+        """Of a filter on an image with at least one pixel; the output's height and width."""
+        for size in x.shape[2:]:
+            self.that(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
+        for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+            self.that(len(pair) == 2, f"{name} must be a pair, but got {len(pair)} values")
+            for value in pair:
+                self.that(value >= least, f"{name} must be {'positive' if least else 'non-negative'}, but got {tuple(pair)}")
+        return [self.output_size(i, x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+
+    def convolution(self, x: Tensor, weight_name: str, w: Tensor, stride: Any, padding: Any, dilation: Any) -> list[Any]:
+        """The output's height and width."""
+        self.rank(x)
+        wanted = "4-dimensional (C * multiplier, 1, kH, kW)"
+        self.that(w.dim() == 4, f"{weight_name} must be {wanted}, but got shape {list(w.shape)}")
+        self.dtype("input", x)
+        self.like_input(weight_name, w, x)
+        channels = x.shape[1]
+        self.that(channels > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
+        wanted = f"have shape (C * multiplier, 1, kH, kW) with C = {channels} channels of input"
+        depthwise = w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % channels == 0
+        self.that(depthwise, f"{weight_name} must {wanted}, but got {list(w.shape)}")
+        for size in w.shape[2:]:
+            self.that(size > 0, f"{weight_name} must have a non-empty filter, but got shape {list(w.shape)}")
+        return self.filter(x, w.shape[2:], stride, padding, dilation)
+
+    def output(self, x: Tensor, shape: Sequence[Any], padding: Any) -> None:
+        if all(isinstance(size, int) for size in shape):
+            bytes = math.prod(max(size, 1) for size in shape) * x.element_size()  # no images: the strides have to fit too
+            message = f"the output's shape {list(shape)} is too large to allocate: padding is {tuple(padding)}"
+            self.that(bytes < MOST_BYTES, message)
+
+    def of_output_shape(self, name: str, t: Tensor, x: Tensor, shape: Sequence[Any]) -> None:
+        self.like_input(name, t, x)
+        self.shape(name, t, shape, f"have the output's shape {list(shape)}, but got")
+
+    def pointwise(self, db: Tensor | None, pw: Tensor, pb: Tensor | None, channels: Any, like: Tensor) -> None:
+        self.like_input("pw_weight", pw, like)
+        self.shape("pw_weight", pw, (None, channels, 1, 1), f"have shape (out_channels, {channels}, 1, 1), but got")
+        self.vector("dw_bias", db, channels, like)
+        self.vector("pw_bias", pb, pw.shape[0], like)
+
+    def channels(self, name: str, t: Tensor | None, x: Tensor) -> None:
+        """A number for each channel of input, in the accumulation type."""
+        if t is not None:
+            self.device(name, t, x)
+            wide = accumulation_dtype(x.dtype)
+            self.that(t.dtype == wide, f"{name} must be {name_of(wide)} for this input (got {t.dtype})")
+            self.shape(name, t, x.shape[1:2], f"be 1-dimensional with {x.shape[1]} elements, but got shape")
+
+    def batch_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str) -> None:
+        self.rank(x)
+        self.dtype("input", x)
+        self.that(x.numel() > 0, f"input must not be empty, but got shape {list(x.shape)}")
+        self.that(eps >= 0, f"eps must be non-negative, but got {eps:g}")
+        self.activation("act", act)
+        self.channels("weight", w, x)
+        self.channels("bias", b, x)
+
+    def batch_norm_backward(
+        self, grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str
+    ) -> None:
+        self.batch_norm(x, w, b, eps, act)
+        self.like_input("grad_output", grad, x)
+        self.shape("grad_output", grad, x.shape, f"have input's shape {list(x.shape)}, but got")
+        self.channels("mean", mean, x)
+        self.channels("variance", variance, x)
