@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import tempfile
 
+import implementations
 import properties
 import pytest
 import torch
@@ -23,10 +24,15 @@ if properties.available:
 @pytest.fixture(params=dwconv_ext._C.supported_isas())
 def isa(request):
     """Every instruction set this CPU has, in turn."""
-    before = dwconv_ext._C.selected_isa()
-    dwconv_ext._C.select_isa(request.param)
-    yield request.param
-    dwconv_ext._C.select_isa(before)
+    with implementations.running(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=implementations.NAMES)
+def kernels(request):
+    """Every implementation of the ops, in turn: of the CPU's instruction sets, and CUDA's."""
+    with implementations.running(request.param) as implementation:
+        yield implementation
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
+SUITES = ["tests/cuda/test_cuda.py", *(f"tests/ops/test_{name}.py" for name in ("depthwise", "separable", "extreme_numbers"))]
 SELECTION = """
 import torch, dwconv_ext
 for layout in (torch.contiguous_format, torch.channels_last):
@@ -66,7 +67,7 @@ def main() -> int:
     emulator = subprocess.Popen([python, "tools/cuda_emulator/__init__.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     steps: dict[str, list[str]] = {
         "build": [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--editable", "."],
-        "tests": [python, "-m", "pytest", "-q", "tests/cuda/test_cuda.py", "-m", "gpu", "-p", "no:cacheprovider", *parallel],
+        "tests": [python, "-m", "pytest", "-q", *SUITES, "-m", "gpu", "-p", "no:cacheprovider", *parallel],
     }
     if options.built:
         del steps["build"]

@@ -1,21 +1,22 @@
-"""The CUDA kernels: on the emulator (tools/cuda_emulator) everywhere, and on a GPU where there is one. One suite for both."""
+"""The CUDA kernels one by one, their threads' order and their accesses, on the emulator (tools/cuda_emulator).
+
+What the ops compute is tested in tests/ops, for the CPU and CUDA alike.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 
 import cuda_emulator as emulator
-import extreme
 import pytest
 import torch
-from cases import CASES, DTYPES, LAYOUTS, Case
-from problems import BLOCKS, VIEWS, operands, problems
-from properties import given, settings
-from reference import ACTIVATIONS, check_depthwise, check_separable
+from cases import LAYOUTS, Case
+from implementations import CUDA, EMULATOR, TURING, running
+from problems import operands
+from reference import check_depthwise, check_separable
 
 import dwconv_ext
 
@@ -24,71 +25,17 @@ if emulator.cuda_headers() is None:
 
 E = emulator.load()
 TABLE = E.kernel_table()
-# GPUs that the plans are made for: one with many SMs cuts problems small, one with a single SM makes large tiles.
-CARDS = {"h100": {}, "one_processor": {"sm_count": 1}}
-AMPERE = {"arch": 80, "sm_count": 108}
-TURING = {"arch": 75, "shared_per_block": 64 << 10, "shared_per_sm": 64 << 10, "sm_count": 40}
-
-
-@pytest.fixture(
-    params=[
-        "emulator",
-        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
-    ]
-)
-def device(request):
-    with emulator.behind_the_ops() if request.param == "emulator" else nullcontext():
-        yield "cpu" if request.param == "emulator" else "cuda"
-    reset()
 
 
 @pytest.fixture
 def emulated():
-    with emulator.behind_the_ops():
+    with running(EMULATOR):
         yield E
-    reset()
 
 
-def reset():
-    E.set_card({})
-    E.set_order("forwards")
-    E.force_row(-1)
-    E.force_fusion("by_cost")
-    E.count_traffic(False, True, [])
-    E.launches()
-
-
-def on(device, tensors):
-    return [None if t is None else t.to(device) for t in tensors]
-
-
-def needs_emulator(device):
-    if device != "cpu":
-        pytest.skip("chooses GPUs, orders or kernels, which only the emulator can")
-
-
-@pytest.mark.parametrize("card", CARDS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_depthwise(case, layout, card, device):
-    if device == "cuda" and card != "h100":
-        pytest.skip("a GPU is what it is")
-    E.set_card(CARDS[card])
-    for dtype in DTYPES if card == "h100" else (torch.float32, torch.float16):  # the GPU decides about tiles alone
-        check_depthwise(*on(device, case.tensors(dtype, layout)), case.conv, peer=False)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("axis", extreme.AXES)
-def test_extreme_axes(axis, layout, device):
-    axis = extreme.AXES[axis]
-    for dtype in DTYPES:
-        extreme.check(axis, extreme.PLAIN, dtype, layout, device=device)
-    extreme.check(extreme.PLAIN, axis, torch.float32, layout, 3, multiplier=2, device=device)
-    extreme.check(axis, axis, torch.float32, layout, 5, device=device)
-
-
-def test_what_32_bits_do_not_hold(device):
+@pytest.mark.parametrize("kernels", CUDA, indirect=True)
+def test_what_32_bits_do_not_hold(kernels):
+    device = kernels.device
     x, w = torch.ones(1, 2, 8, 8, device=device), torch.ones(2, 1, 3, 3, device=device)
     with pytest.raises(RuntimeError, match=r"must be below 2\^31 on CUDA: stride is \(1, 1\), padding \(0, 1073741824\)"):
         dwconv_ext.depthwise_conv2d(x, w, padding=(0, 2**30))
@@ -96,109 +43,6 @@ def test_what_32_bits_do_not_hold(device):
         dwconv_ext.depthwise_conv2d(x, w, padding=2**62)
     with pytest.raises(RuntimeError, match=r"the output's shape .* is too large to allocate: padding is"):
         dwconv_ext.depthwise_conv2d(x, w, padding=2**40)
-
-
-@pytest.mark.parametrize("fusion", ["always", "never"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("block", BLOCKS)
-def test_separable(block, layout, fusion, device):
-    E.force_fusion(fusion)
-    if dwconv_ext._C_cuda is not None:
-        dwconv_ext._C_cuda.force_fusion(fusion)
-    for dtype, tf32 in [(dtype, False) for dtype in DTYPES] + [(torch.float32, True)]:
-        tensors, conv = operands(BLOCKS[block], dtype, layout)
-        for card in ({}, {"sm_count": 1}, AMPERE, TURING) if device == "cpu" else ({},):
-            E.set_card(card)
-            check_separable(*on(device, tensors), conv, "relu", "relu6", peer=False, narrow=True, tf32=tf32)
-    if dwconv_ext._C_cuda is not None:
-        dwconv_ext._C_cuda.force_fusion("by_cost")
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_activations_and_residual(activation, layout, device):
-    for dtype in DTYPES:
-        tensors, conv = operands(BLOCKS["panel_plus_1"], dtype, layout)
-        tensors[0].mul_(3)
-        residual = torch.randn(1, 65, 8, 9).to(dtype).contiguous(memory_format=LAYOUTS[layout])
-        x, *rest = on(device, tensors)
-        check_separable(x, *rest, conv, activation, "identity", residual.to(device), peer=False, narrow=True)
-        check_separable(x, *rest, conv, "identity", activation, None, peer=False, narrow=True)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_activations_of_a_depthwise_convolution(activation, layout, device):
-    for dtype in DTYPES:
-        x, w, b = on(device, Case("of_two_filters", 2, 10, (9, 8), multiplier=2).tensors(dtype, layout))
-        ours = dwconv_ext.depthwise_conv2d(x, w, b, padding=1, act=activation)
-        z = torch.nn.functional.conv2d(x.double(), w.double(), b.double(), padding=1, groups=10)
-        limit = {"rtol": 0.03, "atol": 0.03} if dtype.itemsize == 2 else {"rtol": 1e-4, "atol": 1e-5}
-        torch.testing.assert_close(ours, ACTIVATIONS[activation](z).to(dtype), **limit)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_at_the_ends(activation, device):
-    inf, nan = float("inf"), float("nan")
-    values = [0.0, -0.0, 1e-30, 3.0, -3.0, 6.0, 20.0, -20.0, 88.0, -88.0, 104.0, -104.0, 1e30, -1e30, inf, -inf, nan]
-    x = torch.tensor(values, device=device).reshape(1, 1, 1, -1)
-    one = torch.ones(1, 1, 1, 1, device=device)
-    ours = dwconv_ext.separable_conv2d(x, one, None, one, None, dw_act="identity", pw_act=activation)
-    want = ACTIVATIONS[activation](x.double()).float()
-    loose = 2e-6 if device == "cpu" else 1e-3  # tf32 may be on
-    torch.testing.assert_close(ours, want, equal_nan=True, rtol=loose, atol=1e-30)
-
-
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_views(view, layout, device):
-    base = torch.randn(3, 20, 12, 13).contiguous(memory_format=LAYOUTS[layout]).to(device)
-    x = VIEWS[view](base)
-    w = torch.randn(x.shape[1], 1, 3, 3, device=device)
-    ours, theirs = (base.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2))
-    y = dwconv_ext.depthwise_conv2d(VIEWS[view](ours), w, padding=1)
-    want = torch.nn.functional.conv2d(VIEWS[view](theirs).double(), w.double(), padding=1, groups=x.shape[1]).float()
-    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
-    y.sum().backward()
-    want.sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_neighbours_of_a_slice_do_not_leak_in(layout, device):
-    base = torch.full((2, 40, 8, 24), float("nan"), device=device).contiguous(memory_format=LAYOUTS[layout])
-    x = base[:, 8:28, :, 5:17]
-    x.copy_(torch.randn(x.shape))
-    for kernel, stride in (((3, 3), 1), ((5, 5), 2), ((4, 3), 1)):
-        v, w = x.detach().requires_grad_(), torch.randn(20, 1, *kernel, device=device, requires_grad=True)
-        y = dwconv_ext.depthwise_conv2d(v, w, stride=stride, padding=1)
-        y.sum().backward()
-        assert not any(t.isnan().any() for t in (y, v.grad, w.grad))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_nan_and_inf_reach_what_they_should(value, layout, device):
-    x = torch.randn(2, 20, 9, 9)
-    for at in ((0, 0, 0, 0), (1, 3, 4, 4), (0, 19, 8, 8), (1, 16, 0, 8)):
-        x[at] = value
-    x, w = on(device, (x.contiguous(memory_format=LAYOUTS[layout]), torch.randn(20, 1, 3, 3)))
-    ours = dwconv_ext.depthwise_conv2d(x, w, padding=1)
-    torch.testing.assert_close(ours, torch.nn.functional.conv2d(x, w, padding=1, groups=20), equal_nan=True, rtol=1e-4, atol=1e-4)
-
-
-@given(problems())
-@settings(max_examples=60)
-def test_random_problems(problem):
-    random = torch.Generator().manual_seed(problem["seed"])
-    channels = problem["shape"][1]
-    x = torch.randn(problem["shape"], generator=random).to(problem["dtype"]).contiguous(memory_format=LAYOUTS[problem["layout"]])
-    w = torch.randn(channels * problem["multiplier"], 1, *problem["kernel"], generator=random).to(problem["dtype"])
-    b = torch.randn(len(w), generator=random).to(problem["dtype"]) if problem["bias"] else None
-    with emulator.behind_the_ops():
-        E.set_card({"sm_count": 1 + problem["seed"] % 40})
-        check_depthwise(x, w, b, problem["conv"], peer=False)
-    reset()
 
 
 # ---- every kernel --------------------------------------------------------------------------------------------------------

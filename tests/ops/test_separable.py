@@ -1,4 +1,4 @@
-"""separable_conv2d and FusedDSConv against float64 and against the unfused modules."""
+"""separable_conv2d, on the CPU and on CUDA, and FusedDSConv against float64 and against the unfused modules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from blocks import Recorded
 from cases import DTYPES, LAYOUTS
+from implementations import AMPERE, ONE_SM, TURING
 from problems import BLOCKS, operands
 from properties import given, st
 from reference import ACTIVATIONS, Convolution, check_separable
@@ -35,10 +36,13 @@ def test_blocks(block, layout, dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_instruction_set(block, layout, isa):
+def test_every_implementation(block, layout, kernels):
     for dtype in DTYPES:
         tensors, conv = operands(BLOCKS[block], dtype, layout)
-        check_separable(*tensors, conv, "relu6", "identity")
+        for rounding in kernels.roundings(dtype):
+            for _ in kernels.gpus(ONE_SM, AMPERE, TURING):
+                for _ in kernels.fusions():
+                    check_separable(*kernels.on_device(tensors), conv, "relu6", "identity", **rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -53,24 +57,28 @@ def test_a_strided_block_of_several_tiles(layout, dtype, isa):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_activations(activation, dtype, layout, isa):
+def test_activations(activation, dtype, layout, kernels):
+    """And a residual, which is added after them."""
     tensors, conv = operands(BLOCKS["panel_plus_1"], dtype, layout)
     tensors[0].mul_(3)
-    check_separable(*tensors, conv, activation, "identity")
-    check_separable(*tensors, conv, "identity", activation)
+    residual = torch.randn(1, 65, 8, 9).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    *tensors, residual = kernels.on_device((*tensors, residual))
+    rounding = kernels.roundings(dtype)[0]
+    check_separable(*tensors, conv, activation, "identity", residual, **rounding)
+    check_separable(*tensors, conv, "identity", activation, **rounding)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_at_the_ends(activation, isa):
+def test_activations_at_the_ends(activation, kernels):
     """Through an identity block: large values, NaN, infinities and zero, as torch.nn.functional has them."""
     inf, nan = float("inf"), float("nan")
     values = [0.0, -0.0, 1e-30, -1e-30, 3.0, -3.0, 6.0, 20.0, -20.0, 88.0, -88.0, 104.0, -104.0, 1e30, -1e30, inf, -inf, nan]
-    values = torch.tensor(values)
-    x = values.reshape(1, 1, 1, -1)
-    one = torch.ones(1, 1, 1, 1)
+    x = torch.tensor(values, device=kernels.device).reshape(1, 1, 1, -1)
+    one = torch.ones(1, 1, 1, 1, device=kernels.device)
     ours = dwconv_ext.separable_conv2d(x, one, None, one, None, dw_act="identity", pw_act=activation)
     want = ACTIVATIONS[activation](x.double()).float()  # torch's own float32 gelu is off by 1e-4 at -3 and NaN at infinity
-    torch.testing.assert_close(ours, want, equal_nan=True, rtol=2e-6, atol=1e-30)
+    loose = 1e-3 if kernels.device == "cuda" else 2e-6  # tf32 may be on
+    torch.testing.assert_close(ours, want, equal_nan=True, rtol=loose, atol=1e-30)
 
 
 @pytest.mark.isa

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .fault import CUDA_CASE, KERNEL, Fault
+from .fault import CUDA_BLOCK, CUDA_CASE, CUDA_ORDER, KERNEL, Fault
 
 FAULTS = [
     Fault(
@@ -11,7 +11,7 @@ FAULTS = [
         "copy_wait<0>();\n  «synchronize();»\n\n  const int lanes",
         ";",
         "a missing barrier: the tile is read before all threads have staged it",
-        CUDA_CASE.format("bits_do_not_depend"),
+        CUDA_ORDER,
     ),
     Fault(
         "cuda_reused_tile",
@@ -19,7 +19,7 @@ FAULTS = [
         "«synchronize();»  // the input's tile becomes the output's",
         ";",
         "a missing barrier before shared memory is used for something else",
-        CUDA_CASE.format("bits_do_not_depend"),
+        CUDA_ORDER,
     ),
     Fault(
         "cuda_halo",
@@ -59,7 +59,7 @@ FAULTS = [
         "bias[v] = v < count ? «load_one(bias_run + v)» : A(0);",
         "A(0)",
         "a lost bias, in a tail of channels",
-        "tests/cuda/test_cuda.py -k 'test_separable and panel_minus_1 and always and channels_last'",
+        CUDA_BLOCK.format("test_every_implementation and panel_minus_1 and channels_last"),
     ),
     Fault(
         "cuda_residual_tail",
@@ -67,7 +67,7 @@ FAULTS = [
         "value[v] += v < count ? «load_one(residual + v)» : A(0);",
         "A(0)",
         "the residual is not added in the tail",
-        "tests/cuda/test_cuda.py -k 'test_activations_and_residual and identity and channels_last'",
+        CUDA_BLOCK.format("test_activations and identity and channels_last"),
     ),
     Fault(
         "cuda_missing_wait",
@@ -75,7 +75,7 @@ FAULTS = [
         "copy_wait<1>();",
         "copy_wait<2>();",
         "a missing wait for an asynchronous copy",
-        "tests/cuda/test_cuda.py -k 'test_separable and mobilenet_first and always'",
+        CUDA_BLOCK.format("test_every_implementation and mobilenet_first"),
     ),
     Fault(
         "cuda_image_below",
@@ -99,7 +99,7 @@ FAULTS = [
         "x[i] = «greater(x[i], A(0))»;",
         "(x[i] > A(0) ? x[i] : A(0))",
         "NaN handling: relu makes zero of NaN",
-        "tests/cuda/test_cuda.py -k '(test_activations_at_the_ends or test_nan)'",
+        CUDA_BLOCK.format("test_activations_at_the_ends"),
     ),
     Fault(
         "cuda_large_tail",
@@ -115,7 +115,7 @@ FAULTS = [
         "t.tiles_w = static_cast<int32_t>(ceil_div(«p.out_w + first_w», t.tile_w));",
         "p.out_w",
         "the last columns of a strided input gradient have no tile",
-        CUDA_CASE.format("stride2_even and h100"),
+        CUDA_CASE.format("stride2_even"),
     ),
     Fault(
         "cuda_dilated_misfit",
@@ -123,6 +123,6 @@ FAULTS = [
         'if («!undilated») return "dilated";',
         "false",
         "a kernel for undilated filters is chosen for a dilated one",
-        CUDA_CASE.format("dilated and channels_last and h100"),
+        CUDA_CASE.format("dilated and channels_last"),
     ),
 ]

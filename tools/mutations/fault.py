@@ -26,9 +26,11 @@ class Fault(NamedTuple):
 
 
 # Tests that are asked by many, one instruction set's first.
-ISA = "tests/ops/test_depthwise.py -k 'test_every_instruction_set and avx2- and {}'"
+ISA = "tests/ops/test_depthwise.py -k 'test_every_implementation and avx2- and {}'"
 ROWS = "tests/kernels/test_kernels.py -k 'test_row and {}'"
-BLOCKS = "tests/ops/test_separable.py -k 'test_every_instruction_set and {}'"
+BLOCKS = "tests/ops/test_separable.py -k 'test_every_implementation and {}'"
 NORM = "tests/ops/test_batch_norm.py -k 'test_shapes and avx2'"
 KERNEL = "tests/cuda/test_cuda.py -k 'test_every_kernel_runs and {}'"
-CUDA_CASE = "tests/cuda/test_cuda.py -k 'test_depthwise and {}'"
+CUDA_CASE = "tests/ops/test_depthwise.py -k 'test_every_implementation and emulator and {}'"
+CUDA_BLOCK = "tests/ops/test_separable.py -k 'emulator and {}'"
+CUDA_ORDER = "tests/cuda/test_cuda.py -k 'test_depthwise_bits_do_not_depend'"
