@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CACHE_CASES, CASES, DTYPES, LAYOUTS, Case
-from implementations import EMULATOR, ONE_SM, running
+from implementations import CUDA, EMULATOR, ONE_SM, running
 from problems import VIEWS, problems
 from properties import given, settings
 from reference import ACTIVATIONS, SLOPE, check_depthwise, is_channels_last
@@ -66,8 +66,8 @@ def test_same_bits_for_any_number_of_threads_on_a_large_image(threads):
 
 @pytest.mark.isa
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_output_follows_the_input_layout(layout):
-    x, w = torch.randn(2, 8, 6, 5).contiguous(memory_format=LAYOUTS[layout]), torch.randn(16, 1, 3, 3)
+def test_output_follows_the_input_layout(layout, kernels):
+    x, w = kernels.on_device((torch.randn(2, 8, 6, 5).contiguous(memory_format=LAYOUTS[layout]), torch.randn(16, 1, 3, 3)))
     y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
     want = F.conv2d(x, w, padding=1, groups=8)
     assert y.stride() == want.stride()
@@ -167,7 +167,7 @@ def test_nan_and_inf_go_where_torch_sends_them(value, layout, kernels):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ties_are_rounded_to_even(layout, dtype, isa):
+def test_ties_are_rounded_to_even(layout, dtype, kernels):
     """Sums half way between two neighbours, on either side, and just beside that."""
     x = ((1 + 7 * torch.rand(2, 19, 7, 33)) * torch.randn(2, 19, 7, 33).sign()).to(dtype)
     ulp = 2 * UNIT[dtype] * torch.exp2(x.float().abs().log2().floor())
@@ -176,8 +176,8 @@ def test_ties_are_rounded_to_even(layout, dtype, isa):
     assert torch.equal(rest.float(), half)
     x, rest = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (x, rest))
     pair = torch.stack((x, rest), -1).flatten(3).contiguous(memory_format=LAYOUTS[layout])  # side by side
-    y = dwconv_ext.depthwise_conv2d(pair, torch.ones(19, 1, 1, 2, dtype=dtype), stride=(1, 2))
-    assert torch.equal(y, (x.float() + rest.float()).to(dtype))
+    y = dwconv_ext.depthwise_conv2d(*kernels.on_device((pair, torch.ones(19, 1, 1, 2, dtype=dtype))), stride=(1, 2))
+    assert torch.equal(y.cpu(), (x.float() + rest.float()).to(dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -194,10 +194,10 @@ def test_neighbours_of_a_slice_do_not_leak_in(layout, kernels):
 
 @pytest.mark.parametrize("mask", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 0)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_only_the_gradients_asked_for(mask, layout):
+def test_only_the_gradients_asked_for(mask, layout, kernels):
     mask = [bool(m) for m in mask]
-    x, w = torch.randn(2, 18, 8, 8).contiguous(memory_format=LAYOUTS[layout]), torch.randn(36, 1, 3, 3)
-    grad = torch.randn(2, 36, 8, 8).contiguous(memory_format=LAYOUTS[layout])
+    x, grad = (torch.randn(2, c, 8, 8).contiguous(memory_format=LAYOUTS[layout]) for c in (18, 36))
+    x, w, grad = kernels.on_device((x, torch.randn(36, 1, 3, 3), grad))
     args = ((1, 1), (1, 1), (1, 1))
     every = torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *args, [True] * 3)
     some = torch.ops.dwconv_ext.depthwise_conv2d_backward(grad, x, w, *args, mask)
@@ -229,18 +229,18 @@ def test_random_problems_on_the_emulator(problem):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernels", [dwconv_ext._C.selected_isa(), CUDA[1]], indirect=True)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_more_than_2_to_the_31_elements(layout):
+def test_more_than_2_to_the_31_elements(layout, kernels):
     """64-bit indices: 2.2e9 elements of bfloat16 (4.3 GB), checked where the flat index is beyond 2^31, and at the start."""
     shape = (1, 64, 5800, 5800)
-    x = torch.empty(shape, dtype=torch.bfloat16, memory_format=LAYOUTS[layout])
+    x = torch.empty(shape, dtype=torch.bfloat16, device=kernels.device, memory_format=LAYOUTS[layout])
     assert x.numel() > 2**31
     for c in range(64):
         x[:, c].fill_(0.25 * (c + 1))
-    w = torch.ones(64, 1, 3, 3, dtype=torch.bfloat16)
-    y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+    y = dwconv_ext.depthwise_conv2d(x, torch.ones(64, 1, 3, 3, dtype=x.dtype, device=x.device), padding=1)
     for c in (0, 31, 62, 63):
         for rows in (slice(0, 4), slice(2899, 2903), slice(5796, 5800)):
-            piece = x[:, c : c + 1, max(rows.start - 1, 0) : rows.stop + 1].contiguous().float()
+            piece = x[:, c : c + 1, max(rows.start - 1, 0) : rows.stop + 1].cpu().float()
             want = F.conv2d(F.pad(piece, (1, 1, int(rows.start == 0), int(rows.stop == 5800))), torch.ones(1, 1, 3, 3))
-            torch.testing.assert_close(y[:, c : c + 1, rows].float(), want, rtol=2**-8, atol=0)
+            torch.testing.assert_close(y[:, c : c + 1, rows].cpu().float(), want, rtol=2**-8, atol=0)

@@ -84,11 +84,13 @@ def test_activations_at_the_ends(activation, kernels):
 @pytest.mark.isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_residual_and_no_bias(layout, dtype):
+def test_residual_and_no_bias(layout, dtype, kernels):
     (x, dw, _, pw, _), conv = operands(BLOCKS["panel_plus_1"], dtype, layout)
     residual = torch.randn(x.shape[0], len(pw), *x.shape[2:]).to(dtype)
-    check_separable(x, dw, None, pw, None, conv, "relu", "relu", residual)
-    check_separable(x, dw, None, pw, None, conv, "relu", "relu", residual.contiguous(memory_format=torch.channels_last))
+    x, dw, pw, residual = kernels.on_device((x, dw, pw, residual))
+    for memory_format in LAYOUTS.values():
+        added = residual.contiguous(memory_format=memory_format)
+        check_separable(x, dw, None, pw, None, conv, "relu", "relu", added, **kernels.roundings(dtype)[0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
