@@ -17,6 +17,7 @@ from cases import LAYOUTS, Case
 from implementations import CUDA, EMULATOR, TURING, running
 from problems import operands
 from reference import check_depthwise, check_separable
+from rows import check_nan_at_an_edge, forced_case
 
 import dwconv_ext
 
@@ -62,10 +63,7 @@ def test_the_table_names_each_kernel_once():
 @pytest.mark.parametrize("index", range(len(TABLE)), ids=lambda i: label(TABLE[i]))
 def test_every_kernel_runs(index, emulated):
     row = TABLE[index]
-    dtype, layout = getattr(torch, row["dtype"]), "nchw" if row["layout"] == "NCHW" else "channels_last"
-    kernel = (row["filter"],) * 2 if row["filter"] else (2, 11)
-    stride = (row["stride"],) * 2 if row["stride"] else (2, 1)
-    case = Case("forced", 2, 40, (19, 48 if row["aligned"] else 37), kernel, stride)
+    case, dtype, layout = forced_case(row, channels=40, width=48 if row["aligned"] else 37)
     emulated.force_row(index)
     emulated.set_card(TURING if row["arch"][1] < 80 else {"sm_count": 4})
     emulated.launches()
@@ -85,22 +83,15 @@ def test_every_kernel_runs(index, emulated):
     assert label(row) in ran or (row["name"] == "sum_parts" and f"sum_parts-sum_parts-{row['dtype']}-NCHW-f0-s0" in ran), ran
 
 
-WEIGHT_ROWS = [
-    i for i, r in enumerate(TABLE) if (r["pass"], r["dtype"], r["stride"]) == ("backward_weight", "float32", 1) and r["filter"]
-]
+WEIGHT_ROWS = [i for i, row in enumerate(TABLE) if row["pass"] == "backward_weight"]
 
 
 @pytest.mark.parametrize("index", WEIGHT_ROWS, ids=lambda i: label(TABLE[i]))
 def test_nan_at_an_edge_reaches_only_the_taps_that_meet_it(index, emulated):
-    """Outputs that would exist in a whole tile, but for the image's end, give no tap of the weight gradient NaN."""
-    kernel, layout = TABLE[index]["filter"], "nchw" if TABLE[index]["layout"] == "NCHW" else "channels_last"
     emulated.force_row(index)
-    x, w, _ = Case("", 1, 16, (9, 48 if TABLE[index]["aligned"] else 9), (kernel, kernel)).tensors(torch.float32, layout)
-    x[..., -1] = float("nan")
-    w.requires_grad_()
-    y = dwconv_ext.depthwise_conv2d(x, w, padding=kernel // 2)
-    (grad,) = torch.autograd.grad(y, w, torch.ones_like(y))
-    assert grad[..., kernel // 2 :].isnan().all() and not grad[..., : kernel // 2].isnan().any()
+    emulated.launches()
+    check_nan_at_an_edge(TABLE[index], channels=16, width=48 if TABLE[index]["aligned"] else 9)
+    assert label(TABLE[index]) in map(label, emulated.launches())
 
 
 # ---- races, barriers, stray accesses ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CACHE_CASES, CASES, LAYOUTS, Case
 from reference import Convolution, check_batch_norm, check_depthwise, check_separable
-from rows import TABLE, label
+from rows import TABLE, check_nan_at_an_edge, forced_case, label
 
 import dwconv_ext
 
@@ -24,11 +24,7 @@ def test_the_table_names_each_kernel_once():
 
 @pytest.mark.parametrize("forced", TABLE, ids=label, indirect=True)
 def test_row(forced):
-    dtype = getattr(torch, forced["dtype"])
-    layout = "nchw" if forced["layout"] == "NCHW" else "channels_last"
-    kernel = (forced["filter"],) * 2 if forced["filter"] else (2, 11)
-    stride = (forced["stride"],) * 2 if forced["stride"] else (2, 1)
-    case = Case("forced", 2, 35, (19, 37), kernel, stride)
+    case, dtype, layout = forced_case(forced, channels=35, width=37)
     if forced["op"] == "depthwise_conv2d":
         plan = _C.plan(
             forced["op"],
@@ -37,9 +33,9 @@ def test_row(forced):
             forced["layout"],
             2,
             35,
-            (19, 37),
-            kernel,
-            stride,
+            case.size,
+            case.kernel,
+            case.stride,
             case.conv.padding,
             (1, 1),
         )
@@ -197,15 +193,5 @@ WEIGHT_ROWS = [row for row in TABLE if row["pass"] == "backward_weight"]
 
 @pytest.mark.parametrize("forced", WEIGHT_ROWS, ids=label, indirect=True)
 def test_nan_at_an_edge_reaches_only_the_taps_that_meet_it(forced):
-    """Outputs that a tile would have past the image's end give no tap of the weight gradient NaN."""
-    size, stride = forced["filter"] or 5, forced["stride"] or 1
-    padding, memory = size // 2, LAYOUTS["nchw" if forced["layout"] == "NCHW" else "channels_last"]
     for width in (5, 9, 18):
-        x = torch.randn(1, 20, 9, width).to(getattr(torch, forced["dtype"])).contiguous(memory_format=memory)
-        x[..., -1] = float("nan")
-        w = torch.randn(20, 1, size, size).to(x.dtype).requires_grad_()
-        y = dwconv_ext.depthwise_conv2d(x, w, stride=stride, padding=padding)
-        (grad,) = torch.autograd.grad(y, w, torch.ones_like(y))
-        meets = [divmod(width - 1 + padding - tap, stride) for tap in range(size)]
-        expected = [remainder == 0 and 0 <= column < y.shape[-1] for column, remainder in meets]
-        assert grad.isnan().all(dim=(0, 1, 2)).tolist() == grad.isnan().any(dim=(0, 1, 2)).tolist() == expected
+        check_nan_at_an_edge(forced, channels=20, width=width)
