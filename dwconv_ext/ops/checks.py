@@ -33,12 +33,15 @@ class Checks:
     def that(self, condition: Any, message: str) -> None:
         torch._check(condition, lambda: f"{self.op}: {message}")
 
-    def shape(self, name: str, t: Tensor, sizes: Sequence[Any], wanted: str) -> None:
-        """`sizes` with None where any positive one will do; the shape follows what is `wanted`."""
-        message = f"{name} must {wanted} {list(t.shape)}"
+    def sizes(self, t: Tensor, sizes: Sequence[Any], message: str) -> None:
+        """`sizes` with None where any positive one will do."""
         self.that(t.dim() == len(sizes), message)
         for found, size in zip(t.shape, sizes, strict=True):
             self.that(found > 0 if size is None else found == size, message)
+
+    def shape(self, name: str, t: Tensor, sizes: Sequence[Any], wanted: str) -> None:
+        """The shape follows what is `wanted`."""
+        self.sizes(t, sizes, f"{name} must {wanted} {list(t.shape)}")
 
     def rank(self, x: Tensor) -> None:
         self.that(x.dim() == 4, f"input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
@@ -124,10 +127,13 @@ class Checks:
             self.that(t.dtype == wide, f"{name} must be {name_of(wide)} for this input (got {t.dtype})")
             self.shape(name, t, x.shape[1:2], f"be 1-dimensional with {x.shape[1]} elements, but got shape")
 
-    def batch_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str) -> None:
+    def pixels(self, x: Tensor) -> None:
         self.rank(x)
         self.dtype("input", x)
         self.that(x.numel() > 0, f"input must not be empty, but got shape {list(x.shape)}")
+
+    def batch_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str) -> None:
+        self.pixels(x)
         self.that(eps >= 0, f"eps must be non-negative, but got {eps:g}")
         self.activation("act", act)
         self.channels("weight", w, x)
@@ -141,3 +147,25 @@ class Checks:
         self.shape("grad_output", grad, x.shape, f"have input's shape {list(x.shape)}, but got")
         self.channels("mean", mean, x)
         self.channels("variance", variance, x)
+
+    def squeeze_excitation(
+        self, x: Tensor, reduce: Tensor, first: Tensor | None, expand: Tensor, second: Tensor | None, act: str, gate: str
+    ) -> None:
+        self.pixels(x)
+        self.that(gate in ("sigmoid", "hardsigmoid"), f"gate must be sigmoid or hardsigmoid, but got '{gate}'")
+        channels = x.shape[1]
+        message = f"reduce_weight must have shape (S, {channels}), but got {list(reduce.shape)}"
+        self.that(reduce.dim() == 2, message)
+        squeezed = reduce.shape[0]
+        self.that(squeezed > 0, message)
+        wide = accumulation_dtype(x.dtype)
+        for name, w, b, count in (("reduce", reduce, first, squeezed), ("expand", expand, second, channels)):
+            wanted = f"shape [{squeezed}, {channels}] and the input's accumulation type, on the CPU"
+            message = f"{name}_weight must have {wanted}, but got shape {list(w.shape)}"
+            self.that(w.device == x.device and w.dtype == wide, message)
+            self.sizes(w, (squeezed, channels), message)
+            if b is not None:
+                message = f"{name}_bias must have {count} elements of the input's accumulation type, on the CPU"
+                self.that(b.device == x.device and b.dtype == wide, message)
+                self.sizes(b, (count,), message)
+        self.activation("act", act)

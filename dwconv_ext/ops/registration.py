@@ -108,11 +108,18 @@ def _(x, packed, block, slopes, residual=None, gate=None):
     check.output(x, shape, block[5:7])
     if residual is not None:
         check.of_output_shape("residual", residual, x, shape)
+    if gate is not None:
+        check.like_input("gate", gate, x)
+        wanted = (*x.shape[:2], 1, 1)
+        check.shape("gate", gate, wanted, f"have shape {list(wanted)}, but got")
+        one = block[1] == block[2] == 1
+        check.that(one, f"gate goes with a 1x1 depthwise filter, but got {block[1]}x{block[2]}")
     return _like(x, shape)
 
 
 @torch.library.register_fake("dwconv_ext::squeeze_excitation")
 def _(x, reduce, first, expand, second, act, gate, slope=0.01):
+    Checks("squeeze_excitation").squeeze_excitation(x, reduce, first, expand, second, act, gate)
     return x.new_empty((x.shape[0], x.shape[1], 1, 1))
 
 

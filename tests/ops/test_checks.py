@@ -38,6 +38,7 @@ CHOICES = {
     "out_channels": [6, 1],
     "stride": [(1, 1), (2, 1)],
     "padding": [(0, 0), (1, 2)],
+    "kernel": [3, 1],
     "optional": [True, False],  # whether tensors that may be left out are there
 }
 
@@ -47,7 +48,8 @@ def valid(op: str, how: dict) -> dict:
     dtype, batch, channels = how["dtype"], how["batch"], how["channels"]
     layout = LAYOUTS[how["layout"]]
     wide = torch.promote_types(dtype, torch.float32)
-    size = [(n + 2 * p - 3) // s + 1 for n, p, s in zip((8, 7), how["padding"], how["stride"], strict=True)]
+    kernel = how["kernel"]
+    size = [(n + 2 * p - kernel) // s + 1 for n, p, s in zip((8, 7), how["padding"], how["stride"], strict=True)]
 
     def image(*shape):
         return torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -67,16 +69,21 @@ def valid(op: str, how: dict) -> dict:
             return first | last
         statistics = {"mean": vector(channels, wide), "variance": vector(channels, wide)}
         return {"grad_output": torch.zeros_like(x), **first, **statistics, **last}
+    if op == "squeeze_excitation":
+        weights = {}
+        for name, count in (("reduce", 3), ("expand", channels)):
+            weights |= {f"{name}_weight": torch.zeros(3, channels, dtype=wide), f"{name}_bias": maybe(vector(count, wide))}
+        return {"input": image(max(batch, 1), channels, 8, 7), **weights, "act": "relu", "gate": "sigmoid"}
     x = image(batch, channels, 8, 7)
     if op.startswith("depthwise"):
         filters = channels * how["multiplier"]
-        w = torch.zeros(filters, 1, 3, 3, dtype=dtype)
+        w = torch.zeros(filters, 1, kernel, kernel, dtype=dtype)
         if op == "depthwise_conv2d":
             return {"input": x, "weight": w, "bias": maybe(vector(filters)), **conv, "act": "relu", "slope": 0.01}
         return {"grad_output": image(batch, filters, *size), "input": x, "weight": w, **conv, "output_mask": [True, True, True]}
     out_channels = how["out_channels"]
     weights = {
-        "dw_weight": torch.zeros(channels, 1, 3, 3, dtype=dtype),
+        "dw_weight": torch.zeros(channels, 1, kernel, kernel, dtype=dtype),
         "dw_bias": maybe(vector(channels)),
         "pw_weight": torch.zeros(out_channels, channels, 1, 1, dtype=dtype),
         "pw_bias": maybe(vector(out_channels)),
@@ -88,8 +95,9 @@ def valid(op: str, how: dict) -> dict:
     if op == "separable_conv2d_pack":
         return {**weights, "isa": isa, "input_dtype": ""}
     packed = ops.separable_conv2d_pack(*weights.values(), isa)
-    block = [out_channels, 3, 3, *how["stride"], *how["padding"], 1, 1, 1, 3]
-    return {"input": x, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual}
+    block = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1, 1, 3]
+    gate = maybe(torch.ones(batch, channels, 1, 1, dtype=dtype)) if kernel == 1 else None
+    return {"input": x, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual, "gate": gate}
 
 
 OPS = (
@@ -100,6 +108,7 @@ OPS = (
     "separable_conv2d_packed",
     "batch_norm_act",
     "batch_norm_act_backward",
+    "squeeze_excitation",
 )
 PLAIN = {name: choices[0] for name, choices in CHOICES.items()}
 
@@ -131,8 +140,9 @@ SHAPE = {
     "no_rows": lambda t: t[:, :, :0],
     "no_columns": lambda t: t[..., :0],
 }
-SAME_SHAPE = {
+SAME_IMAGE = {
     **SHAPE,
+    **DTYPE,
     "batch_more": lambda t: t.new_zeros(len(t) + 1, *t.shape[1:]),
     "rows_less": lambda t: t[:, :, 1:],
     "columns_less": lambda t: t[..., 1:],
@@ -146,6 +156,7 @@ FILTERS = {
     "wide": lambda t: t.new_zeros(*t.shape[:2], 1, 20),
 }
 VECTOR = {**RANK, "shorter": lambda t: t[1:], "longer": lambda t: torch.cat((t, t[:1])), **DTYPE}
+MATRIX = {**VECTOR, "no_columns": lambda t: t[..., :0], "no_rows": lambda t: t[:0]}
 LENGTH = {"none": lambda _: [], "one": lambda v: v[:1], "three": lambda v: [*v, v[-1]]}
 LARGE = {"huge": lambda _: (2**45, 2**45), "huge_columns": lambda _: (1, 2**46), "largest": lambda _: (2**63 - 1, 1)}
 ACTIVATION = {"unknown": lambda _: "swish", "empty": lambda _: "", "capital": lambda _: "ReLU", "quoted": lambda _: "it's"}
@@ -153,12 +164,12 @@ ACTIVATION = {"unknown": lambda _: "swish", "empty": lambda _: "", "capital": la
 # By the argument's name, for every op that has one.
 MISTAKES = {
     "input": {**SHAPE, "small": lambda t: t[..., :2, :2], **DTYPE},
-    "grad_output": {**SAME_SHAPE, **DTYPE},
-    "residual": {**SAME_SHAPE, **DTYPE},
+    **dict.fromkeys(("grad_output", "residual", "gate"), SAME_IMAGE),
     "weight": {**FILTERS, **DTYPE},
     "dw_weight": {**FILTERS, **DTYPE},
     "pw_weight": {**FILTERS, **DTYPE},
-    **dict.fromkeys(("bias", "dw_bias", "pw_bias", "mean", "variance", "weight of channels"), VECTOR),
+    **dict.fromkeys(("bias", "dw_bias", "pw_bias", "mean", "variance", "reduce_bias", "expand_bias"), VECTOR),
+    **dict.fromkeys(("reduce_weight", "expand_weight"), MATRIX),
     "stride": {"zero": lambda _: (0, 1), "negative": lambda _: (1, -2), **LENGTH, **LARGE},
     "padding": {
         "negative": lambda _: (-1, 0),
@@ -193,15 +204,24 @@ ALLOWED = {
     *(("separable_conv2d_pack", "dw_weight", name) for name in ("large", "wide")),
     ("separable_conv2d_pack", "input_dtype", "float16"),
     ("batch_norm_act", "input", "small"),
+    ("squeeze_excitation", "input", "small"),
+}
+
+
+# And of arguments that are another op's in name alone.
+OTHERS = {
+    ("batch_norm_act", "weight"): VECTOR,
+    ("batch_norm_act_backward", "weight"): VECTOR,
+    ("squeeze_excitation", "gate"): ACTIVATION,
 }
 
 
 def mistakes(op: str) -> dict[tuple[str, str], object]:
-    """By argument and name. A BatchNorm's weight is a vector."""
+    """By argument and name."""
     found = {}
     for argument in valid(op, PLAIN):
-        key = "weight of channels" if argument == "weight" and op.startswith("batch_norm") else argument
-        found |= {(argument, name): make for name, make in MISTAKES.get(key, {}).items()}
+        made = OTHERS.get((op, argument), MISTAKES.get(argument, {}))
+        found |= {(argument, name): make for name, make in made.items()}
     return found
 
 
@@ -267,7 +287,7 @@ def test_right_calls(op, changed):
 @pytest.mark.parametrize("named", NAMED, ids="-".join)
 def test_one_mistake(named):
     op, argument, name = named
-    arguments = valid(op, PLAIN)
+    arguments = valid(op, {**PLAIN, "kernel": 1} if argument == "gate" else PLAIN)
     arguments[argument] = MADE[op][argument, name](arguments[argument])
     assert raised(check(op, arguments)) == (named not in ALLOWED)
 
@@ -294,6 +314,11 @@ def test_generated(op, data):
             if isinstance(t, Tensor) and t.is_floating_point():
                 t.requires_grad_()
     check(op, arguments)
+
+
+def test_a_gate_before_a_filter():
+    arguments = valid("separable_conv2d_packed", PLAIN)
+    assert raised(check("separable_conv2d_packed", {**arguments, "gate": torch.ones(2, 4, 1, 1)}))
 
 
 @pytest.mark.xfail(reason="C++ multiplies the number of images first: 0 bytes, and strides that overflow", strict=True)
