@@ -3,7 +3,8 @@
 // torch counts writes in Tensor._version, but not all of them: not those through .data, not a fused optimizer's, not another
 // process's into shared memory. So besides address, size and version some bytes of each tensor are kept, spread over it, and
 // compared, of a small tensor all: a write of the whole tensor is seen, one of a few elements past the version counter may be
-// not. A tensor is known by its object; a weak reference to its storage tells when another may have come to the same address
+// not. Of a tensor of several dimensions shape, strides and dtype are compared too: .data may be given another view of the same
+// memory. A tensor is known by its object; a weak reference to its storage tells when another may have come to the same address
 // (one to the tensor itself would forbid torch.utils.swap_tensors). They are read through Python's attributes, so that no build
 // of torch is linked here.
 #pragma once
@@ -28,7 +29,10 @@ class WatchedTensors {
   explicit WatchedTensors(const py::tuple& tensors) {
     for (const py::handle tensor : tensors) {
       tensors_.push_back(tensor.ptr());
-      if (!tensor.is_none()) storages_.push_back(py::weakref(tensor.attr("untyped_storage")()));
+      if (tensor.is_none()) continue;
+      storages_.push_back(py::weakref(tensor.attr("untyped_storage")()));
+      if (py::cast<int64_t>(tensor.attr("dim")()) > 1)
+        views_.push_back({tensor.ptr(), tensor.attr("shape"), tensor.attr("stride")(), tensor.attr("dtype")});
     }
     read_states(tensors, states_);
     sampled(states_, [this](const char* content, int64_t bytes) {
@@ -43,8 +47,14 @@ class WatchedTensors {
       if (PyTuple_GET_ITEM(tensors.ptr(), i) != tensors_[i]) return false;
     for (const py::weakref& storage : storages_)
       if (PyWeakref_GET_OBJECT(storage.ptr()) == Py_None) return false;
+    for (const View& view : views_)
+      if (!view.is_same()) return false;
     static thread_local std::vector<State> states;
-    read_states(tensors, states);
+    try {
+      read_states(tensors, states);
+    } catch (py::error_already_set&) {  // an inference tensor, which has no version, at a watched one's place
+      return false;
+    }
     if (states.size() != states_.size() || memcmp(states.data(), states_.data(), states.size() * sizeof(State)) != 0)
       return false;
     const char* known = content_.data();
@@ -59,6 +69,24 @@ class WatchedTensors {
   struct State {
     int64_t address, bytes, version;
   };
+  struct View {
+    PyObject* tensor;
+    py::object shape, strides, dtype;
+
+    bool is_same() const {
+      const py::handle now(tensor);
+      const py::object its_shape = now.attr(names().shape), its_strides = now.attr(names().stride)();
+      const py::object its_dtype = now.attr(names().dtype);
+      return its_dtype.is(dtype) && its_shape.equal(shape) && its_strides.equal(strides);
+    }
+  };
+  struct Names {
+    py::str shape{"shape"}, stride{"stride"}, dtype{"dtype"};
+  };
+  static const Names& names() {
+    static const Names* const the_names = new Names;
+    return *the_names;
+  }
   static constexpr int64_t kSamples = 16, kBytes = 16;
   static constexpr int64_t kSmall = 8192;  // of these all bytes are compared: BatchNorm's statistics move without their version
 
@@ -117,6 +145,7 @@ class WatchedTensors {
 
   std::vector<PyObject*> tensors_;  // to compare with, not owned
   std::vector<py::weakref> storages_;
+  std::vector<View> views_;
   std::vector<State> states_;
   std::vector<char> content_;
 };

@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <string>
@@ -37,6 +38,45 @@ struct ConvolutionShape {
   DType dtype;  // of the input
 };
 
+// As Python writes them.
+inline std::string dtype_text(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Char:
+      return "torch.int8";
+    case ScalarType::Short:
+      return "torch.int16";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::ComplexHalf:
+      return "torch.complex32";
+    case ScalarType::ComplexFloat:
+      return "torch.complex64";
+    case ScalarType::ComplexDouble:
+      return "torch.complex128";
+    case ScalarType::BFloat16:
+      return "torch.bfloat16";
+    case ScalarType::Bool:
+      return "torch.bool";
+    default:
+      return "another dtype";
+  }
+}
+
+inline std::string device_text(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
+}
+
 inline DType check_dtype(const char* op, const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
@@ -48,8 +88,8 @@ inline DType check_dtype(const char* op, const char* name, const Tensor& tensor)
     case ScalarType::Half:
       return DType::kFloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16 (got scalar type ",
-                      static_cast<int>(tensor.scalar_type()), ")");
+      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16 (got ",
+                      dtype_text(tensor.scalar_type()), ")");
   }
   return DType::kFloat32;
 }
@@ -57,10 +97,9 @@ inline DType check_dtype(const char* op, const char* name, const Tensor& tensor)
 // Same dtype and device as input.
 inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ", name,
-                  " must be on the same device as input");
-  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name,
-                  " must have the same dtype as input (got scalar types ", static_cast<int>(tensor.scalar_type()), " and ",
-                  static_cast<int>(input.scalar_type()), ")");
+                  " must be on the same device as input (got ", device_text(tensor), " and ", device_text(input), ")");
+  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the same dtype as input (got ",
+                  dtype_text(tensor.scalar_type()), " and ", dtype_text(input.scalar_type()), ")");
 }
 
 inline void check_vector(const char* op, const char* name, const Tensor& tensor, int64_t size, const Tensor& input) {
@@ -76,8 +115,8 @@ inline void check_pair(const char* op, const char* name, const Ints& value, int6
 }
 
 // Any 64-bit numbers: what they make may not fit 64 bits, and then no step here overflows.
-inline int64_t output_size(const char* op, int dimension, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
-                           int64_t dilation) {
+inline int64_t output_size(const char* op, const char* weight_name, int dimension, int64_t size, int64_t kernel, int64_t stride,
+                           int64_t pad, int64_t dilation) {
   const int64_t most = (std::numeric_limits<int64_t>::max() - size) / 2;
   STD_TORCH_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ",
                   most);
@@ -85,15 +124,15 @@ inline int64_t output_size(const char* op, int dimension, int64_t size, int64_t 
   int64_t reach = 0;
   const bool endless = __builtin_mul_overflow(dilation, kernel - 1, &reach) || __builtin_add_overflow(reach, 1, &reach);
   const char* const side = dimension == 0 ? "height" : "width";
-  STD_TORCH_CHECK(!endless && reach <= padded, op, ": weight's filter is larger than the padded input along ", side,
+  STD_TORCH_CHECK(!endless && reach <= padded, op, ": ", weight_name, "'s filter is larger than the padded input along ", side,
                   ": dilation * (kernel - 1) + 1 = ", endless ? "more than 2^63" : std::to_string(reach), ", but padded input ",
                   side, " is ", padded);
   return (padded - reach) / stride + 1;
 }
 
 // A filter on an image with at least one pixel.
-inline ConvolutionShape check_filter(const char* op, const Tensor& input, DType dtype, int64_t kernel_h, int64_t kernel_w,
-                                     const Ints& stride, const Ints& padding, const Ints& dilation) {
+inline ConvolutionShape check_filter(const char* op, const Tensor& input, const char* weight_name, DType dtype, int64_t kernel_h,
+                                     int64_t kernel_w, const Ints& stride, const Ints& padding, const Ints& dilation) {
   STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
                   to_string(input));
   check_pair(op, "stride", stride, 1);
@@ -108,8 +147,8 @@ inline ConvolutionShape check_filter(const char* op, const Tensor& input, DType 
   s.in_w = input.size(3);
   s.kernel_h = kernel_h;
   s.kernel_w = kernel_w;
-  s.out_h = output_size(op, 0, s.in_h, s.kernel_h, stride[0], padding[0], dilation[0]);
-  s.out_w = output_size(op, 1, s.in_w, s.kernel_w, stride[1], padding[1], dilation[1]);
+  s.out_h = output_size(op, weight_name, 0, s.in_h, s.kernel_h, stride[0], padding[0], dilation[0]);
+  s.out_w = output_size(op, weight_name, 1, s.in_w, s.kernel_w, stride[1], padding[1], dilation[1]);
   const Axis h = within_sizes({s.in_h, s.kernel_h, s.out_h, stride[0], padding[0], dilation[0]});
   const Axis w = within_sizes({s.in_w, s.kernel_w, s.out_w, stride[1], padding[1], dilation[1]});
   s.stride_h = h.stride, s.stride_w = w.stride;
@@ -132,7 +171,7 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
                   to_string(weight));
   STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name,
                   " must have a non-empty filter, but got shape ", to_string(weight));
-  ConvolutionShape s = check_filter(op, input, dtype, weight.size(2), weight.size(3), stride, padding, dilation);
+  ConvolutionShape s = check_filter(op, input, weight_name, dtype, weight.size(2), weight.size(3), stride, padding, dilation);
   s.multiplier = weight.size(0) / channels;
   return s;
 }
@@ -142,7 +181,8 @@ inline void check_output(const char* op, const Tensor& input, const ConvolutionS
                          const Ints& padding) {
   constexpr double kMostBytes = 281474976710656.0;  // 2^48, more than a process can address
   double bytes = static_cast<double>(input.element_size());
-  for (int64_t size : {s.batch, out_channels, s.out_h, s.out_w}) bytes *= static_cast<double>(size);
+  for (int64_t size : {s.batch, out_channels, s.out_h, s.out_w})
+    bytes *= static_cast<double>(std::max<int64_t>(size, 1));  // no images: strides too
   STD_TORCH_CHECK(bytes < kMostBytes, op, ": the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
                   "] is too large to allocate: padding is (", padding[0], ", ", padding[1], ")");
 }

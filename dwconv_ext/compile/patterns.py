@@ -171,7 +171,7 @@ class _Pass:
             return nodes, None
         other = operands[1] if operands[0] is last else operands[0]
         a, b, c = (g.tensor_of(n) for n in (last, other, node))
-        if a.shape != b.shape or not a.dtype == b.dtype == c.dtype or a.device != b.device:
+        if a.shape != b.shape or not a.dtype == b.dtype == c.dtype or a.device != b.device or a.stride() != c.stride():
             return nodes, None
         return [*nodes, node], other
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..nn.depthwise import DepthwiseConv2d
 from ..nn.separable import FusedDSConv
 from ..ops.activations import ACTIVATIONS
+from ..ops.functional import to_pair
 from .replace import Swapped, class_for, fuses, is_depthwise, restore, why_not
 from .sequential import SequentialMixin, blocks_of, flattened
 from .timing import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
@@ -64,7 +65,7 @@ class ConversionReport:
 
 
 def _describe(conv: nn.Conv2d) -> str:
-    size, stride = ("x".join(map(str, pair)) for pair in (conv.kernel_size, conv.stride))
+    size, stride = ("x".join(map(str, to_pair(name, getattr(conv, name)))) for name in ("kernel_size", "stride"))
     return f"{conv.in_channels} channels, {size}, stride {stride}"
 
 

@@ -18,17 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from ..nn.batch_norm_act import is_plain_module, norm_then_activation
-from ..nn.depthwise import DepthwiseConv2d
+from ..nn.batch_norm_act import norm_then_activation
+from ..nn.foldable import fits, is_conv, is_fixed_norm, is_plain_module, settings_of, starts_a_block, tensors_of
 from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, as_autocast, folded, wanted
 from ..nn.folded_weights import Tensors
 from ..ops.activations import IDENTITIES, SLOPE, activation_of_module
-from ..ops.autograd import PLAIN, overridden, taken_apart
-from ..ops.functional import DTYPES, as_weights_layout
-
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_NO_NORM = (None, None, None, None)
-_AFFINE, _STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
+from ..ops.autograd import overridden, taken_apart
+from ..ops.functional import as_weights_layout
 
 
 def is_sequential(module: nn.Module) -> bool:
@@ -69,11 +65,8 @@ class _Layer:
         self.conv, self.norm, self.end = layers[begin], None, begin + 1
         self.activation, self.slope = "identity", SLOPE
         count = len(layers)
-        if self.end < count and type(layers[self.end]) in _NORMS:
-            bn = layers[self.end]
-            if bn.training or not is_plain_module(bn) or not _has_statistics(bn):
-                return
-            self.norm = bn
+        if self.end < count and is_fixed_norm(layers[self.end]):
+            self.norm = layers[self.end]
             self.end += 1
         while self.end < count and is_plain_module(layers[self.end]):
             module = layers[self.end]
@@ -88,53 +81,30 @@ class _Layer:
             return
 
     def tensors(self) -> Tensors:
-        conv, norm = self.conv._parameters, self.norm
-        if norm is None:
-            return (conv["weight"], conv["bias"], *_NO_NORM)
-        at, scale = norm._buffers, norm._parameters
-        return conv["weight"], conv["bias"], at["running_mean"], at["running_var"], scale["weight"], scale["bias"]
+        return tensors_of(self.conv, self.norm)
 
     @property
     def settings(self) -> ConvSettings:
-        conv, eps = self.conv, 0.0 if self.norm is None else self.norm.eps
-        return ConvSettings(conv.stride, conv.padding, conv.dilation, conv.groups, self.activation, self.slope, eps)
-
-    @property
-    def starts_a_block(self) -> bool:
-        conv, weight = self.conv, self.conv._parameters["weight"]
-        return type(conv) is DepthwiseConv2d and conv.groups == conv.in_channels == len(weight) and weight.shape[1] == 1
+        return settings_of(self.conv, self.norm, self.activation, self.slope)
 
     @property
     def is_pointwise(self) -> bool:
         return self.settings.is_pointwise(self.conv._parameters["weight"])
 
 
-def _has_statistics(bn: nn.Module) -> bool:
-    there = bn._parameters.keys() >= _AFFINE and bn._buffers.keys() >= _STATISTICS
-    return there and bn._buffers["running_mean"] is not None and bn._buffers["running_var"] is not None
-
-
-def _is_conv(module: nn.Module) -> bool:
-    if type(module) not in (nn.Conv2d, DepthwiseConv2d) or module.padding_mode != "zeros":
-        return False
-    if not is_plain_module(module) or "_conv_forward" in module.__dict__ or not module._parameters.keys() >= _AFFINE:
-        return False
-    return type(module._parameters["weight"]) in PLAIN
-
-
 def _pointwise_after(layers: list[nn.Module], first: _Layer) -> _Layer | None:
     """The pointwise layer that makes a depthwise-separable block with this one."""
-    if not first.starts_a_block or first.end == len(layers) or not _is_conv(layers[first.end]):
+    if not starts_a_block(first.conv) or first.end == len(layers) or not is_conv(layers[first.end]):
         return None
     second = _Layer(layers, first.end)
-    return second if second.is_pointwise else None
+    return second if second.is_pointwise and second.conv.weight.dtype is first.conv.weight.dtype else None
 
 
 def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
     """The parts of each block that the container would run as one kernel now, where no derivative is wanted."""
     layers = flattened(container)
     for at, layer in enumerate(layers):
-        if _is_conv(layer):
+        if is_conv(layer):
             second = _pointwise_after(layers, _Layer(layers, at))
             if second is not None:
                 yield layers[at : second.end]
@@ -163,10 +133,10 @@ class SequentialMixin:
             if found is not None:
                 return norm_then_activation(layer, input, *found), at + 2
         # First: in training nothing is looked for, and no input prepared, in vain.
-        if not _is_conv(layer) or wanted(input, None, (layer._parameters["weight"],)):
+        if not is_conv(layer) or wanted(input, None, (layer._parameters["weight"],)):
             return layer(input), at + 1
         x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
-        if not _fits(x, layer):
+        if x.dim() != 4 or not x.is_cpu or not fits(x, layer):
             return layer(input), at + 1
         first = _Layer(layers, at)
         second = _pointwise_after(layers, first)
@@ -178,15 +148,3 @@ class SequentialMixin:
         if (first.norm is None and not first.is_pointwise) or wanted(x, None, tensors):
             return layer(input), at + 1
         return folded(FoldedConv, first.settings)(x, tensors), first.end
-
-
-def _fits(input: Tensor, conv: nn.Module) -> bool:
-    """What does not is the convolution's to refuse."""
-    weight = conv._parameters["weight"]
-    if input.dim() != 4 or not input.is_cpu or not weight.is_cpu or input.shape[1] != conv.in_channels:
-        return False
-    if input.layout is not torch.strided or input.dtype not in DTYPES or weight.dtype not in DTYPES:
-        return False
-    if input.dtype is weight.dtype:
-        return True
-    return torch.is_autocast_enabled("cpu") and torch.float64 not in (input.dtype, weight.dtype)

@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops.activations import IDENTITIES, OF_MODULE, activate
+from ..ops.activations import activate
 from ..ops.batch_norm import train_batch_norm_act
-
-_KNOWN = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.Conv2d, *OF_MODULE, *IDENTITIES)
-_FORWARDS = {kind: kind.forward for kind in _KNOWN}  # before anybody patches a class
-
-
-def is_plain_module(module: nn.Module) -> bool:
-    """Whether a call of it is a call of its class's own forward: no hooks, and nothing in the place of forward or __call__."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return False
-    kind = type(module)
-    if "forward" in module.__dict__ or kind.__call__ is not nn.Module.__call__:
-        return False
-    return kind.forward is _FORWARDS.get(kind, kind.forward)
+from .foldable import is_plain_module
 
 
 def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:

@@ -8,8 +8,9 @@ and settings (``folded``), so that all models and graphs of a process share what
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,14 @@ from torch import Tensor
 from .._extension import _C
 from ..ops.activations import ACTIVATIONS, SLOPE, activate
 from ..ops.autograd import PLAIN, taken_apart
+from ..ops.batch_norm import norm_fits
 from ..ops.functional import DTYPES, IntOrPair, accumulation_dtype, depthwise_conv2d, padding_of, separable_conv2d, to_pair
-from .folded_weights import Tensors, can_be_watched, fold, found, keep, norm_fits
+from .folded_weights import Tensors, can_be_watched, fold, found, keep
 
 ops = torch.ops.dwconv_ext
 Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]  # of the input, what is added to the output, and a gate
 _NO_NORM = (None, None, None, None)
+_ONES = (1, (1,), (1, 1))
 
 
 class ConvSettings(NamedTuple):
@@ -43,9 +46,10 @@ class ConvSettings(NamedTuple):
 
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether it is one product of its weight with every pixel, all of them."""
-        if weight.dim() != 4 or weight.shape[2:] != (1, 1) or self.groups != 1 or self.stride not in (1, (1,), (1, 1)):
+        if weight.dim() != 4 or weight.shape[2:] != (1, 1) or self.groups != 1:
             return False
-        return self.padding in (0, (0,), (0, 0), "valid", "same")
+        no_padding = self.padding in (0, (0,), (0, 0), "valid", "same")
+        return no_padding and self.stride in _ONES and self.dilation in _ONES
 
 
 def wanted(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
@@ -67,7 +71,7 @@ def as_autocast(input: Tensor) -> Tensor:
     return input.to(torch.get_autocast_dtype(device))
 
 
-_layers: dict[tuple, Any] = {}
+_layers: weakref.WeakValueDictionary[tuple, Folded] = weakref.WeakValueDictionary()
 
 
 def folded(kind: type[Folded], *settings: ConvSettings | str) -> Folded:
@@ -223,7 +227,7 @@ class FoldedConv(Folded):
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         if not self.settings.is_pointwise(tensors[0]):
-            return True
+            return type(input) is Tensor and type(tensors[0]) in PLAIN
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(1)
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
@@ -235,9 +239,8 @@ class FoldedConv(Folded):
             copy = weights[0].new_ones((weight.shape[1], 1, 1, 1))
             return _pack(copy, None, *weights, ConvSettings(), s, dtype) if self.packs(weight, dtype) else None
         weight, bias = (None if t is None else t.to(dtype) for t in weights)
-        if weight is tensors[0]:  # which must not be kept alive
-            return None
-        if dtype is torch.float16 and not all(t is None or t.isfinite().all() for t in (weight, bias)):
+        # float16's range holds no folded weights. And nothing may keep the weight itself alive.
+        if (dtype is torch.float16 and tensors[2] is not None) or weight is tensors[0]:
             return None
         return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
 

@@ -31,7 +31,9 @@ class _Entry(NamedTuple):
     end: weakref.ref  # forgets the entry when the first tensor's memory is freed
 
 
-_entries: dict[tuple, _Entry] = {}
+# By owner, dtype and the first tensor's address: the latest few, since what else there is may change and not the first.
+_entries: dict[tuple, tuple[_Entry, ...]] = {}
+_MOST = 4
 
 
 def clear_caches() -> None:
@@ -46,14 +48,17 @@ def clear_caches() -> None:
 def forget(tensors: Any) -> None:
     """What was made of any of these tensors."""
     ids = {id(t) for t in tensors if t is not None}
-    for key, entry in list(_entries.items()):
-        if not ids.isdisjoint(entry.tensors):
+    for key, entries in list(_entries.items()):
+        kept = tuple(entry for entry in entries if ids.isdisjoint(entry.tensors))
+        if not kept:
             _entries.pop(key, None)
+        elif len(kept) < len(entries):
+            _entries[key] = kept
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """A fused step leaves versions as they are."""
-    if not torch.compiler.is_compiling() and _entries:  # a compiled step counts its writes
+    if not torch.compiler.is_compiling() and _entries:
         forget(p for group in optimizer.param_groups for p in group["params"])
 
 
@@ -62,21 +67,22 @@ register_optimizer_step_post_hook(_after_step)
 
 def found(owner: Any, tensors: Tensors, dtype: torch.dtype) -> Any:
     """What was made for this owner of these tensors and this dtype, while they are as they were; else None."""
-    entry = _entries.get((owner, dtype, id(tensors[0]), id(tensors[-1])))
-    return entry.made if entry is not None and entry.watched.unchanged(tensors) else None
+    for entry in _entries.get((owner, dtype, tensors[0].data_ptr()), ()):
+        if entry.watched.unchanged(tensors):
+            return entry.made
+    return None
 
 
 def keep(owner: Any, tensors: Tensors, dtype: torch.dtype, make: Callable[[], Any]) -> Any:
-    """make(), kept for ``found``. Not while a compiler or functorch looks on."""
-    key = (owner, dtype, id(tensors[0]), id(tensors[-1]))
+    """make(), kept for ``found`` where the tensors can be watched."""
     with torch.inference_mode(False), torch.no_grad():
         made = make()
     if all(map(can_be_watched, tensors)):
+        key = (owner, dtype, tensors[0].data_ptr())
         end = weakref.ref(tensors[0].untyped_storage(), lambda _: _entries.pop(key, None))
         ids = frozenset(id(t) for t in tensors if t is not None)
-        _entries[key] = _Entry(_extension._C.WatchedTensors(tensors), made, ids, end)
-    else:
-        _entries.pop(key, None)
+        others = (entry for entry in _entries.get(key, ()) if entry.tensors != ids)
+        _entries[key] = (_Entry(_extension._C.WatchedTensors(tensors), made, ids, end), *others)[:_MOST]
     return made
 
 
@@ -87,15 +93,6 @@ def can_be_watched(t: Tensor | None) -> bool:
     if type(t) not in PLAIN or t.is_inference() or not t.is_cpu or t.layout is not torch.strided:
         return False
     return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
-
-
-def norm_fits(channels: int, dtype: torch.dtype, norm: Tensors) -> bool:
-    """Whether F.batch_norm takes these mean, variance, weight and bias for so many channels of this dtype."""
-    there = [t for t in norm if t is not None]
-    dtypes = {t.dtype for t in there}
-    if any(tuple(t.shape) != (channels,) for t in there) or len(dtypes) > 1:
-        return False
-    return not dtypes or dtypes == {dtype} or (dtypes == {torch.float32} and dtype in (torch.bfloat16, torch.float16))
 
 
 def fold(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.activations import activation_of
-from ..ops.functional import IntOrPair, to_pair
-from .batch_norm_act import is_plain_module, norm_then_activation
+from ..ops.functional import IntOrPair, as_weights_layout, to_pair
+from .batch_norm_act import norm_then_activation
 from .depthwise import DepthwiseConv2d
+from .foldable import fits, is_conv, is_fixed_norm, settings_of, starts_a_block, tensors_of
 from .folded_layers import ConvSettings, FoldedBlock, as_autocast, folded
 from .folded_weights import Tensors, forget
 
@@ -100,36 +101,37 @@ class FusedDSConv(nn.Module):
         return modules["depthwise"], modules["bn1"], modules["pointwise"], modules["bn2"]
 
     def _folds(self, input: Tensor) -> bool:
-        """Whether every BatchNorm is a fixed scale and shift now, and nothing waits for what lies between the parts."""
-        conv, bn1, pointwise, bn2 = parts = self._parts()
-        if (type(conv), type(pointwise)) != (DepthwiseConv2d, nn.Conv2d) or not all(map(is_plain_module, parts)):
+        """Whether the block is one kernel now: both BatchNorms fixed, and nothing waits for what lies between."""
+        conv, bn1, pointwise, bn2 = self._parts()
+        if not (is_conv(conv) and starts_a_block(conv) and is_conv(pointwise) and is_fixed_norm(bn1) and is_fixed_norm(bn2)):
             return False
-        for bn in (bn1, bn2):
-            if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or bn.training or bn._buffers["running_mean"] is None:
-                return False
-        if conv.padding_mode != "zeros" or pointwise.kernel_size != (1, 1) or not isinstance(input, Tensor):
+        if not self._settings()[1].is_pointwise(pointwise.weight) or pointwise.weight.dtype is not conv.weight.dtype:
             return False
-        return conv._parameters.get("weight") is not None or "parametrizations" in conv._modules
+        return isinstance(input, Tensor) and pointwise.weight.shape[1] == len(conv.weight) and fits(input, conv)
 
     def _tensors(self) -> Tensors:
-        tensors: list[Tensor | None] = []
-        parts = self._parts()
-        for conv, bn in (parts[:2], parts[2:]):
-            tensors += (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-        return tuple(tensors)
+        conv, bn1, pointwise, bn2 = self._parts()
+        return (*tensors_of(conv, bn1), *tensors_of(pointwise, bn2))
 
     def _settings(self) -> tuple[ConvSettings, ConvSettings]:
-        conv, bn1, _, bn2 = self._parts()
-        first = conv.stride, conv.padding, conv.dilation, conv.groups, self.dw_activation, self.dw_slope, bn1.eps
-        return ConvSettings(*first), ConvSettings(activation=self.activation, slope=self.slope, eps=bn2.eps)
+        conv, bn1, pointwise, bn2 = self._parts()
+        first = settings_of(conv, bn1, self.dw_activation, self.dw_slope)
+        return first, settings_of(pointwise, bn2, self.activation, self.slope)
 
     def forward(self, input: Tensor) -> Tensor:
         # For torch.compile the parts: this package's backend finds the block among them, and keeps its weights packed.
         compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-        if not compiling and self._folds(input):
-            return folded(FoldedBlock, *self._settings())(as_autocast(input), self._tensors())
+        if not (compiling or torch.jit.is_tracing()) and self._folds(input):
+            x = as_weights_layout(as_autocast(input), self.depthwise.weight)
+            return folded(FoldedBlock, *self._settings())(x, self._tensors())
         x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
         return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script, which reads a class's source, is given torch's modules."""
+        from ..convert import unfuse
+
+        return unfuse(self)
 
     def extra_repr(self) -> str:
         slopes = f", slope={self.slope}" if self.activation == "leaky_relu" else ""

@@ -50,8 +50,10 @@ def activation_backward(grad: Tensor, x: Tensor, name: str, slope: float) -> Ten
 def activation_of_module(module: nn.Module) -> tuple[str, float] | None:
     """The name and negative slope of an activation module; None where the ops have none."""
     name = OF_MODULE.get(type(module))
-    if type(module) is nn.GELU and module.approximate == "tanh":
-        name = "gelu_tanh"
+    if type(module) is nn.GELU:
+        name = {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
+    if type(module) is nn.ReLU6 and (module.min_val, module.max_val) != (0, 6):
+        name = None
     return None if name is None else (name, float(getattr(module, "negative_slope", SLOPE)))
 
 

@@ -13,13 +13,15 @@ The depthwise convolution y = x * w is bilinear. With B_x(g, w) and B_w(g, x) fo
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import activate, activation_backward
+from .activations import SLOPE, activate, activation_backward
 
 ops = torch.ops.dwconv_ext
 
@@ -89,6 +91,20 @@ def _backward(grad: Tensor, x: Tensor, w: Tensor, conv: tuple, mask: tuple[bool,
     return [to_x if mask[0] else None, to_w if mask[1] else None, to_b if mask[2] else None]
 
 
+def _in_its_dtypes(backward: Callable) -> Callable:
+    """A backward pass computes in the forward pass's dtypes, whatever autocast says where it is called."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        device = next((g.device.type for g in grads if g is not None), "cpu")
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return backward(ctx, *grads)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *grads)
+
+    return run
+
+
 def _sum(*terms: Tensor | None) -> Tensor | None:
     present = [t for t in terms if t is not None]
     if not present:
@@ -125,6 +141,7 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         ctx.save_for_forward(x, w)
 
     @staticmethod
+    @_in_its_dtypes
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
@@ -163,6 +180,7 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
         ctx.save_for_forward(grad, x, w)
 
     @staticmethod
+    @_in_its_dtypes
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None, z: Tensor | None) -> tuple:
         grad, x, w = ctx.saved_tensors
         u, v, z = (t if wanted else None for t, wanted in zip((u, v, z), ctx.mask, strict=True))
@@ -203,14 +221,21 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
 # --- the fused block -------------------------------------------------------------------------------------------------
 
 
+def separable_by_parts(
+    x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=SLOPE, pw_slope=SLOPE, allow_tf32=False
+):
+    """``separable_conv2d`` in two operations: what forward mode and torch.func take apart."""
+    middle = activate(ops.depthwise_conv2d(x, dw, db, stride, padding, dilation), dw_act, dw_slope)
+    output = activate(F.conv2d(middle, pw, pb), pw_act, pw_slope)
+    return output if residual is None else output + residual
+
+
 class SeparableConv2dFunction(torch.autograd.Function):
     """``separable_conv2d`` as an autograd Function; arguments in the op's order.
 
     The forward pass keeps nothing but its operands; backward recomputes the intermediate, which the fused forward never
-    writes. Differentiable twice.
+    writes. Differentiable twice. The function itself has forward mode and torch.func's transforms too.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -231,9 +256,9 @@ class SeparableConv2dFunction(torch.autograd.Function):
         ctx.present = (db is not None, pb is not None, residual is not None)
         ctx.arguments = len(inputs)
         ctx.save_for_backward(x, dw, db, pw, pb)
-        ctx.save_for_forward(x, dw, db, pw, pb)
 
     @staticmethod
+    @_in_its_dtypes
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, dw, db, pw, pb = ctx.saved_tensors
         dw_act, dw_slope, pw_act, pw_slope = ctx.activations
@@ -259,27 +284,3 @@ class SeparableConv2dFunction(torch.autograd.Function):
                 to_z = activation_backward(to_a, z, dw_act, dw_slope)
                 grads[0:3] = _backward(to_z, x, dw, ctx.conv, (need[0], need[1], bool(need_db)))
         return tuple(grads)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
-        x, dw, db, pw, pb = ctx.saved_tensors
-        dw_act, dw_slope, pw_act, pw_slope = ctx.activations
-        dx, ddw, ddb, dpw, dpb = tangents[:5]
-        dresidual = tangents[10] if len(tangents) > 10 else None
-        z = ops.depthwise_conv2d(x, dw, db, *ctx.conv)
-        a = activate(z, dw_act, dw_slope)
-        dz = _sum(
-            None if dx is None else ops.depthwise_conv2d(dx, dw, None, *ctx.conv),
-            None if ddw is None else ops.depthwise_conv2d(x, ddw, None, *ctx.conv),
-            None if ddb is None else _as_channel_bias(ddb, z),
-        )
-        da = None if dz is None else activation_backward(dz, z, dw_act, dw_slope)
-        out = F.conv2d(a, pw, pb)
-        dout = _sum(
-            None if da is None else F.conv2d(da, pw),
-            None if dpw is None else F.conv2d(a, dpw),
-            None if dpb is None else _as_channel_bias(dpb, out),
-        )
-        if dout is not None:
-            dout = activation_backward(dout, out, pw_act, pw_slope)
-        return _sum(dout, dresidual)

@@ -93,7 +93,16 @@ def _forward_in_training(
 _BatchNormAct = single_level(BatchNormActFunction, _forward_in_training)
 
 
-def _takes(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None, act: str) -> bool:
+def norm_fits(channels: int, dtype: torch.dtype, norm: tuple[Tensor | None, ...]) -> bool:
+    """Whether F.batch_norm takes these mean, variance, weight and bias for so many channels of this dtype."""
+    there = [t for t in norm if t is not None]
+    dtypes = {t.dtype for t in there}
+    if any(tuple(t.shape) != (channels,) for t in there) or len(dtypes) > 1:
+        return False
+    return not dtypes or dtypes == {dtype} or (dtypes == {torch.float32} and dtype in (torch.bfloat16, torch.float16))
+
+
+def _takes(x: Tensor, norm: tuple[Tensor | None, ...], eps: float, act: str) -> bool:
     """Whether the op computes what BatchNorm in training mode and the activation would of x, and sooner.
 
     It does not on CUDA (which has no kernel for it), for a small input, in channels_last without an activation (torch's own is as
@@ -104,14 +113,14 @@ def _takes(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None, a
         return False
     if not x.is_cpu or x.dtype not in DTYPES or x.dim() != 4 or x.numel() <= x.shape[1]:  # torch has the message for it
         return False
-    if any(t is not None and t.shape != x.shape[1:2] for t in (w, b, mean)):
+    if not norm_fits(x.shape[1], x.dtype, norm) or (norm[0] is None) is not (norm[1] is None) or not eps > 0:
+        return False
+    if any(t is not None and (t.requires_grad or not t.is_contiguous()) for t in norm[:2]):
         return False
     channels_last = x.stride(1) == 1 and x.shape[1] > 1
     if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW) or (channels_last and act == "identity"):
         return False
-    if taken_apart() or torch.jit.is_tracing():
-        return False
-    return all(t is None or t.dtype in (x.dtype, accumulation_dtype(x.dtype)) for t in (w, b))
+    return not taken_apart() and not torch.jit.is_tracing()
 
 
 def train_batch_norm_act(
@@ -119,7 +128,7 @@ def train_batch_norm_act(
     momentum: float, eps: float, act: str = "identity", slope: float = SLOPE,
 ) -> Tensor:  # fmt: skip
     """``act(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps))``; the running statistics move."""
-    if not _takes(x, weight, bias, running_mean, act):
+    if not _takes(x, (running_mean, running_var, weight, bias), eps, act):
         y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
         return activate(y, act, slope)
     wide = accumulation_dtype(x.dtype)

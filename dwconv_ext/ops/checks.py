@@ -64,7 +64,7 @@ class Checks:
     def activation(self, name: str, value: str) -> None:
         self.that(value in ACTIVATIONS, f"{name} must be one of {', '.join(ACTIVATIONS)}, but got '{value}'")
 
-    def output_size(self, dimension: int, size: Any, kernel: Any, stride: Any, pad: Any, dilation: Any) -> Any:
+    def output_size(self, weight_name: str, dimension: int, size: Any, kernel: Any, stride: Any, pad: Any, dilation: Any) -> Any:
         if isinstance(pad, int) and pad >= 2**61:  # else in range whatever the size
             most = (MOST_INT64 - size) // 2
             self.that(pad <= most, f"Given padding={pad} at dimension {dimension}, expected padding to be at most {most}")
@@ -72,12 +72,12 @@ class Checks:
         endless = isinstance(reach, int) and reach > MOST_INT64
         self.that(
             reach <= padded,
-            f"weight's filter is larger than the padded input along {side}: dilation * (kernel - 1) + 1 = "
+            f"{weight_name}'s filter is larger than the padded input along {side}: dilation * (kernel - 1) + 1 = "
             f"{'more than 2^63' if endless else reach}, but padded input {side} is {padded}",
         )
         return (padded - reach) // stride + 1
 
-    def filter(self, x: Tensor, kernel: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
+    def filter(self, x: Tensor, weight_name: str, kernel: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
         """Of a filter on an image with at least one pixel; the output's height and width."""
         for size in x.shape[2:]:
             self.that(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
@@ -85,7 +85,8 @@ class Checks:
             self.that(len(pair) == 2, f"{name} must be a pair, but got {len(pair)} values")
             for value in pair:
                 self.that(value >= least, f"{name} must be {'positive' if least else 'non-negative'}, but got {tuple(pair)}")
-        return [self.output_size(i, x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+        axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+        return [self.output_size(weight_name, i, *axis) for i, axis in enumerate(axes)]
 
     def convolution(self, x: Tensor, weight_name: str, w: Tensor, stride: Any, padding: Any, dilation: Any) -> list[Any]:
         """The output's height and width."""
@@ -101,7 +102,7 @@ class Checks:
         self.that(depthwise, f"{weight_name} must {wanted}, but got {list(w.shape)}")
         for size in w.shape[2:]:
             self.that(size > 0, f"{weight_name} must have a non-empty filter, but got shape {list(w.shape)}")
-        return self.filter(x, w.shape[2:], stride, padding, dilation)
+        return self.filter(x, weight_name, w.shape[2:], stride, padding, dilation)
 
     def output(self, x: Tensor, shape: Sequence[Any], padding: Any) -> None:
         if all(isinstance(size, int) for size in shape):

@@ -18,6 +18,7 @@ from .autograd import (
     DepthwiseConv2dFunction,
     SeparableConv2dFunction,
     below_autograd,
+    separable_by_parts,
     single_level,
     taken_apart,
 )
@@ -103,7 +104,7 @@ def _(x, packed, block, slopes, residual=None, gate=None):
         f"packed must be what separable_conv2d_pack made on this CPU of weights for {x.shape[1]} channels of input, of its "
         f"dtype, and of the block's filter and {block[0]} output channels",
     )
-    size = check.filter(x, block[1:3], block[3:5], block[5:7], block[7:9])
+    size = check.filter(x, "block", block[1:3], block[3:5], block[5:7], block[7:9])
     shape = (x.shape[0], block[0], *size)
     check.output(x, shape, block[5:7])
     if residual is not None:
@@ -191,7 +192,7 @@ def _register_autograd(
 
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
 _register_autograd("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction, 3)
-_register_autograd("separable_conv2d", SeparableConv2dFunction, 11)
+_register_autograd("separable_conv2d", SeparableConv2dFunction, 11, separable_by_parts)
 _register_autograd("batch_norm_act", BatchNormActFunction, 3, by_parts)
 
 

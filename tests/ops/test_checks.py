@@ -19,13 +19,6 @@ import dwconv_ext
 
 ops = torch.ops.dwconv_ext
 
-# The stable ABI's numbers for dtypes, which are what C++ can say of one.
-DTYPE_NUMBERS = (
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64, torch.complex32,
-    torch.complex64, torch.complex128, torch.bool, *[None] * 3, torch.bfloat16,
-)  # fmt: skip
-
-
 # --- calls that are right ----------------------------------------------------------------------------------------------
 
 # What a call may be without being wrong; the first of each is what the named cases below have.
@@ -129,7 +122,6 @@ DTYPE = {
     "int": lambda t: t.int(),
     "bool": lambda t: t.bool(),
     "complex": lambda t: t.to(torch.complex64),
-    "float8": lambda t: t.to(torch.float8_e4m3fn),
     "other_float": other_float,
 }
 RANK = {"rank_less": lambda t: t.new_zeros(t.shape[1:]), "rank_more": lambda t: t[None], "scalar": lambda t: t.new_zeros(())}
@@ -228,14 +220,9 @@ def mistakes(op: str) -> dict[tuple[str, str], object]:
 # --- the same on the CPU and without data ------------------------------------------------------------------------------
 
 
-def said_by_cpp(message: str) -> str:
-    """Without the function, file and line that torch puts before it, and with the names of dtypes."""
-
-    def names(numbers: re.Match) -> str:
-        return re.sub(r"\d+", lambda n: str(DTYPE_NUMBERS[int(n[0])] if int(n[0]) < 16 else torch.float8_e4m3fn), numbers[1])
-
-    message = re.sub(r"^\S+, \S+:\d+, ", "", message)
-    return re.sub(r"scalar types? (\d+(?: and \d+)?)", names, message)
+def said(error: Exception) -> str:
+    """Without the function, file and line that torch puts before C++'s."""
+    return re.sub(r"^\S+, \S+:\d+, ", "", str(error))
 
 
 def strides(t: Tensor) -> tuple:
@@ -247,7 +234,7 @@ def outcome(op: str, arguments: dict) -> tuple:
     try:
         results = getattr(ops, op)(**arguments)
     except Exception as e:
-        return type(e), said_by_cpp(str(e))
+        return type(e), said(e)
     return tuple((t.shape, t.dtype, strides(t)) for t in (results if isinstance(results, tuple) else (results,)))
 
 
@@ -303,8 +290,6 @@ def mistaken(op: str):
 @given(st.data())
 def test_generated(op, data):
     how, made, with_gradients = data.draw(mistaken(op))
-    if any(name.startswith("huge") for _, name in made):
-        how["batch"] = 1  # none: the test below
     arguments = valid(op, how)
     for argument, name in made:
         if arguments[argument] is not None:
@@ -321,7 +306,6 @@ def test_a_gate_before_a_filter():
     assert raised(check("separable_conv2d_packed", {**arguments, "gate": torch.ones(2, 4, 1, 1)}))
 
 
-@pytest.mark.xfail(reason="C++ multiplies the number of images first: 0 bytes, and strides that overflow", strict=True)
 @pytest.mark.parametrize("op", ("depthwise_conv2d", "separable_conv2d"))
 def test_no_images_too_large_to_allocate(op):
     arguments = valid(op, {**PLAIN, "batch": 0, "optional": False})

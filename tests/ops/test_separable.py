@@ -278,7 +278,7 @@ def test_state_dict_moves_both_ways():
 
 
 def kept_by(block: FusedDSConv) -> tuple:
-    (made,) = (e.made for e in folded_weights._entries.values() if id(block.depthwise.weight) in e.tensors)
+    (made,) = (e.made for es in folded_weights._entries.values() for e in es if id(block.depthwise.weight) in e.tensors)
     return made
 
 

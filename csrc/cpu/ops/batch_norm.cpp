@@ -17,8 +17,8 @@ constexpr int64_t kConstants = 5, kVector = 16;  // values of a channel; element
 void check_channels(const char* op, const char* name, const Tensor& values, const Tensor& input, DType dtype) {
   STD_TORCH_CHECK(values.is_cpu(), op, ": ", name, " must be on the same device as input");
   STD_TORCH_CHECK(values.scalar_type() == accumulate_scalar(dtype), op, ": ", name, " must be ",
-                  dtype == DType::kFloat64 ? "float64" : "float32", " for this input (got scalar type ",
-                  static_cast<int>(values.scalar_type()), ")");
+                  dtype == DType::kFloat64 ? "float64" : "float32", " for this input (got ", dtype_text(values.scalar_type()),
+                  ")");
   STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == input.size(1), op, ": ", name, " must be 1-dimensional with ",
                   input.size(1), " elements, but got shape ", to_string(values));
 }

@@ -150,9 +150,9 @@ Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const 
                   kPacked, ": packed must be what ", kPack, " made on this CPU of weights for ", wanted.channels,
                   " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
-  const Block b = {
-      check_filter(kPacked, input, dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]}, {block[7], block[8]}),
-      block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
+  const Block b = {check_filter(kPacked, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
+                                {block[7], block[8]}),
+                   block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
   check_output(kPacked, input, b.shape, b.out_channels, {block[5], block[6]});
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
   if (gate) {
