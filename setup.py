@@ -137,6 +137,7 @@ CXX_FLAGS = [
     "-Wno-unused-function",
     "-Wno-maybe-uninitialized",
     "-g0",
+    f"-fmacro-prefix-map={ROOT}/=",  # torch's errors name the source file
 ]
 CXX_FLAGS += os.environ.get("DWCONV_EXT_CXXFLAGS", "").split()
 

@@ -74,7 +74,7 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
     x = torch.randn(layer.batch, layer.channels, *layer.size).to(dtype).contiguous(memory_format=LAYOUTS[layout])
     w = torch.randn(layer.channels, 1, *layer.kernel).to(dtype)
     conv = ((layer.stride, layer.stride), layer.padding, (1, 1))
-    module.set_card({})
+    module.set_gpu({})
     if not separable:
         launches, y = _count(module, x, lambda: ops.depthwise_conv2d(x, w, None, *conv))
         compulsory = unfused = (x.numel() + y.numel()) * x.element_size()

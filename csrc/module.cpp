@@ -6,8 +6,8 @@
 #include "build_facts.h"  // which setup.py writes
 #include "common/activation.h"
 #include "common/describe.h"
+#include "common/watched_tensors.h"
 #include "cpu/plan/plan.h"
-#include "watched_tensors.h"
 
 namespace dwconv {
 namespace {
@@ -47,15 +47,17 @@ py::dict plan(const std::string& op, const std::string& pass, const std::string&
               int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation, int64_t out_channels,
               int64_t threads) {
   CpuProblem p;
-  set_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
+  describe_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
   const Machine here = machine(threads);
   p.l1_ways = here.l1_ways();
   const IsaKernels& isa = selected_isa();
   if (op == op_name(Op::kSeparable)) return plan_dict(plan_separable(p, out_channels, isa, here).whole);
   if (op == op_name(Op::kBatchNorm))
     return plan_dict(plan_batch_norm(p, parse_pass(pass, {Pass::kForward, Pass::kBackward}) == Pass::kBackward, isa, here));
+  if (op == op_name(Op::kSqueezeExcitation)) return plan_dict(plan_squeeze(p, isa, here));
   if (op != op_name(Op::kDepthwise))
-    throw py::value_error("op: expected depthwise_conv2d, separable_conv2d or batch_norm_act, got '" + op + "'");
+    throw py::value_error("op: expected depthwise_conv2d, separable_conv2d, batch_norm_act or squeeze_excitation, got '" + op +
+                          "'");
   const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
   if (which == Pass::kForward) return plan_dict(plan_forward(p, isa, here));
   if (which == Pass::kBackwardWeight) return plan_dict(plan_backward_weight(p, isa, here));
@@ -103,14 +105,14 @@ PYBIND11_MODULE(_C, m) {
                                         kernel_h, kernel_w));
       },
       "Of the packed weights of a fused block.");
-  py::class_<WatchedTensors>(m, "WatchedTensors", "Whether tensors are still what they were (csrc/watched_tensors.h).")
+  py::class_<WatchedTensors>(m, "WatchedTensors", "Whether tensors are still what they were (csrc/common/watched_tensors.h).")
       .def(py::init<const py::tuple&>(), py::arg("tensors"))
       .def("unchanged", &WatchedTensors::unchanged, "Whether these are the same tensors with the same content.",
            py::arg("tensors"));
   m.def("force_row", &force_row,
         "Uses the row of this name, filter and stride where it fits, until called with an empty name; for tests.",
         py::arg("name"), py::arg("filter") = 0, py::arg("stride") = 0);
-  m.def("set_near_bytes", &set_near_bytes,
+  m.def("set_prefetch_threshold", &set_prefetch_threshold,
         "Plans as if only smaller inputs could be in a cache near by, until called with -1; for tests and measurements.",
         py::arg("bytes"));
   m.def("cache_bytes", [] { return std::make_tuple(machine(1).l1_bytes, machine(1).l2_bytes, machine(1).l3_bytes); });

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._extension import _C
 from .nn.separable import FusedDSConv
-from .ops.functional import DTYPES, depthwise_conv2d, resolve_padding
+from .ops.functional import DTYPES, depthwise_conv2d, name_of, resolve_padding
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int
     height, width = padded.shape[-2:]
     try:
         found = _C.plan(
-            op, pass_, str(input.dtype).removeprefix("torch."), layout, input.shape[0], conv.in_channels, (height, width),
+            op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, (height, width),
             conv.kernel_size, conv.stride, padding, conv.dilation, out_channels, threads,
         )  # fmt: skip
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Something to do once a module of torch's is imported, without importing it: what takes as long as torch itself waits."""
+"""Runs a callback after a module is imported, without importing it: for modules of torch that are slow to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Steps aside at the module's import, and acts behind it."""
+    """Finds the module as Python would, and has its loader call the action at the end."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name, self.action = name, action

@@ -13,7 +13,7 @@ class HopperObject:
     """The object file of SOURCE in `folder`; `start` it before the rest is built, and `finish` it before that is linked."""
 
     def __init__(self, folder: str, compiler: Path, flags: list[str]) -> None:
-        self.path = Path(folder, "kernels_hopper.o").absolute()
+        self.path = Path(folder, "hopper.o").absolute()
         target = ["-Xcompiler=-fPIC", f"-I{ROOT / 'csrc'}", "-gencode=arch=compute_90a,code=sm_90a"]
         self.command = [str(compiler), *flags, *target, "-c", str(ROOT / SOURCE), "-o", str(self.path)]
         self.running: subprocess.Popen | None = None

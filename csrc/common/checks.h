@@ -176,7 +176,7 @@ inline ConvolutionShape check_convolution(const char* op, const Tensor& input, c
   return s;
 }
 
-// Before anything is reckoned from the output's size.
+// Before anything is computed from the output's size.
 inline void check_output(const char* op, const Tensor& input, const ConvolutionShape& s, int64_t out_channels,
                          const Ints& padding) {
   constexpr double kMostBytes = 281474976710656.0;  // 2^48, more than a process can address

@@ -22,8 +22,8 @@ inline DType parse_dtype(const std::string& name) {
 }
 
 // The forward problem of a convolution; all but its strides.
-inline void set_problem(DepthwiseProblem& p, const std::string& dtype, const std::string& layout, int64_t batch, int64_t channels,
-                        Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+inline void describe_problem(DepthwiseProblem& p, const std::string& dtype, const std::string& layout, int64_t batch,
+                             int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation) {
   p.dtype = p.out_dtype = parse_dtype(dtype);
   if (layout != "NCHW" && layout != "channels_last")
     throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
@@ -35,6 +35,8 @@ inline void set_problem(DepthwiseProblem& p, const std::string& dtype, const std
   p.dilation_h = dilation.first, p.dilation_w = dilation.second;
   p.pad_h = padding.first, p.pad_w = padding.second;
   if (p.stride_h < 1 || p.stride_w < 1) throw py::value_error("stride: must be positive");
+  if (p.dilation_h * (p.kernel_h - 1) >= p.in_h + 2 * p.pad_h || p.dilation_w * (p.kernel_w - 1) >= p.in_w + 2 * p.pad_w)
+    throw py::value_error("kernel: larger than the padded input");
   p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
 }
@@ -42,7 +44,7 @@ inline void set_problem(DepthwiseProblem& p, const std::string& dtype, const std
 // One of the passes given, of an op.
 inline Pass parse_pass(const std::string& name, std::initializer_list<Pass> known) {
   std::string names;
-  for (Pass pass : known) {
+  for (const Pass& pass : known) {
     if (name == pass_name(pass)) return pass;
     names += (names.empty() ? "" : &pass == known.end() - 1 ? " or " : ", ") + std::string(pass_name(pass));
   }

@@ -70,7 +70,8 @@ class Layer:
 def call_of(layer: Folded, packed: bool, frozen: bool) -> Callable[..., Tensor]:
     """A fused layer as a function of the graph: (input, shortcut or None, *tensors).
 
-    packed: whether it may keep packed weights; not where the next backend takes it apart. frozen: whether for ever.
+    packed: whether it may keep packed weights; not where the next backend takes it apart.
+    frozen: whether these are made once for all.
     """
     run = layer.functional if not packed else Frozen(layer) if frozen else layer
 
@@ -107,7 +108,7 @@ class _Pass:
             if node not in self.used and g.convolution(node) is not None:
                 self.convolution(node)
             elif isinstance(node.target, torch._ops.HigherOrderOperator):
-                self.report.refuse(node, "what lies in its own graph runs as it is")
+                self.report.refuse(node, "a subgraph (checkpoint, condition) is left unchanged")
         for node in nodes:
             if node not in self.used and self.packed:
                 self.linear(node)
@@ -183,7 +184,7 @@ class _Pass:
             return
         if g.tensor_of(layer.nodes[-1]).requires_grad or g.tensor_of(node).requires_grad:
             if layer.is_depthwise:
-                self.report.refuse(node, "a derivative of its result is wanted: no more than the convolution (torch.no_grad()?)")
+                self.report.refuse(node, "a gradient is required: only the convolution itself is replaced (torch.no_grad()?)")
                 self.replace_in_training(layer)
             return
         why = self.why_not_folded(layer)
@@ -227,7 +228,7 @@ class _Pass:
         output = g.tensor_of(second.nodes[-1])
         why = self.why_not_folded(second)
         if not why and output.requires_grad:
-            why = "a derivative of its second half is wanted"
+            why = "a gradient of its pointwise convolution is required"
         if not why and (output.dtype != g.tensor_of(last).dtype or not self.undisturbed(nodes)):
             why = "something may be written in between, or the dtype changes"
         if why:

@@ -10,7 +10,7 @@ from torch import fx
 
 
 class Refusal(NamedTuple):
-    """A convolution that is no more than it is, or less than it could be.
+    """A convolution that was not fused, or fused with less than it could be.
 
     Attributes:
         layer: the node's name in Dynamo's graph.

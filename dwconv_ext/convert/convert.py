@@ -113,11 +113,11 @@ def _leave_slower(model: nn.Module, changed: list[nn.Module], example_input: Any
         container = isinstance(module, SequentialMixin)
         ratio = (sequential_speedup if container else depthwise_speedup)(module, x)
         if ratio < SLOWER:
-            told = f"has {ratio:.2f}x torch's speed at {'x'.join(map(str, x.shape))}"
+            told = f"{ratio:.2f}x the speed of torch's at {'x'.join(map(str, x.shape))}"
             if container:
-                slower.update((m, f"fused, its container {told}") for m in flattened(module) if is_depthwise(m))
+                slower.update((m, f"its fused container has {told}") for m in flattened(module) if is_depthwise(m))
             else:
-                slower[module] = f"ours {told}"
+                slower[module] = f"the replaced layer has {told}"
             restore(module)
     return slower
 

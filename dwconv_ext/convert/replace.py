@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..nn.depthwise import DepthwiseConv2d
-from ..ops.functional import DTYPES
+from ..ops.functional import DTYPES, name_of
 from .sequential import SequentialMixin, flattened, is_sequential
 
 
@@ -87,19 +87,19 @@ def why_not(conv: nn.Conv2d) -> str:
     if kind is DepthwiseConv2d or isinstance(conv, Swapped):
         return ""
     if not _is_copied_by_its_state(kind):
-        return f"{kind.__name__} says itself how it is pickled"
+        return f"{kind.__name__} overrides __reduce__"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
         return "its sizes are not known before the first call"
     if hasattr(conv, "parametrizations"):
         return "its weight is parametrized"
     if conv.weight.dtype not in DTYPES:
-        return f"the kernels have no {str(conv.weight.dtype).removeprefix('torch.')}"
+        return f"the kernels have no {name_of(conv.weight.dtype)}"
     if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
         return "its forward was replaced on the instance"
     if kind is nn.Conv2d or _is_timm_same(kind):
         return ""
     if kind._conv_forward is not nn.Conv2d._conv_forward:
-        return f"{kind.__name__} computes its convolution in its own way"
+        return f"{kind.__name__} overrides _conv_forward"
     if kind.forward is not nn.Conv2d.forward and "conv2d" in kind.forward.__code__.co_names:
         return f"{kind.__name__}.forward calls conv2d itself"
     return ""

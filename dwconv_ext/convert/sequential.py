@@ -20,11 +20,11 @@ from torch.nn.modules import module as module_hooks
 
 from ..nn.batch_norm_act import norm_then_activation
 from ..nn.foldable import fits, is_conv, is_fixed_norm, is_plain_module, settings_of, starts_a_block, tensors_of
-from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, as_autocast, folded, wanted
+from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, folded, wants_derivative
 from ..nn.folded_weights import Tensors
 from ..ops.activations import IDENTITIES, SLOPE, activation_of_module
-from ..ops.autograd import overridden, taken_apart
-from ..ops.functional import as_weights_layout
+from ..ops.autograd import has_function_override, is_traced_or_transformed
+from ..ops.functional import as_autocast, as_weights_layout
 
 
 def is_sequential(module: nn.Module) -> bool:
@@ -115,7 +115,7 @@ class SequentialMixin:
 
     def forward(self, input: Any) -> Any:
         layers = flattened(self)
-        seen = overridden(input) or taken_apart() or torch.jit.is_tracing() or _globally_hooked()
+        seen = has_function_override(input) or is_traced_or_transformed() or torch.jit.is_tracing() or _globally_hooked()
         if seen or type(input) is not Tensor or input.dim() != 4:
             return nn.Sequential.forward(self, input)
         at = 0
@@ -133,7 +133,7 @@ class SequentialMixin:
             if found is not None:
                 return norm_then_activation(layer, input, *found), at + 2
         # First: in training nothing is looked for, and no input prepared, in vain.
-        if not is_conv(layer) or wanted(input, None, (layer._parameters["weight"],)):
+        if not is_conv(layer) or wants_derivative(input, None, (layer._parameters["weight"],)):
             return layer(input), at + 1
         x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
         if x.dim() != 4 or not x.is_cpu or not fits(x, layer):
@@ -142,9 +142,9 @@ class SequentialMixin:
         second = _pointwise_after(layers, first)
         if second is not None:
             tensors = (*first.tensors(), *second.tensors())
-            if not wanted(x, None, tensors):
+            if not wants_derivative(x, None, tensors):
                 return folded(FoldedBlock, first.settings, second.settings)(x, tensors), second.end
         tensors = first.tensors()
-        if (first.norm is None and not first.is_pointwise) or wanted(x, None, tensors):
+        if (first.norm is None and not first.is_pointwise) or wants_derivative(x, None, tensors):
             return layer(input), at + 1
         return folded(FoldedConv, first.settings)(x, tensors), first.end

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.autograd import overridden
+from ..ops.autograd import has_function_override
 from ..ops.functional import IntOrPair, as_weights_layout, depthwise_conv2d, to_pair
 
 
@@ -46,7 +46,12 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # torch.fx's proxies; subclasses and modes that look for conv2d; a module that was edited.
-        if not isinstance(input, Tensor) or overridden(input, weight) or self.groups != self.in_channels or weight.shape[1] != 1:
+        if (
+            not isinstance(input, Tensor)
+            or has_function_override(input, weight)
+            or self.groups != self.in_channels
+            or weight.shape[1] != 1
+        ):
             return nn.Conv2d._conv_forward(self, input, weight, bias)
         input = as_weights_layout(input, weight)
         if self.padding_mode == "zeros":

@@ -9,14 +9,13 @@ from ..ops.activations import IDENTITIES, OF_MODULE
 from ..ops.autograd import PLAIN
 from ..ops.functional import DTYPES
 from .depthwise import DepthwiseConv2d
-from .folded_layers import ConvSettings
+from .folded_layers import NO_NORM, ConvSettings
 from .folded_weights import Tensors
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _KNOWN = (*NORMS, nn.Conv2d, DepthwiseConv2d, *OF_MODULE, *IDENTITIES)
 _METHODS = {kind: (kind.forward, getattr(kind, "_conv_forward", None)) for kind in _KNOWN}  # before anybody patches a class
 _AFFINE, _STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
-_NO_NORM = (None, None, None, None)
 
 
 def is_plain_module(module: nn.Module) -> bool:
@@ -49,7 +48,7 @@ def starts_a_block(conv: nn.Module) -> bool:
 
 
 def fits(input: Tensor, conv: nn.Module) -> bool:
-    """Whether the convolution takes it. What does not is the convolution's to refuse."""
+    """Whether the convolution takes it. Others are left for the convolution to reject."""
     weight = conv._parameters["weight"]
     if input.layout is not torch.strided or input.device != weight.device or input.dim() not in (3, 4):
         return False
@@ -74,7 +73,7 @@ def tensors_of(conv: nn.Module, norm: nn.Module | None) -> Tensors:
     """As the folded layers take them."""
     own = conv._parameters
     if norm is None:
-        return (own["weight"], own["bias"], *_NO_NORM)
+        return (own["weight"], own["bias"], *NO_NORM)
     at, scale = norm._buffers, norm._parameters
     return own["weight"], own["bias"], at["running_mean"], at["running_var"], scale["weight"], scale["bias"]
 

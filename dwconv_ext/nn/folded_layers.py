@@ -18,14 +18,23 @@ from torch import Tensor
 
 from .._extension import _C
 from ..ops.activations import ACTIVATIONS, SLOPE, activate
-from ..ops.autograd import PLAIN, taken_apart
+from ..ops.autograd import PLAIN, is_traced_or_transformed
 from ..ops.batch_norm import norm_fits
-from ..ops.functional import DTYPES, IntOrPair, accumulation_dtype, depthwise_conv2d, padding_of, separable_conv2d, to_pair
+from ..ops.functional import (
+    DTYPES,
+    IntOrPair,
+    accumulation_dtype,
+    depthwise_conv2d,
+    name_of,
+    padding_of,
+    separable_conv2d,
+    to_pair,
+)
 from .folded_weights import Tensors, can_be_watched, fold, found, keep
 
 ops = torch.ops.dwconv_ext
 Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]  # of the input, what is added to the output, and a gate
-_NO_NORM = (None, None, None, None)
+NO_NORM = (None, None, None, None)
 _ONES = (1, (1,), (1, 1))
 
 
@@ -52,23 +61,13 @@ class ConvSettings(NamedTuple):
         return no_padding and self.stride in _ONES and self.dilation in _ONES
 
 
-def wanted(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
-    """Whether a derivative of this call is wanted, or something looks at each of its operations."""
-    if taken_apart():
+def wants_derivative(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
+    """Whether a gradient of this call is required, or a compiler, torch.func or forward mode records its operations."""
+    if is_traced_or_transformed():
         return True
     if not torch.is_grad_enabled():
         return False
     return input.requires_grad or any(t is not None and t.requires_grad for t in (residual, *tensors))
-
-
-def as_autocast(input: Tensor) -> Tensor:
-    """The input in the dtype that autocast would run a convolution in."""
-    device = input.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return input
-    if input.dtype is torch.float64 or not input.is_floating_point():
-        return input
-    return input.to(torch.get_autocast_dtype(device))
 
 
 _layers: weakref.WeakValueDictionary[tuple, Folded] = weakref.WeakValueDictionary()
@@ -125,7 +124,7 @@ def _pack(
         return None
     activations = (_C.activations[s.activation] for s in (first, second))
     block = [pw.shape[0], *dw.shape[2:], *stride, *padding, *dilation, *activations]
-    packed = ops.separable_conv2d_pack(dw, dw_bias, pw, pw_bias, _C.selected_isa(), str(dtype).removeprefix("torch."))
+    packed = ops.separable_conv2d_pack(dw, dw_bias, pw, pw_bias, _C.selected_isa(), name_of(dtype))
     slopes = [first.slope, second.slope]
     return lambda input, residual, gate: ops.separable_conv2d_packed.default(input, packed, block, slopes, residual, gate)
 
@@ -137,7 +136,9 @@ class Folded:
     """
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
-        if not wanted(input, residual, tensors if gate is None else (*tensors, gate)) and self.fits(input, tensors, residual):
+        if not wants_derivative(input, residual, tensors if gate is None else (*tensors, gate)) and self.fits(
+            input, tensors, residual
+        ):
             run = found(self, tensors, input.dtype)
             if run is None:
                 run = keep(self, tensors, input.dtype, lambda: self.make(tensors, input.dtype) or False)
@@ -175,7 +176,7 @@ class Frozen:
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         run = self.runs.get(input.dtype)
-        if run is None and not taken_apart():
+        if run is None and not is_traced_or_transformed():
             with torch.inference_mode(False), torch.no_grad():
                 run = self.runs[input.dtype] = self.layer.make(tensors, input.dtype) or False
         if run and self.layer.fits(input, tensors, residual):
@@ -273,7 +274,7 @@ class FoldedLinear(Folded):
             return None
         if bias is not None and (not can_be_watched(bias) or bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype):
             return None
-        conv = FoldedConv(self.settings).make((weight[:, :, None, None], bias, *_NO_NORM), dtype)
+        conv = FoldedConv(self.settings).make((weight[:, :, None, None], bias, *NO_NORM), dtype)
         features = len(weight)  # and not the weight, which must not be kept alive
 
         def run(input: Tensor, residual: None, gate: None) -> Tensor:

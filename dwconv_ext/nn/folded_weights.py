@@ -1,8 +1,8 @@
 """BatchNorm folded into the convolution before it, and what is made of folded weights kept for the next call.
 
 Modules and compiled graphs keep folded and packed weights here and nowhere else, by one rule: they hold while the tensors that
-they were made of are the same objects, at the same address, of the same version, with the same sample of their content
-(csrc/watched_tensors.h), under the same instruction set. Any torch operation on a weight is seen so, and what changes most of a
+they were made of are the same objects, with the same address, shape, strides, version and sample of their content, under the
+same instruction set (csrc/common/watched_tensors.h). Any torch operation on a weight is seen so, and what changes most of a
 tensor, by whatever means; what may be missed are a few elements or rows written past torch's version counter: call
 ``clear_caches`` after that.
 """

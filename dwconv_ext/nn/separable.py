@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.activations import activation_of
-from ..ops.functional import IntOrPair, as_weights_layout, to_pair
+from ..ops.functional import IntOrPair, as_autocast, as_weights_layout, to_pair
 from .batch_norm_act import norm_then_activation
 from .depthwise import DepthwiseConv2d
 from .foldable import fits, is_conv, is_fixed_norm, settings_of, starts_a_block, tensors_of
-from .folded_layers import ConvSettings, FoldedBlock, as_autocast, folded
+from .folded_layers import ConvSettings, FoldedBlock, folded
 from .folded_weights import Tensors, forget
 
 

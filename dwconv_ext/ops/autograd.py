@@ -42,8 +42,8 @@ def single_level(function: type[torch.autograd.Function], forward: Any = None) -
     return type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
 
 
-def taken_apart() -> bool:
-    """Whether a compiler, torch.func or forward mode looks at each op that runs now."""
+def is_traced_or_transformed() -> bool:
+    """Whether a compiler, torch.func or forward mode records each op that runs now."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
     return torch.autograd.forward_ad._current_level >= 0
@@ -52,7 +52,7 @@ def taken_apart() -> bool:
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def overridden(*tensors: Tensor) -> bool:
+def has_function_override(*tensors: Tensor) -> bool:
     """Whether a tensor subclass, or a mode other than torch.set_default_device's, sees each call of torch's functions."""
     if torch.compiler.is_compiling() or not torch.overrides.has_torch_function(tensors):
         return False
@@ -66,7 +66,7 @@ def overridden(*tensors: Tensor) -> bool:
 def is_training_step(x: Any, w: Tensor, b: Tensor | None) -> bool:
     """Whether a derivative is wanted of a layer of these, ordinary tensors and a batch on the CPU, and nothing but autograd looks
     at its op: then its Function need not be reached through the dispatcher, which takes 40 us beside a network's tensors."""
-    if taken_apart() or not torch.is_grad_enabled() or type(x) is not Tensor or x.dim() != 4 or not x.is_cpu:
+    if is_traced_or_transformed() or not torch.is_grad_enabled() or type(x) is not Tensor or x.dim() != 4 or not x.is_cpu:
         return False
     if type(w) not in PLAIN or (b is not None and type(b) not in PLAIN):
         return False
@@ -77,7 +77,7 @@ def is_training_step(x: Any, w: Tensor, b: Tensor | None) -> bool:
 
 def call(op: Any, *args: Any) -> Any:
     """The op; where nothing above its kernel has anything to do, without the 60 us that the way through Python takes there."""
-    if torch.is_grad_enabled() or taken_apart():
+    if torch.is_grad_enabled() or is_traced_or_transformed():
         return op(*args)
     with below_autograd():
         return op(*args)
@@ -239,7 +239,7 @@ class SeparableConv2dFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=0.01, pw_slope=0.01,
+        x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=SLOPE, pw_slope=SLOPE,
         allow_tf32=False,
     ):  # fmt: skip
         with below_autograd():
@@ -250,7 +250,7 @@ class SeparableConv2dFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act = inputs[:10]
-        residual, dw_slope, pw_slope = (*inputs[10:13], *(None, 0.01, 0.01)[len(inputs) - 10 :])
+        residual, dw_slope, pw_slope = (*inputs[10:13], *(None, SLOPE, SLOPE)[len(inputs) - 10 :])
         ctx.conv = (stride, padding, dilation)
         ctx.activations = (dw_act, dw_slope, pw_act, pw_slope)
         ctx.present = (db is not None, pb is not None, residual is not None)

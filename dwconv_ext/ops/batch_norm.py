@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import SLOPE, activate
-from .autograd import below_autograd, call, single_level, taken_apart
+from .autograd import below_autograd, call, is_traced_or_transformed, single_level
 from .functional import DTYPES, accumulation_dtype
 
 ops = torch.ops.dwconv_ext
@@ -102,8 +102,8 @@ def norm_fits(channels: int, dtype: torch.dtype, norm: tuple[Tensor | None, ...]
     return not dtypes or dtypes == {dtype} or (dtypes == {torch.float32} and dtype in (torch.bfloat16, torch.float16))
 
 
-def _takes(x: Tensor, norm: tuple[Tensor | None, ...], eps: float, act: str) -> bool:
-    """Whether the op computes what BatchNorm in training mode and the activation would of x, and sooner.
+def _is_faster_as_one_op(x: Tensor, norm: tuple[Tensor | None, ...], eps: float, act: str) -> bool:
+    """Whether the op computes what BatchNorm in training mode and the activation would of x, and faster.
 
     It does not on CUDA (which has no kernel for it), for a small input, in channels_last without an activation (torch's own is as
     fast there, but for the Function's cost), or where torch takes the computation apart by itself: torch.compile fuses BatchNorm
@@ -120,7 +120,7 @@ def _takes(x: Tensor, norm: tuple[Tensor | None, ...], eps: float, act: str) -> 
     channels_last = x.stride(1) == 1 and x.shape[1] > 1
     if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW) or (channels_last and act == "identity"):
         return False
-    return not taken_apart() and not torch.jit.is_tracing()
+    return not is_traced_or_transformed() and not torch.jit.is_tracing()
 
 
 def train_batch_norm_act(
@@ -128,12 +128,12 @@ def train_batch_norm_act(
     momentum: float, eps: float, act: str = "identity", slope: float = SLOPE,
 ) -> Tensor:  # fmt: skip
     """``act(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps))``; the running statistics move."""
-    if not _takes(x, (running_mean, running_var, weight, bias), eps, act):
+    if not _is_faster_as_one_op(x, (running_mean, running_var, weight, bias), eps, act):
         y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
         return activate(y, act, slope)
     wide = accumulation_dtype(x.dtype)
     w, b = (t if t is None or t.dtype == wide else t.to(wide) for t in (weight, bias))
-    # Not by way of the dispatcher, which would come back to Python for the Function: _takes() saw what it is there for.
+    # Not by way of the dispatcher, which would come back to Python for the Function.
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
     running = (running_mean, running_var, momentum)
     return (_BatchNormAct.apply if needed else _forward_in_training)(x, w, b, eps, act, slope, running)[0]

@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 
 from .activations import ACTIVATIONS
-from .functional import DTYPES, accumulation_dtype
+from .functional import DTYPES, accumulation_dtype, name_of
 
 MOST_INT64 = 2**63 - 1
 MOST_BYTES = 2**48  # more than a process can address
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 class Checks:
@@ -166,7 +162,8 @@ class Checks:
             self.that(w.device == x.device and w.dtype == wide, message)
             self.sizes(w, (squeezed, channels), message)
             if b is not None:
-                message = f"{name}_bias must have {count} elements of the input's accumulation type, on the CPU"
+                wanted = f"{count} elements of the input's accumulation type, on the CPU"
+                message = f"{name}_bias must have {wanted}, but got shape {list(b.shape)}"
                 self.that(b.device == x.device and b.dtype == wide, message)
                 self.sizes(b, (count,), message)
         self.activation("act", act)

@@ -21,6 +21,21 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that h
 _DepthwiseConv2d = single_level(DepthwiseConv2dFunction)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """As C++ has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def as_autocast(t: Tensor | None) -> Tensor | None:
+    """In the dtype that autocast would run a convolution in: float64 and integers are left alone."""
+    if t is None or t.dtype is torch.float64 or not t.is_floating_point():
+        return t
+    device = t.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return t
+    return t.to(torch.get_autocast_dtype(device))
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums are taken in: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)

@@ -12,19 +12,19 @@ from torch._functorch.utils import enable_single_level_autograd_function, unwrap
 from torch._prims_common import suggest_memory_format
 
 from .._extension import _C
-from .activations import ACTIVATIONS, activate
+from .activations import ACTIVATIONS, SLOPE, activate
 from .autograd import (
     DepthwiseConv2dBackwardFunction,
     DepthwiseConv2dFunction,
     SeparableConv2dFunction,
     below_autograd,
+    is_traced_or_transformed,
     separable_by_parts,
     single_level,
-    taken_apart,
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
-from .checks import Checks, name_of
-from .functional import accumulation_dtype
+from .checks import Checks
+from .functional import accumulation_dtype, as_autocast, name_of
 
 ops = torch.ops.dwconv_ext
 _library = torch.library.Library("dwconv_ext", "IMPL")
@@ -36,7 +36,7 @@ def _like(x: Tensor, shape: Any) -> Tensor:
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")
-def _(x, w, b, stride, padding, dilation, act="identity", slope=0.01):
+def _(x, w, b, stride, padding, dilation, act="identity", slope=SLOPE):
     check = Checks("depthwise_conv2d")
     size = check.convolution(x, "weight", w, stride, padding, dilation)
     shape = (x.shape[0], w.shape[0], *size)
@@ -119,7 +119,7 @@ def _(x, packed, block, slopes, residual=None, gate=None):
 
 
 @torch.library.register_fake("dwconv_ext::squeeze_excitation")
-def _(x, reduce, first, expand, second, act, gate, slope=0.01):
+def _(x, reduce, first, expand, second, act, gate, slope=SLOPE):
     Checks("squeeze_excitation").squeeze_excitation(x, reduce, first, expand, second, act, gate)
     return x.new_empty((x.shape[0], x.shape[1], 1, 1))
 
@@ -136,14 +136,14 @@ def _may_be_packed_for(packed: Tensor, x: Tensor, block: list[int]) -> bool:
 
 
 @torch.library.register_fake("dwconv_ext::batch_norm_act")
-def _(x, w, b, eps, act, slope=0.01):
+def _(x, w, b, eps, act, slope=SLOPE):
     Checks("batch_norm_act").batch_norm(x, w, b, eps, act)
     mean = x.new_empty((x.shape[1],), dtype=accumulation_dtype(x.dtype))
     return _like(x, x.shape), mean, torch.empty_like(mean)
 
 
 @torch.library.register_fake("dwconv_ext::batch_norm_act_backward")
-def _(grad, x, w, b, mean, variance, eps, act, slope=0.01):
+def _(grad, x, w, b, mean, variance, eps, act, slope=SLOPE):
     Checks("batch_norm_act_backward").batch_norm_backward(grad, x, w, b, mean, variance, eps, act)
     grad_weight = x.new_empty((x.shape[1],), dtype=accumulation_dtype(x.dtype))
     return _like(x, x.shape), grad_weight, torch.empty_like(grad_weight)
@@ -173,7 +173,7 @@ def _register_autograd(
         if parts is not None and transformed_op:
             return parts(*args)
         needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args[:tensors])
-        if len(args) > taken and (needed or taken_apart()):
+        if len(args) > taken and (needed or is_traced_or_transformed()):
             output = op(*args[:taken])
             Checks(name).activation("act", args[taken])
             return activate(output, *args[taken:])
@@ -270,28 +270,22 @@ def _(info, in_dims, x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_ac
     return torch.stack(outputs), 0
 
 
-def _register_autocast(device_type: str, key: str) -> None:
+def _register_autocast(key: str) -> None:
     """What autocast does to conv2d: floating-point operands in the autocast dtype, float64 left alone."""
     below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-    def cast(t: Tensor | None) -> Tensor | None:
-        if t is None or t.dtype == torch.float64 or not t.is_floating_point() or t.device.type != device_type:
-            return t
-        return t.to(torch.get_autocast_dtype(device_type))
+    def cast(op: Any, tensors: int) -> Any:
+        def run(*args: Any) -> Any:
+            # First: autocast is off below.
+            args = tuple(as_autocast(a) if i < tensors and isinstance(a, Tensor) else a for i, a in enumerate(args))
+            with torch._C._ExcludeDispatchKeyGuard(below):
+                return op(*args)
 
-    def depthwise(x, w, b, *rest):
-        with torch._C._ExcludeDispatchKeyGuard(below):
-            return ops.depthwise_conv2d(cast(x), cast(w), cast(b), *rest)
+        return run
 
-    def separable(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, *rest):
-        with torch._C._ExcludeDispatchKeyGuard(below):
-            return ops.separable_conv2d(
-                *map(cast, (x, dw, db, pw, pb)), stride, padding, dilation, dw_act, pw_act, cast(residual), *rest
-            )
-
-    _library.impl("depthwise_conv2d", depthwise, key)
-    _library.impl("separable_conv2d", separable, key)
+    _library.impl("depthwise_conv2d", cast(ops.depthwise_conv2d, 3), key)
+    _library.impl("separable_conv2d", cast(ops.separable_conv2d, 11), key)
 
 
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
+_register_autocast("AutocastCPU")
+_register_autocast("AutocastCUDA")

@@ -245,7 +245,7 @@ def test_what_is_left_alone_and_why():
     became = {e.name: (e.became, e.why) for e in converted.conversion_report.entries}
     assert set(became) == set(model) - {"grouped"}
     for name, word in {
-        "own": "its own way",
+        "own": "overrides _conv_forward",
         "direct": "calls conv2d itself",
         "parametrized": "parametrized",
         "complex": "no complex64",
@@ -335,7 +335,7 @@ def test_an_example_input_decides_what_is_left_alone(monkeypatch):
     monkeypatch.setattr(module, "depthwise_speedup", lambda conv, x: 0.9 if conv.kernel_size == (5, 5) else 2.0)
     converted = convert(model, example_input=x)
     entries = {e.name: e for e in converted.conversion_report.entries}
-    assert entries["0.0"].became == "DepthwiseConv2d" and "0.50x torch's speed at 2x16x20x20" in entries["0.0"].why
+    assert entries["0.0"].became == "DepthwiseConv2d" and "0.50x the speed of torch's at 2x16x20x20" in entries["0.0"].why
     assert entries["1"].became == "left alone" and type(converted[1]) is nn.Conv2d
     assert type(converted[0][0]) is DepthwiseConv2d and type(converted[0]) is type(converted) is nn.Sequential
     calls = []

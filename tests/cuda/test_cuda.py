@@ -65,7 +65,7 @@ def test_every_kernel_runs(index, emulated):
     row = TABLE[index]
     case, dtype, layout = forced_case(row, channels=40, width=48 if row["aligned"] else 37)
     emulated.force_row(index)
-    emulated.set_card(TURING if row["arch"][1] < 80 else {"sm_count": 4})
+    emulated.set_gpu(TURING if row["arch"][1] < 80 else {"sm_count": 4})
     emulated.launches()
     if row["op"] == "separable_conv2d":
         apart = row["pass"] != "forward"
@@ -109,7 +109,7 @@ RACES = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", RACES)
 def test_depthwise_bits_do_not_depend_on_the_order_of_threads(case, layout, emulated):
-    emulated.set_card({"sm_count": 2})
+    emulated.set_gpu({"sm_count": 2})
 
     def run(order, seed):
         emulated.set_order(order, seed)
@@ -126,7 +126,7 @@ def test_depthwise_bits_do_not_depend_on_the_order_of_threads(case, layout, emul
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_separable_bits_do_not_depend_on_the_order_of_threads(layout, dtype, fusion, emulated):
-    emulated.set_card({"sm_count": 2})
+    emulated.set_gpu({"sm_count": 2})
     emulated.force_fusion(fusion)
     tensors, conv = operands((1, 136, 200, (9, 10), (3, 3), Case("", 1, 1, (1, 1)).conv), dtype, layout)
     results = []
@@ -180,7 +180,7 @@ else:
     ops = torch.ops.dwconv_emulator
     for i, layout in enumerate(LAYOUTS):
         for j, count in enumerate((1, 132)):
-            E.set_card({{"sm_count": count}})
+            E.set_gpu({{"sm_count": count}})
             for case in CASES[(i + j) % 2 :: 2]:  # each case with large tiles in one layout, with small ones in the other
                 if case.kernel[0] * case.kernel[1] > 500 or case.name == "bf16_trap":
                     continue  # takes seconds, and reaches what others reach

@@ -178,12 +178,12 @@ def test_where_the_input_lies_changes_no_bit(case, dtype, isa):
     before = _C.selected_isa()
     _C.select_isa(isa)
     try:
-        _C.set_near_bytes(1 << 40)
+        _C.set_prefetch_threshold(1 << 40)
         near = everything(case, dtype)
-        _C.set_near_bytes(0)
+        _C.set_prefetch_threshold(0)
         far = everything(case, dtype)
     finally:
-        _C.set_near_bytes(-1)
+        _C.set_prefetch_threshold(-1)
         _C.select_isa(before)
     assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
 

@@ -220,9 +220,9 @@ def test_nchw_blocks_have_pixels_as_lanes_where_these_are_used(isa, changes, ker
 
 @pytest.fixture
 def small_l2():
-    _C.set_near_bytes(8 << 20)
+    _C.set_prefetch_threshold(8 << 20)
     yield
-    _C.set_near_bytes(-1)
+    _C.set_prefetch_threshold(-1)
 
 
 @pytest.mark.parametrize(

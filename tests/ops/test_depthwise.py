@@ -224,7 +224,7 @@ def test_random_problems(problem):
 @settings(max_examples=60)
 def test_random_problems_on_the_emulator(problem):
     with running(EMULATOR) as kernels:
-        kernels.emulator.set_card({"sm_count": 1 + problem["seed"] % 40})
+        kernels.emulator.set_gpu({"sm_count": 1 + problem["seed"] % 40})
         check_problem(problem)
 
 

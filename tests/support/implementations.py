@@ -40,7 +40,7 @@ class Implementation:
         """Once; on the emulator with the plans for each of these GPUs too."""
         for gpu in ({}, *more) if self.emulator else ({},):
             if self.emulator:
-                self.emulator.set_card(gpu)
+                self.emulator.set_gpu(gpu)
             yield gpu
 
     def fusions(self) -> Iterator[str]:
@@ -58,7 +58,7 @@ class Implementation:
 
 
 def reset(emulator: ModuleType) -> None:
-    emulator.set_card({})
+    emulator.set_gpu({})
     emulator.set_order("forwards")
     emulator.force_row(-1)
     emulator.force_fusion("by_cost")

@@ -33,7 +33,7 @@ PYBIND11_MODULE(_emulator, m) {
       },
       py::arg("order"), py::arg("seed") = 0);
   m.def(
-      "set_card", [](const py::dict& card) { emulator::emulated_machine() = machine_from(card); },
+      "set_gpu", [](const py::dict& gpu) { emulator::emulated_machine() = machine_from(gpu); },
       "Facts of the emulated GPU that differ from an H100's.");
   m.def(
       "count_traffic",

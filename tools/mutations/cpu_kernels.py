@@ -280,7 +280,7 @@ FAULTS = [
     Fault(
         "norm_join",
         "batch_norm_channel.h",
-        "*all_squares += squares + «apart * apart * weights.between»;",
+        "*all_squares += squares + «difference * difference * weights.between»;",
         "0",
         "pieces are joined as if their means were the same",
         NORM,

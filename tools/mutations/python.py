@@ -55,8 +55,8 @@ FAULTS = [
     ),
     Fault(
         "autocast_float64",
-        "ops/registration.py",
-        "if t is None or «t.dtype == torch.float64 or »not t.is_floating_point()",
+        "ops/functional.py",
+        "if t is None or «t.dtype is torch.float64 or »not t.is_floating_point()",
         "",
         "autocast narrows float64",
         "tests/ops/test_derivatives.py -k test_autocast",
@@ -87,8 +87,8 @@ FAULTS = [
     ),
     Fault(
         "stale_eps",
-        "nn/separable.py",
-        "self.dw_activation, self.dw_slope, «bn1.eps»",
+        "nn/foldable.py",
+        "eps = 0.0 if norm is None else «norm.eps»",
         "1e-5",
         "a stale folded weight: another eps is not noticed",
         "tests/ops/test_separable.py -k test_cache_is_dropped",
@@ -151,7 +151,7 @@ FAULTS = [
     ),
     Fault(
         "hooks_lost",
-        "nn/batch_norm_act.py",
+        "nn/foldable.py",
         "if «module._forward_hooks or »module._forward_pre_hooks",
         "",
         "hooks on fused neighbours do not run",

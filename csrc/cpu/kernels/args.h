@@ -7,9 +7,9 @@ namespace dwconv {
 
 // The problem, and what the plan tells a kernel of this machine.
 struct CpuProblem : DepthwiseProblem {
-  bool far_input = false, far_output = false;  // not in a cache near by (sequential_rows.h)
-  bool next_output = false;                    // a tile prefetches the output lines of the next one (depthwise_row_pair.h)
-  int64_t l1_ways = 8;                         // lines of an L1 set (stage_lines.h)
+  bool prefetch_input = false, prefetch_output = false;  // not in a cache near by (sequential_rows.h)
+  bool prefetch_next_output = false;  // a tile prefetches the output lines of the next one (depthwise_row_pair.h)
+  int64_t l1_ways = 8;                // lines of an L1 set (stage_lines.h)
 
   bool operator==(const CpuProblem&) const = default;
 };

@@ -222,7 +222,7 @@ struct RowPair {
         filter(static_cast<const A*>(args.weight)),
         bias(static_cast<const A*>(args.bias)),
         activation(args.problem.activation),
-        expects(args.problem.next_output) {
+        expects(args.problem.prefetch_next_output) {
     const CpuProblem& p = args.problem;
     const int64_t origin_h = y * kStride - p.pad_h;
     in = image + origin_h * row_step - p.pad_w * step;

@@ -113,7 +113,7 @@ DWCONV_INLINE int64_t rows_ahead(const CpuProblem& p, bool by_planes) {
   return by_planes && read < p.in_h - p.in_h / 8 ? (rows + read - 1) / read * p.in_stride_c : rows * row;
 }
 
-// What a strip has to reckon with: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in
+// What a strip has to handle: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in
 // registers; kMasked, that and vectors that reach beyond the tensor.
 enum class StripKind { kPlain, kCalls, kMasked };
 

@@ -268,12 +268,12 @@ int64_t crop_outputs(int64_t in, int64_t kernel, int64_t* stride, int64_t* pad, 
 }
 
 void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor& weight, const Tensor& grad_input) {
-  // A stride beyond the image is a phase for each of its pixels; mostly one output is all that meets it.
-  if (s.stride_h > std::max(s.in_h, kOrdinary)) {
+  // A stride beyond the image is a phase for each of its pixels; mostly one output is all that reads it.
+  if (s.stride_h > std::max(s.in_h, kMostUnchanged)) {
     const int64_t first = crop_outputs(s.in_h, s.kernel_h, &s.stride_h, &s.pad_h, s.dilation_h, &s.out_h);
     if (s.out_h > 0) grad = torch::stable::narrow(grad, 3, first, s.out_h);
   }
-  if (s.stride_w > std::max(s.in_w, kOrdinary)) {
+  if (s.stride_w > std::max(s.in_w, kMostUnchanged)) {
     const int64_t first = crop_outputs(s.in_w, s.kernel_w, &s.stride_w, &s.pad_w, s.dilation_w, &s.out_w);
     if (s.out_w > 0) grad = torch::stable::narrow(grad, 4, first, s.out_w);
   }
@@ -383,14 +383,14 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
                     repeat ? repeat_channels(x, s.multiplier) : x, output_mask[1] ? &grad_weight : nullptr,
                     output_mask[2] ? &grad_bias : nullptr);
   }
-  Tensor apart = grad;
+  Tensor split = grad;
   if (repeat && output_mask[0]) {
-    apart = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
-    torch::stable::copy_(apart, grad);
+    split = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
+    torch::stable::copy_(split, grad);
   }
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor grad_input = new_grad_input();
-  if (output_mask[0]) backward_input(s, layout, apart, w, grad_input);
+  if (output_mask[0]) backward_input(s, layout, split, w, grad_input);
   return {grad_input, grad_weight, grad_bias};
 }
 

@@ -58,7 +58,8 @@ void run_tiles(const Plan& plan, Body body) {
 }
 
 inline void set_prefetch(const Plan& plan, CpuProblem* p) {
-  p->far_input = plan.far_input, p->far_output = plan.far_output, p->next_output = plan.next_output;
+  p->prefetch_input = plan.prefetch_input, p->prefetch_output = plan.prefetch_output,
+  p->prefetch_next_output = plan.prefetch_next_output;
 }
 
 inline Machine this_machine() {

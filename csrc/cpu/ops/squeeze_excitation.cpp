@@ -17,7 +17,8 @@ void check_weights(const char* name, const Tensor& weight, const std::optional<T
                   kOp, ": ", name, " must have shape [", rows, ", ", columns, "] and the input's accumulation type, on the CPU, ",
                   "but got shape ", to_string(weight));
   STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->dim() == 1 && bias->size(0) == biases && bias->scalar_type() == wanted), kOp,
-                  ": ", bias_name, " must have ", biases, " elements of the input's accumulation type, on the CPU");
+                  ": ", bias_name, " must have ", biases,
+                  " elements of the input's accumulation type, on the CPU, but got shape ", bias ? to_string(*bias) : "");
 }
 
 Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, const std::optional<Tensor>& reduce_bias,

@@ -91,7 +91,7 @@ bool fits(const KernelRow& row, const CpuProblem& p) {
   // The direct kernels write dense rows, not a phase of a strided input gradient, and read one plane for one of the output.
   const bool dense = p.out_stride_w <= 1 && p.out_stride_h <= p.out_w;  // rows too: what is written past one is the next
   const bool direct = dense && p.depth == 1 && p.dilation_h == 1 && p.dilation_w == 1;
-  // The flat ones know rows of pixels as rows of numbers. (Where strides are not given, pixels lie close together.)
+  // The flat ones treat a row of pixels as one array. (Where strides are not given, pixels are dense.)
   const auto close = [&](int64_t stride) { return stride == 0 || stride == p.channels; };
   const bool flat = p.depth == 1 && p.out_dtype == p.dtype && close(p.in_stride_w) && close(p.out_stride_w);
   return filter && stride && (direct || row.family != Family::kDirect) && (flat || row.family != Family::kFlat);

@@ -34,24 +34,24 @@ int64_t staged_rows(const CpuProblem& p, int64_t row_bytes, int64_t out_row_byte
 // Whether a channels_last input comes from a far cache. A forward pass does little with an element and gains by going through it
 // in order first (sequential_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie
 // close together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
-bool is_far(const CpuProblem& p, const Machine& machine, bool forward) {
+bool should_prefetch(const CpuProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kManyBytes = 256;
   if (p.layout != Layout::kNHWC) return false;
-  if (!forward) return input_bytes(p) >= machine.near_bytes / 4;
-  return input_bytes(p) >= machine.near_bytes && p.channels * element_size(p.dtype) >= kManyBytes;
+  if (!forward) return input_bytes(p) >= machine.prefetch_threshold / 4;
+  return input_bytes(p) >= machine.prefetch_threshold && p.channels * element_size(p.dtype) >= kManyBytes;
 }
 
 // Or from memory: L3 does not keep both operands from call to call. Then going through it in order pays everywhere but in the
 // strided input gradient, which writes most of what it moves, and in a forward pass over long pixels, which the prefetchers
 // follow by themselves.
-bool is_in_memory(const CpuProblem& p, const Machine& machine, bool forward) {
+bool prefetch_pays_from_memory(const CpuProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kLongPixel = 512;  // bytes
   if (p.layout != Layout::kNHWC || (forward && p.channels * element_size(p.dtype) >= kLongPixel)) return false;
   return comes_from_memory(p, machine);
 }
 
-// Whether tiles prefetch the lines that the next one writes: where the prefetchers bring the input (see nearby_bytes) but
-// the output comes from beyond L2, a store would wait for its line.
+// Whether tiles prefetch the lines that the next one writes: where the prefetchers bring the input (see
+// default_prefetch_threshold) but the output comes from beyond L2, a store would wait for its line.
 bool prefetches_output(const CpuProblem& p, const Machine& machine) {
   constexpr int64_t kManyBytes = 4 << 20;
   return p.layout == Layout::kNHWC && machine.l2_bytes >= kLargeL2 && output_bytes(p) > kManyBytes;
@@ -74,7 +74,7 @@ std::string describe(const KernelRow& row) {
 }
 
 const char* in_order(const Plan& plan) {
-  if (!plan.far_input) return "";
+  if (!plan.prefetch_input) return "";
   return plan.row->layout == Layout::kNHWC ? "; rows are read in order first" : "; the next rows are prefetched";
 }
 
@@ -114,7 +114,7 @@ Plan plan_forward(const CpuProblem& p, const IsaKernels& isa, const Machine& mac
     plan.columns = planes;
     const int64_t padded_w = (p.out_w - 1) * p.stride_w + std::max<int64_t>(p.kernel_w - 1, 0) * p.dilation_w + 1;
     plan.rows_per_tile = staged_rows(p, std::max<int64_t>(padded_w, 1) * unit, 0, machine.l1_bytes / 2);
-    plan.far_input = plan.far_output = input_bytes(p) >= machine.near_bytes / 4;  // a prefetch a line
+    plan.prefetch_input = plan.prefetch_output = input_bytes(p) >= machine.prefetch_threshold / 4;  // a prefetch a line
   }
   plan.weight_pitch = plan.row->weight_order == Layout::kNHWC ? weight_pitch(isa, p.dtype, p.channels) : p.channels;
   plan.tiles = ceil_div(p.out_h, plan.rows_per_tile) * plan.columns;
@@ -125,9 +125,9 @@ Plan plan_forward(const CpuProblem& p, const IsaKernels& isa, const Machine& mac
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
   plan.flops = 2 * elements * taps;
   if (p.layout == Layout::kNHWC && plan.row->family != Family::kFlat) {  // the flat ones go in order
-    plan.far_input = plan.far_output = is_far(p, machine, true) || is_in_memory(p, machine, true);
+    plan.prefetch_input = plan.prefetch_output = should_prefetch(p, machine, true) || prefetch_pays_from_memory(p, machine, true);
   }
-  plan.next_output = prefetches_output(p, machine);
+  plan.prefetch_next_output = prefetches_output(p, machine);
   if (machine.with_reasons) plan.reason = describe(*plan.row) + in_order(plan);
   return plan;
 }
@@ -159,8 +159,8 @@ Plan plan_backward_input(const CpuProblem& p, const IsaKernels& isa, const Machi
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
   plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
   plan.flops = 2 * planes * p.in_h * p.in_w * taps;
-  plan.far_input = plan.far_output = is_far(p, machine, false);
-  plan.next_output = prefetches_output(p, machine);
+  plan.prefetch_input = plan.prefetch_output = should_prefetch(p, machine, false);
+  plan.prefetch_next_output = prefetches_output(p, machine);
   if (machine.with_reasons) {
     plan.reason = describe(*plan.row) + "; " + std::to_string(p.stride_h * p.stride_w) + " phases of stride 1" + in_order(plan);
   }
@@ -192,8 +192,9 @@ Plan plan_backward_weight(const CpuProblem& p, const IsaKernels& isa, const Mach
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
   plan.flops = 2 * elements * taps;
-  plan.far_input = p.layout == Layout::kNHWC ? is_far(p, machine, false) || is_in_memory(p, machine, false)
-                                             : plan.row->family == Family::kRows && input_bytes(p) >= machine.near_bytes / 4;
+  plan.prefetch_input = p.layout == Layout::kNHWC
+                            ? should_prefetch(p, machine, false) || prefetch_pays_from_memory(p, machine, false)
+                            : plan.row->family == Family::kRows && input_bytes(p) >= machine.prefetch_threshold / 4;
   if (machine.with_reasons) {
     plan.reason = describe(*plan.row) + "; partial sums over " + std::to_string(plan.parts) + " fixed parts, added in order" +
                   in_order(plan);
@@ -263,14 +264,14 @@ BlockTiles block_tiles(const CpuProblem& p, int64_t out_channels, const Pointwis
                        const Machine& machine) {
   // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
   // are read once a tile. At least kMinPixels, for the panel's reuse.
-  constexpr int64_t kMinPixels = 98, kComfortable = 256 << 10;
+  constexpr int64_t kMinPixels = 98, kMiddleBytes = 256 << 10;
   const int64_t unit = element_size(format.dtype);
   const int64_t weight_bytes = p.channels * out_channels * unit;
   const int64_t row_bytes = std::max<int64_t>(p.out_w * p.channels * unit, 1);
   const int64_t total_rows = p.batch * p.out_h;
   const int64_t images = of_planes ? std::max<int64_t>(p.batch, 1) : 1, rows = total_rows / images;
   const int64_t budget =
-      of_planes || weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kComfortable, machine.l2_bytes / 4);
+      of_planes || weight_bytes > machine.l2_bytes / 2 ? machine.l2_bytes / 2 : std::min(kMiddleBytes, machine.l2_bytes / 4);
   const int64_t least = ceil_div(kMinPixels, std::max<int64_t>(p.out_w, 1));
   const int64_t most = std::max(budget / row_bytes, least);
   // Threads share the rows while each has kMinPixels, enough work with a panel for the next one to come from memory meanwhile;
@@ -327,12 +328,12 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
                                                out_pixels * out_channels + problem.channels * out_channels);
   // Asking for the next tile's input in the course of the product costs little, and pays before memory itself is read.
   const bool beyond_l3 = problem.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
-  whole.far_input = whole.far_output = is_far(problem, machine, false) || beyond_l3;
+  whole.prefetch_input = whole.prefetch_output = should_prefetch(problem, machine, false) || beyond_l3;
   if (machine.with_reasons) {
     whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                    " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
                    "; depthwise stage: " + describe(*plan.depthwise.row) +
-                   (whole.far_input ? "; the next tile's input is prefetched" : "");
+                   (whole.prefetch_input ? "; the next tile's input is prefetched" : "");
   }
   return plan;
 }

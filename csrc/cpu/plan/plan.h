@@ -16,9 +16,9 @@ struct Plan {
   int64_t tiles = 0;         // independent pieces of work: columns times tiles of rows
   int64_t parts = 1;         // weight gradient: partial sums, a function of the problem alone
   int64_t workers = 1;
-  int64_t scratch_bytes = 0;                                        // a worker
-  bool far_input = false, far_output = false, next_output = false;  // CpuProblem's
-  int64_t bytes = 0;                                                // compulsory memory traffic: every operand once
+  int64_t scratch_bytes = 0;                                                           // a worker
+  bool prefetch_input = false, prefetch_output = false, prefetch_next_output = false;  // CpuProblem's
+  int64_t bytes = 0;  // compulsory memory traffic: every operand once
   int64_t flops = 0;
   std::string reason;
 };

@@ -168,8 +168,8 @@ void force_row(const std::string& name, int32_t filter, int32_t stride) {
         if (name == table.rows[i].name) forced.pass = table.rows[i].pass;
 }
 
-static int64_t near_bytes = -1;
-void set_near_bytes(int64_t bytes) { near_bytes = bytes; }
+static int64_t prefetch_threshold = -1;
+void set_prefetch_threshold(int64_t bytes) { prefetch_threshold = bytes; }
 
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
 // Asked for once: some C libraries execute cpuid for it, which a virtual machine traps.
@@ -195,8 +195,8 @@ Machine machine(int64_t threads) {
   constexpr int64_t l1 = 32 << 10, l2 = 512 << 10;
 #endif
   static const int64_t l3 = l3_size();
-  if (near_bytes >= 0) return {l1, l2, threads, forced, near_bytes, kNever};
-  return {l1, l2, threads, forced, nearby_bytes(l2), l3};
+  if (prefetch_threshold >= 0) return {l1, l2, threads, forced, prefetch_threshold, kNever};
+  return {l1, l2, threads, forced, default_prefetch_threshold(l2), l3};
 }
 
 }  // namespace dwconv

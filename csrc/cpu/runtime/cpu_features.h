@@ -30,7 +30,7 @@ struct Machine {
   int64_t l2_bytes;
   int64_t threads;
   ForcedRow forced = {};
-  int64_t near_bytes;  // an input of as many is not expected in a cache near by (nearby_bytes)
+  int64_t prefetch_threshold;  // an input of as many is not expected in a cache near by (default_prefetch_threshold)
   int64_t l3_bytes;
   bool with_reasons = true;  // plans say in words why they are as they are: a microsecond
 
@@ -43,14 +43,15 @@ const char* isa_name(Isa isa);
 std::vector<std::string> cpu_flags();  // the instruction sets the kernels could use, as the CPU reports them
 Machine machine(int64_t threads);
 
-// Machine::near_bytes for an L2 of this size. Reading rows ahead of the register tiles pays where L2 is small (0.5 MB: up
+// Machine::prefetch_threshold for an L2 of this size. Reading rows ahead of the register tiles pays where L2 is small (0.5 MB: up
 // to 1.8x); with 2 MB the processor's own prefetchers do better and it costs up to 1.5x (docs/design/cpu-channels-last.md).
 constexpr int64_t kLargeL2 = 1 << 20;
 constexpr int64_t kNever = int64_t{1} << 60;
-constexpr int64_t nearby_bytes(int64_t l2_bytes) { return l2_bytes < kLargeL2 ? 8 << 20 : kNever; }
+constexpr int64_t default_prefetch_threshold(int64_t l2_bytes) { return l2_bytes < kLargeL2 ? 8 << 20 : kNever; }
 
 void force_row(const std::string& name, int32_t filter, int32_t stride);  // an empty name ends it
-void set_near_bytes(int64_t bytes);  // in the place of Machine's, L3 or not, until called with -1; for tests and measurements
+void set_prefetch_threshold(
+    int64_t bytes);  // in the place of Machine's, L3 or not, until called with -1; for tests and measurements
 
 // The chosen set: the best supported one, or what DWCONV_EXT_ISA names; throws std::runtime_error on a bad name.
 const IsaKernels& selected_isa();

@@ -8,7 +8,7 @@
 
 namespace dwconv::cuda {
 
-// Those that is_short does not name.
+// Those that is_inlined does not name.
 template <class A>
 DWCONV_DEVICE A activate(const Activation& activation, A x) {
   switch (activation.kind) {
@@ -23,7 +23,7 @@ DWCONV_DEVICE A activate(const Activation& activation, A x) {
   }
 }
 
-// Those that is_short names; the others leave the values as they are.
+// Those that is_inlined names; the others leave the values as they are.
 template <class A, int N>
 DWCONV_DEVICE void activate_short(const Activation& activation, A (&x)[N]) {
   if (activation.kind == ActivationKind::kIdentity) return;
@@ -46,7 +46,7 @@ DWCONV_DEVICE void activate_short(const Activation& activation, A (&x)[N]) {
 // between: for all of them it would be a large part of the fused kernels' code.
 template <class A, int N>
 DWCONV_DEVICE void activate_all(const Activation& activation, A (&x)[N]) {
-  if (is_short(activation.kind)) {
+  if (is_inlined(activation.kind)) {
     activate_short(activation, x);
     return;
   }

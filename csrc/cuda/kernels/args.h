@@ -16,7 +16,7 @@ struct Divisor {
 
 constexpr int64_t kMostDivided = 1 << 19;
 
-// What the kernels are compiled for and the plan reckons with: channels a thread of those that walk down rows
+// What the kernels are compiled for and the plan assumes: channels a thread of those that walk down rows
 // (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a
 // SM's registers must hold.
 constexpr int row_channels(int kernel) { return kernel > 3 ? 1 : 2; }
@@ -83,7 +83,7 @@ struct BackwardWeightTileArgs {
 
 // Activations that the depthwise kernels apply to their results. The others' code would be most of theirs: where their output is
 // not the fused block's, activate_values applies them.
-constexpr bool is_short(ActivationKind kind) {
+constexpr bool is_inlined(ActivationKind kind) {
   return kind != ActivationKind::kSilu && kind != ActivationKind::kGelu && kind != ActivationKind::kGeluTanh;
 }
 struct ActivateArgs {

@@ -61,7 +61,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.output = output.mutable_data_ptr();
   args.problem.activation = activation;  // a short one; a long one is a pass of its own
   device.launch(planned.plan.launch, &args);
-  if (!is_short(activation.kind)) {
+  if (!is_inlined(activation.kind)) {
     const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
     device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
   }

@@ -73,7 +73,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   first.bias = dw_bias ? db.const_data_ptr() : nullptr;
   first.output = middle.mutable_data_ptr();
   device.launch(plan.depthwise.launch, &first);
-  const bool done = is_short(request.problem.activation.kind);
+  const bool done = is_inlined(request.problem.activation.kind);
   const Tensor activated = done && nhwc ? middle : device.empty(input, {s.batch, s.channels, s.out_h, s.out_w}, Layout::kNHWC);
   if (!nhwc) {
     TransposeArgs values = plan.transpose_args;

@@ -34,8 +34,8 @@ Shape shape_of(const KernelRow& row) {
   Shape s;
   s.weight = weight;
   s.transposed = row.pass == Pass::kBackwardInput;
-  s.rows = row.aligned > 0;
-  s.large = row.filter == 0;
+  s.rows = row.family == Family::kRows;
+  s.large = row.family == Family::kLarge;
   if (weight) s.setup = 800;  // and the sums over the threads
   s.filters = nhwc && !weight && !s.large && !s.rows;
   if (s.large) {
@@ -155,7 +155,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     c.group_blocks = static_cast<int32_t>(ceil_div(all, c.groups));
     c.launch.threads = kThreads;
   }
-  c.launch.together = static_cast<int32_t>(s.blocks * s.threads / round_up(c.launch.threads, 32));
+  c.launch.blocks_per_sm = static_cast<int32_t>(s.blocks * s.threads / round_up(c.launch.threads, 32));
   const int64_t filter_bytes = s.filters ? taps * t.slab * sum_unit : s.large ? taps * t.slab * unit : 0;
   if (s.weight) {
     const int64_t sums = (runs ? kRunTaps : p.kernel_w) * c.launch.threads * sum_unit;
@@ -181,15 +181,16 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     // Enough parts to fill the GPU, as long as the partial sums are a small share of what is moved.
     const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
     const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
-    const int64_t beside = std::clamp<int64_t>(machine.shared_per_sm / (c.launch.shared_bytes + 1024), 1, c.launch.together);
+    const int64_t resident =
+        std::clamp<int64_t>(machine.shared_per_sm / (c.launch.shared_bytes + 1024), 1, c.launch.blocks_per_sm);
     c.parts = static_cast<int32_t>(std::clamp<int64_t>(
-        std::min(beside * machine.sm_count / (t.slabs * c.group_blocks), affordable), 1, std::max<int64_t>(c.tiles, 1)));
+        std::min(resident * machine.sm_count / (t.slabs * c.group_blocks), affordable), 1, std::max<int64_t>(c.tiles, 1)));
     c.launch.blocks = t.slabs * c.group_blocks * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
-  // Unused lanes and rows of the last patches are computed too; short runs of channels are dearer to fetch.
+  // Unused lanes and rows of the last patches are computed too; short runs of channels cost more to fetch.
   const double run = nhwc ? static_cast<double>(std::min(t.slab, static_cast<int32_t>(p.channels)) * unit) : 256;
-  const double dear = run >= 256 ? 1.0 : run >= 128 ? 1.05 : run >= 64 ? 1.12 : 1.3;
+  const double short_run_penalty = run >= 256 ? 1.0 : run >= 128 ? 1.05 : run >= 64 ? 1.12 : 1.3;
   const double blocks = static_cast<double>(std::max<int64_t>(c.launch.blocks, 1));
   const double begun = s.rows ? static_cast<double>((p.kernel_h - 1) / p.stride_h) : 0;  // rows read before the first is complete
   const double computed = static_cast<double>(t.tiles_h) * (t.tile_h + begun) * static_cast<double>(t.tiles_w) * t.tile_w *
@@ -199,8 +200,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const double phases = s.transposed ? static_cast<double>(p.stride_h * p.stride_w) : 1;
   const double once = static_cast<double>(planes) * static_cast<double>(p.in_h * p.in_w + p.out_h * p.out_w) * unit;
   BlockCost cost;
-  cost.total_bytes = once * dear + extra;
-  cost.bytes = (loads * dear + outputs + extra) / blocks;
+  cost.total_bytes = once * short_run_penalty + extra;
+  cost.bytes = (loads * short_run_penalty + outputs + extra) / blocks;
   cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
   cost.flops += 2.0 * c.launch.threads * s.setup;
   cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.5 : 0.6);
@@ -282,7 +283,7 @@ const KernelRow* choose(Pass pass, const Request& request, const Machine& machin
   for (const KernelRow* row : order) {
     if (misfit(*row, Op::kDepthwise, pass, request.problem, request.multiplier, machine) != nullptr) continue;
     if (row->aligned > request.aligned) continue;
-    if (row->filter == 0 && row->stride == 0) {
+    if (row->family == Family::kAny) {
       if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
       return row;
     }
@@ -293,7 +294,7 @@ const KernelRow* choose(Pass pass, const Request& request, const Machine& machin
   return nullptr;
 }
 
-void set_counts(const DepthwiseProblem& p, int64_t multiplier, int64_t tensors, Plan* plan) {
+void set_counts(const DepthwiseProblem& p, int64_t multiplier, Plan* plan) {
   const int64_t taps = p.kernel_h * p.kernel_w, planes = p.batch * p.channels * multiplier;
   plan->bytes = element_size(p.dtype) *
                 (p.batch * p.channels * p.in_h * p.in_w + planes * p.out_h * p.out_w + p.channels * multiplier * taps);
@@ -311,7 +312,7 @@ Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, D
   const KernelRow* const row = choose(pass, request, machine, &best, &why);
   args->problem = p;
   args->multiplier = request.multiplier;
-  if (row->filter == 0 && row->stride == 0) {
+  if (row->family == Family::kAny) {
     const int64_t channels = p.channels * (forward ? request.multiplier : 1);
     const bool vectors = p.layout == Layout::kNHWC && request.aligned == kChunk && request.multiplier == 1;
     const int64_t work = p.batch * channels * p.out_h * p.out_w / (vectors ? kChunk / element_size(p.dtype) : 1);
@@ -342,7 +343,7 @@ Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, D
     plan.seconds = best.seconds;
     plan.reason = describe(best, request);
   }
-  set_counts(p, request.multiplier, 2, &plan);
+  set_counts(p, request.multiplier, &plan);
   return plan;
 }
 
@@ -354,7 +355,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
   const KernelRow* const row = choose(Pass::kBackwardWeight, request, machine, &best, &why);
   args->problem = p;
   args->multiplier = request.multiplier;
-  if (row->filter == 0 && row->stride == 0) {
+  if (row->family == Family::kAny) {
     constexpr int64_t kTaps = 8, kPixels = 1024;  // depthwise_backward_weight_any.cuh's
     const int64_t outputs = p.channels * request.multiplier, groups = p.kernel_h * ceil_div(p.kernel_w, kTaps);
     args->tiling = {};
@@ -383,7 +384,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
     plan.reason = describe(best, request);
   }
   plan.reason += ", " + std::to_string(args->parts) + " parts";
-  set_counts(p, request.multiplier, 2, &plan);
+  set_counts(p, request.multiplier, &plan);
   return plan;
 }
 

@@ -1,4 +1,4 @@
-// The kernel table and plans as Python objects, for _C_cuda and whatever else has them.
+// CUDA's kernel table and plans as Python objects.
 #pragma once
 
 #include "common/describe.h"
@@ -8,7 +8,7 @@ namespace dwconv::cuda {
 
 inline py::dict row_dict(const KernelRow& row) {
   py::dict d = row_facts(row);
-  d["tensor"] = row.tensor;
+  d["tensor"] = static_cast<int>(row.cores);
   d["aligned"] = row.aligned;
   d["arch"] = std::make_pair(row.first_arch, row.last_arch);
   return d;
@@ -58,10 +58,10 @@ inline void add_plan(py::dict& d, const Plan& plan) {
 // The plan of one op on contiguous, aligned tensors, for a GPU of the given facts (an H100 by default).
 inline py::dict plan_dict(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
                           int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
-                          int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& card) {
+                          int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& gpu) {
   Request request;
   DepthwiseProblem& p = request.problem;
-  set_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
+  describe_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
   const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
   const bool nhwc = p.layout == Layout::kNHWC, to_input = which == Pass::kBackwardInput;
   request.multiplier = multiplier;
@@ -80,7 +80,7 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
           p.in_stride_w);
   strides(to_input ? channels : channels * multiplier, p.out_h, p.out_w, p.out_stride_n, p.out_stride_c, p.out_stride_h,
           p.out_stride_w);
-  const Machine machine = machine_from(card);
+  const Machine machine = machine_from(gpu);
   py::dict d;
   if (op == op_name(Op::kSeparable)) {
     const SeparableAlignment alignment = {nhwc && channels % values == 0, channels % values == 0,
@@ -127,8 +127,8 @@ inline void define_plans(py::module_& m) {
   m.def("kernel_table", &table_list, "Every CUDA kernel, one dict a row of csrc/cuda/kernels.inc.");
   m.def("plan", &plan_dict, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"),
         py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-        py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("allow_tf32") = false, py::arg("card") = py::dict(),
-        "The plan of one op on contiguous tensors; card: facts that differ from an H100's.");
+        py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("allow_tf32") = false, py::arg("gpu") = py::dict(),
+        "The plan of one op on contiguous tensors; gpu: facts that differ from an H100's.");
   m.def("force_row", &force_row, "Uses this row of the table wherever it fits, until called with -1; for tests.");
   m.def(
       "force_rank", [](int32_t rank) { forced_rank() = std::max(rank, 0); },

@@ -1,9 +1,21 @@
-// The rows of kernels.inc as data. Each of the kernels_*.cu files expands one group, so that they compile side by side.
+// The rows of kernels.inc as data. Each file of kernels/tables/ expands one group, so that they compile side by side.
 #pragma once
 
 #include "cuda/kernels/args.h"
 
 namespace dwconv::cuda {
+
+// How a kernel goes about it.
+enum class Family : int32_t {
+  kTiles = 0,  // a tile is staged in shared memory
+  kRows,       // threads walk down rows, without staging
+  kLarge,      // any filter at stride 1, a few taps at a time
+  kAny,        // anything, from global memory
+  kBlock,      // the fused block, or the pointwise convolution alone
+  kElements,   // value by value: sums of parts, activations, transpositions
+};
+// What multiplies matrices.
+enum class Cores : int32_t { kScalar = 0, kWarp, kWarpgroup };  // multiply-adds, a warp's mma.sync, a warpgroup's wgmma
 
 struct KernelRow {
   const char* name;
@@ -12,7 +24,8 @@ struct KernelRow {
   DType dtype;
   Layout layout;
   int32_t filter, stride;
-  int32_t tensor;   // cores: 0 none, 1 a warp's mma.sync, 2 a warpgroup's wgmma
+  Family family;
+  Cores cores;
   int32_t aligned;  // only for tensors whose runs of so many bytes, of channels or of columns, lie on multiples of it; 0: for all
   int32_t first_arch, last_arch;
   const void* kernel;  // what the launcher starts: the __global__ function
@@ -34,6 +47,18 @@ KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 }  // namespace dwconv::cuda
 
 // DWCONV_ENTRY makes a kernel of what the launcher starts (kernels/target.cuh).
-#define DWCONV_KERNEL_ROW(name, op, pass, dtype, layout, filter, stride, tensor, aligned, first_arch, last_arch, Args, ...) \
-  {#name,  Op::op, Pass::pass, DType::dtype, Layout::layout, filter,                                                        \
-   stride, tensor, aligned,    first_arch,   last_arch,      DWCONV_ENTRY(Args, __VA_ARGS__)},
+#define DWCONV_KERNEL_ROW(name, op, pass, family, dtype, layout, filter, stride, cores, aligned, first_arch, last_arch, Args, \
+                          ...)                                                                                                \
+  {#name,                                                                                                                     \
+   Op::op,                                                                                                                    \
+   Pass::pass,                                                                                                                \
+   DType::dtype,                                                                                                              \
+   Layout::layout,                                                                                                            \
+   filter,                                                                                                                    \
+   stride,                                                                                                                    \
+   Family::family,                                                                                                            \
+   Cores::cores,                                                                                                              \
+   aligned,                                                                                                                   \
+   first_arch,                                                                                                                \
+   last_arch,                                                                                                                 \
+   DWCONV_ENTRY(Args, __VA_ARGS__)},

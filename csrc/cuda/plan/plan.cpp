@@ -63,7 +63,7 @@ const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProble
   }
   const bool any = row.filter == 0 && row.stride == 0;
   if (!any && multiplier > 1) return "a channel multiplier";
-  if (row.aligned > 0 && row.layout == Layout::kNCHW && 2 * p.pad_w + 1 != p.kernel_w) return "another padding";
+  if (row.family == Family::kRows && row.layout == Layout::kNCHW && 2 * p.pad_w + 1 != p.kernel_w) return "another padding";
   if (!any && p.layout == Layout::kNHWC && (p.in_stride_w >= kMost || p.out_stride_w >= kMost)) return "too wide a pixel";
   return nullptr;
 }
@@ -85,17 +85,17 @@ double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine
   const double per_sm = 1.3 * machine.bytes_per_second / machine.sm_count;
   const int64_t by_shared = machine.shared_per_sm / (launch.shared_bytes + 1024);
   const int64_t by_threads = 2048 / std::max<int64_t>(launch.threads, 32);
-  const double together =
-      static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.together, 32}), 1));
+  const double resident =
+      static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.blocks_per_sm, 32}), 1));
   const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.sm_count);
-  const double beside = std::min(together, rounds);  // blocks on the busiest SM at a time
+  const double busiest = std::min(resident, rounds);  // blocks on the busiest SM at a time
   // Blocks that share an SM move data for one another while they compute; one alone does one after the other.
   constexpr double kBusyThreads = 512;  // of an SM, to hide the latency of arithmetic and, without staging, of memory
-  const double occupancy = std::min(1.0, launch.threads * beside / kBusyThreads);
+  const double occupancy = std::min(1.0, launch.threads * busiest / kBusyThreads);
   const double moves = cost.bytes / per_sm / (cost.direct ? occupancy : 1.0);
   const double computes = cost.flops / (cost.flop_rate * occupancy);
-  const double exposed = std::min(moves, computes) / beside;
-  const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / together) * kBlockSeconds * cost.waits;
+  const double exposed = std::min(moves, computes) / busiest;
+  const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / resident) * kBlockSeconds * cost.waits;
   return kLaunchSeconds + std::max(busy, cost.total_bytes / machine.bytes_per_second);
 }
 

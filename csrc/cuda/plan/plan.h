@@ -28,7 +28,7 @@ struct Launch {
   int64_t blocks = 0;
   int32_t threads = 0;
   int64_t shared_bytes = 0;
-  int32_t together = 1;  // blocks that the registers of an SM hold
+  int32_t blocks_per_sm = 1;  // that its registers hold
 };
 
 struct Plan {

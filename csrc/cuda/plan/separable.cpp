@@ -29,12 +29,12 @@ std::pair<int32_t, int32_t> covered(Layout layout, int32_t warps_m, int32_t warp
 std::vector<const KernelRow*> candidates(Pass pass, const Request& request, const Machine& machine) {
   const auto fits = [&](const KernelRow* row) {
     return misfit(*row, Op::kSeparable, pass, request.problem, 1, machine) == nullptr &&
-           (row->tensor == 0 || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
+           (row->cores == Cores::kScalar || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
   };
   if (forced_row() != nullptr && fits(forced_row())) return {forced_row()};
   std::vector<const KernelRow*> rows;
   for (const KernelRow* row : kernel_table()) {
-    const bool another = rows.empty() || (row->tensor > 0 && row->tensor != rows.back()->tensor);
+    const bool another = rows.empty() || (row->cores != Cores::kScalar && row->cores != rows.back()->cores);
     if (another && rows.size() < 2 && fits(row)) rows.push_back(row);
   }
   return rows;
@@ -101,15 +101,15 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   args->map_bytes = static_cast<int32_t>(round_up((depthwise ? 8 : 16) * args->pixels + 16 * g.tile_rows, 8 * kSlabBytes));
 
   args->stages = g.stages;
-  const int64_t warps = g.warps_m * g.warps_n, staging = warps * (row.tensor ? 16 * 4 : 32) * kStagingPitch;
+  const int64_t warps = g.warps_m * g.warps_n, staging = warps * (row.cores != Cores::kScalar ? 16 * 4 : 32) * kStagingPitch;
   const int64_t channels = kSlabBytes / unit;  // of a slab
   const int64_t filters = depthwise ? 2 * p.kernel_h * p.kernel_w * channels * accumulate_size(p.dtype) : 0;
   const bool by_depth = p.layout == Layout::kNCHW && depthwise;
   const int64_t slot =
-      !by_depth || row.tensor == 2 ? args->pixels * kSlabBytes : channels * (args->pixels + kColumnPadding) * unit;
+      !by_depth || row.cores == Cores::kWarpgroup ? args->pixels * kSlabBytes : channels * (args->pixels + kColumnPadding) * unit;
   plan.launch.row = &row;
   plan.launch.threads = static_cast<int32_t>(warps * kWarp);
-  plan.launch.together = static_cast<int32_t>((row.tensor ? kSeparableBlocks : 1) * kMostWarps / warps);
+  plan.launch.blocks_per_sm = static_cast<int32_t>((row.cores != Cores::kScalar ? kSeparableBlocks : 1) * kMostWarps / warps);
   plan.launch.shared_bytes = args->map_bytes + args->slots * slot + std::max(g.stages * outputs * kSlabBytes, staging) + filters;
   plan.launch.blocks = args->row_tiles * args->tiles_w * g.splits;
   if (plan.launch.shared_bytes > machine.shared_per_block) return plan;
@@ -131,7 +131,8 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 17 : 25) : 3);
   const double finish = 2.0 * args->pixels * static_cast<double>(outputs) * ranges_a_block * (nhwc ? 8 : 12);
   const double scalar = scalar_rate(p.dtype, machine) * 0.6;
-  const double product_rate = row.tensor ? tensor_rate(p.dtype, machine) * (row.tensor == 2 ? 1.0 : 0.5) : scalar;
+  const double product_rate =
+      row.cores != Cores::kScalar ? tensor_rate(p.dtype, machine) * (row.cores == Cores::kWarpgroup ? 1.0 : 0.5) : scalar;
   BlockCost cost;
   cost.total_bytes = once;
   cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * static_cast<double>(outputs) * ranges_a_block * unit;
@@ -164,7 +165,8 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
                             static_cast<int32_t>(splits),
                             stages};
         for (const KernelRow* row : kernels) {
-          if (row->tensor == 2 && (warps_m % 2 != 0 || warps_n % 2 != 0)) continue;  // a warpgroup has the part of 2 x 2 warps
+          if (row->cores == Cores::kWarpgroup && (warps_m % 2 != 0 || warps_n % 2 != 0))
+            continue;  // a warpgroup has the part of 2 x 2 warps
           SeparableBlockArgs args;
           const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
           if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
@@ -229,7 +231,7 @@ Plan plan_transpose(const DepthwiseProblem& p, const Machine& machine, Transpose
   plan.launch.row = row_of(Pass::kTranspose, p.dtype);
   plan.launch.blocks = p.batch * args->channel_tiles * args->pixel_tiles;
   plan.launch.threads = 256;
-  plan.launch.together = 4;
+  plan.launch.blocks_per_sm = 4;
   plan.launch.shared_bytes = kTransposed * (kTransposed + (unit < 4 ? 2 : 1)) * unit;
   BlockCost cost;
   cost.bytes = 2.0 * kTransposed * kTransposed * static_cast<double>(unit);
@@ -271,10 +273,10 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   // What the model leaves out, as measured on an H200: in NCHW the fused kernel's depthwise stage, whose reads do not coalesce,
   // takes 2 to 3 times its instructions' time, the kernels of the other way 1.2 to 2 times.
   if (!nhwc) plan.transpose = plan_transpose(p, machine, &plan.transpose_args);
-  const double apart = (depthwise.seconds + plan.transpose.seconds + pointwise.seconds) * (nhwc ? 1.0 : 0.6);
+  const double unfused_seconds = (depthwise.seconds + plan.transpose.seconds + pointwise.seconds) * (nhwc ? 1.0 : 0.6);
   const bool fits = fused.seconds < kDoesNotFit;
   // Apart, a long activation is a pass of its own over an intermediate that has been rounded before it.
-  const bool cheaper = fused.seconds <= apart || !is_short(p.activation.kind);
+  const bool cheaper = fused.seconds <= unfused_seconds || !is_inlined(p.activation.kind);
   plan.fused = fits && (forced_fusion() == Fusion::kByCost ? cheaper : forced_fusion() == Fusion::kAlways);
   plan.depthwise = depthwise;
   plan.block = plan.fused ? fused : pointwise;
@@ -286,7 +288,8 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   plan.bytes = unit * (p.batch * p.channels * p.in_h * p.in_w + pixels * out_channels + p.channels * out_channels);
   plan.flops = 2 * pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels);
   char costs[96];
-  snprintf(costs, sizeof costs, "expected %.1f us fused, %.1f us apart; ", fits ? fused.seconds * 1e6 : 0.0, apart * 1e6);
+  snprintf(costs, sizeof costs, "expected %.1f us fused, %.1f us unfused; ", fits ? fused.seconds * 1e6 : 0.0,
+           unfused_seconds * 1e6);
   plan.reason = (fits ? costs : std::string("not fused: no tile fits shared memory; ")) +
                 (plan.fused ? "fused, " : depthwise.reason + (nhwc ? ", then " : ", then channels_last_values, then ")) +
                 describe(plan.block, plan.block_args);

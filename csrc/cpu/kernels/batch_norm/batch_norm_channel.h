@@ -28,9 +28,9 @@ static inline JoinWeights join_weights(int64_t before, int64_t count) {
 }
 // squares: the sum of squared distances from the mean.
 static inline void join(const JoinWeights& weights, double mean, double squares, double* all_mean, double* all_squares) {
-  const double apart = mean - *all_mean;
-  *all_mean += apart * weights.share;
-  *all_squares += squares + apart * apart * weights.between;
+  const double difference = mean - *all_mean;
+  *all_mean += difference * weights.share;
+  *all_squares += squares + difference * difference * weights.between;
 }
 
 // A piece about a rounded mean, of which `missed` is the sum of the distances.

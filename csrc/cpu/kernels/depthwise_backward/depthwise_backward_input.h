@@ -108,15 +108,15 @@ template <class T>
 void depthwise_backward_input_nhwc(const BackwardInputArgs& args, void*, Tiles tiles) {
   const CpuProblem& p = args.problem;
   CpuProblem near = p;
-  near.far_input = near.far_output = false;
+  near.prefetch_input = near.prefetch_output = false;
   const int64_t row_tiles = phase_row_tiles(args);
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t n = tile / row_tiles, row = tile % row_tiles * args.rows_per_tile;
     const T* const grad = static_cast<const T*>(args.input) + n * p.in_stride_n;
     T* const image = static_cast<T*>(args.output) + n * p.out_stride_n + row * p.stride_h * p.out_stride_h;
-    SequentialRows<T>(p.far_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(phases_input_rows(args, row));
+    SequentialRows<T>(p.prefetch_input, grad, p.in_stride_h, p.in_stride_w, p.in_w).read(phases_input_rows(args, row));
     const int64_t left = p.out_h - row * p.stride_h, rows = args.rows_per_tile * p.stride_h;
-    prefetch_rows_for_write(p.far_output, image, p.out_stride_h, {0, rows < left ? rows : left});
+    prefetch_rows_for_write(p.prefetch_output, image, p.out_stride_h, {0, rows < left ? rows : left});
     if (!try_all_phases<T>(args, near, grad, 0, image, row, 0)) run_phases<T>(args, near, grad, 0, image, row, 0);
   }
 }

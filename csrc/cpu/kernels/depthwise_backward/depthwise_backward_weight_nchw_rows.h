@@ -147,7 +147,7 @@ void depthwise_backward_weight_nchw_rows(const BackwardWeightArgs& args, void* s
       for (int64_t y = y0; y < y_end; y += block) {
         const int64_t rows = block < y_end - y ? block : y_end - y;
         const T* const grad_rows = grad + y * p.out_stride_h;
-        if (p.far_input) {
+        if (p.prefetch_input) {
           const int64_t next = (y + rows - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1;  // input row
           prefetch(input + next * p.in_stride_h, block * p.stride_h * p.in_stride_h, input_end);
           prefetch(grad_rows + rows * p.out_stride_h, block * p.out_stride_h, grad_end);

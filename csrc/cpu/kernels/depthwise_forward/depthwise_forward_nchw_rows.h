@@ -215,12 +215,12 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
       if (end <= ready) return;
       for (int64_t m = 0; m < p.depth; ++m) {
         const T* const from = input + m * p.in_stride_m;
-        if (p.far_input) {
+        if (p.prefetch_input) {
           prefetch(from + (first + end) * p.in_stride_h, kRowTile * p.stride_h * p.in_stride_h, input_end);
         }
         stage_rows(p, s, from, y0, ready, end, staged + m * s.size);
       }
-      if (p.far_output) prefetch_for_write(out + out_rows * p.out_stride_h, kRowTile * p.out_stride_h, output_end);
+      if (p.prefetch_output) prefetch_for_write(out + out_rows * p.out_stride_h, kRowTile * p.out_stride_h, output_end);
       ready = end;
     };
     if (whole) {

@@ -173,12 +173,12 @@ void forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOutput& o
   // Where a tile of eight is wider than the others, most of them have to be inside the image.
   const bool few = kWide > kWideColumns && (out_w < 2 * kWide || p.stride_w > 1);
   const int64_t wide = few ? 0 : wide_columns(out_w, kWide, kNarrow);
-  SequentialRows<T> sequential_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  SequentialRows<T> sequential_rows(p.prefetch_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   for (int64_t y = y_begin; y < y_end; y += kRows) {
     if (y_end - y < kRows && y > y_begin) y = y_end - kRows;  // a pair again rather than a single row
     const int rows = lanes_left(y_end - y, kRows);
     sequential_rows.read(input_rows(p, y, rows));
-    prefetch_rows_for_write(p.far_output, out.data, out.row, {y, y + rows});
+    prefetch_rows_for_write(p.prefetch_output, out.data, out.row, {y, y + rows});
     if constexpr (kPaired<kKernel, kStride>) {
       if (rows == kRows && try_few_channels<T, kKernel, kStride>(args, image, out, y, wide)) continue;
     }
@@ -212,14 +212,14 @@ void staged_forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOu
   DepthwiseArgs piece = args;
   CpuProblem& q = piece.problem;
   q.in_stride_w = kStaged<T>, q.in_stride_h = p.in_w * kStaged<T>;
-  q.far_input = q.far_output = false;
-  SequentialRows<T> sequential_rows(p.far_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
+  q.prefetch_input = q.prefetch_output = false;
+  SequentialRows<T> sequential_rows(p.prefetch_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
   const int64_t most = staged_piece_rows<T>(p);
   for (int64_t y = y_begin; y < y_end; y += most) {
     const int64_t rows = y_end - y < most ? y_end - y : most;
     const Range in_rows = crop_input(p, y, rows, &q);
     sequential_rows.read(in_rows);
-    prefetch_rows_for_write(p.far_output, out.data, out.row, {y, y + rows});
+    prefetch_rows_for_write(p.prefetch_output, out.data, out.row, {y, y + rows});
     for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
       q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
       stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);

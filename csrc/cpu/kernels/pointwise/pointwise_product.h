@@ -68,7 +68,7 @@ DWCONV_INLINE void multiply_add(Vec<float>& sum, U32 a, U32 b) { sum = add_produ
 template <class E, class A, int kRows, int kColumns>
 DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, ProductPrefetch& upcoming,
                              Vec<A> (&acc)[kRows][kColumns]) {
-  constexpr int64_t kAskEvery = 32;
+  constexpr int64_t kPrefetchEvery = 32;
   constexpr int kVec = kLanes<A>;
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -78,8 +78,8 @@ DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* 
   const RowSteps steps(pitch * static_cast<int64_t>(sizeof(E)));
   const E* low = a;
   const E* high = a + 7 * pitch;
-  for (int64_t left = depth; left > 0; left -= kAskEvery) {
-    const int64_t count = left < kAskEvery ? left : kAskEvery;
+  for (int64_t left = depth; left > 0; left -= kPrefetchEvery) {
+    const int64_t count = left < kPrefetchEvery ? left : kPrefetchEvery;
     upcoming.advance(count * rows * Element<E>::kChannels);
     // Unrolled: the loop's own five instructions against 20 of AVX2.
     DWCONV_UNROLL_4

@@ -75,7 +75,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
   DepthwiseArgs stage = args.depthwise;
   CpuProblem& p = stage.problem;
   p.batch = 1;
-  p.far_input = p.far_output = false;  // separable_tiles prefetches them
+  p.prefetch_input = p.prefetch_output = false;  // separable_tiles prefetches them
   p.dtype = kNhwc ? kDType<T> : kDType<A>;
   p.out_dtype = kDType<M>;
   p.out_stride_w = pitch;
@@ -181,8 +181,8 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
     const int64_t first_panel = panels * split / args.splits, end_panel = panels * (split + 1) / args.splits;
     const int64_t work = rows * p.out_w * p.channels;  // of a panel
     ProductPrefetch upcoming;
-    upcoming.output = p.far_output;
-    if (p.far_input && split + 1 == args.splits && row + rows < total_rows) {
+    upcoming.output = p.prefetch_output;
+    if (p.prefetch_input && split + 1 == args.splits && row + rows < total_rows) {
       const int64_t left = total_rows - row - rows;
       upcoming.input = next_input(p, static_cast<const T*>(args.depthwise.input), row + rows, rows < left ? rows : left,
                                   (end_panel - first_panel) * work);

@@ -44,7 +44,7 @@ void some_planes(const SeparableArgs& args, int64_t n, int64_t y, int64_t rows, 
   stage.rows_per_tile = rows;
   p.pad_h -= y * p.stride_h;
   p.batch = 1, p.out_h = rows;
-  p.far_input = p.far_output = false;
+  p.prefetch_input = p.prefetch_output = false;
   p.out_stride_w = 1, p.out_stride_h = p.out_w, p.out_stride_c = pitch, p.out_stride_n = 0;
   Tiles tiles;  // a plane each
   tiles.at = first, tiles.stop = first + count;
@@ -136,7 +136,7 @@ void plane_rows(const Activation& activation, int64_t elements, const E* weight,
                 const typename Element<E>::Accumulate* bias, const PlaneTarget<T>& to, ProductPrefetch& upcoming) {
   using A = typename Element<E>::Accumulate;
   constexpr int kVec = kLanes<A>;
-  constexpr int64_t kAskEvery = 64;
+  constexpr int64_t kPrefetchEvery = 64;
   A sums[kPlaneRows * kVectors * kVec];
   for (int64_t begin = 0; begin < elements; begin += kDepthBlock) {
     const int64_t depth = elements - begin < kDepthBlock ? elements - begin : kDepthBlock;
@@ -146,8 +146,8 @@ void plane_rows(const Activation& activation, int64_t elements, const E* weight,
       DWCONV_UNROLL
       for (int j = 0; j < kVectors; ++j) acc[i][j] = Vec<A>{};
     }
-    for (int64_t left = depth; left > 0; left -= kAskEvery) {
-      const int64_t count = left < kAskEvery ? left : kAskEvery;
+    for (int64_t left = depth; left > 0; left -= kPrefetchEvery) {
+      const int64_t count = left < kPrefetchEvery ? left : kPrefetchEvery;
       upcoming.advance(count * kVectors);
       for (int64_t k = 0; k < count; ++k, weight += kPanel<A>, middle += pitch) {
         decltype(splat(weight)) x[kVectors];

@@ -1,4 +1,4 @@
-// Built for sm_90a alone (setup.py), where wgmma exists.
+// Built for sm_90a alone (tools/hopper.py), where wgmma exists.
 #include "cuda/kernels/separable/separable_forward.cuh"
 #include "cuda/plan/kernel_table.h"
 

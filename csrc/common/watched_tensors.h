@@ -23,7 +23,7 @@ namespace dwconv {
 
 namespace py = pybind11;
 
-class WatchedTensors {
+class __attribute__((visibility("hidden"))) WatchedTensors {
  public:
   // Dense CPU tensors, and None for one that is absent.
   explicit WatchedTensors(const py::tuple& tensors) {
