@@ -1,6 +1,6 @@
 """``python -m benchmarks SUITE``: checks results, then times dwconv_ext against nn.Conv2d, torch.compile and other runtimes.
 
-Every suite checks against float64 before it times, and interleaves its contenders: read the ratios. ``--save`` keeps the
+Every suite checks against float64 before it times, and interleaves its implementations: read the ratios. ``--save`` keeps the
 figures, with machine, versions and commit, as ``benchmarks/results/<machine>/<suite>-<dtype>.json``, ``.md`` and ``.png``.
 """
 
@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "batches": {"type": int, "nargs": "+", "default": [1, 8], "metavar": "N", "help": "default: 1 8"},
     "layouts": {"nargs": "+", "choices": LAYOUTS, "default": list(LAYOUTS), "help": "default: both"},
     "passes": {"nargs": "+", "choices": models.PASSES, "default": list(models.PASSES), "help": "default: both"},
-    "rounds": {"type": int, "default": 7, "help": "bursts of each contender (default: %(default)s)"},
+    "rounds": {"type": int, "default": 7, "help": "bursts of each implementation (default: %(default)s)"},
     "eager": {"action": "store_true", "help": "on CUDA, time calls with their launches, not graphs of them"},
     "no-compile": {"action": "store_true", "help": "leave inductor out (it takes seconds a layer, a minute a model)"},
     "no-runtimes": {"action": "store_true", "help": "leave ONNX Runtime and OpenVINO out"},

@@ -1,6 +1,6 @@
 """``python -m benchmarks network``: whole networks in inference against the runtimes that people serve them with.
 
-Every contender has the same weights and must agree with the plain model before it is timed. Ratios are medians of the rounds'.
+All have the same weights and must agree with the plain model before they are timed. Ratios are medians of the rounds'.
 
     eager, eager channels_last   the model as it is
     inductor                     torch.compile(model) with freezing, in channels_last
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     network: str
     batch: int
     flops: float
-    seconds: dict[str, float]  # by contender
+    seconds: dict[str, float]  # by implementation
     ratios: dict[str, float]  # speed of our better layout over each
     rate: float  # the machine's, operations a second
 
@@ -59,7 +59,7 @@ def exported(model: nn.Module, x: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def contenders(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+def implementations(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     last = x.contiguous(memory_format=torch.channels_last)
     in_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
 
@@ -83,7 +83,7 @@ def race(name: Model, batch: int, options: argparse.Namespace, dtype: torch.dtyp
     x = torch.randn(batch, 3, name.size, name.size).to(dtype)
     with FlopCounterMode(display=False) as counter:
         want = inference(model, x)()
-    functions = contenders(model, x, options)
+    functions = implementations(model, x, options)
     for way, function in functions.items():
         with torch._inductor.config.patch(freezing=way == "inductor"):
             agree(name.name, way, torch.as_tensor(function()), want)

@@ -1,7 +1,7 @@
 """The pictures of saved results: ``python -m benchmarks plot benchmarks/results/<machine>/<suite>-<dtype>.json``.
 
-``<suite>-<dtype>.png``: bars, each contender's speed over the baseline (nn.Conv2d in NCHW for layers, the plain model for whole
-models), on a logarithmic scale. ``<suite>-<dtype>-roofline.png``, of layers: what the better of our layouts reaches, in
+``<suite>-<dtype>.png``: bars, each implementation's speed over the baseline (nn.Conv2d in NCHW for layers, the plain model for
+whole models), on a logarithmic scale. ``<suite>-<dtype>-roofline.png``, of layers: what the better of our layouts reaches, in
 GFLOP/s, over FLOP per byte that must be moved, and this machine's roof: what a matrix product reaches, and copy bandwidth, which
 depends on how much is copied. Nothing is measured here. --save draws the same.
 """
@@ -23,6 +23,7 @@ COLOURS = {
     OURS[0]: "#c1440e",
     OURS[1]: "#e8833a",
     "backend": "#c1440e",
+    "backend NCHW": "#8a2d06",
     "convert": "#e8833a",
     "forward": "#c1440e",
     "backward": "#3b6ea5",
@@ -55,7 +56,7 @@ def draw(path: Path) -> list[Path]:
     return []
 
 
-Panels = dict[str, dict[str, list[float]]]  # by panel and contender, a speed-up for each name
+Panels = dict[str, dict[str, list[float]]]  # by panel and implementation, a speed-up for each name
 
 
 def _layers(results: list[dict]) -> tuple[list[str], Panels]:
@@ -63,11 +64,11 @@ def _layers(results: list[dict]) -> tuple[list[str], Panels]:
     panels: Panels = {}
     for direction in dict.fromkeys(r["pass"] for r in results):
         seconds = {r["layer"]["name"]: r["seconds"] for r in results if r["pass"] == direction}
-        contenders = dict.fromkeys([*OURS, *(c for s in seconds.values() for c in s)])
+        implementations = dict.fromkeys([*OURS, *(c for s in seconds.values() for c in s)])
         panels[direction] = {
-            contender: [seconds[name][BASELINE] / seconds[name].get(contender, math.nan) for name in names]
-            for contender in contenders
-            if contender != BASELINE and not contender.endswith(FLOAT32)
+            implementation: [seconds[name][BASELINE] / seconds[name].get(implementation, math.nan) for name in names]
+            for implementation in implementations
+            if implementation != BASELINE and not implementation.endswith(FLOAT32)
         }
     return names, panels
 
@@ -93,7 +94,9 @@ def _networks(results: list[dict]) -> tuple[list[str], Panels]:
     panels: Panels = {}
     for batch in dict.fromkeys(r["batch"] for r in results):
         seconds = {r["network"]: r["seconds"] for r in results if r["batch"] == batch}
-        ways = [way for way in next(iter(seconds.values())) if way not in (base, "eager")]
+        ways = sorted(
+            (way for way in next(iter(seconds.values())) if way not in (base, "eager")), key=lambda w: "backend" not in w
+        )
         panels[f"batch {batch}"] = {
             way: [seconds[n][base] / seconds[n][way] if n in seconds else math.nan for n in names] for way in ways
         }
@@ -101,16 +104,16 @@ def _networks(results: list[dict]) -> tuple[list[str], Panels]:
 
 
 def _bars(path: Path, title: str, names: list[str], panels: Panels, label: str) -> None:
-    contenders = max(map(len, panels.values()))
+    implementations = max(map(len, panels.values()))
     width = 1.8 + max(5.2, len(panels) * (4.4 if len(panels) < 3 else 2.6))
-    height = 1.6 + len(names) * (0.15 + 0.08 * contenders)
+    height = 1.6 + len(names) * (0.15 + 0.08 * implementations)
     figure, axes = _pyplot().subplots(1, len(panels), figsize=(width, height), squeeze=False, sharey=True, layout="constrained")
     for axis, (panel, series) in zip(axes[0], panels.items(), strict=True):
         thick = 0.84 / len(series)
-        for i, (contender, ratios) in enumerate(series.items()):
+        for i, (implementation, ratios) in enumerate(series.items()):
             places = [y - 0.42 + thick * (i + 0.5) for y in range(len(names))]
-            colour = COLOURS.get(contender, OTHER)
-            axis.barh(places, [ratio - 1 for ratio in ratios], thick, left=1, label=contender, color=colour)
+            colour = COLOURS.get(implementation, OTHER)
+            axis.barh(places, [ratio - 1 for ratio in ratios], thick, left=1, label=implementation, color=colour)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
         known = [ratio for ratios in series.values() for ratio in ratios if not math.isnan(ratio)]

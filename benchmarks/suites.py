@@ -1,4 +1,4 @@
-"""The contenders of each benchmark: for a layer, the passes, what runs in each, the bytes and operations, and the check."""
+"""The implementations of each benchmark: for a layer, the passes, what runs in each, the bytes and operations, and the check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OURS = ("dwconv_ext NCHW", "dwconv_ext channels_last")
 BASELINE = "nn.Conv2d NCHW"
 BASELINE_CHANNELS_LAST = "nn.Conv2d channels_last"
 COMPILED = "torch.compile channels_last"
-FLOAT32 = " float32"  # ends the names of contenders at float32 where the others have another dtype
+FLOAT32 = " float32"  # ends the names of implementations at float32 where the others have another dtype
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -154,7 +154,7 @@ def _unfused(block: FusedDSConv, layer: Layer) -> nn.Sequential:
     return nn.Sequential(depthwise, block.bn1, nn.ReLU(), block.pointwise, block.bn2, nn.ReLU())
 
 
-def _rivals(plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, nodes: list[dict]) -> dict[str, Function]:
+def _baselines(plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, nodes: list[dict]) -> dict[str, Function]:
     """Everybody else on one float32 input, at a dtype: nn.Conv2d in both layouts, torch.compile, the runtimes."""
     plain = copy.deepcopy(plain).to(options.device, dtype)
     typed = x.to(options.device, dtype)
@@ -187,12 +187,12 @@ def _inference_race(
     typed = x.to(options.device, options.dtype)
     for layout, memory_format in LAYOUTS.items():
         functions[f"dwconv_ext {layout}"] = _without_grad(ours, typed.contiguous(memory_format=memory_format))
-    functions.update(_rivals(plain, x, options, options.dtype, nodes))
+    functions.update(_baselines(plain, x, options, options.dtype, nodes))
     for layout in LAYOUTS:
         results = (functions[f"{who} {layout}"]() for who in ("dwconv_ext", "nn.Conv2d"))
         _check(f"{layer.name} {layout} output", *results, exact)
     if options.device == "cpu" and options.dtype != torch.float32:
-        wide = _rivals(plain, x, options, torch.float32, nodes)
+        wide = _baselines(plain, x, options, torch.float32, nodes)
         functions.update({f"{name}{FLOAT32}": function for name, function in wide.items()})
     elements, operations = work
     return Race(layer, "forward", functions, typed.element_size() * elements, operations)

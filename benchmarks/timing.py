@@ -1,7 +1,7 @@
-"""Timing: contenders in short bursts in turn, in one process, in another order each round; medians over the rounds.
+"""Timing: implementations in short bursts in turn, in one process, in another order each round; medians over the rounds.
 
-Absolute times on a shared machine drift by tens of percent within minutes; ratios of contenders measured within the same
-seconds do not. A burst is long enough (BURST_S) that its first calls, with another contender's data in the caches and perhaps
+Absolute times on a shared machine drift by tens of percent within minutes; ratios of implementations measured within the same
+seconds do not. A burst is long enough (BURST_S) that its first calls, with another's data in the caches and perhaps
 its threads still spinning, do not count: they are run before the clock starts.
 """
 
@@ -23,10 +23,10 @@ SETTLE_S = 0.004  # other runtimes' worker threads spin for about so long after 
 
 
 def keep_freed_memory() -> None:
-    """Tells the C library's allocator to keep what is freed, for every contender alike.
+    """Tells the C library's allocator to keep what is freed, for every implementation alike.
 
     By default glibc hands a freed 12 MB output back to the system or not, depending on what lies behind it; the next call then
-    faults in 3,000 pages or none. That is up to five times the time of a 0.5 ms layer, and it falls on one contender or another
+    faults in 3,000 pages or none. That is up to five times the time of a 0.5 ms layer, and it falls on one or another
     by chance. Elsewhere than on glibc nothing is done.
     """
     try:
@@ -88,7 +88,7 @@ class Stopwatch:
         times: dict[str, list[float]] = {name: [] for name in functions}
         order, shuffled = list(functions), random.Random(0)
         for _ in range(rounds):
-            shuffled.shuffle(order)  # what runs right behind a contender that leaves the caches worst is a tenth slower
+            shuffled.shuffle(order)  # what runs right behind a implementation that leaves the caches worst is a tenth slower
             for name in order:
                 function = functions[name]
                 if self.device == "cpu":

@@ -12,13 +12,13 @@ namespace {
 constexpr const char* kPack = "separable_conv2d_pack";
 constexpr const char* kPacked = "separable_conv2d_packed";
 
-// Weights of a block whose shapes have been checked, into block_bytes() at `packed`.
-void pack(const BlockFormat& format, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
-          const std::optional<Tensor>& pw_bias, void* packed) {
+// Weights of a block, of dtype, whose shapes have been checked, into block_bytes() at `packed`.
+void pack(const BlockFormat& format, DType dtype, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,
+          const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, void* packed) {
   const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
   const Tensor dw = dense(dw_weight), pw = dense(pw_weight);
   const Tensor db = dw_bias ? dense(*dw_bias) : dw, pb = pw_bias ? dense(*pw_bias) : pw;
-  pack_block(format, check_dtype(kPack, "dw_weight", dw_weight),
+  pack_block(format, dtype,
              {dw.const_data_ptr(), dw_bias ? db.const_data_ptr() : nullptr, pw.const_data_ptr(),
               pw_bias ? pb.const_data_ptr() : nullptr, nullptr},
              packed);
@@ -31,7 +31,8 @@ Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor
                   ", but got '", isa, "'");
   STD_TORCH_CHECK(dw_weight.dim() == 4 && dw_weight.size(0) > 0 && dw_weight.size(1) == 1 && dw_weight.numel() > 0, kPack,
                   ": dw_weight must have shape (C, 1, kH, kW), but got ", to_string(dw_weight));
-  DType dtype = check_dtype(kPack, "dw_weight", dw_weight);
+  const DType weights = check_dtype(kPack, "dw_weight", dw_weight);
+  DType dtype = weights;
   if (!input_dtype.empty() && input_dtype != dtype_name(dtype)) {
     STD_TORCH_CHECK(dtype == DType::kFloat32 && (input_dtype == "bfloat16" || input_dtype == "float16"), kPack,
                     ": input_dtype must be the weights', or bfloat16 or float16 where these are float32, but got '", input_dtype,
@@ -43,7 +44,7 @@ Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor
   const BlockFormat format = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels,
                                           pw_weight.size(0), dw_weight.size(2), dw_weight.size(3));
   const Tensor packed = torch::stable::empty({block_bytes(format)}, ScalarType::Byte, std::nullopt, dw_weight.device());
-  pack(format, dw_weight, dw_bias, pw_weight, pw_bias, packed.mutable_data_ptr());
+  pack(format, weights, dw_weight, dw_bias, pw_weight, pw_bias, packed.mutable_data_ptr());
   return packed;
 }
 
@@ -127,7 +128,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
     const BlockFormat format =
         block_format(selected_isa(), s.dtype, pointwise, s.channels, block.out_channels, s.kernel_h, s.kernel_w);
     void* const packed = workspace(Workspace::kBlockWeight, block_bytes(format));
-    pack(format, dw_weight, dw_bias, pw_weight, pw_bias, packed);
+    pack(format, s.dtype, dw_weight, dw_bias, pw_weight, pw_bias, packed);
     return packed_weights(format, packed);
   });
 }

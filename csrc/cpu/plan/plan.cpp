@@ -1,6 +1,7 @@
 #include "cpu/plan/plan.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace dwconv {
 
@@ -236,9 +237,18 @@ Plan plan_squeeze(const CpuProblem& p, const IsaKernels& isa, const Machine& mac
 }
 
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
-  CpuProblem any;
-  any.dtype = any.out_dtype = dtype;
-  return choose_row(isa, {}, Op::kSeparable, Pass::kForward, any)->pointwise;  // both layouts' rows have the same
+  struct Known {
+    const IsaKernels* isa = nullptr;
+    PointwiseFormat format;
+  };
+  static thread_local Known known[std::size(kDTypes)];  // of the set that this thread asked for last
+  Known& last = known[static_cast<int>(dtype)];
+  if (last.isa != &isa) {
+    CpuProblem any;
+    any.dtype = any.out_dtype = dtype;
+    last = {&isa, choose_row(isa, {}, Op::kSeparable, Pass::kForward, any)->pointwise};  // both layouts' rows have the same
+  }
+  return last.format;
 }
 
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
