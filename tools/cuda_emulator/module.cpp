@@ -10,9 +10,9 @@ std::vector<Launched>& launches() {
   static std::vector<Launched> the_launches;
   return the_launches;
 }
-Machine& emulated_machine() {
-  static Machine the_machine;
-  return the_machine;
+Gpu& emulated_gpu() {
+  static Gpu the_gpu;
+  return the_gpu;
 }
 
 }  // namespace dwconv::cuda::emulator
@@ -33,7 +33,7 @@ PYBIND11_MODULE(_emulator, m) {
       },
       py::arg("order"), py::arg("seed") = 0);
   m.def(
-      "set_gpu", [](const py::dict& gpu) { emulator::emulated_machine() = machine_from(gpu); },
+      "set_gpu", [](const py::dict& facts) { emulator::emulated_gpu() = gpu_from(facts); },
       "Facts of the emulated GPU that differ from an H100's.");
   m.def(
       "count_traffic",

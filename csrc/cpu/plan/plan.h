@@ -1,14 +1,13 @@
 // The CPU plans: pure functions of the problem and the machine. Nothing is run, allocated or remembered here.
 #pragma once
 
-#include <string>
-
+#include "common/plan_facts.h"
 #include "cpu/plan/heuristics.h"
 #include "cpu/runtime/pack_weights.h"
 
 namespace dwconv {
 
-struct Plan {
+struct Plan : PlanFacts {
   const KernelRow* row = nullptr;
   int64_t rows_per_tile = 1;
   int64_t weight_pitch = 0;  // channels of packed weights and bias (DepthwiseArgs)
@@ -18,9 +17,6 @@ struct Plan {
   int64_t workers = 1;
   int64_t scratch_bytes = 0;                                                           // a worker
   bool prefetch_input = false, prefetch_output = false, prefetch_next_output = false;  // CpuProblem's
-  int64_t bytes = 0;  // compulsory memory traffic: every operand once
-  int64_t flops = 0;
-  std::string reason;
 };
 
 // The first row that fits; std::runtime_error names the rows that came nearest where none does.

@@ -16,18 +16,18 @@ constexpr const char* kForward = "depthwise_conv2d";
 constexpr const char* kBackward = "depthwise_conv2d_backward";
 
 struct DepthwisePlan {
-  Plan plan;
+  LaunchPlan plan;
   DepthwiseTileArgs args;
 };
 struct BackwardWeightPlan {
-  Plan plan;
+  LaunchPlan plan;
   BackwardWeightTileArgs args;
 };
 
-const DepthwisePlan& plan_for(Pass pass, const Request& request, const Machine& machine) {
-  return planned<DepthwisePlan>(plan_key(Op::kDepthwise, pass, request, machine), [&] {
+const DepthwisePlan& plan_for(Pass pass, const Request& request, const Gpu& gpu) {
+  return planned<DepthwisePlan>(plan_key(Op::kDepthwise, pass, request, gpu), [&] {
     DepthwisePlan made;
-    made.plan = plan_depthwise(pass, request, machine, &made.args);
+    made.plan = plan_depthwise(pass, request, gpu, &made.args);
     return made;
   });
 }
@@ -52,7 +52,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   set_problem(request.problem, s, layout);
   set_input(request.problem, x);
   set_output(request.problem, output);
-  const DepthwisePlan& planned = plan_for(Pass::kForward, request, device.machine());
+  const DepthwisePlan& planned = plan_for(Pass::kForward, request, device.gpu());
   log_plan(Op::kDepthwise, Pass::kForward, request.problem, 0, planned.plan.reason, planned.plan.launch);
   DepthwiseTileArgs args = planned.args;
   args.input = x.const_data_ptr();
@@ -83,7 +83,7 @@ void backward_input(const Device& device, const ConvolutionShape& s, Layout layo
   const bool mirrored = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && s.multiplier == 1;
   if (mirrored) p.pad_h = s.kernel_h - 1 - s.pad_h, p.pad_w = s.kernel_w - 1 - s.pad_w;
   const Pass pass = mirrored ? Pass::kForward : Pass::kBackwardInput;
-  const DepthwisePlan& planned = plan_for(pass, request, device.machine());
+  const DepthwisePlan& planned = plan_for(pass, request, device.gpu());
   log_plan(Op::kDepthwise, Pass::kBackwardInput, p, 0, planned.plan.reason, planned.plan.launch);
   DepthwiseTileArgs args = planned.args;
   args.flipped = mirrored;
@@ -95,7 +95,7 @@ void backward_input(const Device& device, const ConvolutionShape& s, Layout layo
 
 void sum(const Device& device, DType dtype, const Tensor& partial, int32_t parts, const Tensor& output) {
   SumPartsArgs args;
-  const Plan plan = plan_sum_parts(dtype, output.numel(), parts, &args);
+  const LaunchPlan plan = plan_sum_parts(dtype, output.numel(), parts, &args);
   args.partial = partial.const_data_ptr();
   args.output = output.mutable_data_ptr();
   device.launch(plan.launch, &args);
@@ -109,11 +109,11 @@ void backward_weight(const Device& device, const ConvolutionShape& s, Layout lay
   set_problem(request.problem, s, layout);
   set_input(request.problem, input);
   set_output(request.problem, grad);
-  const Machine& machine = device.machine();
+  const Gpu& gpu = device.gpu();
   const BackwardWeightPlan& planned =
-      dwconv::planned<BackwardWeightPlan>(plan_key(Op::kDepthwise, Pass::kBackwardWeight, request, machine), [&] {
+      dwconv::planned<BackwardWeightPlan>(plan_key(Op::kDepthwise, Pass::kBackwardWeight, request, gpu), [&] {
         BackwardWeightPlan made;
-        made.plan = plan_backward_weight(request, machine, &made.args);
+        made.plan = plan_backward_weight(request, gpu, &made.args);
         return made;
       });
   log_plan(Op::kDepthwise, Pass::kBackwardWeight, request.problem, 0, planned.plan.reason, planned.plan.launch);

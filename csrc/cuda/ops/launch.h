@@ -43,7 +43,7 @@ struct PlanKey {
   int64_t multiplier;
   int32_t aligned;
   bool allow_tf32;
-  Machine machine;
+  Gpu gpu;
   int64_t out_channels = 0;  // of a fused block
   SeparableAlignment alignment = {};
   const KernelRow* forced = forced_row();
@@ -53,8 +53,8 @@ struct PlanKey {
   bool operator==(const PlanKey&) const = default;
 };
 
-inline PlanKey plan_key(Op op, Pass pass, const Request& r, const Machine& machine) {
-  return {op, pass, r.problem, r.multiplier, r.aligned, r.allow_tf32, machine};
+inline PlanKey plan_key(Op op, Pass pass, const Request& r, const Gpu& gpu) {
+  return {op, pass, r.problem, r.multiplier, r.aligned, r.allow_tf32, gpu};
 }
 
 // Every index inside an image and a tile is 32 bits wide, offsets between rows and images 64.

@@ -43,12 +43,11 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   alignment.output = nhwc && aligned_channels(output) && aligned_channels(added);
   alignment.weight = aligned_matrix(pw);
   alignment.rows = nhwc ? 0 : std::min(aligned_rows(x), whole_runs({s.out_w * element_size(request.problem.dtype)}));
-  const Machine& machine = device.machine();
-  PlanKey key = plan_key(Op::kSeparable, Pass::kForward, request, machine);
+  const Gpu& gpu = device.gpu();
+  PlanKey key = plan_key(Op::kSeparable, Pass::kForward, request, gpu);
   key.out_channels = out_channels;
   key.alignment = alignment;
-  const SeparablePlan& plan =
-      planned<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, machine); });
+  const SeparablePlan& plan = planned<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, gpu); });
   log_plan(Op::kSeparable, Pass::kForward, request.problem, out_channels, plan.reason, plan.block.launch);
 
   SeparableBlockArgs args = plan.block_args;

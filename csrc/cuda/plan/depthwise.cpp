@@ -97,7 +97,7 @@ int32_t odd_pitch(int64_t columns, int64_t unit) {
 }
 
 // Fills in the rest of a candidate whose tiling has tile_h, tile_w and slab; false where it does not fit the GPU.
-bool complete(const KernelRow& row, const Shape& s, const Request& request, const Machine& machine, Candidate& c) {
+bool complete(const KernelRow& row, const Shape& s, const Request& request, const Gpu& gpu, Candidate& c) {
   const DepthwiseProblem& p = request.problem;
   Tiling& t = c.tiling;
   const int64_t unit = element_size(p.dtype), sum_unit = accumulate_size(p.dtype), taps = p.kernel_h * p.kernel_w;
@@ -164,7 +164,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     c.launch.shared_bytes = std::max(tile_bytes + filter_bytes, out_bytes);
   }
   constexpr int64_t kMostIndex = 1 << 20;  // of Divisor
-  if (c.launch.shared_bytes > machine.shared_per_block) return false;
+  if (c.launch.shared_bytes > gpu.shared_per_block) return false;
   if (!s.rows && c.in_rows * c.in_columns * t.slab >= kMostIndex) return false;
 
   const double halo = static_cast<double>(staged(s, t.tiles_h, t.tile_h, p.kernel_h, p.stride_h, p.pad_h, p.in_h)) *
@@ -181,10 +181,9 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     // Enough parts to fill the GPU, as long as the partial sums are a small share of what is moved.
     const double part_bytes = static_cast<double>(p.channels * taps * sum_unit);
     const int64_t affordable = std::max<int64_t>(static_cast<int64_t>((loads + outputs) / 4 / part_bytes), 1);
-    const int64_t resident =
-        std::clamp<int64_t>(machine.shared_per_sm / (c.launch.shared_bytes + 1024), 1, c.launch.blocks_per_sm);
-    c.parts = static_cast<int32_t>(std::clamp<int64_t>(
-        std::min(resident * machine.sm_count / (t.slabs * c.group_blocks), affordable), 1, std::max<int64_t>(c.tiles, 1)));
+    const int64_t resident = std::clamp<int64_t>(gpu.shared_per_sm / (c.launch.shared_bytes + 1024), 1, c.launch.blocks_per_sm);
+    c.parts = static_cast<int32_t>(std::clamp<int64_t>(std::min(resident * gpu.sm_count / (t.slabs * c.group_blocks), affordable),
+                                                       1, std::max<int64_t>(c.tiles, 1)));
     c.launch.blocks = t.slabs * c.group_blocks * c.parts;
     extra = 2 * part_bytes * c.parts;
   }
@@ -204,10 +203,10 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.bytes = (loads * short_run_penalty + outputs + extra) / blocks;
   cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
   cost.flops += 2.0 * c.launch.threads * s.setup;
-  cost.flop_rate = scalar_rate(p.dtype, machine) * (s.large ? 0.5 : 0.6);
+  cost.flop_rate = scalar_rate(p.dtype, gpu) * (s.large ? 0.5 : 0.6);
   cost.direct = s.rows;
   if (s.weight) cost.waits = static_cast<double>(ceil_div(c.tiles, c.parts));
-  c.seconds = launch_seconds(c.launch, cost, machine);
+  c.seconds = launch_seconds(c.launch, cost, gpu);
   return true;
 }
 
@@ -223,7 +222,7 @@ std::vector<int64_t> sides(int64_t size, int64_t patch, int64_t most) {
   return list;
 }
 
-bool best_candidate(const KernelRow& row, const Request& request, const Machine& machine, Candidate* best) {
+bool best_candidate(const KernelRow& row, const Request& request, const Gpu& gpu, Candidate* best) {
   const DepthwiseProblem& p = request.problem;
   const Shape s = shape_of(row);
   const bool nhwc = p.layout == Layout::kNHWC;
@@ -254,7 +253,7 @@ bool best_candidate(const KernelRow& row, const Request& request, const Machine&
         c.launch.row = &row;
         c.tiling.tile_h = static_cast<int32_t>(tile_h), c.tiling.tile_w = static_cast<int32_t>(tile_w);
         c.tiling.slab = static_cast<int32_t>(slab);
-        if (complete(row, s, request, machine, c)) ranking.offer(c);
+        if (complete(row, s, request, gpu, c)) ranking.offer(c);
       }
     }
   }
@@ -276,25 +275,25 @@ std::string describe(const Candidate& c, const Request& request) {
 }
 
 // The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
-const KernelRow* choose(Pass pass, const Request& request, const Machine& machine, Candidate* best, std::string* why) {
+const KernelRow* choose(Pass pass, const Request& request, const Gpu& gpu, Candidate* best, std::string* why) {
   std::vector<const KernelRow*> order;
   if (forced_row() != nullptr) order.push_back(forced_row());
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
   for (const KernelRow* row : order) {
-    if (misfit(*row, Op::kDepthwise, pass, request.problem, request.multiplier, machine) != nullptr) continue;
+    if (misfit(*row, Op::kDepthwise, pass, request.problem, request.multiplier, gpu) != nullptr) continue;
     if (row->aligned > request.aligned) continue;
     if (row->family == Family::kAny) {
       if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
       return row;
     }
-    if (best_candidate(*row, request, machine, best)) return row;
-    *why = std::string(row->name) + " has no tile that fits " + std::to_string(machine.shared_per_block >> 10) +
-           " KiB of shared memory";
+    if (best_candidate(*row, request, gpu, best)) return row;
+    *why =
+        std::string(row->name) + " has no tile that fits " + std::to_string(gpu.shared_per_block >> 10) + " KiB of shared memory";
   }
   return nullptr;
 }
 
-void set_counts(const DepthwiseProblem& p, int64_t multiplier, Plan* plan) {
+void set_counts(const DepthwiseProblem& p, int64_t multiplier, LaunchPlan* plan) {
   const int64_t taps = p.kernel_h * p.kernel_w, planes = p.batch * p.channels * multiplier;
   plan->bytes = element_size(p.dtype) *
                 (p.batch * p.channels * p.in_h * p.in_w + planes * p.out_h * p.out_w + p.channels * multiplier * taps);
@@ -303,13 +302,13 @@ void set_counts(const DepthwiseProblem& p, int64_t multiplier, Plan* plan) {
 
 }  // namespace
 
-Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args) {
+LaunchPlan plan_depthwise(Pass pass, const Request& request, const Gpu& gpu, DepthwiseTileArgs* args) {
   const DepthwiseProblem& p = request.problem;
   const bool forward = pass == Pass::kForward;
-  Plan plan;
+  LaunchPlan plan;
   Candidate best;
   std::string why;
-  const KernelRow* const row = choose(pass, request, machine, &best, &why);
+  const KernelRow* const row = choose(pass, request, gpu, &best, &why);
   args->problem = p;
   args->multiplier = request.multiplier;
   if (row->family == Family::kAny) {
@@ -323,8 +322,8 @@ Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, D
     cost.total_bytes = static_cast<double>(element_size(p.dtype) * p.batch * channels * (p.in_h * p.in_w + p.out_h * p.out_w));
     cost.flops = 2.0 * p.batch * channels * p.out_h * p.out_w * p.kernel_h * p.kernel_w / plan.launch.blocks;
     cost.bytes = cost.total_bytes / plan.launch.blocks;
-    cost.flop_rate = scalar_rate(p.dtype, machine) * 0.2;
-    plan.seconds = launch_seconds(plan.launch, cost, machine);
+    cost.flop_rate = scalar_rate(p.dtype, gpu) * 0.2;
+    plan.seconds = launch_seconds(plan.launch, cost, gpu);
     plan.reason = std::string(row->name) + ": " + why;
   } else {
     args->tiling = best.tiling;
@@ -347,12 +346,12 @@ Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, D
   return plan;
 }
 
-Plan plan_backward_weight(const Request& request, const Machine& machine, BackwardWeightTileArgs* args) {
+LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, BackwardWeightTileArgs* args) {
   const DepthwiseProblem& p = request.problem;
-  Plan plan;
+  LaunchPlan plan;
   Candidate best;
   std::string why;
-  const KernelRow* const row = choose(Pass::kBackwardWeight, request, machine, &best, &why);
+  const KernelRow* const row = choose(Pass::kBackwardWeight, request, gpu, &best, &why);
   args->problem = p;
   args->multiplier = request.multiplier;
   if (row->family == Family::kAny) {
@@ -362,7 +361,7 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
     args->tiling.slabs = p.layout == Layout::kNHWC ? ceil_div(outputs, 32) : outputs;
     args->tiles = p.batch * ceil_div(p.out_h * p.out_w, kPixels);
     args->parts = static_cast<int32_t>(
-        std::clamp<int64_t>(4 * machine.sm_count / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
+        std::clamp<int64_t>(4 * gpu.sm_count / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
     plan.launch = {row, args->tiling.slabs * groups * args->parts, kThreads, kTaps * kThreads * accumulate_size(p.dtype)};
     plan.reason = std::string(row->name) + ": " + why;
   } else {
@@ -388,8 +387,8 @@ Plan plan_backward_weight(const Request& request, const Machine& machine, Backwa
   return plan;
 }
 
-Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args) {
-  Plan plan;
+LaunchPlan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args) {
+  LaunchPlan plan;
   plan.launch.row = row_of(Pass::kSumParts, dtype);
   args->count = count;
   args->parts = parts;

@@ -20,8 +20,8 @@ inline py::list table_list() {
   return rows;
 }
 
-inline Machine machine_from(const py::dict& facts) {
-  Machine m;
+inline Gpu gpu_from(const py::dict& facts) {
+  Gpu m;
   for (const auto& [key, value] : facts) {
     const std::string name = py::cast<std::string>(key);
     if (name == "arch")
@@ -39,12 +39,12 @@ inline Machine machine_from(const py::dict& facts) {
     else if (name == "clock")
       m.clock = py::cast<double>(value);
     else
-      throw py::key_error("machine: unknown fact '" + name + "'");
+      throw py::key_error("gpu: unknown fact '" + name + "'");
   }
   return m;
 }
 
-inline void add_plan(py::dict& d, const Plan& plan) {
+inline void add_plan(py::dict& d, const LaunchPlan& plan) {
   for (const auto& item : row_dict(*plan.launch.row)) d[item.first] = item.second;
   d["blocks"] = plan.launch.blocks;
   d["threads"] = plan.launch.threads;
@@ -58,7 +58,7 @@ inline void add_plan(py::dict& d, const Plan& plan) {
 // The plan of one op on contiguous, aligned tensors, for a GPU of the given facts (an H100 by default).
 inline py::dict plan_dict(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
                           int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
-                          int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& gpu) {
+                          int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& facts) {
   Request request;
   DepthwiseProblem& p = request.problem;
   describe_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
@@ -80,12 +80,12 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
           p.in_stride_w);
   strides(to_input ? channels : channels * multiplier, p.out_h, p.out_w, p.out_stride_n, p.out_stride_c, p.out_stride_h,
           p.out_stride_w);
-  const Machine machine = machine_from(gpu);
+  const Gpu gpu = gpu_from(facts);
   py::dict d;
   if (op == op_name(Op::kSeparable)) {
     const SeparableAlignment alignment = {nhwc && channels % values == 0, channels % values == 0,
                                           nhwc && out_channels % values == 0, channels % values == 0, nhwc ? 0 : request.aligned};
-    const SeparablePlan plan = plan_separable(request, out_channels, alignment, machine);
+    const SeparablePlan plan = plan_separable(request, out_channels, alignment, gpu);
     add_plan(d, plan.block);
     d["fused"] = plan.fused;
     d["tile"] = std::make_pair(plan.block_args.tile_rows, plan.block_args.tile_w);
@@ -98,14 +98,14 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
   if (op != op_name(Op::kDepthwise)) throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
   if (which == Pass::kBackwardWeight) {
     BackwardWeightTileArgs args;
-    add_plan(d, plan_backward_weight(request, machine, &args));
+    add_plan(d, plan_backward_weight(request, gpu, &args));
     d["tile"] = std::make_pair(args.tiling.tile_h, args.tiling.tile_w);
     d["slab"] = args.tiling.slab;
     d["parts"] = args.parts;
     return d;
   }
   DepthwiseTileArgs args;
-  add_plan(d, plan_depthwise(which, request, machine, &args));
+  add_plan(d, plan_depthwise(which, request, gpu, &args));
   d["tile"] = std::make_pair(args.tiling.tile_h, args.tiling.tile_w);
   d["slab"] = args.tiling.slab;
   return d;

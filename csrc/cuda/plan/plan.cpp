@@ -45,14 +45,13 @@ int32_t& forced_rank() {
   return rank;
 }
 
-const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier,
-                   const Machine& machine) {
+const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier, const Gpu& gpu) {
   constexpr int64_t kMost = int64_t{1} << 31;
   if (row.op != op) return "another op";
   if (row.pass != pass) return "another pass";
   if (row.dtype != p.dtype) return "another dtype";
   if (row.layout != p.layout) return "another layout";
-  if (machine.arch < row.first_arch || machine.arch > row.last_arch) return "another architecture";
+  if (gpu.arch < row.first_arch || gpu.arch > row.last_arch) return "another architecture";
   const bool unit_stride = p.stride_h == 1 && p.stride_w == 1, undilated = p.dilation_h == 1 && p.dilation_w == 1;
   if (row.filter > 0) {
     if (p.kernel_h != row.filter || p.kernel_w != row.filter) return "another filter";
@@ -68,26 +67,26 @@ const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProble
   return nullptr;
 }
 
-double scalar_rate(DType dtype, const Machine& machine) {
-  const double lanes = machine.arch < 80 ? 64 : 128;  // float32 multiply-adds a clock
-  return 2 * lanes * machine.clock * (dtype != DType::kFloat64 ? 1.0 : machine.arch == 80 || machine.arch == 90 ? 0.5 : 1.0 / 32);
+double scalar_rate(DType dtype, const Gpu& gpu) {
+  const double lanes = gpu.arch < 80 ? 64 : 128;  // float32 multiply-adds a clock
+  return 2 * lanes * gpu.clock * (dtype != DType::kFloat64 ? 1.0 : gpu.arch == 80 || gpu.arch == 90 ? 0.5 : 1.0 / 32);
 }
 
 // mma.sync reaches about 60 % of a Hopper GPU's wgmma rate.
-double tensor_rate(DType dtype, const Machine& machine) {
-  const double half = machine.arch == 90 ? 2500 : machine.arch == 80 || machine.arch >= 100 ? 2048 : 1024;
-  return half * machine.clock / (dtype == DType::kFloat32 ? 2 : 1);
+double tensor_rate(DType dtype, const Gpu& gpu) {
+  const double half = gpu.arch == 90 ? 2500 : gpu.arch == 80 || gpu.arch >= 100 ? 2048 : 1024;
+  return half * gpu.clock / (dtype == DType::kFloat32 ? 2 : 1);
 }
 
-double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine) {
+double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gpu) {
   constexpr double kLaunchSeconds = 1.5e-6, kBlockSeconds = 1.2e-6;  // to start a kernel; to fill and drain a block
   // L2 feeds an SM at about 1.3 times its share of the memory's bandwidth.
-  const double per_sm = 1.3 * machine.bytes_per_second / machine.sm_count;
-  const int64_t by_shared = machine.shared_per_sm / (launch.shared_bytes + 1024);
+  const double per_sm = 1.3 * gpu.bytes_per_second / gpu.sm_count;
+  const int64_t by_shared = gpu.shared_per_sm / (launch.shared_bytes + 1024);
   const int64_t by_threads = 2048 / std::max<int64_t>(launch.threads, 32);
   const double resident =
       static_cast<double>(std::max<int64_t>(std::min<int64_t>({by_shared, by_threads, launch.blocks_per_sm, 32}), 1));
-  const double rounds = std::ceil(static_cast<double>(launch.blocks) / machine.sm_count);
+  const double rounds = std::ceil(static_cast<double>(launch.blocks) / gpu.sm_count);
   const double busiest = std::min(resident, rounds);  // blocks on the busiest SM at a time
   // Blocks that share an SM move data for one another while they compute; one alone does one after the other.
   constexpr double kBusyThreads = 512;  // of an SM, to hide the latency of arithmetic and, without staging, of memory
@@ -96,7 +95,7 @@ double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine
   const double computes = cost.flops / (cost.flop_rate * occupancy);
   const double exposed = std::min(moves, computes) / busiest;
   const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / resident) * kBlockSeconds * cost.waits;
-  return kLaunchSeconds + std::max(busy, cost.total_bytes / machine.bytes_per_second);
+  return kLaunchSeconds + std::max(busy, cost.total_bytes / gpu.bytes_per_second);
 }
 
 }  // namespace dwconv::cuda

@@ -6,12 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "common/plan_facts.h"
 #include "cuda/plan/kernel_table.h"
 
 namespace dwconv::cuda {
 
 // The facts of a GPU that decide tiles.
-struct Machine {
+struct Gpu {
   int32_t arch = 90;  // 10 * major + minor
   int32_t sm_count = 132;
   int64_t shared_per_block = 227 << 10;
@@ -20,7 +21,7 @@ struct Machine {
   double bytes_per_second = 3.0e12;
   double clock = 1.7e9;  // Hz
 
-  bool operator==(const Machine&) const = default;
+  bool operator==(const Gpu&) const = default;
 };
 
 struct Launch {
@@ -31,11 +32,9 @@ struct Launch {
   int32_t blocks_per_sm = 1;  // that its registers hold
 };
 
-struct Plan {
+struct LaunchPlan : PlanFacts {
   Launch launch;
-  double seconds = 0;            // by the cost model, for comparing plans only
-  int64_t bytes = 0, flops = 0;  // compulsory
-  std::string reason;
+  double seconds = 0;  // by the cost model, for comparing plans only
 };
 
 // What an op wants done. Alignment is a fact of the tensors' addresses and strides.
@@ -49,26 +48,24 @@ struct Request {
 };
 
 // forward, and backward_input as args.h says. Fills all of args but the pointers and `flipped`.
-Plan plan_depthwise(Pass pass, const Request& request, const Machine& machine, DepthwiseTileArgs* args);
+LaunchPlan plan_depthwise(Pass pass, const Request& request, const Gpu& gpu, DepthwiseTileArgs* args);
 
 // First stage of the weight gradient, and the second.
-Plan plan_backward_weight(const Request& request, const Machine& machine, BackwardWeightTileArgs* args);
-Plan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args);
+LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, BackwardWeightTileArgs* args);
+LaunchPlan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args);
 
-Plan plan_activation(DType dtype, int64_t count);
-Plan plan_transpose(const DepthwiseProblem& problem, const Machine& machine, TransposeArgs* args);  // of its output
+LaunchPlan plan_activation(DType dtype, int64_t count);
+LaunchPlan plan_transpose(const DepthwiseProblem& problem, const Gpu& gpu, TransposeArgs* args);  // of its output
 
 // The fused block, or the depthwise and the pointwise convolution one after the other where that is expected to be faster.
-struct SeparablePlan {
+struct SeparablePlan : PlanFacts {
   bool fused = true;
-  Plan depthwise;  // where not fused
+  LaunchPlan depthwise;  // where not fused
   DepthwiseTileArgs depthwise_args;
-  Plan transpose;  // in NCHW
+  LaunchPlan transpose;  // in NCHW
   TransposeArgs transpose_args;
-  Plan block;  // fused, or the pointwise convolution
+  LaunchPlan block;  // fused, or the pointwise convolution
   SeparableBlockArgs block_args;
-  std::string reason;
-  int64_t bytes = 0, flops = 0;
 };
 struct SeparableAlignment {
   bool input = false, middle = false, output = false, weight = false;
@@ -76,8 +73,7 @@ struct SeparableAlignment {
 
   bool operator==(const SeparableAlignment&) const = default;
 };
-SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
-                             const Machine& machine);
+SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment, const Gpu& gpu);
 
 // Every kernel; and, for tests, one that is used wherever it can be (null: none), and whether blocks are fused.
 const std::vector<const KernelRow*>& kernel_table();
@@ -121,7 +117,7 @@ inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
 }
 
 // Why a row cannot take a problem, or null.
-const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier, const Machine& machine);
+const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier, const Gpu& gpu);
 
 // The time of a launch whose blocks each move and compute the given amounts: the GPU's bandwidth and arithmetic, or an
 // SM's share of them where there are too few blocks.
@@ -133,8 +129,8 @@ struct BlockCost {
   double waits = 1;     // of a block for memory, one after the other
   bool direct = false;  // global memory to registers: what is on its way depends on the number of threads
 };
-double launch_seconds(const Launch& launch, const BlockCost& cost, const Machine& machine);
-double scalar_rate(DType dtype, const Machine& machine);  // flops of an SM
-double tensor_rate(DType dtype, const Machine& machine);
+double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gpu);
+double scalar_rate(DType dtype, const Gpu& gpu);  // flops of an SM
+double tensor_rate(DType dtype, const Gpu& gpu);
 
 }  // namespace dwconv::cuda

@@ -26,9 +26,9 @@ std::pair<int32_t, int32_t> covered(Layout layout, int32_t warps_m, int32_t warp
 
 // The kernels to choose from: for each kind of matrix unit the first row that fits, the multiply-adds only where there is no
 // other; or the forced row alone.
-std::vector<const KernelRow*> candidates(Pass pass, const Request& request, const Machine& machine) {
+std::vector<const KernelRow*> candidates(Pass pass, const Request& request, const Gpu& gpu) {
   const auto fits = [&](const KernelRow* row) {
-    return misfit(*row, Op::kSeparable, pass, request.problem, 1, machine) == nullptr &&
+    return misfit(*row, Op::kSeparable, pass, request.problem, 1, gpu) == nullptr &&
            (row->cores == Cores::kScalar || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
   };
   if (forced_row() != nullptr && fits(forced_row())) return {forced_row()};
@@ -76,11 +76,11 @@ double staged_columns(const DepthwiseProblem& p, int64_t tile_w) {
 }
 
 // A launch of the block's kernel with one geometry; seconds is kDoesNotFit where it does not fit.
-Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, const KernelRow& row, const Machine& machine,
-             bool depthwise, double in_rows, SeparableBlockArgs* args) {
+LaunchPlan cost_of(const Request& request, int64_t out_channels, const Geometry& g, const KernelRow& row, const Gpu& gpu,
+                   bool depthwise, double in_rows, SeparableBlockArgs* args) {
   const DepthwiseProblem& p = request.problem;
   const int64_t unit = element_size(p.dtype);
-  Plan plan;
+  LaunchPlan plan;
   plan.seconds = kDoesNotFit;
   args->problem = p;
   args->out_channels = out_channels;
@@ -112,7 +112,7 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   plan.launch.blocks_per_sm = static_cast<int32_t>((row.cores != Cores::kScalar ? kSeparableBlocks : 1) * kMostWarps / warps);
   plan.launch.shared_bytes = args->map_bytes + args->slots * slot + std::max(g.stages * outputs * kSlabBytes, staging) + filters;
   plan.launch.blocks = args->row_tiles * args->tiles_w * g.splits;
-  if (plan.launch.shared_bytes > machine.shared_per_block) return plan;
+  if (plan.launch.shared_bytes > gpu.shared_per_block) return plan;
 
   const double tiles = static_cast<double>(args->row_tiles * args->tiles_w), blocks = tiles * g.splits;
   const double padded_channels = args->slabs * static_cast<double>(channels);
@@ -130,29 +130,29 @@ Plan cost_of(const Request& request, int64_t out_channels, const Geometry& g, co
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w) * (row.filter > 0 ? 1.0 : 3.0);
   const double stage = 2.0 * pixels * padded_channels * (depthwise ? taps + (nhwc ? 17 : 25) : 3);
   const double finish = 2.0 * args->pixels * static_cast<double>(outputs) * ranges_a_block * (nhwc ? 8 : 12);
-  const double scalar = scalar_rate(p.dtype, machine) * 0.6;
+  const double scalar = scalar_rate(p.dtype, gpu) * 0.6;
   const double product_rate =
-      row.cores != Cores::kScalar ? tensor_rate(p.dtype, machine) * (row.cores == Cores::kWarpgroup ? 1.0 : 0.5) : scalar;
+      row.cores != Cores::kScalar ? tensor_rate(p.dtype, gpu) * (row.cores == Cores::kWarpgroup ? 1.0 : 0.5) : scalar;
   BlockCost cost;
   cost.total_bytes = once;
   cost.bytes = (in_bytes + out_bytes) / blocks + padded_channels * static_cast<double>(outputs) * ranges_a_block * unit;
   const double setup = 2.0 * plan.launch.threads * 400;
   cost.flops = product / product_rate + (stage + finish + setup) / scalar;  // seconds of an SM: the rates differ
   cost.flop_rate = 1;
-  plan.seconds = launch_seconds(plan.launch, cost, machine);
+  plan.seconds = launch_seconds(plan.launch, cost, gpu);
   return plan;
 }
 
-Plan best_block(const Request& request, int64_t out_channels, const Machine& machine, bool depthwise, SeparableBlockArgs* best) {
+LaunchPlan best_block(const Request& request, int64_t out_channels, const Gpu& gpu, bool depthwise, SeparableBlockArgs* best) {
   const DepthwiseProblem& p = request.problem;
   struct Candidate {
     double seconds;
-    Plan plan;
+    LaunchPlan plan;
     SeparableBlockArgs args;
   };
   Ranking<Candidate> ranking;
   const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
-  const std::vector<const KernelRow*> kernels = candidates(depthwise ? Pass::kForward : Pass::kPointwise, request, machine);
+  const std::vector<const KernelRow*> kernels = candidates(depthwise ? Pass::kForward : Pass::kPointwise, request, gpu);
   const auto offer = [&](int32_t warps_m, int32_t warps_n, int64_t tile_w, int64_t tile_rows) {
     const double in_rows = staged_rows(p, tile_rows);
     const int64_t ranges = ceil_div(out_channels, covered(p.layout, warps_m, warps_n).second);
@@ -168,7 +168,7 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
           if (row->cores == Cores::kWarpgroup && (warps_m % 2 != 0 || warps_n % 2 != 0))
             continue;  // a warpgroup has the part of 2 x 2 warps
           SeparableBlockArgs args;
-          const Plan next = cost_of(request, out_channels, g, *row, machine, depthwise, in_rows, &args);
+          const LaunchPlan next = cost_of(request, out_channels, g, *row, gpu, depthwise, in_rows, &args);
           if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
         }
       }
@@ -194,7 +194,7 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
   }
   const Candidate* const chosen = ranking.chosen();
   if (chosen == nullptr) {
-    Plan none;
+    LaunchPlan none;
     none.seconds = kDoesNotFit;
     return none;
   }
@@ -202,7 +202,7 @@ Plan best_block(const Request& request, int64_t out_channels, const Machine& mac
   return chosen->plan;
 }
 
-std::string describe(const Plan& plan, const SeparableBlockArgs& args) {
+std::string describe(const LaunchPlan& plan, const SeparableBlockArgs& args) {
   return std::string(plan.launch.row->name) + ": " + std::to_string(args.tile_rows) + "x" + std::to_string(args.tile_w) +
          " pixels by 1/" + std::to_string(args.splits) + " of the output channels a block, " +
          (args.slots == args.slabs ? "all" : std::to_string(args.slots)) + " of " + std::to_string(args.slabs) + " slabs kept";
@@ -210,16 +210,16 @@ std::string describe(const Plan& plan, const SeparableBlockArgs& args) {
 
 }  // namespace
 
-Plan plan_activation(DType dtype, int64_t count) {
+LaunchPlan plan_activation(DType dtype, int64_t count) {
   constexpr int32_t kThreads = 256;
-  Plan plan;
+  LaunchPlan plan;
   plan.launch.row = row_of(Pass::kActivate, dtype);
   plan.launch.blocks = std::clamp<int64_t>(ceil_div(count, kThreads), 1, int64_t{1} << 20);
   plan.launch.threads = kThreads;
   return plan;
 }
 
-Plan plan_transpose(const DepthwiseProblem& p, const Machine& machine, TransposeArgs* args) {
+LaunchPlan plan_transpose(const DepthwiseProblem& p, const Gpu& gpu, TransposeArgs* args) {
   const int64_t pixels = p.out_h * p.out_w, unit = element_size(p.dtype);
   args->channels = p.channels;
   args->pixels = pixels;
@@ -227,7 +227,7 @@ Plan plan_transpose(const DepthwiseProblem& p, const Machine& machine, Transpose
   args->pixel_tiles = ceil_div(pixels, kTransposed);
   args->aligned_in = pixels % (unit <= 4 ? 4 : 2) == 0;  // torch's allocations begin on multiples of 64 bytes and more
   args->aligned_out = p.channels * unit % 16 == 0;
-  Plan plan;
+  LaunchPlan plan;
   plan.launch.row = row_of(Pass::kTranspose, p.dtype);
   plan.launch.blocks = p.batch * args->channel_tiles * args->pixel_tiles;
   plan.launch.threads = 256;
@@ -237,17 +237,16 @@ Plan plan_transpose(const DepthwiseProblem& p, const Machine& machine, Transpose
   cost.bytes = 2.0 * kTransposed * kTransposed * static_cast<double>(unit);
   cost.total_bytes = 2.0 * static_cast<double>(p.batch * p.channels * pixels * unit);
   cost.flops = 2.0 * 256 * (args->aligned_in ? 130 : 170);  // instructions
-  cost.flop_rate = scalar_rate(DType::kFloat32, machine) * 0.6;
-  plan.seconds = launch_seconds(plan.launch, cost, machine);
+  cost.flop_rate = scalar_rate(DType::kFloat32, gpu) * 0.6;
+  plan.seconds = launch_seconds(plan.launch, cost, gpu);
   return plan;
 }
 
-SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment,
-                             const Machine& machine) {
+SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment, const Gpu& gpu) {
   const DepthwiseProblem& p = request.problem;
   SeparablePlan plan;
   SeparableBlockArgs fused_args, pointwise_args;
-  Plan fused = best_block(request, out_channels, machine, true, &fused_args);
+  LaunchPlan fused = best_block(request, out_channels, gpu, true, &fused_args);
 
   // Unfused: the depthwise kernel's output is contiguous in the input's layout; the pointwise stage reads channels_last.
   Request first = request, second = request;
@@ -267,12 +266,12 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   d.out_stride_c = nhwc ? 1 : p.out_h * p.out_w;
   d.out_stride_h = nhwc ? q.in_stride_h : p.out_w;
   d.out_stride_w = nhwc ? q.in_stride_w : 1;
-  const Plan pointwise = best_block(second, out_channels, machine, false, &pointwise_args);
-  Plan depthwise = plan_depthwise(Pass::kForward, first, machine, &plan.depthwise_args);
+  const LaunchPlan pointwise = best_block(second, out_channels, gpu, false, &pointwise_args);
+  LaunchPlan depthwise = plan_depthwise(Pass::kForward, first, gpu, &plan.depthwise_args);
 
   // What the model leaves out, as measured on an H200: in NCHW the fused kernel's depthwise stage, whose reads do not coalesce,
   // takes 2 to 3 times its instructions' time, the kernels of the other way 1.2 to 2 times.
-  if (!nhwc) plan.transpose = plan_transpose(p, machine, &plan.transpose_args);
+  if (!nhwc) plan.transpose = plan_transpose(p, gpu, &plan.transpose_args);
   const double unfused_seconds = (depthwise.seconds + plan.transpose.seconds + pointwise.seconds) * (nhwc ? 1.0 : 0.6);
   const bool fits = fused.seconds < kDoesNotFit;
   // Apart, a long activation is a pass of its own over an intermediate that has been rounded before it.

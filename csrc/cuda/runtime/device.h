@@ -31,18 +31,18 @@ class Device {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  const Machine& machine() const {
+  const Gpu& gpu() const {
     static std::mutex mutex;
-    static std::map<int32_t, Machine> machines;
+    static std::map<int32_t, Gpu> gpus;
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = machines.find(index_);
-    if (found != machines.end()) return found->second;
+    const auto found = gpus.find(index_);
+    if (found != gpus.end()) return found->second;
     const auto attribute = [this](cudaDeviceAttr which) {
       int value = 0;
       check_status(op_, "device attribute", cudaDeviceGetAttribute(&value, which, index_));
       return static_cast<int64_t>(value);
     };
-    Machine m;
+    Gpu m;
     m.arch =
         static_cast<int32_t>(10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor));
     m.sm_count = static_cast<int32_t>(attribute(cudaDevAttrMultiProcessorCount));
@@ -53,7 +53,7 @@ class Device {
     // Two transfers a clock, about 90 % of which a kernel can use.
     const double peak = 2.0 * attribute(cudaDevAttrMemoryClockRate) * 1e3 * attribute(cudaDevAttrGlobalMemoryBusWidth) / 8;
     if (peak > 0) m.bytes_per_second = 0.9 * peak;
-    return machines.emplace(index_, m).first->second;
+    return gpus.emplace(index_, m).first->second;
   }
 
   void launch(const Launch& launch, const void* args) const {

@@ -19,7 +19,7 @@ struct Launched {
   Traffic traffic;
 };
 std::vector<Launched>& launches();
-Machine& emulated_machine();
+Gpu& emulated_gpu();
 
 }  // namespace dwconv::cuda::emulator
 
@@ -30,10 +30,10 @@ class Device {
  public:
   Device(const char* op, const Tensor&) : op_(op) {}
 
-  const Machine& machine() const { return emulator::emulated_machine(); }
+  const Gpu& gpu() const { return emulator::emulated_gpu(); }
 
   void launch(const Launch& launch, const void* args) const {
-    STD_TORCH_CHECK(launch.shared_bytes <= machine().shared_per_block, op_, ": ", launch.row->name, ": ", launch.shared_bytes,
+    STD_TORCH_CHECK(launch.shared_bytes <= gpu().shared_per_block, op_, ": ", launch.row->name, ": ", launch.shared_bytes,
                     " bytes of shared memory");
     emulator::Traffic traffic;
     const std::string wrong = emulator::run(reinterpret_cast<emulator::Body>(const_cast<void*>(launch.row->kernel)), args,
