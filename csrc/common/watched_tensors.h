@@ -3,7 +3,7 @@
 // torch counts writes in Tensor._version, but not all of them: not those through .data, not a fused optimizer's, not another
 // process's into shared memory. So besides address, size and version some bytes of each tensor are kept, spread over it, and
 // compared, of a small tensor all: a write of the whole tensor is seen, one of a few elements past the version counter may be
-// not. Of a tensor of several dimensions shape, strides and dtype are compared too: .data may be given another view of the same
+// not. Of a tensor of several dimensions strides and dtype are compared too: .data may be given another view of the same
 // memory. A tensor is known by its object; a weak reference to its storage tells when another may have come to the same address
 // (one to the tensor itself would forbid torch.utils.swap_tensors). They are read through Python's attributes, so that no build
 // of torch is linked here.
@@ -32,7 +32,7 @@ class __attribute__((visibility("hidden"))) WatchedTensors {
       if (tensor.is_none()) continue;
       storages_.push_back(py::weakref(tensor.attr("untyped_storage")()));
       if (py::cast<int64_t>(tensor.attr("dim")()) > 1)
-        views_.push_back({tensor.ptr(), tensor.attr("shape"), tensor.attr("stride")(), tensor.attr("dtype")});
+        views_.push_back({tensor.ptr(), tensor.attr("stride")(), tensor.attr("dtype")});
     }
     read_states(tensors, states_);
     sampled(states_, [this](const char* content, int64_t bytes) {
@@ -69,24 +69,6 @@ class __attribute__((visibility("hidden"))) WatchedTensors {
   struct State {
     int64_t address, bytes, version;
   };
-  struct View {
-    PyObject* tensor;
-    py::object shape, strides, dtype;
-
-    bool is_same() const {
-      const py::handle now(tensor);
-      const py::object its_shape = now.attr(names().shape), its_strides = now.attr(names().stride)();
-      const py::object its_dtype = now.attr(names().dtype);
-      return its_dtype.is(dtype) && its_shape.equal(shape) && its_strides.equal(strides);
-    }
-  };
-  struct Names {
-    py::str shape{"shape"}, stride{"stride"}, dtype{"dtype"};
-  };
-  static const Names& names() {
-    static const Names* const the_names = new Names;
-    return *the_names;
-  }
   static constexpr int64_t kSamples = 16, kBytes = 16;
   static constexpr int64_t kSmall = 8192;  // of these all bytes are compared: BatchNorm's statistics move without their version
 
@@ -100,28 +82,49 @@ class __attribute__((visibility("hidden"))) WatchedTensors {
 
   // torch.Tensor's own attributes, looked up once.
   struct Attributes {
-    PyObject *data_ptr, *nbytes, *version;
+    PyObject *data_ptr, *nbytes, *version, *stride, *dtype;
 
     Attributes() {
       const py::object tensor = py::module_::import("torch").attr("Tensor");
       data_ptr = py::object(tensor.attr("data_ptr")).release().ptr();
       nbytes = py::object(tensor.attr("nbytes")).release().ptr();
       version = py::object(tensor.attr("_version")).release().ptr();
+      stride = py::object(tensor.attr("stride")).release().ptr();
+      dtype = py::object(tensor.attr("dtype")).release().ptr();
     }
-    static int64_t get(PyObject* attribute, PyObject* tensor) {
-      return integer(Py_TYPE(attribute)->tp_descr_get(attribute, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor))));
+    static PyObject* object(PyObject* attribute, PyObject* tensor) {
+      return Py_TYPE(attribute)->tp_descr_get(attribute, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
+    }
+    static int64_t get(PyObject* attribute, PyObject* tensor) { return integer(object(attribute, tensor)); }
+  };
+  static const Attributes& attributes() {
+    static const Attributes* const the_attributes = new Attributes;
+    return *the_attributes;
+  }
+
+  // With its bytes, strides and dtype tell a dense tensor's shape.
+  struct View {
+    PyObject* tensor;
+    py::object strides, dtype;
+
+    bool is_same() const {
+      const Attributes& of = attributes();
+      const py::object now = py::reinterpret_steal<py::object>(PyObject_CallOneArg(of.stride, tensor));
+      const py::object its_dtype = py::reinterpret_steal<py::object>(Attributes::object(of.dtype, tensor));
+      if (!now || !its_dtype) throw py::error_already_set();
+      return its_dtype.is(dtype) && now.equal(strides);
     }
   };
 
   static void read_states(const py::tuple& tensors, std::vector<State>& states) {
-    static const Attributes* const of = new Attributes;
+    const Attributes& of = attributes();
     states.assign(1, {0, 0, reinterpret_cast<int64_t>(selected_isa().name)});
     for (const py::handle tensor : tensors) {
       if (tensor.is_none())
         states.push_back({0, 0, -1});
       else
-        states.push_back({integer(PyObject_CallOneArg(of->data_ptr, tensor.ptr())), Attributes::get(of->nbytes, tensor.ptr()),
-                          Attributes::get(of->version, tensor.ptr())});
+        states.push_back({integer(PyObject_CallOneArg(of.data_ptr, tensor.ptr())), Attributes::get(of.nbytes, tensor.ptr()),
+                          Attributes::get(of.version, tensor.ptr())});
     }
   }
 
