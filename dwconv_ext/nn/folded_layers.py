@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -136,15 +136,23 @@ class Folded:
     """
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
-        if not wants_derivative(input, residual, tensors if gate is None else (*tensors, gate)) and self.fits(
-            input, tensors, residual
-        ):
-            run = found(self, tensors, input.dtype)
-            if run is None:
-                run = keep(self, tensors, input.dtype, lambda: self.make(tensors, input.dtype) or False)
+        return self.call(self.kept, input, tensors, residual, gate)
+
+    def call(
+        self, kept: Callable[[Tensors, torch.dtype], Any], input: Tensor, tensors: Tensors, residual: Tensor | None,
+        gate: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """kept(tensors, dtype): what was made of them, False where there is nothing faster than ``functional``."""
+        own = tensors if gate is None else (*tensors, gate)
+        if not wants_derivative(input, residual, own) and self.fits(input, tensors, residual):
+            run = kept(tensors, input.dtype)
             if run:
                 return run(input, residual, gate)
         return self.functional(input if gate is None else input * gate, tensors, residual)
+
+    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Any:
+        run = found(self, tensors, dtype)
+        return keep(self, tensors, dtype, lambda: self.make(tensors, dtype) or False) if run is None else run
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         """Whether the input is one for :meth:`make`'s function; else :meth:`functional` computes or refuses it."""
@@ -175,13 +183,13 @@ class Frozen:
         self.layer, self.runs = layer, {}
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
-        run = self.runs.get(input.dtype)
-        if run is None and not is_traced_or_transformed():
+        return self.layer.call(self.kept, input, tensors, residual, gate)
+
+    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Any:
+        if dtype not in self.runs:
             with torch.inference_mode(False), torch.no_grad():
-                run = self.runs[input.dtype] = self.layer.make(tensors, input.dtype) or False
-        if run and self.layer.fits(input, tensors, residual):
-            return run(input, residual, gate)
-        return self.layer.functional(input if gate is None else input * gate, tensors, residual)
+                self.runs[dtype] = self.layer.make(tensors, dtype) or False
+        return self.runs[dtype]
 
 
 class FoldedBlock(Folded):

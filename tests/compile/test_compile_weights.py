@@ -279,3 +279,15 @@ def test_frozen_weights_die_with_their_graph():
 def test_freeze_is_a_flag():
     with pytest.raises(Exception, match="freeze must be True or False, but got 1"):
         fast(sequential(16, 16), options={"freeze": 1})(picture())
+
+
+def test_frozen_weights_in_forward_mode():
+    model, x = sequential(16, 16).requires_grad_(False), picture()
+    compiled = fast(model, **FREEZE)
+    compiled(x)
+    tangents = []
+    for call in (compiled, model):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            tangents.append(torch.autograd.forward_ad.unpack_dual(call(dual)).tangent)
+    assert_same(*tangents)
