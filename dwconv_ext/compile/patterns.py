@@ -67,23 +67,10 @@ class Layer:
         return self.is_depthwise and self.conv["groups"] == g.tensor_of(self.conv["weight"]).shape[0]
 
 
-def call_of(layer: Folded, packed: bool, frozen: bool) -> Callable[..., Tensor]:
-    """A fused layer as a function of the graph: (input, shortcut or None, *tensors).
-
-    packed: whether it may keep packed weights; not where the next backend takes it apart.
-    frozen: whether these are made once for all.
-    """
-    run = layer.functional if not packed else Frozen(layer) if frozen else layer
-
-    def fused(input: Tensor, residual: Tensor | None, *tensors: Tensor | None, **gate: Tensor) -> Tensor:
-        return run(input, tensors, residual, **gate)
-
-    fused.__name__ = fused.__qualname__ = f"dwconv_ext_{type(layer).__name__}"
-    return fused
-
-
 @dataclass
 class _Pass:
+    """packed: whether fused layers may keep packed weights; not where the next backend takes them apart. frozen: once for all."""
+
     module: fx.GraphModule
     packed: bool
     frozen: bool
@@ -313,7 +300,14 @@ class _Pass:
         self.swap(nodes, fused)
 
     def call_of(self, layer: Folded) -> Callable[..., Tensor]:
-        return call_of(layer, self.packed, self.frozen)
+        """A fused layer as a function of the graph: (input, shortcut or None, *tensors)."""
+        run = layer.functional if not self.packed else Frozen(layer) if self.frozen else layer
+
+        def fused(input: Tensor, residual: Tensor | None, *tensors: Tensor | None, **gate: Tensor) -> Tensor:
+            return run(input, tensors, residual, **gate)
+
+        fused.__name__ = fused.__qualname__ = f"dwconv_ext_{type(layer).__name__}"
+        return fused
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         cast = self.module.graph.call_method("to", (node, dtype))
@@ -382,5 +376,5 @@ class _Pass:
 
 
 def fuse(module: fx.GraphModule, packed: bool, frozen: bool, report: Report) -> None:
-    """Puts the fused operations into the graph; packed and frozen: see ``call_of``."""
+    """Puts the fused operations into the graph; packed and frozen: see ``_Pass``."""
     _Pass(module, packed, frozen, report).run()
