@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import cuda_emulator as emulator
+import mutate
 import pytest
 import torch
+from mutations import FAULTS
 
 from dwconv_ext import _extension
 
@@ -146,6 +148,15 @@ def test_a_cuda_half_that_does_not_fit_is_not_loaded(built, says, monkeypatch):
     monkeypatch.setattr(_extension.importlib, "import_module", lambda name: pytest.fail("it would register its kernels"))
     module, why = _extension.load_cuda(built)
     assert module is None and says in why
+
+
+def test_every_planted_fault_finds_its_place():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode != 0:
+        pytest.skip("not a git checkout")
+    for fault in FAULTS:
+        path = ROOT / mutate.place(fault, files.stdout.split())
+        assert mutate.planted(fault, path.read_text()) != path.read_text()
 
 
 def test_importing_says_nothing():

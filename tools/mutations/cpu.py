@@ -136,7 +136,7 @@ FAULTS = [
     Fault(
         "stale_version",
         "watched_tensors.h",
-        "«Attributes::get(of->version, tensor.ptr())»});",
+        "«Attributes::get(of.version, tensor.ptr())»});",
         "0",
         "a stale folded weight: one element written by torch is not noticed",
         "tests/ops/test_separable.py -k watched_tensors",

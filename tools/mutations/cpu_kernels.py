@@ -32,8 +32,8 @@ FAULTS = [
     Fault(
         "filter_range_end",
         "depthwise_row_pair.h",
-        "int64_t end = size <= origin ? 0 : «(size - origin + dilation - 1)» / dilation;",
-        "(size - origin)",
+        "int64_t end = size <= origin ? 0 : «ceil_div(size - origin, dilation)»;",
+        "(size - origin) / dilation",
         "a rounding down: the last tap of a dilated filter is lost",
         ISA.format("dilated"),
     ),
@@ -104,8 +104,8 @@ FAULTS = [
     Fault(
         "staged_phase_begin",
         "stage_nchw.h",
-        "int64_t begin = origin >= 0 ? 0 : «(-origin + p.stride_w - 1)» / p.stride_w;",
-        "(-origin)",
+        "int64_t begin = origin >= 0 ? 0 : «ceil_div(-origin, p.stride_w)»;",
+        "-origin / p.stride_w",
         "a rounding down: a phase of a strided row begins a column early",
         ISA.format("stride2"),
     ),

@@ -42,8 +42,8 @@ alignas(64) static const char kZeros[64] = {};  // what a sample in the padding 
 
 // The filter rows (or columns) whose sample origin + index * dilation lies in [0, size).
 DWCONV_INLINE Range filter_range(int64_t origin, int64_t dilation, int64_t taps, int64_t size) {
-  int64_t begin = origin >= 0 ? 0 : (-origin + dilation - 1) / dilation;
-  int64_t end = size <= origin ? 0 : (size - origin + dilation - 1) / dilation;
+  int64_t begin = origin >= 0 ? 0 : ceil_div(-origin, dilation);
+  int64_t end = size <= origin ? 0 : ceil_div(size - origin, dilation);
   if (end > taps) end = taps;
   if (begin > end) begin = end;
   return {begin, end};

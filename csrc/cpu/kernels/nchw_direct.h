@@ -25,7 +25,7 @@ DWCONV_INLINE int64_t direct_reach(const CpuProblem& p) {
 
 template <class A>
 DWCONV_INLINE int64_t mask_blocks(const CpuProblem& p) {
-  return (p.kernel_w + kLanes<A> - 1) / kLanes<A>;
+  return ceil_div(p.kernel_w, kLanes<A>);
 }
 
 struct DirectFrame {
@@ -65,7 +65,7 @@ DWCONV_INLINE void store_row(const DirectTile<T, A>& tile, T* out, const V (&v)[
 // before; only that of a row narrower than itself is in part.
 template <int kVec, int kMost, class Body>
 DWCONV_INLINE void for_strips(int64_t out_w, Body body) {
-  const int64_t vectors = (out_w + kVec - 1) / kVec;
+  const int64_t vectors = ceil_div(out_w, kVec);
   int64_t first = 0;
   for (; vectors - first >= kMost; first += kMost) {
     const int64_t x = first + kMost == vectors ? out_w - kMost * kVec : first * kVec;
@@ -110,7 +110,7 @@ DWCONV_INLINE int64_t rows_ahead(const CpuProblem& p, bool by_planes) {
   if (row <= 0) return 0;  // a single row's stride may be anything
   const int64_t rows = kBytes / (row * static_cast<int64_t>(sizeof(T))) + 1;
   const int64_t read = (p.out_h - 1) * p.stride_h + p.kernel_h;
-  return by_planes && read < p.in_h - p.in_h / 8 ? (rows + read - 1) / read * p.in_stride_c : rows * row;
+  return by_planes && read < p.in_h - p.in_h / 8 ? ceil_div(rows, read) * p.in_stride_c : rows * row;
 }
 
 // What a strip has to handle: kPlain, nothing; kCalls, an activation that is a call, around which sums and taps are not in

@@ -20,8 +20,8 @@ struct PhaseColumns {
 };
 static inline PhaseColumns phase_columns(const CpuProblem& p, int64_t pitch, int64_t phase) {
   const int64_t origin = phase - p.pad_w;  // the input column of the phase's first
-  int64_t begin = origin >= 0 ? 0 : (-origin + p.stride_w - 1) / p.stride_w;
-  int64_t end = p.in_w > origin ? (p.in_w - origin + p.stride_w - 1) / p.stride_w : 0;
+  int64_t begin = origin >= 0 ? 0 : ceil_div(-origin, p.stride_w);
+  int64_t end = p.in_w > origin ? ceil_div(p.in_w - origin, p.stride_w) : 0;
   if (end > pitch) end = pitch;
   if (begin > end) begin = end;
   return {begin, end, origin + begin * p.stride_w};
@@ -45,8 +45,8 @@ static inline Staging staging_of(const CpuProblem& p, int64_t out_rows, int64_t 
   Staging s;
   const int64_t padded_w = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
   const int64_t padded_h = padded_rows(p, out_rows);
-  s.pitch = padded_w > 0 ? (padded_w + p.stride_w - 1) / p.stride_w : 1;
-  s.rows = padded_h > 0 ? (padded_h + p.stride_h - 1) / p.stride_h : 1;
+  s.pitch = padded_w > 0 ? ceil_div(padded_w, p.stride_w) : 1;
+  s.rows = padded_h > 0 ? ceil_div(padded_h, p.stride_h) : 1;
   if (s.pitch < p.out_w) s.pitch = p.out_w;
   if (s.rows < out_rows) s.rows = out_rows;
   s.phase_size = (s.rows + slack_rows) * s.pitch + 2 * vec;  // a register tile may read two vectors past the end

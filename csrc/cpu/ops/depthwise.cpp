@@ -95,8 +95,8 @@ void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t
   const int64_t row_bytes = p.in_w * p.channels * element_size(p.dtype);
   const int64_t reach = (p.kernel_h - 1) * p.dilation_h + 1;
   const int64_t affordable = ((256 << 10) / std::max<int64_t>(row_bytes, 1) - reach) / p.stride_h;
-  plan.rows_per_tile = std::min(std::max({affordable, (reach + p.stride_h - 1) / p.stride_h, int64_t{2}}), p.out_h);
-  const int64_t row_tiles = (p.out_h + plan.rows_per_tile - 1) / plan.rows_per_tile;
+  plan.rows_per_tile = std::min(std::max({affordable, ceil_div(reach, p.stride_h), int64_t{2}}), p.out_h);
+  const int64_t row_tiles = ceil_div(p.out_h, plan.rows_per_tile);
   plan.tiles = p.batch * row_tiles;
   plan.workers = std::min(plan.workers, plan.tiles);
   plan.scratch_bytes = std::min((plan.rows_per_tile - 1) * p.stride_h + reach, p.in_h) * row_bytes;
@@ -191,12 +191,12 @@ Phase input_phase(int64_t a, int64_t in_size, int64_t kernel, int64_t stride, in
   const int64_t step = stride / common;
   int64_t first = 0;
   while (first < step && first < kernel && (a + pad - first * dilation) % stride != 0) ++first;
-  const int64_t count = first < step && first < kernel ? (kernel - first + step - 1) / step : 0;
+  const int64_t count = first < step && first < kernel ? ceil_div(kernel - first, step) : 0;
   Phase phase;
   phase.taps = {first + (count - 1) * step, -step, count};
   phase.dilation = dilation / common;
   phase.pad = count > 0 ? (count - 1) * phase.dilation - (a + pad - first * dilation) / stride : 0;
-  phase.size = (in_size - a + stride - 1) / stride;
+  phase.size = ceil_div(in_size - a, stride);
   return phase;
 }
 

@@ -27,7 +27,7 @@ inline Tensor fresh_output(const Tensor& like, const Ints& size, Layout layout) 
   constexpr uintptr_t kHugePage = 2 << 20;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(output.mutable_data_ptr());
   const uintptr_t end = begin + output.numel() * output.element_size();
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t first = round_up(begin, kHugePage);
   if (first + kHugePage < end) madvise(reinterpret_cast<void*>(first), (end - first) / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   return output;

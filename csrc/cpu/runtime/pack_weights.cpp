@@ -86,9 +86,7 @@ void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multip
 namespace {
 
 // Channels of a panel, the padding included.
-int64_t padded_depth(const PointwiseFormat& format, int64_t channels) {
-  return (channels + format.depth_multiple - 1) / format.depth_multiple * format.depth_multiple;
-}
+int64_t padded_depth(const PointwiseFormat& format, int64_t channels) { return round_up(channels, format.depth_multiple); }
 
 // (out_channels, channels) into the panels of the format (problem.h).
 void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels, int64_t channels, const PointwiseFormat& format,
@@ -138,11 +136,11 @@ constexpr int64_t kLine = 64;
 
 BlockPlaces block_places(const BlockFormat& f) {
   const int64_t unit = f.dtype == DType::kFloat64 ? 8 : 4, narrow = f.pointwise.dtype == DType::kBFloat16 ? 2 : unit;
-  const int64_t outputs = (f.out_channels + f.pointwise.panel - 1) / f.pointwise.panel * f.pointwise.panel;
+  const int64_t outputs = round_up(f.out_channels, f.pointwise.panel);
   int64_t end = 0;
   const auto place = [&](int64_t bytes) {
     const int64_t begin = end;
-    end = (end + bytes + kLine - 1) / kLine * kLine;
+    end = round_up(end + bytes, kLine);
     return begin;
   };
   place(sizeof(BlockFormat));

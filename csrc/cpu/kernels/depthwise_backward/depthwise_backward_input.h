@@ -77,7 +77,7 @@ void run_phases(const BackwardInputArgs& args, const CpuProblem& p, const T* inp
 DWCONV_INLINE int64_t phase_row_tiles(const BackwardInputArgs& args) {
   const CpuProblem& p = args.problem;
   const int64_t tile = args.rows_per_tile * p.stride_h;
-  return (p.out_h + tile - 1) / tile;
+  return ceil_div(p.out_h, tile);
 }
 
 // Rows of grad_output that any phase reads for its rows [row, row + rows_per_tile).

@@ -78,7 +78,7 @@ template <class T, class A, int kKernel>
 void direct_grad_image(const DirectGrad<T>& f, const T* in, const T* grad, bool inside, const LaneMask* masks, A* sums) {
   constexpr int kVec = kLanes<A>, kRows = kGradRows<kKernel>, kCount = kRows + kKernel - 1;
   constexpr uint32_t kAll = (1u << kCount) - 1u;
-  const int64_t vectors = (f.out_w + kVec - 1) / kVec;
+  const int64_t vectors = ceil_div(f.out_w, kVec);
   const int64_t block = kChain / vectors > kRows ? kChain / vectors / kRows * kRows : kRows;  // output rows
   for (int64_t begin = 0; begin < f.out_h; begin += block) {
     const int64_t end = begin + block < f.out_h ? begin + block : f.out_h;
@@ -139,7 +139,7 @@ void depthwise_backward_weight_nchw_direct(const BackwardWeightArgs& args, void*
       p.out_h,
       p.out_w,
   };
-  const bool one_chain = p.out_h * ((p.out_w + kVec - 1) / kVec) <= kChain;
+  const bool one_chain = p.out_h * (ceil_div(p.out_w, kVec)) <= kChain;
   for (int i = 0; i < kTaps * kVec; ++i) image_sums[i] = A(0);
   nchw_weight_tiles<T, A>(args, tiles, part_sums, [&](const T* input, const T* grad) {
     const A bias_sum = args.partial_bias != nullptr ? nchw_sum<T, A>(p, grad, p.out_h) : A(0);
@@ -157,7 +157,7 @@ int64_t depthwise_backward_weight_nchw_direct_scratch(const CpuProblem& p, int64
   using A = typename AccumulateType<T>::type;
   constexpr int64_t kVec = kLanes<A>;
   return 2 * p.kernel_h * p.kernel_w * kVec * static_cast<int64_t>(sizeof(A)) +
-         (p.out_w + kVec - 1) / kVec * (p.kernel_w + 1) * static_cast<int64_t>(sizeof(LaneMask));
+         ceil_div(p.out_w, kVec) * (p.kernel_w + 1) * static_cast<int64_t>(sizeof(LaneMask));
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -33,7 +33,7 @@ DWCONV_INLINE void run_piece(int64_t size, int64_t first, Body body) {
 // Runs body(Piece<n>, first) over [0, count) in as few pieces of at most kMostTaps as there can be, all about as long.
 template <class Body>
 DWCONV_INLINE void in_pieces(int64_t count, Body body) {
-  const int64_t pieces = (count + kMostTaps - 1) / kMostTaps;
+  const int64_t pieces = ceil_div(count, kMostTaps);
   for (int64_t i = 0; i < pieces; ++i) {
     const int64_t first = count * i / pieces;
     run_piece<kMostTaps>(count * (i + 1) / pieces - first, first, body);
@@ -95,7 +95,7 @@ DWCONV_INLINE void move_sums(A* from, A* to, int64_t count) {
 }
 
 static inline int64_t block_rows(const CpuProblem& p, int64_t lanes) {
-  const int64_t vectors = (p.out_w + lanes - 1) / lanes;
+  const int64_t vectors = ceil_div(p.out_w, lanes);
   return vectors < kChain ? kChain / (vectors > 0 ? vectors : 1) : 1;
 }
 

@@ -16,7 +16,7 @@ void depthwise_backward_weight_nchw_transposed(const BackwardWeightArgs& args, v
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
   const CpuProblem& p = args.problem;
-  const int64_t groups = (p.channels + kVec - 1) / kVec;
+  const int64_t groups = ceil_div(p.channels, kVec);
   const int64_t taps = p.kernel_h * p.kernel_w;
   A* const staged = static_cast<A*>(scratch);
   A* const staged_grad = staged + most_input_rows(p, args.rows_per_tile) * p.in_w * kVec;

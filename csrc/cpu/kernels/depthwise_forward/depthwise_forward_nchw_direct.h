@@ -103,7 +103,7 @@ class Walk {
   }
 
  private:
-  static constexpr int kOpen = (kKernel + kStride - 1) / kStride;  // output rows that an input row can reach
+  static constexpr int kOpen = ceil_div(kKernel, kStride);  // output rows that an input row can reach
 
   struct Taps {
     static constexpr bool kKept = kKernel == 3;  // in registers
@@ -191,7 +191,7 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
   using A = typename AccumulateType<T>::type;
   static_assert(kStride == 1 || (kStride == 2 && kKernel > 0));
   const CpuProblem& p = args.problem;
-  const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
+  const int64_t row_tiles = ceil_div(p.out_h, args.rows_per_tile);
   LaneMask* const masks = static_cast<LaneMask*>(scratch);
   if constexpr (kKernel > 0) {
     fill_strip_masks<kLanes<A>, kWalkVectors<kKernel>>(p, kStride, 1, masks);
@@ -237,7 +237,7 @@ int64_t depthwise_forward_nchw_direct_scratch(const CpuProblem& p, int64_t) {
                              ? mask_blocks<typename AccumulateType<T>::type>(p)
                              : p.stride_w;
   const int64_t masks = 2 * blocks + 1;  // a vector, at most
-  return (p.out_w + kVec - 1) / kVec * masks * static_cast<int64_t>(sizeof(LaneMask));
+  return ceil_div(p.out_w, kVec) * masks * static_cast<int64_t>(sizeof(LaneMask));
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -183,7 +183,7 @@ void depthwise_forward_nchw_rows(const DepthwiseArgs& args, void* scratch, Tiles
   using A = typename AccumulateType<T>::type;
   static_assert(kStride <= 1, "the staging makes every other stride a stride of 1");
   const CpuProblem& p = args.problem;
-  const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
+  const int64_t row_tiles = ceil_div(p.out_h, args.rows_per_tile);
   const Staging s = staging_of(p, args.rows_per_tile, kRowTile, kLanes<A>);
   A* const staged = static_cast<A*>(scratch);
   int64_t* const tap_offsets = reinterpret_cast<int64_t*>(staged + (p.depth * s.size + 1) / 2 * 2);

@@ -23,7 +23,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>;
   const CpuProblem& p = args.problem;
-  const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
+  const int64_t row_tiles = ceil_div(p.out_h, args.rows_per_tile);
   const int64_t planes = p.batch * p.channels;
   A* const staged = static_cast<A*>(scratch);
   const int64_t staged_plane = most_input_rows(p, args.rows_per_tile) * p.in_w * kVec;

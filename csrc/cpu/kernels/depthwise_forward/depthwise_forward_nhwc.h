@@ -234,7 +234,7 @@ void staged_forward_rows(const DepthwiseArgs& args, const T* image, const NhwcOu
 template <class T, int kKernel, int kStride>
 void depthwise_forward_nhwc(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   const CpuProblem& p = args.problem;
-  const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
+  const int64_t row_tiles = ceil_div(p.out_h, args.rows_per_tile);
   const bool staged = kKernel > 0 && scratch != nullptr && stages_forward<T>(p);
   const NhwcOutput output = output_of(args);
   for (int64_t tile; next_tile(tiles, &tile);) {

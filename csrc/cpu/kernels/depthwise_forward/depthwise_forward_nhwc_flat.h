@@ -127,7 +127,7 @@ template <class T, int kKernel, int kStride>
 void depthwise_forward_nhwc_flat(const DepthwiseArgs& args, void* /*scratch*/, Tiles tiles) {
   static_assert(kStride == 1);
   const CpuProblem& p = args.problem;
-  const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
+  const int64_t row_tiles = ceil_div(p.out_h, args.rows_per_tile);
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t n = tile / row_tiles;
     const int64_t begin = (tile % row_tiles) * args.rows_per_tile;

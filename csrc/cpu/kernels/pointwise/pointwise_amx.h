@@ -12,11 +12,8 @@
 // Denormals count as zero, as AMX has it.
 #pragma once
 
+#include "cpu/kernels/pointwise/amx_tiles.h"
 #include "cpu/kernels/pointwise/pointwise_product.h"
-#if defined(DWCONV_EMULATE_AVX512)
-#include "cpu/kernels/pointwise/amx_emulated.h"
-#include "cpu/kernels/simd_lanes.h"
-#endif
 
 namespace dwconv::DWCONV_ISA {
 
@@ -38,8 +35,8 @@ class TileProduct {
 
   // Configures the calling thread's tiles for `pixels` pixels, until the end of this object's life.
   explicit TileProduct(int64_t pixels) {
-    const int64_t tiles = (pixels + kMostRows - 1) / kMostRows;
-    rows_ = static_cast<int>((pixels + tiles - 1) / tiles);
+    const int64_t tiles = ceil_div(pixels, kMostRows);
+    rows_ = static_cast<int>(ceil_div(pixels, tiles));
     TileConfig config;
     for (int t = 0; t < 8; ++t) {
       config.rows[t] = static_cast<uint8_t>(t < 6 ? rows_ : kDepthMultiple / 2);
@@ -57,7 +54,7 @@ class TileProduct {
   template <class O>
   void multiply(const Activation& activation, const BFloat16* middle, int64_t pitch, int64_t pixels, int64_t channels,
                 const BFloat16* panel, float* sums, const float* bias, const GemmTarget<O>& to, ProductPrefetch& upcoming) const {
-    const int64_t depth = (channels + kDepthMultiple - 1) / kDepthMultiple * kDepthMultiple;
+    const int64_t depth = round_up(channels, kDepthMultiple);
     for (int64_t k = 0; k < depth; k += kBlock) {
       const int64_t count = depth - k < kBlock ? depth - k : kBlock;
       for (int64_t i = 0; i < pixels; i += 2 * rows_) {

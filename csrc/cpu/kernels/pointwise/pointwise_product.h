@@ -213,7 +213,7 @@ struct RegisterProduct {
   using Middle = typename Element<E>::Middle;
   static constexpr int kDepthMultiple = Element<E>::kChannels;
 
-  static int64_t padded_pixels(int64_t pixels) { return (pixels + kGemmRows - 1) / kGemmRows * kGemmRows; }
+  static int64_t padded_pixels(int64_t pixels) { return round_up(pixels, kGemmRows); }
 
   explicit RegisterProduct(int64_t /*pixels*/) {}
 
@@ -237,7 +237,7 @@ struct RegisterProduct {
     const E* const a = reinterpret_cast<const E*>(middle);
     const E* const b = reinterpret_cast<const E*>(panel);
     pitch /= kChannels;
-    const int64_t elements = (channels + kChannels - 1) / kChannels;
+    const int64_t elements = ceil_div(channels, kChannels);
     for (int64_t k = 0; k < elements; k += kDepthBlock) {
       const int64_t depth = elements - k < kDepthBlock ? elements - k : kDepthBlock;
       const DepthBlock block = {k, depth, k == 0, k + depth == elements};

@@ -38,7 +38,7 @@ struct ProductOf<BFloat16> {
 
 template <class P>
 DWCONV_INLINE int64_t padded_channels(int64_t channels) {
-  return (channels + P::kDepthMultiple - 1) / P::kDepthMultiple * P::kDepthMultiple;
+  return round_up(channels, P::kDepthMultiple);
 }
 
 // Elements from pixel to pixel of the middle: whole vectors, and a cache line more, which keeps pixels out of one another's
@@ -47,7 +47,7 @@ template <class P>
 DWCONV_INLINE int64_t middle_pitch(int64_t channels) {
   constexpr int64_t kVec = kLanes<typename P::A>, kLine = kCacheLine / sizeof(typename P::Middle);
   const int64_t padded = padded_channels<P>(channels);
-  return (padded + kVec - 1) / kVec * kVec + kLine;
+  return round_up(padded, kVec) + kLine;
 }
 
 // Output rows [row, row + rows) of the N * out_h: calls body(n, y, count, first pixel of the tile) for each image's share.
@@ -163,7 +163,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   const int64_t total_rows = p.batch * p.out_h;
   const int64_t pitch = middle_pitch<P>(p.channels);
   const int64_t depth = padded_channels<P>(p.channels);
-  const int64_t panels = (args.out_channels + kPanel<A> - 1) / kPanel<A>;
+  const int64_t panels = ceil_div(args.out_channels, kPanel<A>);
   const int64_t tile_pixels = args.rows_per_tile * p.out_w;
   M* const middle = static_cast<M*>(scratch);
   const int64_t middle_size = P::padded_pixels(tile_pixels) * pitch;

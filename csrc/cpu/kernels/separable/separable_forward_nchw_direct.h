@@ -26,8 +26,8 @@ struct PlaneMiddle {
   using A = typename Element<E>::Accumulate;
   static constexpr int kVec = kLanes<A>, kChannels = Element<E>::kChannels;
 
-  static int64_t elements(int64_t channels) { return (channels + kChannels - 1) / kChannels; }
-  static int64_t vectors(int64_t pixels) { return (pixels + kVec - 1) / kVec; }
+  static int64_t elements(int64_t channels) { return ceil_div(channels, kChannels); }
+  static int64_t vectors(int64_t pixels) { return ceil_div(pixels, kVec); }
   // From element to element: whole vectors, and one more, which keeps them out of one another's cache sets.
   static int64_t pitch(int64_t pixels) { return (vectors(pixels) + 1) * kVec; }
 };
@@ -201,10 +201,10 @@ void separable_forward_nchw_direct(const SeparableArgs& args, void* scratch, Til
   using M = PlaneMiddle<E>;
   using A = typename M::A;
   const CpuProblem& p = args.depthwise.problem;
-  const int64_t row_tiles = (p.out_h + args.rows_per_tile - 1) / args.rows_per_tile;
+  const int64_t row_tiles = ceil_div(p.out_h, args.rows_per_tile);
   const int64_t plane = p.out_h * p.out_w;
   const int64_t elements = M::elements(p.channels), pitch = M::pitch(args.rows_per_tile * p.out_w);
-  const int64_t panels = (args.out_channels + kPanel<A> - 1) / kPanel<A>;
+  const int64_t panels = ceil_div(args.out_channels, kPanel<A>);
   E* const middle = static_cast<E*>(scratch);
   T* const planes = reinterpret_cast<T*>(middle + elements * pitch);
   char* const stage_scratch = static_cast<char*>(scratch) + separable_forward_nchw_direct_scratch<T>(p, args.rows_per_tile);

@@ -110,7 +110,7 @@ void squeeze_excitation_nhwc(const SqueezeArgs& args, void* /*scratch*/, Tiles t
   using A = typename AccumulateType<T>::type;
   constexpr int kVec = kLanes<A>, kBlock = kMeanVectors * kVec;
   const CpuProblem& p = args.problem;
-  const int64_t blocks = (p.channels + kBlock - 1) / kBlock;
+  const int64_t blocks = ceil_div(p.channels, kBlock);
   for (int64_t tile; next_tile(tiles, &tile);) {
     if (!args.wants_mean) {
       excite<T, A>(args, tile);
