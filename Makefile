@@ -46,10 +46,9 @@ fuzz: environment-test build
 # overflows.
 SANITIZERS := -fsanitize=address,undefined
 SANITIZED := build/sanitized/lib
-EMULATED := -DDWCONV_EMULATE_AVX512 -DDWCONV_POISON_SCRATCH -DDWCONV_FEW_KERNELS
 sanitize: environment-test
 	DWCONV_EXT_CUDA=0 LDFLAGS="$(SANITIZERS)" \
-	  DWCONV_EXT_CXXFLAGS="-O0 -w -fno-wrapv $(SANITIZERS) -fno-sanitize-recover=all $(EMULATED)" \
+	  DWCONV_EXT_CXXFLAGS="-O0 -w -fno-wrapv $(SANITIZERS) -fno-sanitize-recover=all $$($(PY) tools/cpu_emulator/__init__.py)" \
 	  $(PY) setup.py -q build --build-base build/sanitized --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \

@@ -33,12 +33,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo  # with what else the tests import: run_tests
+from cpu_emulator import flags
 from mutations import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "mutants"
 PAGE = ROOT / "docs" / "mutations.md"
-FLAGS = "-O0 -w -DDWCONV_EMULATE_AVX512 -DDWCONV_POISON_SCRATCH -DDWCONV_FEW_KERNELS"
+FLAGS = f"-O0 -w {flags(COPY)}"
 FIRST_SECONDS, ALL_SECONDS = 1200, 7200  # of a test run
 
 # Tests of how the package is built, packed and shown, which build it themselves: none of a fault's business.

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cpu_emulator import flags
 from cuda_emulator import one_at_a_time
 
 import dwconv_ext
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "emulated"
 # Unoptimised, and without the kernels' forced inlining: the compiler takes minutes to schedule 64-byte vectors onto narrower
 # registers, and the tests are small.
-FLAGS = "-O0 -w -Dalways_inline=unused -DDWCONV_EMULATE_AVX512 -DDWCONV_POISON_SCRATCH -DDWCONV_FEW_KERNELS"
+FLAGS = f"-O0 -w -Dalways_inline=unused {flags(ROOT)}"
 FILES = ("kernels", "memory", "plan", "depthwise", "separable", "batch_norm")
 
 pytestmark = pytest.mark.skipif(

@@ -8,13 +8,12 @@
 //   DWCONV_ISA              namespace and name (baseline, avx2, avx512, avx512_bf16, amx)
 //   DWCONV_VECTOR_BYTES     16, 32 or 64
 //   DWCONV_BFLOAT16_PAIRS   where it has AVX512_BF16; DWCONV_AMX where it has AMX-BF16 too
-// A build with DWCONV_EMULATE_AVX512 defined compiles the 64-byte sets without their instructions, for machines that lack them.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
-#if DWCONV_VECTOR_BYTES == 16 || (DWCONV_VECTOR_BYTES == 64 && defined(DWCONV_EMULATE_AVX512))
+#if DWCONV_VECTOR_BYTES == 16 || DWCONV_VECTOR_BYTES > DWCONV_INTRINSIC_BYTES
 #define DWCONV_INTRINSICS 0
 #else
 #define DWCONV_INTRINSICS DWCONV_VECTOR_BYTES

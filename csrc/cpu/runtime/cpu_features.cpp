@@ -3,18 +3,12 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include <set>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
-
 #include <fstream>
+#include <set>
 #include <stdexcept>
 
 #include "cpu/kernels/isa/isa_build.h"
+#include "cpu/runtime/isa_support.h"
 
 namespace dwconv {
 
@@ -40,42 +34,6 @@ DWCONV_DECLARE_ISA(amx)
 #endif
 
 namespace {
-
-#if defined(DWCONV_BUILDS_X86)
-#if defined(DWCONV_EMULATE_AVX512)
-constexpr bool kEmulated = true;
-#else
-constexpr bool kEmulated = false;
-#endif
-
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
-
-bool has_avx512() {
-  return kEmulated || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
-}
-
-// Leaf 7 of CPUID: subleaf 0 in EDX, subleaf 1 in EAX.
-bool has_leaf7(unsigned subleaf, unsigned bits) {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (!__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx)) return false;
-  return ((subleaf == 0 ? edx : eax) & bits) == bits;
-}
-
-bool has_avx512_bf16() { return kEmulated || has_leaf7(1, 1u << 5); }
-
-// AMX-TILE and AMX-BF16; and the tiles' 8 KB of state, which Linux saves for processes that have asked for it (5.16 and newer).
-bool has_amx() {
-  if (kEmulated) return true;
-  if (!has_leaf7(0, (1u << 24) | (1u << 22))) return false;
-#if defined(__linux__)
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-#endif
 
 std::vector<IsaKernels> find_isas() {
   std::vector<IsaKernels> found;

@@ -1,6 +1,8 @@
 // Which instruction sets this compiler builds kernels for: the ISA files and cpu_features.cpp agree by it.
 #pragma once
 
+#include "cpu/kernels/isa/isa_targets.h"
+
 #if defined(__x86_64__)
 #define DWCONV_BUILDS_X86 1
 #if __has_include(<avx512bf16intrin.h>)  // GCC 10, Clang 9
@@ -9,18 +11,6 @@
 #if __has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>)  // GCC 11, Clang 12
 #define DWCONV_BUILDS_AMX 1
 #endif
-#endif
-
-// DWCONV_EMULATE_AVX512: the 64-byte sets are compiled for AVX2, tiles and all (simd.h, amx_emulated.h), and run on any CPU that
-// has it.
-#if defined(DWCONV_EMULATE_AVX512)
-#define DWCONV_TARGET_AVX512 "avx2,fma,f16c"
-#define DWCONV_TARGET_AVX512_BF16 DWCONV_TARGET_AVX512
-#define DWCONV_TARGET_AMX DWCONV_TARGET_AVX512
-#else
-#define DWCONV_TARGET_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
-#define DWCONV_TARGET_AVX512_BF16 DWCONV_TARGET_AVX512 ",avx512bf16"
-#define DWCONV_TARGET_AMX DWCONV_TARGET_AVX512_BF16 ",amx-tile,amx-bf16"
 #endif
 
 // Between these two, functions are compiled for `features`, a string.

@@ -1,10 +1,11 @@
-// AMX's tiles in software, for builds with DWCONV_EMULATE_AVX512: the instructions that pointwise_amx.h uses, under their
-// intrinsics' names, with what the manual says they check.
+// AMX's tiles in software: the instructions that pointwise_amx.h uses, under their intrinsics' names, with what the manual says
+// they check.
 #pragma once
 
 #include <string.h>
 
 #include "cpu/kernels/simd.h"
+#include "cpu/kernels/simd_lanes.h"
 
 namespace dwconv::DWCONV_ISA {
 
