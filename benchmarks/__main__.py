@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import models, network, plot, races, sweep, traffic
+from . import layer_suites, models, network, plot, sweep, traffic
 from .suites import LAYOUTS, Mismatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,10 +51,10 @@ class Suite(NamedTuple):
     defaults: dict[str, Any] = {}  # noqa: RUF012 (never written)
 
 
-RACE = "device dtype threads layers without batch rounds eager no-compile no-runtimes save"
+COMPARISON = "device dtype threads layers without batch rounds eager no-compile no-runtimes save"
 SUITES = {
-    "depthwise": Suite("depthwise convolution: forward, and gradients of input and weight", races.run, RACE),
-    "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", races.run, RACE),
+    "depthwise": Suite("depthwise convolution: forward, and gradients of input and weight", layer_suites.run, COMPARISON),
+    "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", layer_suites.run, COMPARISON),
     "network": Suite("seven whole networks in inference, against the runtimes that serve them", network.run,
                      "dtype threads layers batches rounds no-compile no-runtimes profile save", {"rounds": 5}),
     "models": Suite(

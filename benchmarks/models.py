@@ -104,7 +104,7 @@ def ways(model: nn.Module, x: Tensor, compile: bool) -> dict[str, tuple[Callable
     return {way: (called[way], of[way]) for way in called}
 
 
-def race(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch: Stopwatch) -> Iterator[Row]:
+def compare(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch: Stopwatch) -> Iterator[Row]:
     built = build(model).to(options.device, dtype)
     for batch in options.batches:
         for layout in options.layouts:
@@ -176,7 +176,7 @@ def readme_table(results: dict) -> str:
         rows = [r for r in results["results"] if (r["model"], r["batch"], r["what"]) == (model, batch, what)]
         return min(r["seconds"][way] for r in rows for way in ways)
 
-    header = ["", "inference, batch 1", "ours", "", "training step, batch 8", "ours", ""]
+    header = ["", "inference, batch 1", "dwconv_ext", "", "training step, batch 8", "dwconv_ext", ""]
     cells = []
     for model in README_MODELS:
         row = [model]
@@ -200,7 +200,7 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> 
     title = f"models, {options.dtype}, {report.where(options, facts)}"
     results: list[Row] = []
     for model in progress(chosen):
-        results += race(model, options, dtype, watch)
+        results += compare(model, options, dtype, watch)
         header, cells = table(results)
         markdown = report.markdown_table(title, header, cells)
         report.save(options, facts, {"title": title, "results": [row._asdict() for row in results]}, [markdown])

@@ -77,7 +77,7 @@ def implementations(model: nn.Module, x: Tensor, options: argparse.Namespace) ->
     return found
 
 
-def race(name: Model, batch: int, options: argparse.Namespace, dtype: torch.dtype, watch: Stopwatch, rate: float) -> Row:
+def compare(name: Model, batch: int, options: argparse.Namespace, dtype: torch.dtype, watch: Stopwatch, rate: float) -> Row:
     torch._dynamo.reset()
     model = build(name).eval().requires_grad_(False).to(dtype)
     x = torch.randn(batch, 3, name.size, name.size).to(dtype)
@@ -188,7 +188,7 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> 
     rows: list[Row] = []
     for model in progress(chosen):
         for batch in options.batches:
-            rows.append(race(model, batch, options, dtype, watch, rate))
+            rows.append(compare(model, batch, options, dtype, watch, rate))
         header, cells = table(rows)
         saved = {"title": title, "results": [row._asdict() for row in rows]}
         report.save(options, facts, saved, [report.markdown_table(title, header, cells)])

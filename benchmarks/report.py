@@ -15,7 +15,7 @@ import torch
 from dwconv_ext.__main__ import report as build_report
 
 from .roofline import Roofline
-from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, OURS, Race
+from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, OURS, Comparison
 from .timing import geometric_mean
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,29 +37,29 @@ def machine(device: str) -> dict[str, str]:
 
 
 class Summary:
-    """A race's figures: times, ratios of our better layout to the others, rates, and the share of the roofline."""
+    """A comparison's figures: times, ratios of our better layout to the others, rates, and the share of the roofline."""
 
-    def __init__(self, race: Race, roofline: Roofline) -> None:
-        self.race = race
-        self.ours = {name: race.times[name] for name in OURS}
+    def __init__(self, comparison: Comparison, roofline: Roofline) -> None:
+        self.comparison = comparison
+        self.ours = {name: comparison.times[name] for name in OURS}
         self.best = min(self.ours.values())
-        others = {name: t for name, t in race.times.items() if name not in OURS}
+        others = {name: t for name, t in comparison.times.items() if name not in OURS}
         self.float32_peers = {name: t for name, t in others.items() if name.endswith(FLOAT32)}
         self.peers = {name: t for name, t in others.items() if name not in self.float32_peers}
-        self.limit = roofline.seconds(race.bytes, race.flops)
-        self.bandwidth = roofline.bandwidth(race.bytes)
+        self.limit = roofline.seconds(comparison.bytes, comparison.flops)
+        self.bandwidth = roofline.bandwidth(comparison.bytes)
 
     def row(self) -> dict[str, float]:
-        figures = {f"{name} ms": t * 1e3 for name, t in self.race.times.items()}
+        figures = {f"{name} ms": t * 1e3 for name, t in self.comparison.times.items()}
         for name, t in self.ours.items():
             layout = name.removeprefix("dwconv_ext ")
-            figures[f"{layout} vs {BASELINE}"] = self.race.times[BASELINE] / t
-        figures[f"better vs {BASELINE_CHANNELS_LAST}"] = self.race.times[BASELINE_CHANNELS_LAST] / self.best
+            figures[f"{layout} vs {BASELINE}"] = self.comparison.times[BASELINE] / t
+        figures[f"better vs {BASELINE_CHANNELS_LAST}"] = self.comparison.times[BASELINE_CHANNELS_LAST] / self.best
         figures["better vs best peer"] = min(self.peers.values()) / self.best
         if self.float32_peers:
             figures["better vs best float32 peer"] = min(self.float32_peers.values()) / self.best
-        figures["GB/s"] = self.race.bytes / self.best / 1e9
-        figures["GFLOP/s"] = self.race.flops / self.best / 1e9
+        figures["GB/s"] = self.comparison.bytes / self.best / 1e9
+        figures["GFLOP/s"] = self.comparison.flops / self.best / 1e9
         figures["roofline %"] = 100 * self.limit / self.best
         return figures
 
@@ -75,7 +75,7 @@ def rows_of(summaries: list[Summary]) -> tuple[list[str], list[list[str]]]:
             return f"{value:.3f}"
         return f"{value:.2f}x" if " vs " in column else f"{value:.0f}"
 
-    cells = [[s.race.layer.name, *(text(c, s.row().get(c)) for c in columns)] for s in summaries]
+    cells = [[s.comparison.layer.name, *(text(c, s.row().get(c)) for c in columns)] for s in summaries]
     means = ["geometric mean"]
     for column in columns:
         ratios = " vs " in column or column == "roofline %"
@@ -121,13 +121,13 @@ def markdown_table(title: str, header: list[str], cells: list[list[str]]) -> str
 
 
 def figures_of(summary: Summary) -> dict:
-    race = summary.race
+    comparison = summary.comparison
     return {
-        "layer": race.layer._asdict(),
-        "pass": race.direction,
-        "seconds": race.times,
-        "bytes": race.bytes,
-        "flops": race.flops,
+        "layer": comparison.layer._asdict(),
+        "pass": comparison.direction,
+        "seconds": comparison.times,
+        "bytes": comparison.bytes,
+        "flops": comparison.flops,
         "roofline_seconds": summary.limit,
         "bandwidth": summary.bandwidth,
     }

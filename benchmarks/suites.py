@@ -26,7 +26,7 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 
 @dataclass
-class Race:
+class Comparison:
     """One layer's pass, ready to be timed."""
 
     layer: Layer
@@ -89,7 +89,7 @@ def _depthwise_module(layer: Layer) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, layer.kernel, layer.stride, layer.padding, groups=channels, bias=False)
 
 
-def depthwise_race(layer: Layer, options: Options) -> Iterator[Race]:
+def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
     """Forward without gradients, and the gradients of input and weight through autograd."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(layer.batch, layer.channels, *layer.size, generator=random).to(options.device, options.dtype)
@@ -137,8 +137,8 @@ def depthwise_race(layer: Layer, options: Options) -> Iterator[Race]:
     outputs = layer.batch * layer.channels * layer.out_size[0] * layer.out_size[1]
     taps = layer.kernel[0] * layer.kernel[1]
     unit = x.element_size()
-    yield Race(layer, "forward", forward, unit * (x.numel() + outputs + w.numel()), 2 * outputs * taps)
-    yield Race(layer, "backward", backward, unit * (2 * x.numel() + outputs + 2 * w.numel()), 4 * outputs * taps)
+    yield Comparison(layer, "forward", forward, unit * (x.numel() + outputs + w.numel()), 2 * outputs * taps)
+    yield Comparison(layer, "backward", backward, unit * (2 * x.numel() + outputs + 2 * w.numel()), 4 * outputs * taps)
 
 
 def _exact_grads(function: Callable[..., Tensor], x: Tensor, w: Tensor, grad: Tensor) -> list[Tensor]:
@@ -168,14 +168,14 @@ def _baselines(plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype
     return functions
 
 
-def _inference_race(
+def _compare_inference(
     layer: Layer,
     options: Options,
     ours: nn.Module,
     plain: nn.Module,
     work: tuple[float, float],
     nodes: list[dict],
-) -> Race:
+) -> Comparison:
     """Two models in eval mode, float32 on the CPU, with the same weights; work: elements moved at least, and operations.
 
     At a narrower dtype the others run at float32 too, under names that end in it.
@@ -195,7 +195,7 @@ def _inference_race(
         wide = _baselines(plain, x, options, torch.float32, nodes)
         functions.update({f"{name}{FLOAT32}": function for name, function in wide.items()})
     elements, operations = work
-    return Race(layer, "forward", functions, typed.element_size() * elements, operations)
+    return Comparison(layer, "forward", functions, typed.element_size() * elements, operations)
 
 
 def _randomize(bn: nn.BatchNorm2d) -> None:
@@ -214,7 +214,7 @@ def _block_nodes(block: FusedDSConv, stride: int, padding: tuple[int, int]) -> l
     ]
 
 
-def separable_race(layer: Layer, options: Options) -> Iterator[Race]:
+def compare_separable(layer: Layer, options: Options) -> Iterator[Comparison]:
     """The block in eval mode: depthwise, BatchNorm, ReLU, pointwise, BatchNorm, ReLU."""
     torch.manual_seed(0)
     block = FusedDSConv(layer.channels, layer.out_channels, layer.kernel, layer.stride, layer.padding)
@@ -228,4 +228,4 @@ def separable_race(layer: Layer, options: Options) -> Iterator[Race]:
     # A copy: the block's BatchNorms will change their dtype with it.
     plain = copy.deepcopy(_unfused(block, layer)).eval().requires_grad_(False)
     nodes = _block_nodes(block, layer.stride, layer.padding)
-    yield _inference_race(layer, options, block, plain, (moved, flops), nodes)
+    yield _compare_inference(layer, options, block, plain, (moved, flops), nodes)

@@ -91,7 +91,7 @@ def measure(
     for layout in LAYOUTS:
         with torch.no_grad():
             functions = {change: _forward(kind, layer, layout, options, dtype) for change, layer in variants.items()}
-            seconds = watch.race(functions, options.rounds)
+            seconds = watch.interleaved(functions, options.rounds)
         own = seconds["itself"] / work["itself"]
         for change, time in seconds.items():
             ns, ratio = time / outputs[change] * 1e9, time / work[change] / own

@@ -98,7 +98,7 @@ class Stopwatch:
                 times[name].append(self.burst(function, calls[name]) / captured[name])
         return times
 
-    def race(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    def interleaved(self, functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
         """The median seconds a call of each."""
         return {name: median(times) for name, times in self.rounds(functions, rounds).items()}
 

@@ -143,7 +143,7 @@ def test_timing_tells_slow_from_fast():
         a = torch.ones(n, n)
         return lambda: torch.mm(a, a)
 
-    times = Stopwatch("cpu", 1).race({"small": work(32), "large": work(512)}, rounds=3)
+    times = Stopwatch("cpu", 1).interleaved({"small": work(32), "large": work(512)}, rounds=3)
     assert times["large"] > 5 * times["small"]
     assert geometric_mean([2, 8]) == pytest.approx(4)
 

@@ -16,17 +16,17 @@ import torch
 from . import peers, plot, report
 from .layers import Layer, depthwise_layers, separable_layers
 from .roofline import Roofline
-from .suites import Options, depthwise_race, separable_race
+from .suites import Options, compare_depthwise, compare_separable
 from .timing import Stopwatch, keep_freed_memory
 
-RACES = {
-    "depthwise": (depthwise_layers, depthwise_race),
-    "separable": (separable_layers, separable_race),
+SUITES = {
+    "depthwise": (depthwise_layers, compare_depthwise),
+    "separable": (separable_layers, compare_separable),
 }
 
 
 def chosen_layers(options: argparse.Namespace) -> list[Layer]:
-    layers = [layer for layer in RACES[options.what][0]() if options.layers in layer.name]
+    layers = [layer for layer in SUITES[options.what][0]() if options.layers in layer.name]
     layers = [layer for layer in layers if not options.without or options.without not in layer.name]
     if not options.batch:
         return layers
@@ -64,9 +64,9 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
     # Graphs are captured on the stream on which the passes were made, and not on the default one.
     with torch.cuda.stream(torch.cuda.Stream()) if watch.graphs else nullcontext():
         for layer in progress(layers):
-            for race in RACES[options.what][1](layer, settings):
-                race.times = watch.race(race.functions, options.rounds)
-                groups.setdefault(race.direction, []).append(report.Summary(race, roofline))
+            for comparison in SUITES[options.what][1](layer, settings):
+                comparison.times = watch.interleaved(comparison.functions, options.rounds)
+                groups.setdefault(comparison.direction, []).append(report.Summary(comparison, roofline))
             figures = [figure for summaries in groups.values() for figure in map(report.figures_of, summaries)]
             tables = [report.markdown(f"{title}: {d}", s) for d, s in groups.items()]
             report.save(options, facts, {"title": title, "results": figures}, tables)
