@@ -234,11 +234,14 @@ def page(outcomes: list[Outcome]) -> str:
         f"{len(outcomes)} are found. {machine()}, commit {git('describe', '--always', '--dirty').strip()}, "
         f"{time.strftime('%Y-%m-%d')}. The test named is the first that failed; the seconds are those until then."
     )
-    rows = ["| fault | file | what it imitates | found by | seconds |", "| --- | --- | --- | --- | ---: |"]
+    entries = []
     for o in outcomes:
-        test = f"`{o.test.removeprefix('tests/')}`{' (dies)' * (o.how == 'dies')}" if o.found else f"**not found**: {o.how}"
-        rows.append(f"| {o.fault.name} | {o.fault.file} | {o.fault.imitates} | {test} | {o.seconds:.0f} |".replace("\n", " "))
-    return "\n".join(["# Planted faults", "", textwrap.fill(text, 100), "", *rows, ""])
+        found_by = (
+            f"found by `{o.test.removeprefix('tests/')}`{' (dies)' * (o.how == 'dies')}" if o.found else f"**not found**: {o.how}"
+        )
+        entry = f"- **{o.fault.name}** ({o.fault.file}): {o.fault.imitates}; {found_by}, {o.seconds:.0f} s"
+        entries.append(textwrap.fill(entry, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    return "\n".join(["# Planted faults", "", textwrap.fill(text, 100), "", *entries, ""])
 
 
 def main() -> None:

@@ -139,7 +139,7 @@ FAULTS = [
         "«Attributes::get(of.version, tensor.ptr())»});",
         "0",
         "a stale folded weight: one element written by torch is not noticed",
-        "tests/ops/test_separable.py -k watched_tensors",
+        "tests/nn/test_watched_tensors.py",
     ),
     Fault(
         "stale_content",
@@ -147,6 +147,6 @@ FAULTS = [
         "const bool equal = «memcmp(known, content, bytes) == 0»;",
         "true",
         "a stale folded weight: writes past the version counter are not noticed",
-        "tests/ops/test_separable.py -k watched_tensors",
+        "tests/nn/test_watched_tensors.py",
     ),
 ]

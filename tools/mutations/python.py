@@ -75,7 +75,7 @@ FAULTS = [
         "scale = torch.rsqrt(var.to(wide)« + eps»)",
         "",
         "a lost eps in the folding",
-        "tests/ops/test_separable.py -k test_cache_is_dropped",
+        "tests/nn/test_fused_ds_conv.py -k test_cache_is_dropped",
     ),
     Fault(
         "fold_bias",
@@ -83,7 +83,7 @@ FAULTS = [
         "else «bias» - mean.to(wide)",
         "0 * bias",
         "a lost bias: the folded convolution's own",
-        "tests/ops/test_separable.py -k test_module_equals",
+        "tests/nn/test_fused_ds_conv.py -k test_module_equals",
     ),
     Fault(
         "stale_eps",
@@ -91,7 +91,7 @@ FAULTS = [
         "eps = 0.0 if norm is None else «norm.eps»",
         "1e-5",
         "a stale folded weight: another eps is not noticed",
-        "tests/ops/test_separable.py -k test_cache_is_dropped",
+        "tests/nn/test_fused_ds_conv.py -k test_cache_is_dropped",
     ),
     Fault(
         "no_gradient_in_eval",
@@ -99,7 +99,7 @@ FAULTS = [
         "return «input.requires_grad or any(t is not None and t.requires_grad for t in (residual, *tensors))»",
         "False",
         "gradients in eval mode do not reach what was folded",
-        "tests/ops/test_separable.py -k test_weights_that_want_gradients",
+        "tests/nn/test_fused_ds_conv.py -k test_weights_that_want_gradients",
     ),
     Fault(
         "same_on_the_wrong_side",
