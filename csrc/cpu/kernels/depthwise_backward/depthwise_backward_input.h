@@ -144,11 +144,7 @@ void depthwise_backward_input_nchw_transposed(const BackwardInputArgs& args, voi
     const Range in_rows = phases_input_rows(args, row);
     const T* from[kVec];
     T* to[kVec];
-    for (int l = 0; l < lanes; ++l) {
-      const int64_t n = (first + l) / p.channels, c = (first + l) % p.channels;
-      from[l] = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + in_rows.begin * p.in_stride_h;
-      to[l] = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
-    }
+    find_planes(args, first, lanes, in_rows.begin, y, from, to);
     for (int64_t m = 0; m < p.depth; ++m) {
       planes_to_lanes<T, A>(from, m * p.in_stride_m, lanes, in_rows.end - in_rows.begin, p.in_w, p.in_stride_h,
                             staged + m * staged_plane);

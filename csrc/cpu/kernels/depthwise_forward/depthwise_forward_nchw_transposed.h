@@ -18,6 +18,17 @@
 
 namespace dwconv::DWCONV_ISA {
 
+// Where the planes `first` to `first + lanes` of all (n, c) are: their input from row `in_row` on and their output from `out_row`.
+template <class Args, class T>
+void find_planes(const Args& args, int64_t first, int lanes, int64_t in_row, int64_t out_row, const T** from, T** to) {
+  const CpuProblem& p = args.problem;
+  for (int l = 0; l < lanes; ++l) {
+    const int64_t n = (first + l) / p.channels, c = (first + l) % p.channels;
+    from[l] = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + in_row * p.in_stride_h;
+    to[l] = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + out_row * p.out_stride_h;
+  }
+}
+
 template <class T, int kKernel, int kStride>
 void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
@@ -45,11 +56,7 @@ void depthwise_forward_nchw_transposed(const DepthwiseArgs& args, void* scratch,
     const Range in_rows = crop_input(p, y, rows, &q);
     const T* from[kVec];
     T* to[kVec];
-    for (int l = 0; l < lanes; ++l) {
-      const int64_t n = (first + l) / p.channels, c = (first + l) % p.channels;
-      from[l] = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + in_rows.begin * p.in_stride_h;
-      to[l] = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
-    }
+    find_planes(args, first, lanes, in_rows.begin, y, from, to);
     for (int64_t m = 0; m < p.depth; ++m) {
       planes_to_lanes<T, A>(from, m * p.in_stride_m, lanes, q.in_h, p.in_w, p.in_stride_h, staged + m * staged_plane);
     }
