@@ -3,11 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "build_facts.h"  // which setup.py writes
 #include "common/activation.h"
 #include "common/describe.h"
-#include "common/watched_tensors.h"
 #include "cpu/plan/plan.h"
+#include "cpu/runtime/cpu_features.h"
+#include "cpu/runtime/pack_weights.h"
+#include "cpu/runtime/watched_tensors.h"
 
 namespace dwconv {
 namespace {
@@ -42,10 +46,34 @@ py::dict plan_dict(const Plan& plan) {
   return d;
 }
 
-// The plan of one op on contiguous tensors; `threads` as torch would be given.
-py::dict plan(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout, int64_t batch,
-              int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation, int64_t out_channels,
-              int64_t threads) {
+// A depthwise pass that runs once for each filter of a channel: the input, compulsory, counts once.
+Plan times(Plan plan, const CpuProblem& p, int64_t multiplier) {
+  const int64_t weights = p.channels * p.kernel_h * p.kernel_w;
+  plan.bytes += (multiplier - 1) * (output_bytes(p) + weights * element_size(p.dtype));
+  plan.flops *= multiplier;
+  plan.reason += "; " + std::to_string(multiplier) + " times, once for each filter of a channel";
+  return plan;
+}
+
+// As csrc/cpu/ops/depthwise.cpp runs it. No row: the input gradient runs as forward problems, one a phase.
+Plan plan_depthwise(CpuProblem p, Pass pass, int64_t multiplier, const IsaKernels& isa, const Machine& here) {
+  if (pass == Pass::kBackwardInput) {
+    p.depth = multiplier;
+    std::swap(p.in_h, p.out_h);
+    std::swap(p.in_w, p.out_w);
+    return plan_backward_input(p, isa, here);
+  }
+  const bool repeated = multiplier > 1 && p.layout == Layout::kNHWC;
+  if (repeated) p.channels *= multiplier;
+  if (repeated && pass == Pass::kForward) return plan_forward_repeated(p, multiplier, isa, here);
+  const Plan plan = pass == Pass::kForward ? plan_forward(p, isa, here) : plan_backward_weight(p, isa, here);
+  return multiplier > 1 && !repeated ? times(plan, p, multiplier) : plan;
+}
+
+// The plan of one op on contiguous tensors; `threads` as torch would be given. None where a pass has none of its own.
+std::optional<py::dict> plan(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
+                             int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
+                             int64_t out_channels, int64_t multiplier, int64_t threads) {
   CpuProblem p;
   describe_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
   const Machine here = machine(threads);
@@ -54,18 +82,13 @@ py::dict plan(const std::string& op, const std::string& pass, const std::string&
   if (op == op_name(Op::kSeparable)) return plan_dict(plan_separable(p, out_channels, isa, here).whole);
   if (op == op_name(Op::kBatchNorm))
     return plan_dict(plan_batch_norm(p, parse_pass(pass, {Pass::kForward, Pass::kBackward}) == Pass::kBackward, isa, here));
-  if (op == op_name(Op::kSqueezeExcitation)) return plan_dict(plan_squeeze(p, isa, here));
+  if (op == op_name(Op::kSqueezeExcitation)) return plan_dict(plan_squeeze(p, out_channels, isa, here).means);
   if (op != op_name(Op::kDepthwise))
     throw py::value_error("op: expected depthwise_conv2d, separable_conv2d, batch_norm_act or squeeze_excitation, got '" + op +
                           "'");
   const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
-  if (which == Pass::kForward) return plan_dict(plan_forward(p, isa, here));
-  if (which == Pass::kBackwardWeight) return plan_dict(plan_backward_weight(p, isa, here));
-  std::swap(p.in_h, p.out_h);
-  std::swap(p.in_w, p.out_w);
-  const Plan plan = plan_backward_input(p, isa, here);
-  if (plan.row == nullptr) throw py::value_error("pass: this input gradient runs as forward problems, one a phase");
-  return plan_dict(plan);
+  const Plan found = plan_depthwise(p, which, multiplier, isa, here);
+  return found.row == nullptr ? std::nullopt : std::optional(plan_dict(found));
 }
 
 }  // namespace
@@ -105,7 +128,8 @@ PYBIND11_MODULE(_C, m) {
                                         kernel_h, kernel_w));
       },
       "Of the packed weights of a fused block.");
-  py::class_<WatchedTensors>(m, "WatchedTensors", "Whether tensors are still what they were (csrc/common/watched_tensors.h).")
+  py::class_<WatchedTensors>(m, "WatchedTensors",
+                             "Whether tensors are still what they were (csrc/cpu/runtime/watched_tensors.h).")
       .def(py::init<const py::tuple&>(), py::arg("tensors"))
       .def("unchanged", &WatchedTensors::unchanged, "Whether these are the same tensors with the same content.",
            py::arg("tensors"));
@@ -119,6 +143,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("kernel_table", &kernel_table, "Every kernel this CPU can run, one dict a row of csrc/cpu/kernels.inc.");
   m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"),
         py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-        py::arg("out_channels") = 0, py::arg("threads") = 1);
+        py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("threads") = 1);
   selected_isa();  // a bad DWCONV_EXT_ISA fails here, at import
 }

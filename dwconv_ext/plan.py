@@ -70,22 +70,12 @@ def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int
     shape = torch.empty(input.shape, device="meta")
     padded, padding = resolve_padding(shape, conv.weight, conv.padding, conv.stride, conv.dilation)
     height, width = padded.shape[-2:]
-    try:
-        found = _C.plan(
-            op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, (height, width),
-            conv.kernel_size, conv.stride, padding, conv.dilation, out_channels, threads,
-        )  # fmt: skip
-    except ValueError as error:
-        if pass_ == "backward_input" and "phase" in str(error):
-            return None
-        raise
-    multiplier = conv.out_channels // conv.in_channels if op == "depthwise_conv2d" else 1
-    if multiplier > 1:  # the kernel runs once for each filter of a channel; compulsory is the input once
-        once = found["flops"] // (2 * conv.kernel_size[0] * conv.kernel_size[1])  # output elements
-        weights = conv.weight.numel() // multiplier
-        found["bytes"] += (multiplier - 1) * input.element_size() * (once + weights)
-        found["flops"] *= multiplier
-        found["reason"] += f"; {multiplier} times, once for each filter of a channel"
+    found = _C.plan(
+        op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, (height, width),
+        conv.kernel_size, conv.stride, padding, conv.dilation, out_channels, conv.out_channels // conv.in_channels, threads,
+    )  # fmt: skip
+    if found is None:
+        return None
     names = Plan.__dataclass_fields__
     return Plan(kernel=found["name"], pass_=found["pass"], **{n: found[n] for n in names if n not in ("kernel", "pass_")})
 

@@ -4,12 +4,13 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -24,11 +25,31 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-inline std::string to_string(const Tensor& tensor) {
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// What follows the condition is the message, made only where it is false: the op, the argument, what is wanted, what it was.
+#define DWCONV_CHECK(condition, ...) \
+  do {                               \
+    if (!(condition)) [[unlikely]]   \
+      refuse(__VA_ARGS__);           \
+  } while (false)
+
+inline std::string to_string(const Ints& size) {
   std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  for (size_t i = 0; i < size.size(); ++i) text += (i ? ", " : "") + std::to_string(size[i]);
   return text + "]";
 }
+inline Ints shape_of(const Tensor& tensor) {
+  Ints size;
+  for (int64_t i = 0; i < tensor.dim(); ++i) size.push_back(tensor.size(i));
+  return size;
+}
+inline std::string to_string(const Tensor& tensor) { return to_string(shape_of(tensor)); }
 
 // Strides, paddings and dilations are those of axis.h, which give the same as the caller's.
 struct ConvolutionShape {
@@ -88,53 +109,64 @@ inline DType check_dtype(const char* op, const char* name, const Tensor& tensor)
     case ScalarType::Half:
       return DType::kFloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16 (got ",
-                      dtype_text(tensor.scalar_type()), ")");
+      refuse(op, ": ", name, " must be float32, float64, bfloat16 or float16, but got ", dtype_text(tensor.scalar_type()));
   }
-  return DType::kFloat32;
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
+  DWCONV_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ", name,
+               " must be on input's device, ", device_text(input), ", but got ", device_text(tensor));
 }
 
 // Same dtype and device as input.
 inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
-  STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ", name,
-                  " must be on the same device as input (got ", device_text(tensor), " and ", device_text(input), ")");
-  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the same dtype as input (got ",
-                  dtype_text(tensor.scalar_type()), " and ", dtype_text(input.scalar_type()), ")");
+  check_device(op, name, tensor, input);
+  DWCONV_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have input's dtype, ",
+               dtype_text(input.scalar_type()), ", but got ", dtype_text(tensor.scalar_type()));
+}
+
+// Of this shape, in the accumulation type of an input of dtype.
+inline void check_wide(const char* op, const char* name, const Tensor& tensor, const Ints& shape, const Tensor& input,
+                       DType dtype) {
+  check_device(op, name, tensor, input);
+  const ScalarType wanted = dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  DWCONV_CHECK(tensor.scalar_type() == wanted, op, ": ", name, " must be ", dtype_text(wanted), " for this input, but got ",
+               dtype_text(tensor.scalar_type()));
+  DWCONV_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", to_string(shape), ", but got ", to_string(tensor));
 }
 
 inline void check_vector(const char* op, const char* name, const Tensor& tensor, int64_t size, const Tensor& input) {
   check_like_input(op, name, tensor, input);
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size, op, ": ", name, " must be 1-dimensional with ", size,
-                  " elements, but got shape ", to_string(tensor));
+  DWCONV_CHECK(tensor.dim() == 1 && tensor.size(0) == size, op, ": ", name, " must be 1-dimensional with ", size,
+               " elements, but got shape ", to_string(tensor));
 }
 
 inline void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
-  STD_TORCH_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
-  STD_TORCH_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ", least == 0 ? "non-negative" : "positive",
-                  ", but got (", value[0], ", ", value[1], ")");
+  DWCONV_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
+  DWCONV_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ", least == 0 ? "non-negative" : "positive",
+               ", but got (", value[0], ", ", value[1], ")");
 }
 
 // Any 64-bit numbers: what they make may not fit 64 bits, and then no step here overflows.
 inline int64_t output_size(const char* op, const char* weight_name, int dimension, int64_t size, int64_t kernel, int64_t stride,
                            int64_t pad, int64_t dilation) {
   const int64_t most = (std::numeric_limits<int64_t>::max() - size) / 2;
-  STD_TORCH_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ",
-                  most);
+  DWCONV_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ", most);
   const int64_t padded = size + 2 * pad;
   int64_t reach = 0;
   const bool endless = __builtin_mul_overflow(dilation, kernel - 1, &reach) || __builtin_add_overflow(reach, 1, &reach);
   const char* const side = dimension == 0 ? "height" : "width";
-  STD_TORCH_CHECK(!endless && reach <= padded, op, ": ", weight_name, "'s filter is larger than the padded input along ", side,
-                  ": dilation * (kernel - 1) + 1 = ", endless ? "more than 2^63" : std::to_string(reach), ", but padded input ",
-                  side, " is ", padded);
+  DWCONV_CHECK(!endless && reach <= padded, op, ": ", weight_name, "'s filter is larger than the padded input along ", side,
+               ": dilation * (kernel - 1) + 1 = ", endless ? "more than 2^63" : std::to_string(reach), ", but padded input ",
+               side, " is ", padded);
   return (padded - reach) / stride + 1;
 }
 
 // A filter on an image with at least one pixel.
 inline ConvolutionShape check_filter(const char* op, const Tensor& input, const char* weight_name, DType dtype, int64_t kernel_h,
                                      int64_t kernel_w, const Ints& stride, const Ints& padding, const Ints& dilation) {
-  STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
-                  to_string(input));
+  DWCONV_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
+               to_string(input));
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
@@ -159,18 +191,19 @@ inline ConvolutionShape check_filter(const char* op, const Tensor& input, const 
 
 inline ConvolutionShape check_convolution(const char* op, const Tensor& input, const char* weight_name, const Tensor& weight,
                                           const Ints& stride, const Ints& padding, const Ints& dilation) {
-  STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", weight_name, " must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape ",
-                  to_string(weight));
+  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  DWCONV_CHECK(weight.dim() == 4, op, ": ", weight_name, " must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape ",
+               to_string(weight));
   const DType dtype = check_dtype(op, "input", input);
   check_like_input(op, weight_name, weight, input);
   const int64_t channels = input.size(1);
-  STD_TORCH_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
-  STD_TORCH_CHECK(weight.size(1) == 1 && weight.size(0) > 0 && weight.size(0) % channels == 0, op, ": ", weight_name,
-                  " must have shape (C * multiplier, 1, kH, kW) with C = ", channels, " channels of input, but got ",
-                  to_string(weight));
-  STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name,
-                  " must have a non-empty filter, but got shape ", to_string(weight));
+  DWCONV_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
+  DWCONV_CHECK(weight.size(1) == 1 && weight.size(0) > 0, op, ": ", weight_name,
+               " must have shape (C * multiplier, 1, kH, kW), but got ", to_string(weight));
+  DWCONV_CHECK(weight.size(0) % channels == 0, op, ": input must have the ", weight.size(0), " channels of ", weight_name,
+               ", or a divisor of them, but got shape ", to_string(input));
+  DWCONV_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": ", weight_name, " must have a non-empty filter, but got shape ",
+               to_string(weight));
   ConvolutionShape s = check_filter(op, input, weight_name, dtype, weight.size(2), weight.size(3), stride, padding, dilation);
   s.multiplier = weight.size(0) / channels;
   return s;
@@ -183,21 +216,21 @@ inline void check_output(const char* op, const Tensor& input, const ConvolutionS
   double bytes = static_cast<double>(input.element_size());
   for (int64_t size : {s.batch, out_channels, s.out_h, s.out_w})
     bytes *= static_cast<double>(std::max<int64_t>(size, 1));  // no images: strides too
-  STD_TORCH_CHECK(bytes < kMostBytes, op, ": the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
-                  "] is too large to allocate: padding is (", padding[0], ", ", padding[1], ")");
+  DWCONV_CHECK(bytes < kMostBytes, op, ": the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
+               "] is too large to allocate: padding is (", padding[0], ", ", padding[1], ")");
 }
 
 inline void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input, const ConvolutionShape& s) {
   check_like_input(op, "grad_output", grad_output, input);
   const int64_t out_channels = s.channels * s.multiplier;
-  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == out_channels &&
-                      grad_output.size(2) == s.out_h && grad_output.size(3) == s.out_w,
-                  op, ": grad_output must have the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
-                  "], but got ", to_string(grad_output));
+  DWCONV_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == out_channels &&
+                   grad_output.size(2) == s.out_h && grad_output.size(3) == s.out_w,
+               op, ": grad_output must have the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
+               "], but got ", to_string(grad_output));
 }
 
 inline void check_mask(const char* op, const std::vector<bool>& output_mask) {
-  STD_TORCH_CHECK(output_mask.size() == 3, op, ": output_mask must have 3 values, but got ", output_mask.size());
+  DWCONV_CHECK(output_mask.size() == 3, op, ": output_mask must have 3 values, but got ", output_mask.size());
 }
 
 inline Activation check_activation(const char* op, const char* name, const std::string& value, double slope) {
@@ -207,8 +240,8 @@ inline Activation check_activation(const char* op, const char* name, const std::
     return names;
   };
   Activation activation;
-  STD_TORCH_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known(), ", but got '",
-                  value, "'");
+  DWCONV_CHECK(parse_activation(value.c_str(), &activation.kind), op, ": ", name, " must be one of ", known(), ", but got '",
+               value, "'");
   activation.slope = slope;
   return activation;
 }

@@ -2,7 +2,7 @@
 
 Modules and compiled graphs keep folded and packed weights here and nowhere else, by one rule: they hold while the tensors that
 they were made of are the same objects, with the same address, shape, strides, version and sample of their content, under the
-same instruction set (csrc/common/watched_tensors.h). Any torch operation on a weight is seen so, and what changes most of a
+same instruction set (csrc/cpu/runtime/watched_tensors.h). Any torch operation on a weight is seen so, and what changes most of a
 tensor, by whatever means; what may be missed are a few elements or rows written past torch's version counter: call
 ``clear_caches`` after that.
 """

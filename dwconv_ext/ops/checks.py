@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .activations import ACTIVATIONS
-from .functional import DTYPES, accumulation_dtype, name_of
+from .functional import DTYPES, accumulation_dtype
 
 MOST_INT64 = 2**63 - 1
 MOST_BYTES = 2**48  # more than a process can address
@@ -43,14 +43,14 @@ class Checks:
         self.that(x.dim() == 4, f"input must be 4-dimensional (N, C, H, W), but got shape {list(x.shape)}")
 
     def dtype(self, name: str, t: Tensor) -> None:
-        self.that(t.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16 (got {t.dtype})")
+        self.that(t.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16, but got {t.dtype}")
 
     def device(self, name: str, t: Tensor, x: Tensor) -> None:
-        self.that(t.device == x.device, f"{name} must be on the same device as input (got {t.device} and {x.device})")
+        self.that(t.device == x.device, f"{name} must be on input's device, {x.device}, but got {t.device}")
 
     def like_input(self, name: str, t: Tensor, x: Tensor) -> None:
         self.device(name, t, x)
-        self.that(t.dtype == x.dtype, f"{name} must have the same dtype as input (got {t.dtype} and {x.dtype})")
+        self.that(t.dtype == x.dtype, f"{name} must have input's dtype, {x.dtype}, but got {t.dtype}")
 
     def vector(self, name: str, t: Tensor | None, size: Any, x: Tensor) -> None:
         if t is not None:
@@ -93,9 +93,10 @@ class Checks:
         self.like_input(weight_name, w, x)
         channels = x.shape[1]
         self.that(channels > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
-        wanted = f"have shape (C * multiplier, 1, kH, kW) with C = {channels} channels of input"
-        depthwise = w.shape[1] == 1 and w.shape[0] > 0 and w.shape[0] % channels == 0
-        self.that(depthwise, f"{weight_name} must {wanted}, but got {list(w.shape)}")
+        filters = w.shape[1] == 1 and w.shape[0] > 0
+        self.that(filters, f"{weight_name} must have shape (C * multiplier, 1, kH, kW), but got {list(w.shape)}")
+        wanted = f"the {w.shape[0]} channels of {weight_name}, or a divisor of them"
+        self.that(w.shape[0] % channels == 0, f"input must have {wanted}, but got shape {list(x.shape)}")
         for size in w.shape[2:]:
             self.that(size > 0, f"{weight_name} must have a non-empty filter, but got shape {list(w.shape)}")
         return self.filter(x, weight_name, w.shape[2:], stride, padding, dilation)
@@ -116,13 +117,13 @@ class Checks:
         self.vector("dw_bias", db, channels, like)
         self.vector("pw_bias", pb, pw.shape[0], like)
 
-    def channels(self, name: str, t: Tensor | None, x: Tensor) -> None:
-        """A number for each channel of input, in the accumulation type."""
+    def wide(self, name: str, t: Tensor | None, shape: Sequence[Any], x: Tensor) -> None:
+        """Of this shape, in the accumulation type."""
         if t is not None:
             self.device(name, t, x)
             wide = accumulation_dtype(x.dtype)
-            self.that(t.dtype == wide, f"{name} must be {name_of(wide)} for this input (got {t.dtype})")
-            self.shape(name, t, x.shape[1:2], f"be 1-dimensional with {x.shape[1]} elements, but got shape")
+            self.that(t.dtype == wide, f"{name} must be {wide} for this input, but got {t.dtype}")
+            self.shape(name, t, shape, f"have shape {list(shape)}, but got")
 
     def pixels(self, x: Tensor) -> None:
         self.rank(x)
@@ -133,8 +134,8 @@ class Checks:
         self.pixels(x)
         self.that(eps >= 0, f"eps must be non-negative, but got {eps:g}")
         self.activation("act", act)
-        self.channels("weight", w, x)
-        self.channels("bias", b, x)
+        self.wide("weight", w, x.shape[1:2], x)
+        self.wide("bias", b, x.shape[1:2], x)
 
     def batch_norm_backward(
         self, grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str
@@ -142,8 +143,8 @@ class Checks:
         self.batch_norm(x, w, b, eps, act)
         self.like_input("grad_output", grad, x)
         self.shape("grad_output", grad, x.shape, f"have input's shape {list(x.shape)}, but got")
-        self.channels("mean", mean, x)
-        self.channels("variance", variance, x)
+        self.wide("mean", mean, x.shape[1:2], x)
+        self.wide("variance", variance, x.shape[1:2], x)
 
     def squeeze_excitation(
         self, x: Tensor, reduce: Tensor, first: Tensor | None, expand: Tensor, second: Tensor | None, act: str, gate: str
@@ -155,15 +156,8 @@ class Checks:
         self.that(reduce.dim() == 2, message)
         squeezed = reduce.shape[0]
         self.that(squeezed > 0, message)
-        wide = accumulation_dtype(x.dtype)
-        for name, w, b, count in (("reduce", reduce, first, squeezed), ("expand", expand, second, channels)):
-            wanted = f"shape [{squeezed}, {channels}] and the input's accumulation type, on the CPU"
-            message = f"{name}_weight must have {wanted}, but got shape {list(w.shape)}"
-            self.that(w.device == x.device and w.dtype == wide, message)
-            self.sizes(w, (squeezed, channels), message)
-            if b is not None:
-                wanted = f"{count} elements of the input's accumulation type, on the CPU"
-                message = f"{name}_bias must have {wanted}, but got shape {list(b.shape)}"
-                self.that(b.device == x.device and b.dtype == wide, message)
-                self.sizes(b, (count,), message)
+        self.wide("reduce_weight", reduce, (squeezed, channels), x)
+        self.wide("reduce_bias", first, (squeezed,), x)
+        self.wide("expand_weight", expand, (squeezed, channels), x)
+        self.wide("expand_bias", second, (channels,), x)
         self.activation("act", act)

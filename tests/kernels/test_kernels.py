@@ -181,11 +181,11 @@ def test_where_the_input_lies_changes_no_bit(case, dtype, isa):
         _C.set_prefetch_threshold(1 << 40)
         near = everything(case, dtype)
         _C.set_prefetch_threshold(0)
-        far = everything(case, dtype)
+        beyond_l2 = everything(case, dtype)
     finally:
         _C.set_prefetch_threshold(-1)
         _C.select_isa(before)
-    assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(near, beyond_l2, strict=True))
 
 
 WEIGHT_ROWS = [row for row in TABLE if row["pass"] == "backward_weight"]

@@ -226,7 +226,7 @@ def small_l2():
 
 
 @pytest.mark.parametrize(
-    "changes, far",
+    "changes, beyond",
     [
         ({"batch": 8, "channels": 128, "kernel": (5, 5)}, True),  # 12.8 MB
         ({"batch": 2, "channels": 128, "kernel": (5, 5)}, False),  # 3.2 MB
@@ -237,21 +237,21 @@ def small_l2():
         ({"batch": 1, "channels": 64, "pass_": "backward_weight"}, False),
     ],
 )
-def test_inputs_beyond_the_caches_are_read_in_order_first(changes, far, small_l2):
+def test_inputs_beyond_the_caches_are_read_in_order_first(changes, beyond, small_l2):
     # Forward 5x5, since 3x3 has a kernel that reads in order anyhow.
-    assert ("read in order first" in plan(**{"layout": "channels_last", **changes})["reason"]) == far
+    assert ("read in order first" in plan(**{"layout": "channels_last", **changes})["reason"]) == beyond
 
 
-@pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
-def test_nchw_rows_are_prefetched_where_the_input_is_large(batch, far, small_l2):
+@pytest.mark.parametrize("batch, beyond", [(1, False), (8, True)])
+def test_nchw_rows_are_prefetched_where_the_input_is_large(batch, beyond, small_l2):
     rows = plan(batch=batch, channels=128, kernel=(11, 1), dilation=(2, 1))["reason"]
-    assert ("next rows are prefetched" in rows) == far
+    assert ("next rows are prefetched" in rows) == beyond
 
 
-@pytest.mark.parametrize("batch, far", [(1, False), (8, True)])
-def test_a_block_asks_for_the_next_tile_where_the_input_is_large(batch, far, small_l2):
+@pytest.mark.parametrize("batch, beyond", [(1, False), (8, True)])
+def test_a_block_prefetches_the_next_tile_where_the_input_is_large(batch, beyond, small_l2):
     p = plan(op="separable_conv2d", layout="channels_last", batch=batch, channels=128)
-    assert ("input is prefetched" in p["reason"]) == far
+    assert ("input is prefetched" in p["reason"]) == beyond
 
 
 def test_a_large_l2_is_left_to_the_processors_prefetchers_until_memory_is_read():
@@ -322,6 +322,25 @@ def test_plan_of_a_multiplier_counts_all_filters():
     forward = dwconv_ext.plan(torch.nn.Conv2d(32, 96, 3, padding=1, groups=32), (8, 32, 28, 28))[0]
     assert forward.flops == 2 * 8 * 96 * 28**2 * 9
     assert forward.bytes == 4 * (8 * (32 + 96) * 28**2 + 96 * 9) and "3 times" in forward.reason
+
+
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+@pytest.mark.parametrize("multiplier, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_the_plan_is_what_runs(layout, multiplier, stride):
+    code = (
+        "import torch, dwconv_ext, sys; torch.set_num_threads(1)\n"
+        f"conv = torch.nn.Conv2d(16, {16 * multiplier}, 3, {stride}, 1, groups=16)\n"
+        f"x = torch.randn(2, 16, 30, 28).contiguous(memory_format=torch.{layout}).requires_grad_()\n"
+        "for p in dwconv_ext.plan(conv, x): print(f'{p.pass_} {p.kernel} {p.tiles} tiles of {p.rows_per_tile} rows')\n"
+        f"dwconv_ext.depthwise_conv2d(x, conv.weight, None, {stride}, 1).sum().backward()\n"
+    )
+    environment = {**os.environ, "DWCONV_EXT_LOG_PLAN": "1", "PYTHONPATH": str(Path(dwconv_ext.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    ran = re.findall(r"(forward|backward_\w+) .*-> (\w+) .*?(\d+ tiles of \d+ rows)", done.stderr)
+    for line in done.stdout.splitlines():
+        pass_, kernel, tiles = line.split(" ", 2)
+        assert (pass_, kernel, tiles) in ran, (line, done.stderr)
 
 
 def test_plan_of_a_block_and_a_tensor():

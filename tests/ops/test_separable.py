@@ -128,8 +128,8 @@ def test_what_packed_weights_are_not_for():
     assert not packs(x, residual.double()) and not packs(x, residual.clone().requires_grad_())
     with torch.no_grad():
         assert packs(x.clone().requires_grad_())
-    lopsided = settings._replace(padding="same")
-    assert not packs(x, tensors=(torch.randn(16, 1, 2, 2), *tensors[1:]), settings=lopsided)
+    uneven = settings._replace(padding="same")
+    assert not packs(x, tensors=(torch.randn(16, 1, 2, 2), *tensors[1:]), settings=uneven)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -141,6 +141,24 @@ def test_kernel_files_are_torch_free(path):
         assert all(i in standard or (ROOT / "csrc" / i).exists() for i in includes)
 
 
+ROOMS = ("common", "kernels", "plan", "runtime", "ops")  # each may include those before it and its own
+
+
+@pytest.mark.parametrize("device", ("cpu", "cuda"))
+def test_no_include_goes_up(device):
+    def room(path: str) -> int | None:
+        parts = path.split("/")
+        assert parts[0] in ("common", device) or len(parts) == 1, f"{path}: not of {device}"
+        return 0 if parts[0] == "common" else ROOMS.index(parts[1]) if len(parts) > 2 else None
+
+    for folder in ("common", device):
+        for path in sorted((ROOT / "csrc" / folder).rglob("*.[hc]*")):
+            own = room(str(path.relative_to(ROOT / "csrc")))
+            for include in re.findall(r'#include "(.+)"', path.read_text()):
+                wanted = room(include)
+                assert None in (own, wanted) or wanted <= own, f"{path.relative_to(ROOT)} includes {include}"
+
+
 @pytest.mark.skipif(not HAS_CUDA_TORCH, reason="needs a CUDA build of torch")
 @pytest.mark.parametrize("built, says", [("11.8", "was built for CUDA 11.8"), ("DWCONV_EXT_CUDA=0", "was not built (DWCONV")])
 def test_a_cuda_half_that_does_not_fit_is_not_loaded(built, says, monkeypatch):

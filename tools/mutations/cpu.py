@@ -112,7 +112,7 @@ FAULTS = [
     Fault(
         "vector_size_unchecked",
         "checks.h",
-        "STD_TORCH_CHECK(tensor.dim() == 1 && «tensor.size(0) == size», op",
+        "DWCONV_CHECK(tensor.dim() == 1 && «tensor.size(0) == size», op",
         "true",
         "a missing check: a bias of another length",
         "tests/ops/test_errors.py",
@@ -120,7 +120,7 @@ FAULTS = [
     Fault(
         "filter_too_large",
         "checks.h",
-        "STD_TORCH_CHECK(!endless && «reach <= padded», op",
+        "DWCONV_CHECK(!endless && «reach <= padded», op",
         "reach <= padded + stride",
         "a missing check: filters a little larger than the padded input",
         "tests/ops/test_errors.py",

@@ -62,7 +62,7 @@ FAULTS = [
         "tests/kernels/test_kernels.py -k 'test_rows_of_pixels_as_lanes and avx2 and float32'",
     ),
     Fault(
-        "far_rows_skipped",
+        "prefetched_rows_skipped",
         "depthwise_backward_input.h",
         "const int64_t end = begin + args.rows_per_tile - 1 + «(phase.kernel_h - 1) * phase.dilation_h + 1»;",
         "(phase.kernel_h - 1) * phase.dilation_h",

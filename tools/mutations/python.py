@@ -106,7 +106,7 @@ FAULTS = [
         "ops/functional.py",
         "F.pad(input, «(0, more[1], 0, more[0])»)",
         "(more[1], 0, more[0], 0)",
-        "lopsided padding on the wrong side",
+        "uneven padding on the wrong side",
         "tests/ops/test_depthwise.py -k test_padding_forms",
     ),
     Fault(

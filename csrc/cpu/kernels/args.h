@@ -59,7 +59,7 @@ struct BackwardInputArgs {
   int64_t rows_per_tile = 1;  // of each phase
 };
 
-struct Tiles;  // what a worker is to do (cpu/runtime/tiles.h)
+struct Tiles;  // what a worker is to do (cpu/kernels/tiles.h)
 using DepthwiseKernel = void (*)(const DepthwiseArgs&, void* scratch, Tiles);
 using BackwardInputKernel = void (*)(const BackwardInputArgs&, void* scratch, Tiles);
 using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, Tiles);
@@ -70,6 +70,16 @@ using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, 
 struct PointwiseFormat {
   int32_t panel, depth_multiple;
   DType dtype;
+};
+
+// The weights of a fused block in one run of bytes, as SeparableArgs wants them, each kind on a cache line; first what they were
+// packed for.
+struct BlockFormat {
+  uint64_t version = 2;  // of this layout
+  DType dtype;
+  PointwiseFormat pointwise;
+  int64_t channels, out_channels, kernel_h, kernel_w;
+  int64_t pitch;  // of the depthwise weights
 };
 
 // The fused block. The depthwise stage is a kNHWC kernel whose out_dtype is the pointwise format's: of the input's type and
@@ -133,5 +143,6 @@ struct SqueezeArgs {
 };
 using SqueezeKernel = void (*)(const SqueezeArgs&, void* scratch, Tiles);
 constexpr int64_t kMostLanes = 16;  // of any set's vector of accumulation types
+constexpr int kMeanVectors = 4;     // of channels, of which a channels_last tile takes the means
 
 }  // namespace dwconv

@@ -4,7 +4,7 @@
 
 #include "cpu/kernels/args.h"
 #include "cpu/kernels/simd.h"
-#include "cpu/runtime/tiles.h"
+#include "cpu/kernels/tiles.h"
 
 #if !defined(DWCONV_CORES)
 #define DWCONV_CORES DWCONV_ISA

@@ -3,7 +3,7 @@
 // A file each, so that they compile side by side.
 #pragma once
 
-#include "cpu/plan/kernel_table.h"
+#include "cpu/kernels/kernel_table.h"
 
 #if defined(DWCONV_FORWARD_NHWC)
 #define DWCONV_TABLE forward_nhwc_table

@@ -6,7 +6,7 @@
 #include "cpu/kernels/args.h"
 #include "cpu/kernels/depthwise_row_pair.h"
 #include "cpu/kernels/simd_lanes.h"
-#include "cpu/runtime/tiles.h"
+#include "cpu/kernels/tiles.h"
 
 namespace dwconv::DWCONV_ISA {
 
@@ -32,7 +32,7 @@ struct DirectFrame {
   int64_t in_h, in_row;
   int64_t pad_h, out_w, out_row;
   int64_t kernel_h, kernel_w, blocks;  // of any filter: blocks of as many taps as a vector has lanes
-  int64_t ahead;                       // rows_ahead
+  int64_t prefetch_distance;           // prefetch_distance_of
   Activation activation;
 };
 
@@ -104,7 +104,7 @@ DWCONV_INLINE auto read_lanes(const T* at, LaneMask lanes) {
 // An input row prefetches the one this many elements on, which the prefetchers do too late: some 4 KB of the rows that are read
 // further on, of this plane or the next; of a part of each plane (by_planes) the same row of a later plane.
 template <class T>
-DWCONV_INLINE int64_t rows_ahead(const CpuProblem& p, bool by_planes) {
+DWCONV_INLINE int64_t prefetch_distance_of(const CpuProblem& p, bool by_planes) {
   constexpr int64_t kBytes = 4096;
   const int64_t row = p.in_stride_h;
   if (row <= 0) return 0;  // a single row's stride may be anything

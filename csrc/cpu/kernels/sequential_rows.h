@@ -1,8 +1,8 @@
-// Channels last, rows that come from memory or a far cache: gone through in the order of their addresses before the register
+// Channels last, rows that come from memory or L3: gone through in the order of their addresses before the register
 // tiles get to them.
 //
 // A tile takes a vector of channels of a few columns of several rows, then the next vector: short pieces in many places, which
-// the processor's prefetchers do not follow, so that every line is waited for. One read a line, in order, is followed, and the
+// the hardware's prefetchers do not follow, so that every line is waited for. One read a line, in order, is followed, and the
 // tiles then find the rows in L2. Software prefetches in the tiles, the next tile's or the next rows', gained a third as much
 // (docs/design/cpu-channels-last.md).
 #pragma once
@@ -15,13 +15,13 @@ namespace dwconv::DWCONV_ISA {
 template <class T>
 class SequentialRows {
  public:
-  // An image of `width` pixels a row; where it isn't far, nothing is done.
-  SequentialRows(bool far, const T* image, int64_t row_stride, int64_t pixel_stride, int64_t width)
-      : image_(image), row_stride_(row_stride), row_size_(width * pixel_stride), far_(far) {}
+  // An image of `width` pixels a row; where it is in L2, nothing is done.
+  SequentialRows(bool beyond_l2, const T* image, int64_t row_stride, int64_t pixel_stride, int64_t width)
+      : image_(image), row_stride_(row_stride), row_size_(width * pixel_stride), beyond_l2_(beyond_l2) {}
 
   // Those of the rows that were not read before; callers go down the image.
   DWCONV_INLINE void read(Range rows) {
-    if (!far_) return;
+    if (!beyond_l2_) return;
     const int64_t begin = rows.begin > done_ ? rows.begin : done_;
     if (begin >= rows.end) return;
     const volatile char* at = reinterpret_cast<const volatile char*>(image_ + begin * row_stride_);
@@ -38,7 +38,7 @@ class SequentialRows {
  private:
   const T* image_;
   int64_t row_stride_, row_size_, done_ = 0;
-  bool far_;
+  bool beyond_l2_;
 };
 
 // Prefetches `count` elements that will be read, or written, as far as there are any before `limit`.
@@ -54,8 +54,8 @@ DWCONV_INLINE void prefetch_for_write(T* begin, int64_t count, T* limit) {
 
 // Rows that will be written.
 template <class T>
-DWCONV_INLINE void prefetch_rows_for_write(bool far, T* image, int64_t row_stride, Range rows) {
-  if (far) prefetch_for_write(image + rows.begin * row_stride, image + rows.end * row_stride);
+DWCONV_INLINE void prefetch_rows_for_write(bool beyond_l2, T* image, int64_t row_stride, Range rows) {
+  if (beyond_l2) prefetch_for_write(image + rows.begin * row_stride, image + rows.end * row_stride);
 }
 
 }  // namespace dwconv::DWCONV_ISA

@@ -10,7 +10,7 @@
 
 #include "cpu/kernels/args.h"
 #include "cpu/kernels/simd_lanes.h"
-#include "cpu/runtime/tiles.h"
+#include "cpu/kernels/tiles.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -14,34 +14,21 @@ constexpr const char* kForward = "batch_norm_act";
 constexpr const char* kBackward = "batch_norm_act_backward";
 constexpr int64_t kConstants = 5, kVector = 16;  // values of a channel; elements readable past the last channel
 
-void check_channels(const char* op, const char* name, const Tensor& values, const Tensor& input, DType dtype) {
-  STD_TORCH_CHECK(values.is_cpu(), op, ": ", name, " must be on the same device as input");
-  STD_TORCH_CHECK(values.scalar_type() == accumulate_scalar(dtype), op, ": ", name, " must be ",
-                  dtype == DType::kFloat64 ? "float64" : "float32", " for this input (got ", dtype_text(values.scalar_type()),
-                  ")");
-  STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == input.size(1), op, ": ", name, " must be 1-dimensional with ",
-                  input.size(1), " elements, but got shape ", to_string(values));
-}
-
 // The arguments that both passes have, checked; the tensors in `kept` outlive the call.
 BatchNormArgs common_args(const char* op, const Tensor& input, const std::optional<Tensor>& weight,
                           const std::optional<Tensor>& bias, double eps, const std::string& act, double slope,
                           std::vector<Tensor>* kept) {
-  STD_TORCH_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   const DType dtype = check_dtype(op, "input", input);
-  STD_TORCH_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
-  STD_TORCH_CHECK(eps >= 0, op, ": eps must be non-negative, but got ", eps);
+  DWCONV_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
+  DWCONV_CHECK(eps >= 0, op, ": eps must be non-negative, but got ", eps);
   BatchNormArgs args;
   args.eps = eps;
   CpuProblem& p = args.problem;
-  p.dtype = p.out_dtype = dtype;
-  p.layout = layout_of(input);
-  p.batch = input.size(0), p.channels = input.size(1);
-  p.in_h = p.out_h = input.size(2), p.in_w = p.out_w = input.size(3);
-  p.kernel_h = p.kernel_w = 1;
+  p = pixelwise_problem(input, dtype);
   p.activation = check_activation(op, "act", act, slope);
   const auto values = [&](const char* name, const Tensor& t) -> const void* {
-    check_channels(op, name, t, input, dtype);
+    check_wide(op, name, t, {input.size(1)}, input, dtype);
     kept->push_back(torch::stable::contiguous(t));
     return kept->back().const_data_ptr();
   };
@@ -154,10 +141,10 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_ou
   BatchNormArgs args = common_args(kBackward, input, weight, bias, eps, act, slope, &kept);
   const CpuProblem& p = args.problem;
   check_like_input(kBackward, "grad_output", grad_output, input);
-  STD_TORCH_CHECK(to_string(grad_output) == to_string(input), kBackward, ": grad_output must have input's shape ",
-                  to_string(input), ", but got ", to_string(grad_output));
-  check_channels(kBackward, "mean", mean, input, p.dtype);
-  check_channels(kBackward, "variance", variance, input, p.dtype);
+  DWCONV_CHECK(to_string(grad_output) == to_string(input), kBackward, ": grad_output must have input's shape ", to_string(input),
+               ", but got ", to_string(grad_output));
+  check_wide(kBackward, "mean", mean, {p.channels}, input, p.dtype);
+  check_wide(kBackward, "variance", variance, {p.channels}, input, p.dtype);
   const Tensor dense_mean = torch::stable::contiguous(mean), dense_variance = torch::stable::contiguous(variance);
   args.mean = dense_mean.mutable_data_ptr();
   args.variance = dense_variance.mutable_data_ptr();

@@ -28,9 +28,11 @@ Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H,
   return torch::stable::transpose(torch::stable::transpose(grouped, 1, 2), 0, 1);
 }
 
-const Plan& forward_plan(const CpuProblem& p) {
-  return plan_for<Plan>(Op::kDepthwise, Pass::kForward, p, 0,
-                        [&](const IsaKernels& isa, const Machine& here) { return plan_forward(p, isa, here); });
+// repeats: how often each channel is repeated.
+const Plan& forward_plan(const CpuProblem& p, int64_t repeats = 1) {
+  return plan_for<Plan>(Op::kDepthwise, Pass::kForward, p, repeats, [&](const IsaKernels& isa, const Machine& here) {
+    return repeats > 1 ? plan_forward_repeated(p, repeats, isa, here) : plan_forward(p, isa, here);
+  });
 }
 
 // Its row is null where the phases run one by one, each a forward problem.
@@ -89,17 +91,11 @@ Tensor repeat_channels(const Tensor& x, int64_t multiplier) {
   return repeated;
 }
 
-// The forward pass over repeated channels, a few rows at a time: the repeated input stays in L2.
-void run_repeated(Plan plan, const DepthwiseArgs& args, const Tensor& x, int64_t multiplier) {
+// The forward pass over repeated channels (plan_forward_repeated).
+void run_repeated(const Plan& plan, const DepthwiseArgs& args, const Tensor& x, int64_t multiplier) {
   const CpuProblem& p = args.problem;
-  const int64_t row_bytes = p.in_w * p.channels * element_size(p.dtype);
   const int64_t reach = (p.kernel_h - 1) * p.dilation_h + 1;
-  const int64_t affordable = ((256 << 10) / std::max<int64_t>(row_bytes, 1) - reach) / p.stride_h;
-  plan.rows_per_tile = std::min(std::max({affordable, ceil_div(reach, p.stride_h), int64_t{2}}), p.out_h);
   const int64_t row_tiles = ceil_div(p.out_h, plan.rows_per_tile);
-  plan.tiles = p.batch * row_tiles;
-  plan.workers = std::min(plan.workers, plan.tiles);
-  plan.scratch_bytes = std::min((plan.rows_per_tile - 1) * p.stride_h + reach, p.in_h) * row_bytes;
   run_tiles(plan, [&](void* scratch, Tiles tiles) {
     for (int64_t tile; next_tile(tiles, &tile);) {
       const int64_t n = tile / row_tiles, y = tile % row_tiles * plan.rows_per_tile;
@@ -149,7 +145,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.problem = forward_problem(s, layout);
   args.problem.activation = activation;
   set_input(args.problem, x);
-  const Plan& plan = forward_plan(args.problem);
+  const Plan& plan = forward_plan(args.problem, repeats);
   log_plan(args.problem, plan);
   const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
   const int64_t unit = accumulate_size(s.dtype);
@@ -157,7 +153,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   void* const packed_bias = bias ? workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit) : nullptr;
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
-  if (repeats == 1) set_prefetch(plan, &args.problem);
+  set_prefetch(plan, &args.problem);
   args.input = x.const_data_ptr();
   args.weight = packed;
   args.bias = packed_bias;

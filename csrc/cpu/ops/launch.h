@@ -12,8 +12,9 @@
 #include "common/log_plan.h"
 #include "common/plan_cache.h"
 #include "common/tensors.h"
+#include "cpu/kernels/tiles.h"
 #include "cpu/plan/plan.h"
-#include "cpu/runtime/tiles.h"
+#include "cpu/runtime/cpu_features.h"
 #include "cpu/runtime/workspace.h"
 
 namespace dwconv {
@@ -38,7 +39,7 @@ void run_tiles(const Plan& plan, Body body) {
   if (plan.tiles == 0) return;
   constexpr int64_t kClaims = 16;  // of a worker; each is one atomic addition
   const int64_t workers = plan.workers;
-  const int64_t pitch = (plan.scratch_bytes + 127) / 128 * 128;
+  const int64_t pitch = round_up(plan.scratch_bytes, 128);
   char* const base = static_cast<char*>(workspace(Workspace::kScratch, pitch * workers));
 #if defined(DWCONV_POISON_SCRATCH)  // for tests: what a kernel reads before it wrote it is NaN
   if (pitch > 0) memset(base, 0xff, pitch * workers);
@@ -72,7 +73,7 @@ struct PlanKey {
   Op op;
   Pass pass;
   CpuProblem problem;
-  int64_t out_channels;  // of a fused block
+  int64_t size;  // what the plan depends on besides: a block's output channels, how often channels are repeated
   const IsaKernels* isa;
   Machine machine;
 
@@ -81,8 +82,8 @@ struct PlanKey {
 
 // make(isa, machine) of this thread's set and machine, remembered. The reference holds until the thread's next call.
 template <class Made, class Make>
-const Made& plan_for(Op op, Pass pass, const CpuProblem& p, int64_t out_channels, Make make) {
-  const PlanKey key = {op, pass, p, out_channels, &selected_isa(), this_machine()};
+const Made& plan_for(Op op, Pass pass, const CpuProblem& p, int64_t size, Make make) {
+  const PlanKey key = {op, pass, p, size, &selected_isa(), this_machine()};
   return planned<Made>(key, [&] { return make(*key.isa, key.machine); });
 }
 
@@ -93,6 +94,17 @@ inline void log_plan(const CpuProblem& p, const Plan& plan, int64_t out_channels
            plan.reason.c_str(), (long long)plan.tiles, (long long)plan.rows_per_tile, (long long)plan.workers, plan.bytes / 1e6,
            plan.flops / 1e6);
   log_plan("", plan.row->op, plan.row->pass, p, out_channels, how);
+}
+
+// A 1x1 problem over all of a dense input, of ops that are no convolutions.
+inline CpuProblem pixelwise_problem(const Tensor& input, DType dtype) {
+  CpuProblem p;
+  p.dtype = p.out_dtype = dtype;
+  p.layout = layout_of(input);
+  p.batch = input.size(0), p.channels = input.size(1);
+  p.in_h = p.out_h = input.size(2), p.in_w = p.out_w = input.size(3);
+  p.kernel_h = p.kernel_w = 1;
+  return p;
 }
 
 inline CpuProblem forward_problem(const ConvolutionShape& s, Layout layout) {

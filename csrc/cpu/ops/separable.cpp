@@ -5,6 +5,7 @@
 
 #include "common/separable_checks.h"
 #include "cpu/ops/launch.h"
+#include "cpu/runtime/pack_weights.h"
 
 namespace dwconv {
 namespace {
@@ -27,16 +28,16 @@ void pack(const BlockFormat& format, DType dtype, const Tensor& dw_weight, const
 // A block's weights in the order this CPU's kernels read, for many calls with the same.
 Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
                              const std::optional<Tensor>& pw_bias, const std::string isa, const std::string input_dtype) {
-  STD_TORCH_CHECK(isa == selected_isa().name, kPack, ": isa must be the selected instruction set, ", selected_isa().name,
-                  ", but got '", isa, "'");
-  STD_TORCH_CHECK(dw_weight.dim() == 4 && dw_weight.size(0) > 0 && dw_weight.size(1) == 1 && dw_weight.numel() > 0, kPack,
-                  ": dw_weight must have shape (C, 1, kH, kW), but got ", to_string(dw_weight));
+  DWCONV_CHECK(isa == selected_isa().name, kPack, ": isa must be the selected instruction set, ", selected_isa().name,
+               ", but got '", isa, "'");
+  DWCONV_CHECK(dw_weight.dim() == 4 && dw_weight.size(0) > 0 && dw_weight.size(1) == 1 && dw_weight.numel() > 0, kPack,
+               ": dw_weight must have shape (C, 1, kH, kW), but got ", to_string(dw_weight));
   const DType weights = check_dtype(kPack, "dw_weight", dw_weight);
   DType dtype = weights;
   if (!input_dtype.empty() && input_dtype != dtype_name(dtype)) {
-    STD_TORCH_CHECK(dtype == DType::kFloat32 && (input_dtype == "bfloat16" || input_dtype == "float16"), kPack,
-                    ": input_dtype must be the weights', or bfloat16 or float16 where these are float32, but got '", input_dtype,
-                    "'");
+    DWCONV_CHECK(dtype == DType::kFloat32 && (input_dtype == "bfloat16" || input_dtype == "float16"), kPack,
+                 ": input_dtype must be the weights', or bfloat16 or float16 where these are float32, but got '", input_dtype,
+                 "'");
     dtype = input_dtype == "bfloat16" ? DType::kBFloat16 : DType::kFloat16;
   }
   const int64_t channels = dw_weight.size(0);
@@ -138,18 +139,18 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
 Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
                                const std::optional<Tensor>& residual, const std::optional<Tensor>& gate) {
   constexpr int64_t kActivations = std::size(kActivationNames);
-  STD_TORCH_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  STD_TORCH_CHECK(block.size() == 11 && slopes.size() == 2 && block[9] >= 0 && block[9] < kActivations && block[10] >= 0 &&
-                      block[10] < kActivations,
-                  kPacked, ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
+  DWCONV_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  DWCONV_CHECK(block.size() == 11 && slopes.size() == 2 && block[9] >= 0 && block[9] < kActivations && block[10] >= 0 &&
+                   block[10] < kActivations,
+               kPacked, ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
   const DType dtype = check_dtype(kPacked, "input", input);
   const BlockFormat wanted =
       block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), input.size(1), block[0], block[1], block[2]);
-  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&
-                      packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
-                      packed.size(0) == block_bytes(wanted),
-                  kPacked, ": packed must be what ", kPack, " made on this CPU of weights for ", wanted.channels,
-                  " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
+  DWCONV_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&
+                   packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
+                   packed.size(0) == block_bytes(wanted),
+               kPacked, ": packed must be what ", kPack, " made on this CPU of weights for ", wanted.channels,
+               " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
   const Block b = {check_filter(kPacked, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
                                 {block[7], block[8]}),
@@ -158,12 +159,11 @@ Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const 
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
   if (gate) {
     check_like_input(kPacked, "gate", *gate, input);
-    STD_TORCH_CHECK(gate->dim() == 4 && gate->size(0) == input.size(0) && gate->size(1) == input.size(1) && gate->size(2) == 1 &&
-                        gate->size(3) == 1,
-                    kPacked, ": gate must have shape [", input.size(0), ", ", input.size(1), ", 1, 1], but got ",
-                    to_string(*gate));
-    STD_TORCH_CHECK(block[1] == 1 && block[2] == 1, kPacked, ": gate goes with a 1x1 depthwise filter, but got ", block[1], "x",
-                    block[2]);
+    DWCONV_CHECK(gate->dim() == 4 && gate->size(0) == input.size(0) && gate->size(1) == input.size(1) && gate->size(2) == 1 &&
+                     gate->size(3) == 1,
+                 kPacked, ": gate must have shape [", input.size(0), ", ", input.size(1), ", 1, 1], but got ", to_string(*gate));
+    DWCONV_CHECK(block[1] == 1 && block[2] == 1, kPacked, ": gate goes with a 1x1 depthwise filter, but got ", block[1], "x",
+                 block[2]);
   }
   return run_block(input, b, residual, gate,
                    [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });

@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "cpu/runtime/cpu_features.h"
+#include "cpu/plan/machine.h"
 
 namespace dwconv {
 

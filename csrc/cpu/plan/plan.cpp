@@ -32,9 +32,9 @@ int64_t staged_rows(const CpuProblem& p, int64_t row_bytes, int64_t out_row_byte
   return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
 }
 
-// Whether a channels_last input comes from a far cache. A forward pass does little with an element and gains by going through it
+// Whether a channels_last input comes from beyond L2. A forward pass does little with an element and gains by going through it
 // in order first (sequential_rows.h) only where memory is slow, and not below kManyBytes a pixel, where its tiles' pieces lie
-// close together as it is. The passes that do more lose less by it, and gain from a far cache's latency too.
+// close together as it is. The passes that do more lose less by it, and gain where it comes from L3 too.
 bool should_prefetch(const CpuProblem& p, const Machine& machine, bool forward) {
   constexpr int64_t kManyBytes = 256;
   if (p.layout != Layout::kNHWC) return false;
@@ -133,6 +133,25 @@ Plan plan_forward(const CpuProblem& p, const IsaKernels& isa, const Machine& mac
   return plan;
 }
 
+Plan plan_forward_repeated(const CpuProblem& p, int64_t multiplier, const IsaKernels& isa, const Machine& machine) {
+  constexpr int64_t kPieceBytes = 256 << 10;  // of repeated input
+  Plan plan = plan_forward(p, isa, machine);
+  const int64_t row_bytes = p.in_w * p.channels * element_size(p.dtype);
+  const int64_t reach = (p.kernel_h - 1) * p.dilation_h + 1;
+  const int64_t affordable = (kPieceBytes / std::max<int64_t>(row_bytes, 1) - reach) / p.stride_h;
+  plan.rows_per_tile = std::min(std::max({affordable, ceil_div(reach, p.stride_h), int64_t{2}}), p.out_h);
+  plan.columns = p.batch;
+  plan.tiles = p.batch * ceil_div(p.out_h, plan.rows_per_tile);
+  plan.workers = std::min(plan.workers, plan.tiles);
+  plan.scratch_bytes = std::min((plan.rows_per_tile - 1) * p.stride_h + reach, p.in_h) * row_bytes;
+  plan.prefetch_input = plan.prefetch_output = plan.prefetch_next_output = false;
+  plan.bytes -= input_bytes(p) - input_bytes(p) / multiplier;
+  if (machine.with_reasons) {
+    plan.reason = describe(*plan.row) + "; each channel " + std::to_string(multiplier) + " times, a few rows at a time";
+  }
+  return plan;
+}
+
 Plan plan_backward_input(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
   Plan plan;
   const int64_t lanes = lanes_of(p.dtype, isa);
@@ -223,17 +242,21 @@ Plan plan_batch_norm(const CpuProblem& p, bool backward, const IsaKernels& isa, 
   return plan;
 }
 
-Plan plan_squeeze(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
-  constexpr int64_t kMeanVectors = 4;  // squeeze_excitation.h
-  Plan plan;
+SqueezePlan plan_squeeze(const CpuProblem& p, int64_t squeezed, const IsaKernels& isa, const Machine& machine) {
+  SqueezePlan both;
+  Plan& plan = both.means;
   plan.row = choose_row(isa, machine, Op::kSqueezeExcitation, Pass::kForward, p);
   plan.columns = p.layout == Layout::kNHWC ? ceil_div(p.channels, kMeanVectors * lanes_of(p.dtype, isa)) : p.channels;
   plan.tiles = p.batch * plan.columns;
   plan.workers = workers_for(p.batch * p.channels * p.in_h * p.in_w, plan.tiles, machine);
-  plan.bytes = input_bytes(p);
-  plan.flops = p.batch * p.channels * p.in_h * p.in_w;
+  const int64_t weights = 2 * p.channels * squeezed;
+  plan.bytes = input_bytes(p) + weights * accumulate_size(p.dtype) + p.batch * p.channels * element_size(p.dtype);
+  plan.flops = p.batch * (p.channels * p.in_h * p.in_w + 2 * weights);
   if (machine.with_reasons) plan.reason = describe(*plan.row);
-  return plan;
+  both.gates.row = plan.row;
+  both.gates.tiles = p.batch;
+  both.gates.workers = std::min(plan.workers, p.batch);
+  return both;
 }
 
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
@@ -241,7 +264,7 @@ PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype) {
     const IsaKernels* isa = nullptr;
     PointwiseFormat format;
   };
-  static thread_local Known known[std::size(kDTypes)];  // of the set that this thread asked for last
+  static thread_local Known known[std::size(kDTypes)];  // of this thread's last set
   Known& last = known[static_cast<int>(dtype)];
   if (last.isa != &isa) {
     CpuProblem any;
@@ -336,7 +359,7 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
-  // Asking for the next tile's input in the course of the product costs little, and pays before memory itself is read.
+  // Prefetching the next tile's input during the product costs little, and pays before memory itself is read.
   const bool beyond_l3 = problem.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
   whole.prefetch_input = whole.prefetch_output = should_prefetch(problem, machine, false) || beyond_l3;
   if (machine.with_reasons) {

@@ -3,7 +3,6 @@
 
 #include "common/plan_facts.h"
 #include "cpu/plan/heuristics.h"
-#include "cpu/runtime/pack_weights.h"
 
 namespace dwconv {
 
@@ -21,6 +20,9 @@ struct Plan : PlanFacts {
 
 // The first row that fits; std::runtime_error names the rows that came nearest where none does.
 Plan plan_forward(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
+// With a channel multiplier, in channels_last: of the problem over repeated channels, a few rows at a time, so that the repeated
+// input stays in L2. rows_per_tile and tiles are those of the pieces.
+Plan plan_forward_repeated(const CpuProblem& problem, int64_t multiplier, const IsaKernels& isa, const Machine& machine);
 // The input gradient of a strided pass, problem as in BackwardInputArgs. Its row is null where the phases should run one by
 // one as forward problems: in NCHW with too few planes to fill a vector.
 Plan plan_backward_input(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
@@ -30,8 +32,11 @@ Plan plan_backward_weight(const CpuProblem& problem, const IsaKernels& isa, cons
 // pixels.
 Plan plan_batch_norm(const CpuProblem& problem, bool backward, const IsaKernels& isa, const Machine& machine);
 
-// Squeeze-and-excitation's first call: a tile is a few vectors of an image's channels, or a channel in NCHW.
-Plan plan_squeeze(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
+// Squeeze-and-excitation's means: a tile is a few vectors of an image's channels, or a channel in NCHW. Its gates: an image.
+struct SqueezePlan {
+  Plan means, gates;
+};
+SqueezePlan plan_squeeze(const CpuProblem& problem, int64_t squeezed, const IsaKernels& isa, const Machine& machine);
 
 struct SeparablePlan {
   Plan depthwise;      // of the first stage

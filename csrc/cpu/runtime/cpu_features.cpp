@@ -137,7 +137,7 @@ static int64_t cache_size(int name, int64_t otherwise) {
 }
 #endif
 
-// That of one L3: some C libraries add up those of all the processor's core complexes.
+// That of one L3: some C libraries add up those of all the CPU's core complexes.
 static int64_t l3_size() {
   int64_t kib = 0;
 #if defined(__linux__)

@@ -1,7 +1,7 @@
 // Weights into the order and type the kernels read, and weight gradients back.
 #pragma once
 
-#include "cpu/plan/kernel_table.h"
+#include "cpu/kernels/args.h"
 
 namespace dwconv {
 
@@ -24,15 +24,6 @@ void pack_depthwise(DType dtype, const void* weight, const DepthwisePacking& pac
 // packed[c] = vector[(c % channels) * multiplier + m] for c < count: one plane's bias, repeated like the weights.
 void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multiplier, int64_t m, int64_t count, void* packed);
 
-// The weights of a fused block in one run of bytes, as SeparableArgs wants them, each kind on a cache line; first what they were
-// packed for.
-struct BlockFormat {
-  uint64_t version = 2;  // of this layout
-  DType dtype;
-  PointwiseFormat pointwise;
-  int64_t channels, out_channels, kernel_h, kernel_w;
-  int64_t pitch;  // of the depthwise weights
-};
 struct BlockWeights {
   const void *dw_weight, *dw_bias, *pw_weight, *pw_bias;  // SeparableArgs's and its DepthwiseArgs's
   const void* dw_weight_planes;                           // dw_weight in the order kNCHW

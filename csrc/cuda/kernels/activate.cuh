@@ -94,7 +94,7 @@ DWCONV_DEVICE void activate_short(const Activation& activation, A (&x)[L][M][N])
 }
 
 template <class T>
-DWCONV_KERNEL(256, 1)
+DWCONV_KERNEL(kMostThreads, 1)
 activate_values(ActivateArgs args) {
   for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < args.count;
        i += grid_size() * block_size()) {

@@ -32,6 +32,9 @@ constexpr int nhwc_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
 constexpr int nchw_blocks(int kernel) { return kernel == 3 ? 3 : 2; }
 constexpr int weight_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
 constexpr int kLargeBlocks = 2, kSeparableBlocks = 2;
+constexpr int kMostThreads = 256;  // of a block of the kernels without a number of their own
+constexpr int kRunTaps = 8;  // outputs of a patch of a large filter's kernels, and taps of a thread of their weight gradient
+constexpr int kAnyTaps = 8, kAnyPixels = 1024;  // taps of a thread, pixels of a tile: depthwise_backward_weight_any.cuh
 
 // The block's share of the output: `slab` channels of a tile of pixels in channels_last, tiles of `slab` planes in NCHW.
 // Blocks are numbered with the slabs fastest, then columns, rows, images.

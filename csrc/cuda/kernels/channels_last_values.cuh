@@ -10,7 +10,7 @@
 namespace dwconv::cuda {
 
 template <class T>
-DWCONV_KERNEL(256, 4)
+DWCONV_KERNEL(kMostThreads, 4)
 channels_last_values(TransposeArgs args) {
   using A = accumulate_t<T>;
   constexpr int kPitch = kTransposed + (sizeof(T) < 4 ? 2 : 1);             // an odd number of words, against bank conflicts

@@ -66,7 +66,7 @@ inline void check_sides(const char* op, const ConvolutionShape& s) {
     return static_cast<double>(in) + product(2, pad) < kMost && last < kMost && product(in, stride) < kMost &&
            product(out, stride) < kMost;
   };
-  STD_TORCH_CHECK(
+  DWCONV_CHECK(
       fits(s.in_h, s.kernel_h, s.out_h, s.stride_h, s.pad_h, s.dilation_h) &&
           fits(s.in_w, s.kernel_w, s.out_w, s.stride_w, s.pad_w, s.dilation_w) && product(s.kernel_h, s.kernel_w) < kMost / 2 &&
           product(s.out_h, s.out_w) < kMost && s.channels < (int64_t{1} << 31) - kMostDivided,

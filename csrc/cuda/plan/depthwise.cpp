@@ -1,6 +1,5 @@
 // Tiles of the depthwise kernels. Each candidate tile is costed by what its blocks move and compute; the cheapest wins, so that
 // large problems get tiles with little halo and small ones enough blocks to fill the GPU.
-#include <string.h>
 
 #include <algorithm>
 
@@ -9,22 +8,20 @@
 namespace dwconv::cuda {
 namespace {
 
-constexpr int kThreads = 256, kMinThreads = 64;
-constexpr int64_t kRunTaps =
-    8;                          // outputs of a patch of the large filters' kernels, and taps of a thread of their weight gradient
-constexpr int64_t kChunk = 16;  // bytes
+constexpr int kMinThreads = 64;
+constexpr int64_t kChunk = 16;         // bytes
 constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifted against its chunks
 
 // What a tiled kernel is, as its file says.
 struct Shape {
   int patch_h = 1, patch_w = 1;
-  int channels = 1;                    // channels_last: a thread's
-  int threads = kThreads, blocks = 1;  // of a block at most, and how many an SM's registers hold
-  double setup = 300;                  // instructions of a thread apart from its outputs
-  double instructions = 0;             // an output, its taps' multiply-adds apart
-  bool rows = false;                   // without staging: a thread walks down a strip's rows
-  bool filters = false;                // in shared memory, of accumulate_size
-  bool large = false;                  // filters of the input's type behind the tile
+  int channels = 1;                        // channels_last: a thread's
+  int threads = kMostThreads, blocks = 1;  // of a block at most, and how many an SM's registers hold
+  double setup = 300;                      // instructions of a thread apart from its outputs
+  double instructions = 0;                 // an output, its taps' multiply-adds apart
+  bool rows = false;                       // without staging: a thread walks down a strip's rows
+  bool filters = false;                    // in shared memory, of accumulate_size
+  bool large = false;                      // filters of the input's type behind the tile
   bool transposed = false;
   bool weight = false;  // backward_weight: both tensors are staged, and the sums meet in shared memory
 };
@@ -123,8 +120,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     lanes = t.slab / s.channels;
     tile_bytes = c.in_rows * c.in_columns * t.slab * unit;
     out_bytes = s.weight ? static_cast<int64_t>(t.tile_h) * t.tile_w * t.slab * unit : 0;
-    c.launch.threads =
-        static_cast<int32_t>(std::clamp<int64_t>(round_up(lanes * patches, 32), std::max<int64_t>(kMinThreads, lanes), kThreads));
+    c.launch.threads = static_cast<int32_t>(
+        std::clamp<int64_t>(round_up(lanes * patches, 32), std::max<int64_t>(kMinThreads, lanes), kMostThreads));
     c.launch.threads = static_cast<int32_t>(c.launch.threads / lanes * lanes);
   } else {
     t.slabs = ceil_div(s.weight ? p.channels : planes, t.slab);
@@ -145,15 +142,15 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
       c.out_pitch = odd_pitch(t.tile_w, unit);
       out_bytes = t.slab * t.tile_h * c.out_pitch * unit;
     }
-    if (!runs && t.slab * patches > kThreads) return false;
+    if (!runs && t.slab * patches > kMostThreads) return false;
     c.launch.threads = static_cast<int32_t>(round_up(t.slab * patches, 32));
   }
   if (runs) {
     const int64_t all = p.kernel_h * ceil_div(p.kernel_w, kRunTaps);
-    if (lanes > kThreads) return false;
-    c.groups = static_cast<int32_t>(std::min(all, kThreads / lanes));
+    if (lanes > kMostThreads) return false;
+    c.groups = static_cast<int32_t>(std::min(all, kMostThreads / lanes));
     c.group_blocks = static_cast<int32_t>(ceil_div(all, c.groups));
-    c.launch.threads = kThreads;
+    c.launch.threads = kMostThreads;
   }
   c.launch.blocks_per_sm = static_cast<int32_t>(s.blocks * s.threads / round_up(c.launch.threads, 32));
   const int64_t filter_bytes = s.filters ? taps * t.slab * sum_unit : s.large ? taps * t.slab * unit : 0;
@@ -230,7 +227,7 @@ bool best_candidate(const KernelRow& row, const Request& request, const Gpu& gpu
   const int64_t offset_h = s.transposed ? p.pad_h % p.stride_h : 0, offset_w = s.transposed ? p.pad_w % p.stride_w : 0;
   std::vector<int64_t> slabs;
   if (s.rows && nhwc) {
-    for (int64_t lanes = 4; lanes <= kThreads && (lanes == 4 || lanes * s.channels < 2 * p.channels); lanes *= 2) {
+    for (int64_t lanes = 4; lanes <= kMostThreads && (lanes == 4 || lanes * s.channels < 2 * p.channels); lanes *= 2) {
       slabs.push_back(lanes * s.channels);
     }
   } else if (nhwc) {
@@ -275,7 +272,7 @@ std::string describe(const Candidate& c, const Request& request) {
 }
 
 // The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
-const KernelRow* choose(Pass pass, const Request& request, const Gpu& gpu, Candidate* best, std::string* why) {
+const KernelRow* choose_row(Pass pass, const Request& request, const Gpu& gpu, Candidate* best, std::string* why) {
   std::vector<const KernelRow*> order;
   if (forced_row() != nullptr) order.push_back(forced_row());
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
@@ -308,7 +305,7 @@ LaunchPlan plan_depthwise(Pass pass, const Request& request, const Gpu& gpu, Dep
   LaunchPlan plan;
   Candidate best;
   std::string why;
-  const KernelRow* const row = choose(pass, request, gpu, &best, &why);
+  const KernelRow* const row = choose_row(pass, request, gpu, &best, &why);
   args->problem = p;
   args->multiplier = request.multiplier;
   if (row->family == Family::kAny) {
@@ -317,7 +314,7 @@ LaunchPlan plan_depthwise(Pass pass, const Request& request, const Gpu& gpu, Dep
     const int64_t work = p.batch * channels * p.out_h * p.out_w / (vectors ? kChunk / element_size(p.dtype) : 1);
     args->tiling = {};
     args->tiling.aligned = vectors;
-    plan.launch = {row, std::clamp<int64_t>(ceil_div(work, kThreads), 1, int64_t{1} << 20), kThreads, 0};
+    plan.launch = {row, std::clamp<int64_t>(ceil_div(work, kMostThreads), 1, int64_t{1} << 20), kMostThreads, 0};
     BlockCost cost = {};
     cost.total_bytes = static_cast<double>(element_size(p.dtype) * p.batch * channels * (p.in_h * p.in_w + p.out_h * p.out_w));
     cost.flops = 2.0 * p.batch * channels * p.out_h * p.out_w * p.kernel_h * p.kernel_w / plan.launch.blocks;
@@ -351,18 +348,18 @@ LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, Backward
   LaunchPlan plan;
   Candidate best;
   std::string why;
-  const KernelRow* const row = choose(Pass::kBackwardWeight, request, gpu, &best, &why);
+  const KernelRow* const row = choose_row(Pass::kBackwardWeight, request, gpu, &best, &why);
   args->problem = p;
   args->multiplier = request.multiplier;
   if (row->family == Family::kAny) {
-    constexpr int64_t kTaps = 8, kPixels = 1024;  // depthwise_backward_weight_any.cuh's
-    const int64_t outputs = p.channels * request.multiplier, groups = p.kernel_h * ceil_div(p.kernel_w, kTaps);
+    const int64_t outputs = p.channels * request.multiplier, groups = p.kernel_h * ceil_div(p.kernel_w, kAnyTaps);
     args->tiling = {};
     args->tiling.slabs = p.layout == Layout::kNHWC ? ceil_div(outputs, 32) : outputs;
-    args->tiles = p.batch * ceil_div(p.out_h * p.out_w, kPixels);
+    args->tiles = p.batch * ceil_div(p.out_h * p.out_w, kAnyPixels);
     args->parts = static_cast<int32_t>(
         std::clamp<int64_t>(4 * gpu.sm_count / (args->tiling.slabs * groups), 1, std::max<int64_t>(args->tiles, 1)));
-    plan.launch = {row, args->tiling.slabs * groups * args->parts, kThreads, kTaps * kThreads * accumulate_size(p.dtype)};
+    plan.launch = {row, args->tiling.slabs * groups * args->parts, kMostThreads,
+                   kAnyTaps * kMostThreads * accumulate_size(p.dtype)};
     plan.reason = std::string(row->name) + ": " + why;
   } else {
     args->tiling = best.tiling;
@@ -393,8 +390,8 @@ LaunchPlan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArg
   args->count = count;
   args->parts = parts;
   plan.launch.blocks = ceil_div(count, 32);
-  plan.launch.threads = kThreads;
-  plan.launch.shared_bytes = kThreads * accumulate_size(dtype);
+  plan.launch.threads = kMostThreads;
+  plan.launch.shared_bytes = kMostThreads * accumulate_size(dtype);
   plan.reason = std::string("sum_parts: ") + std::to_string(parts) + " parts in their order";
   return plan;
 }

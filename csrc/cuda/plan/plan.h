@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/plan_facts.h"
-#include "cuda/plan/kernel_table.h"
+#include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {
 

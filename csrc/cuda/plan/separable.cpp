@@ -211,11 +211,10 @@ std::string describe(const LaunchPlan& plan, const SeparableBlockArgs& args) {
 }  // namespace
 
 LaunchPlan plan_activation(DType dtype, int64_t count) {
-  constexpr int32_t kThreads = 256;
   LaunchPlan plan;
   plan.launch.row = row_of(Pass::kActivate, dtype);
-  plan.launch.blocks = std::clamp<int64_t>(ceil_div(count, kThreads), 1, int64_t{1} << 20);
-  plan.launch.threads = kThreads;
+  plan.launch.blocks = std::clamp<int64_t>(ceil_div(count, kMostThreads), 1, int64_t{1} << 20);
+  plan.launch.threads = kMostThreads;
   return plan;
 }
 

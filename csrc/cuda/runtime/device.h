@@ -19,7 +19,7 @@ namespace dwconv::cuda {
 namespace {
 
 inline void check_status(const char* op, const char* what, cudaError_t status) {
-  STD_TORCH_CHECK(status == cudaSuccess, op, ": ", what, ": CUDA error: ", cudaGetErrorString(status));
+  DWCONV_CHECK(status == cudaSuccess, op, ": ", what, ": CUDA error: ", cudaGetErrorString(status));
 }
 
 // Makes a tensor's device the current one, and knows its stream.
@@ -27,7 +27,7 @@ class Device {
  public:
   Device(const char* op, const Tensor& tensor) : op_(op), guard_(tensor.get_device_index()), index_(tensor.get_device_index()) {
     void* stream = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == AOTI_TORCH_SUCCESS, op, ": no current CUDA stream");
+    DWCONV_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == AOTI_TORCH_SUCCESS, op, ": no current CUDA stream");
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
@@ -57,7 +57,7 @@ class Device {
   }
 
   void launch(const Launch& launch, const void* args) const {
-    STD_TORCH_CHECK(launch.blocks < (int64_t{1} << 31), op_, ": input is too large: ", launch.blocks, " blocks");
+    DWCONV_CHECK(launch.blocks < (int64_t{1} << 31), op_, ": input is too large: ", launch.blocks, " blocks");
     if (launch.blocks == 0) return;
     constexpr int64_t kWithoutAsking = 48 << 10;
     if (launch.shared_bytes > kWithoutAsking) {

@@ -20,7 +20,7 @@
 #include "cpu/kernels/activate.h"
 #include "cpu/kernels/batch_norm/batch_norm_channel.h"
 #include "cpu/kernels/simd_lanes.h"
-#include "cpu/runtime/tiles.h"
+#include "cpu/kernels/tiles.h"
 
 namespace dwconv::DWCONV_ISA {
 

@@ -193,11 +193,11 @@ void accumulate_rows(const CpuProblem& p, const T* image, const T* grad, int64_t
   constexpr int kVec = kLanes<A>;
   const int64_t block = block_rows(p);
   SequentialRows<T> prefetch_input(p.prefetch_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
-  SequentialRows<T> far_grad(p.prefetch_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
+  SequentialRows<T> prefetch_grad(p.prefetch_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   for (int64_t end = y + rows; y < end; y += block) {
     const int64_t count = y + block < end ? block : end - y;
     prefetch_input.read(input_rows(p, y, count));
-    far_grad.read({y, y + count});
+    prefetch_grad.read({y, y + count});
     if (p.channels < kVec) {
       const GradBlock<T> b = {image, grad, y, count, static_cast<int>(p.channels), 0};
       if (partial != nullptr) block_weight<T, A, 0, 0, false>(p, b, pitch, partial);
@@ -236,13 +236,13 @@ void accumulate_staged_rows(const CpuProblem& p, const T* image, const T* grad, 
   q.in_stride_h = p.in_w * kStaged<T>, q.out_stride_h = p.out_w * kStaged<T>;
   q.prefetch_input = false;
   SequentialRows<T> prefetch_input(p.prefetch_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
-  SequentialRows<T> far_grad(p.prefetch_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
+  SequentialRows<T> prefetch_grad(p.prefetch_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   T* const staged_grad = staged + most_input_rows(p, block_rows(p)) * q.in_stride_h;
   for (const int64_t end = y + rows; y < end; y += block_rows(p)) {
     const int64_t count = y + block_rows(p) < end ? block_rows(p) : end - y;
     const Range in_rows = crop_input(p, y, count, &q);
     prefetch_input.read(in_rows);
-    far_grad.read({y, y + count});
+    prefetch_grad.read({y, y + count});
     for (int64_t c = 0; c < p.channels; c += kStaged<T>) {
       q.channels = lanes_left(p.channels - c, static_cast<int>(kStaged<T>));
       stage_lines<T>(image + in_rows.begin * p.in_stride_h + c, q.in_h, p.in_w, p.in_stride_h, p.in_stride_w, q.channels, staged);
@@ -257,11 +257,11 @@ template <class T, int kStride, class A>
 void accumulate_strips(const CpuProblem& p, const T* image, const T* grad, int64_t y, int64_t rows, A* partial, A* partial_bias,
                        A* sums) {
   SequentialRows<T> prefetch_input(p.prefetch_input, image, p.in_stride_h, p.in_stride_w, p.in_w);
-  SequentialRows<T> far_grad(p.prefetch_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
+  SequentialRows<T> prefetch_grad(p.prefetch_input, grad, p.out_stride_h, p.out_stride_w, p.out_w);
   for (const int64_t end = y + rows; y < end; y += strip_rows(p)) {
     const int64_t count = y + strip_rows(p) < end ? strip_rows(p) : end - y;
     prefetch_input.read(input_rows(p, y, count));
-    far_grad.read({y, y + count});
+    prefetch_grad.read({y, y + count});
     accumulate_strip<T, A, kStride>(p, image, grad, y, count, partial, partial_bias, sums);
   }
 }

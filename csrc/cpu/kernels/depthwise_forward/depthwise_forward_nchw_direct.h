@@ -131,7 +131,7 @@ class Walk {
   DWCONV_INLINE void add_row(const T* row, const Taps& taps, Vec<A> (&acc)[kOpen][kVectors]) const {
     Samples<A, kStride, kVectors + 1> samples;
     DWCONV_UNROLL
-    for (int i = 0; i < kStride * kVectors; ++i) __builtin_prefetch(row + f_.ahead + i * kLanes<A>);
+    for (int i = 0; i < kStride * kVectors; ++i) __builtin_prefetch(row + f_.prefetch_distance + i * kLanes<A>);
     samples.template read_row<kKind == StripKind::kMasked>(row, masks_, all_);
     add_columns<kRow, 0>(samples, taps, acc);
   }
@@ -203,7 +203,7 @@ void depthwise_forward_nchw_direct(const DepthwiseArgs& args, void* scratch, Til
   const int64_t needed = (p.in_h - 1) * p.in_stride_h + p.in_w + direct_reach<A>(p);
   const DirectFrame frame = {p.in_h,      p.in_stride_h,     p.pad_h,
                              p.out_w,     p.out_stride_h,    p.kernel_h,
-                             p.kernel_w,  mask_blocks<A>(p), rows_ahead<T>(p, row_tiles == 1),
+                             p.kernel_w,  mask_blocks<A>(p), prefetch_distance_of<T>(p, row_tiles == 1),
                              p.activation};
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t plane = tile / row_tiles;

@@ -73,7 +73,7 @@ class AnyFilter {
   DWCONV_INLINE void add_row(const T* row, const A* taps, const Block& block, Vec<A> (&acc)[kAnyRows][kVectors]) const {
     constexpr int kUnrolled = 4;
     DWCONV_UNROLL
-    for (int i = 0; i < kVectors; ++i) __builtin_prefetch(row + f_.ahead + i * kLanes<A>);
+    for (int i = 0; i < kVectors; ++i) __builtin_prefetch(row + f_.prefetch_distance + i * kLanes<A>);
     Vec<A> v[kVectors + 1];
     DWCONV_UNROLL
     for (int i = 0; i < kVectors; ++i) v[i] = read_lanes<kMasked>(row + i * kLanes<A>, block.lanes[i]);

@@ -18,7 +18,8 @@
 
 namespace dwconv::DWCONV_ISA {
 
-// Where the planes `first` to `first + lanes` of all (n, c) are: their input from row `in_row` on and their output from `out_row`.
+// Where the planes `first` to `first + lanes` of all (n, c) are: their input from row `in_row` on and their output from
+// `out_row`.
 template <class Args, class T>
 void find_planes(const Args& args, int64_t first, int lanes, int64_t in_row, int64_t out_row, const T** from, T** to) {
   const CpuProblem& p = args.problem;

@@ -8,7 +8,7 @@
 // a vector of a pixel that begins in the middle of a line reads two.
 // Register tile: kFlatRows output rows by one vector. The filter is loaded once for all of them, an input vector once for the
 // rows it reaches: 18 input and 9 filter loads for 36 FMAs. It goes along the rows in the order of their addresses, which the
-// processor's prefetchers follow. Sums run in the order of the kernel whose lanes are channels: the same bits.
+// hardware's prefetchers follow. Sums run in the order of the kernel whose lanes are channels: the same bits.
 // Tiles: `rows_per_tile` output rows of one image. Traffic: input (1.5 times from L2 at 3x3) and output once.
 // Lanes in the padding read as zero and no memory there is touched; only vectors at a row's ends pay for it.
 // The plan guarantees: dense rows (out_stride_w = in_stride_w = C), depth 1, no dilation; weights and bias packed as above.

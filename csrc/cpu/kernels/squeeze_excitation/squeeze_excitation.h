@@ -10,11 +10,9 @@
 #include "cpu/kernels/activate.h"
 #include "cpu/kernels/args.h"
 #include "cpu/kernels/simd_lanes.h"
-#include "cpu/runtime/tiles.h"
+#include "cpu/kernels/tiles.h"
 
 namespace dwconv::DWCONV_ISA {
-
-inline constexpr int kMeanVectors = 4;
 
 // The means of kVectors vectors of channels, the last of which has `lanes`.
 template <class T, class A, int kVectors>

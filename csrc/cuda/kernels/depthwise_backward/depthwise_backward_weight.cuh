@@ -108,7 +108,7 @@ DWCONV_DEVICE void finish_part(const BackwardWeightTileArgs& args, A (&acc)[K][K
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256, weight_blocks(Taps::kKernel))
+DWCONV_KERNEL(kMostThreads, weight_blocks(Taps::kKernel))
 depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, V = kWeightChannels, kRows = 2, kColumns = 4, kSpan = Taps::span(kColumns);
@@ -166,7 +166,7 @@ depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256, weight_blocks(Taps::kKernel))
+DWCONV_KERNEL(kMostThreads, weight_blocks(Taps::kKernel))
 depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, kRows = kPlanePatchRows, kColumns = kPlanePatchColumns, kSpan = Taps::span(kColumns);

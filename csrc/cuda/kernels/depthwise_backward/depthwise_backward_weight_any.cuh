@@ -12,38 +12,35 @@
 
 namespace dwconv::cuda {
 
-constexpr int kTapsAThread = 8;
-constexpr int kPixelsATile = 1024;
-
 template <class T, bool kChannelsLast>
-DWCONV_KERNEL(256, 1)
+DWCONV_KERNEL(kMostThreads, 1)
 depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   const DepthwiseProblem& p = args.problem;
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w);
-  const int groups_w = (kernel_w + kTapsAThread - 1) / kTapsAThread;
+  const int groups_w = (kernel_w + kAnyTaps - 1) / kAnyTaps;
   const int64_t outputs = p.channels * args.multiplier;
   int block = block_index();
   const int64_t slab = block % slabs_of(args.tiling);
   block /= slabs_of(args.tiling);
   const int group = static_cast<int>(block % (static_cast<int64_t>(kernel_h) * groups_w));
   const int64_t part = block / (static_cast<int64_t>(kernel_h) * groups_w);
-  const int r = group / groups_w, s0 = group % groups_w * kTapsAThread, taps = least(kTapsAThread, kernel_w - s0);
+  const int r = group / groups_w, s0 = group % groups_w * kAnyTaps, taps = least(kAnyTaps, kernel_w - s0);
 
   const int lanes = kChannelsLast ? kWarp : 1;
   const int lane = thread_index() % lanes, slot = thread_index() / lanes, slots = block_size() / lanes;
   const int64_t o = slab * lanes + lane;
   const bool active = o < outputs;
-  A acc[kTapsAThread] = {}, bias[1] = {};
+  A acc[kAnyTaps] = {}, bias[1] = {};
   const int pixels = static_cast<int>(p.out_h * p.out_w), out_w = static_cast<int>(p.out_w);
-  const int tiles_an_image = (pixels + kPixelsATile - 1) / kPixelsATile;
+  const int tiles_an_image = (pixels + kAnyPixels - 1) / kAnyPixels;
   const int64_t begin = divided(args.tiles * part, args.parts), end = divided(args.tiles * (part + 1), args.parts);
   for (int64_t tile = begin; tile < end && active; ++tile) {
     const int64_t n = divided(tile, tiles_an_image);
-    const int first = static_cast<int>(tile - n * tiles_an_image) * kPixelsATile;
+    const int first = static_cast<int>(tile - n * tiles_an_image) * kAnyPixels;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n + o / args.multiplier * p.in_stride_c;
     const T* const grad = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + o * p.out_stride_c;
-    for (int pixel = first + slot; pixel < least(first + kPixelsATile, pixels); pixel += slots) {
+    for (int pixel = first + slot; pixel < least(first + kAnyPixels, pixels); pixel += slots) {
       const int y = pixel / out_w, x = pixel - y * out_w;
       const A g = load_one(grad + y * p.out_stride_h + x * p.out_stride_w);
       bias[0] += g;
@@ -52,7 +49,7 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
       const T* const from = image + row * p.in_stride_h;
       const int64_t column0 = x * p.stride_w + s0 * p.dilation_w - p.pad_w;
 #pragma unroll
-      for (int k = 0; k < kTapsAThread; ++k) {
+      for (int k = 0; k < kAnyTaps; ++k) {
         const int64_t column = column0 + k * p.dilation_w;
         if (k < taps && column >= 0 && column < p.in_w) acc[k] += g * load_one(from + column * p.in_stride_w);
       }
@@ -63,7 +60,7 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   if (active && slot == 0 && args.partial != nullptr) {
     A* const to = static_cast<A*>(args.partial) + ((part * outputs + o) * kernel_h + r) * kernel_w + s0;
 #pragma unroll
-    for (int k = 0; k < kTapsAThread; ++k) {
+    for (int k = 0; k < kAnyTaps; ++k) {
       if (k < taps) to[k] = acc[k];
     }
   }
@@ -74,7 +71,7 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
 
 // Second stage. 32 neighbouring values a block; its 8 warps take every 8th part and are added pairwise.
 template <class T>
-DWCONV_KERNEL(256, 1)
+DWCONV_KERNEL(kMostThreads, 1)
 sum_parts(SumPartsArgs args) {
   using A = accumulate_t<T>;
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = block_size() / kWarp;

@@ -15,10 +15,8 @@
 
 namespace dwconv::cuda {
 
-constexpr int kRunTaps = 8;
-
 template <class T, bool kChannelsLast>
-DWCONV_KERNEL(256, kLargeBlocks)
+DWCONV_KERNEL(kMostThreads, kLargeBlocks)
 depthwise_backward_weight_large(BackwardWeightTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int V = kChannelsLast ? kWeightChannels : 1, kSpan = 2 * kRunTaps - 1;

@@ -85,7 +85,7 @@ DWCONV_DEVICE void any_nhwc(const DepthwiseTileArgs& args) {
 }
 
 template <class T, class Axis>
-DWCONV_KERNEL(256, 1)
+DWCONV_KERNEL(kMostThreads, 1)
 depthwise_any_nhwc(DepthwiseTileArgs args) {
   if (args.tiling.aligned && args.multiplier == 1) {
     any_nhwc<T, Axis, kChunkValues<T>>(args);
@@ -95,7 +95,7 @@ depthwise_any_nhwc(DepthwiseTileArgs args) {
 }
 
 template <class T, class Axis>
-DWCONV_KERNEL(256, 1)
+DWCONV_KERNEL(kMostThreads, 1)
 depthwise_any_nchw(DepthwiseTileArgs args) {
   const DepthwiseProblem& p = args.problem;
   const int64_t channels = p.channels * (std::is_same_v<Axis, ForwardAxis> ? args.multiplier : 1);

@@ -70,7 +70,7 @@ DWCONV_DEVICE void copy_filters(T* filters, const T* weight, int taps, int slab,
 }
 
 template <class T>
-DWCONV_KERNEL(256, kLargeBlocks)
+DWCONV_KERNEL(kMostThreads, kLargeBlocks)
 depthwise_large_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int V = kLargeChannels;
@@ -128,7 +128,7 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
 }
 
 template <class T>
-DWCONV_KERNEL(256, kLargeBlocks)
+DWCONV_KERNEL(kMostThreads, kLargeBlocks)
 depthwise_large_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   const DepthwiseProblem& p = args.problem;

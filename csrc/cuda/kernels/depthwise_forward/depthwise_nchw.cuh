@@ -37,7 +37,7 @@ DWCONV_DEVICE void load_row(const T* row, int x, int width, accumulate_t<T> (&to
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256, nchw_blocks(Taps::kKernel))
+DWCONV_KERNEL(kMostThreads, nchw_blocks(Taps::kKernel))
 depthwise_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, kRows = kPlanePatchRows;

@@ -54,7 +54,7 @@ DWCONV_DEVICE void store_channels(T* to, const accumulate_t<T> (&value)[V], int 
 }
 
 template <class T, class Taps>
-DWCONV_KERNEL(256, nhwc_blocks(Taps::kKernel))
+DWCONV_KERNEL(kMostThreads, nhwc_blocks(Taps::kKernel))
 depthwise_nhwc(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, V = kThreadChannels, kSpan = Taps::span(kPatchColumns);

@@ -1,6 +1,6 @@
 // Built for sm_90a alone (tools/hopper.py), where wgmma exists.
 #include "cuda/kernels/separable/separable_forward.cuh"
-#include "cuda/plan/kernel_table.h"
+#include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {
 

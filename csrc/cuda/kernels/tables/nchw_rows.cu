@@ -1,5 +1,5 @@
 #include "cuda/kernels/depthwise_backward/depthwise_backward_weight_rows_nchw.cuh"
-#include "cuda/plan/kernel_table.h"
+#include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {
 

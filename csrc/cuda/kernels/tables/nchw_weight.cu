@@ -1,6 +1,6 @@
 #include "cuda/kernels/depthwise_backward/depthwise_backward_weight_any.cuh"
 #include "cuda/kernels/depthwise_backward/depthwise_backward_weight_large.cuh"
-#include "cuda/plan/kernel_table.h"
+#include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {
 
