@@ -115,13 +115,13 @@ inline DType check_dtype(const char* op, const char* name, const Tensor& tensor)
 
 inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   DWCONV_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(), op, ": ", name,
-               " must be on input's device, ", device_text(input), ", but got ", device_text(tensor));
+               " must be on the others' device, ", device_text(input), ", but got ", device_text(tensor));
 }
 
 // Same dtype and device as input.
 inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   check_device(op, name, tensor, input);
-  DWCONV_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have input's dtype, ",
+  DWCONV_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the others' dtype, ",
                dtype_text(input.scalar_type()), ", but got ", dtype_text(tensor.scalar_type()));
 }
 

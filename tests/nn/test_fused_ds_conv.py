@@ -108,7 +108,7 @@ def test_module_runs_packed_weights_where_it_can():
             assert torch.autograd.forward_ad.unpack_dual(block(dual)).tangent is not None
     block.requires_grad_(False)
     assert block(x.clone().requires_grad_()).requires_grad
-    with pytest.raises(RuntimeError, match=r"input must have the 8 channels of dw_weight|for 7 channels of input"):
+    with pytest.raises(RuntimeError, match=r"input must have the 8 channels of weight|for 7 channels of input"):
         block(x[:, 1:])
     assert packs(x)
 

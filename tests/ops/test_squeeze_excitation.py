@@ -106,11 +106,11 @@ X, REDUCE, FIRST, EXPAND, SECOND = arguments((2, 6, 3, 4, 4), torch.float32, tor
     ({0: X.int()}, "input must be float32, float64, bfloat16 or float16"),
     ({0: X[:0]}, r"input must not be empty, but got shape \[0, 6, 4, 4\]"),
     ({1: REDUCE[:, :5]}, r"reduce_weight must have shape \[3, 6\]"),
-    ({1: REDUCE.double()}, "reduce_weight must have shape .* and the input's accumulation type"),
+    ({1: REDUCE.double()}, "reduce_weight must be torch.float32 for this input, but got torch.float64"),
     ({1: REDUCE[:, :, None, None]}, r"reduce_weight must have shape \(S, 6\), but got \[3, 6, 1, 1\]"),
-    ({2: FIRST[:2]}, "reduce_bias must have 3 elements"),
+    ({2: FIRST[:2]}, r"reduce_bias must have shape \[3\], but got \[2\]"),
     ({3: EXPAND.t()}, r"expand_weight must have shape \[3, 6\]"),
-    ({4: SECOND[:2]}, "expand_bias must have 6 elements"),
+    ({4: SECOND[:2]}, r"expand_bias must have shape \[6\], but got \[2\]"),
     ({5: "tanh"}, "act must be one of identity, relu"),
     ({6: "relu"}, "gate must be sigmoid or hardsigmoid, but got 'relu'"),
 ])  # fmt: skip
@@ -162,7 +162,7 @@ def test_gate_errors():
     for gate in (torch.ones(2, 8), torch.ones(1, 8, 1, 1), torch.ones(2, 7, 1, 1), torch.ones(2, 8, 1, 2)):
         with pytest.raises(RuntimeError, match=r"gate must have shape \[2, 8, 1, 1\]"):
             ops.separable_conv2d_packed(x, weights, block, [0.0, 0.0], None, gate)
-    with pytest.raises(RuntimeError, match="gate must have input's dtype"):
+    with pytest.raises(RuntimeError, match="gate must have the others' dtype"):
         ops.separable_conv2d_packed(x, weights, block, [0.0, 0.0], None, torch.ones(2, 8, 1, 1).double())
     three = ops.separable_conv2d_pack(torch.randn(8, 1, 3, 3), None, torch.randn(6, 8, 1, 1), None, _C.selected_isa())
     with pytest.raises(RuntimeError, match="gate goes with a 1x1 depthwise filter, but got 3x3"):

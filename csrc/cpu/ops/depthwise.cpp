@@ -108,8 +108,6 @@ void run_repeated(const Plan& plan, const DepthwiseArgs& args, const Tensor& x, 
       const int64_t last = std::max(std::min(top + (q.out_h - 1) * p.stride_h + reach, p.in_h), first);
       q.in_h = last - first;
       q.pad_h = first - top;
-      q.in_stride_w = p.channels;
-      q.in_stride_h = p.in_w * p.channels;
       repeated_rows(x, n, multiplier).write(first, last, static_cast<char*>(scratch));
       piece.input = scratch;
       piece.output = offset(static_cast<char*>(args.output), n * p.out_stride_n + y * p.out_stride_h, p.dtype);
@@ -145,6 +143,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   args.problem = forward_problem(s, layout);
   args.problem.activation = activation;
   set_input(args.problem, x);
+  if (repeats > 1) args.problem.in_stride_w = s.channels, args.problem.in_stride_h = s.in_w * s.channels;  // as run_repeated's
   const Plan& plan = forward_plan(args.problem, repeats);
   log_plan(args.problem, plan);
   const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
