@@ -38,6 +38,22 @@ def test_gradcheck(name, multiplier, layout):
     assert gradgradcheck(lambda *t: depthwise_conv2d(*t, *conv), args, check_fwd_over_rev=True)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradcheck_of_every_implementation(layout, stride, kernels):
+    x, w, b = (t.detach().to(kernels.device).requires_grad_() for t in operands((3, 3), layout=layout))
+    pw = torch.randn(4, 3, 1, 1, dtype=torch.float64, device=kernels.device, requires_grad=True)
+
+    def block(x, w, b, pw):
+        return separable_conv2d(x, w, b, pw, None, stride, 1, 1, "silu", "gelu")
+
+    def layer(x, w, b):
+        return depthwise_conv2d(x, w, b, stride, 1)
+
+    assert gradcheck(layer, (x, w, b), fast_mode=True) and gradgradcheck(layer, (x, w, b), fast_mode=True)
+    assert gradcheck(block, (x, w, b, pw), fast_mode=True) and gradgradcheck(block, (x, w, b, pw), fast_mode=True)
+
+
 @pytest.mark.parametrize("leave_out", ["x", "w", "b"])
 def test_second_derivatives_where_only_some_are_needed(leave_out):
     x, w, b = operands((3, 3))
