@@ -33,7 +33,12 @@ def machine(device: str) -> dict[str, str]:
     facts = build_report()
     if device == "cuda":
         facts["device"] = torch.cuda.get_device_name()
-    return {"machine": platform.platform(), **facts, "commit": _commit(), "date": datetime.date.today().isoformat()}
+    return {"machine": platform.platform(), **facts, **made()}
+
+
+def made() -> dict[str, str]:
+    """The commit, and the day."""
+    return {"commit": _commit(), "date": datetime.date.today().isoformat()}
 
 
 class Summary:

@@ -88,7 +88,7 @@ class Stopwatch:
         times: dict[str, list[float]] = {name: [] for name in functions}
         order, shuffled = list(functions), random.Random(0)
         for _ in range(rounds):
-            shuffled.shuffle(order)  # what runs right behind a implementation that leaves the caches worst is a tenth slower
+            shuffled.shuffle(order)  # what runs right behind an implementation that leaves the caches worst is a tenth slower
             for name in order:
                 function = functions[name]
                 if self.device == "cpu":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .layers import Layer, depthwise_layers, separable_layers
-from .report import markdown_table, print_rows, save
+from .report import made, markdown_table, print_rows, save
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -123,5 +123,5 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
         print_rows(title, header, cells, last_is_bold=False)
         tables.append(markdown_table(title, header, cells))
         figures += [{"kind": kind, **asdict(row), "ratio": row.ratio, "saved": row.saved} for row in groups[kind]]
-    save(options, {"device": "emulator"}, {"rows": figures}, tables)
+    save(options, {"device": "emulator", **made()}, {"rows": figures}, tables)
     return 0
