@@ -63,14 +63,14 @@ def inference(model: Callable, x: Tensor) -> Callable[[], Tensor]:
 
 
 def training_step(model: Callable, x: Tensor, parameters: list[Tensor]) -> Callable[[], Tensor]:
-    optimiser = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     target = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def run() -> Tensor:
         loss = nn.functional.cross_entropy(model(x).float(), target)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss
 
     return run
@@ -161,31 +161,6 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
                     ["geometric mean", "", what, layout, "", *(f"{mean:.2f}x" for mean in means), *("" for _ in compiled)]
                 )
     return header, cells
-
-
-README_MODELS = (
-    "mobilenetv1_100", "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "shufflenet_v2_x1_0",
-    "convnext_tiny", "repvit_m0_9",
-)  # fmt: skip
-
-
-def readme_table(results: dict) -> str:
-    """The README's table, of a saved run: each way in its better layout."""
-
-    def seconds(model: str, batch: int, what: str, ways: tuple[str, ...]) -> float:
-        rows = [r for r in results["results"] if (r["model"], r["batch"], r["what"]) == (model, batch, what)]
-        return min(r["seconds"][way] for r in rows for way in ways)
-
-    header = ["", "inference, batch 1", "dwconv_ext", "", "training step, batch 8", "dwconv_ext", ""]
-    cells = []
-    for model in README_MODELS:
-        row = [model]
-        for batch, what, ways in ((1, "inference", ("backend",)), (8, "training step", ("convert", "backend"))):
-            plain, ours = (seconds(model, batch, what, w) for w in (("plain",), ways))
-            row += [f"{1e3 * plain:.1f} ms", f"{1e3 * ours:.1f} ms", f"**{plain / ours:.2f}x**"]
-        cells.append(row)
-    lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> int:

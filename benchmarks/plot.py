@@ -1,9 +1,9 @@
 """The pictures of saved results: ``python -m benchmarks plot benchmarks/results/<machine>/<suite>-<dtype>.json``.
 
 ``<suite>-<dtype>.png``: bars, each implementation's speed over the baseline (nn.Conv2d in NCHW for layers, the plain model for
-whole models), on a logarithmic scale. ``<suite>-<dtype>-roofline.png``, of layers: what the better of our layouts reaches, in
-GFLOP/s, over FLOP per byte that must be moved, and this machine's roof: what a matrix product reaches, and copy bandwidth, which
-depends on how much is copied. Nothing is measured here. --save draws the same.
+whole models), on a logarithmic scale; "n/a" where it was not timed. ``<suite>-<dtype>-roofline.png``, of layers: what the better
+of our layouts reaches, in GFLOP/s, over FLOP per byte that must be moved, and this machine's roof: what a matrix product reaches,
+and copy bandwidth, which depends on how much is copied. Nothing is measured here. --save draws the same.
 """
 
 from __future__ import annotations
@@ -39,12 +39,19 @@ SAME = 1e-6  # relative difference of a figure that was computed twice
 def draw(path: Path) -> list[Path]:
     """The pictures of one file, written beside it; none where it has no layers and no models."""
     saved = json.loads(path.read_text())
+    if "benchmarks" in saved:  # of make gpu-check: several runs in one file
+        runs = ((path.with_name(f"{name.replace('_', '-')}.json"), run) for name, run in saved["benchmarks"].items())
+        return [picture for name, run in runs for picture in _draw(name, run)]
+    return _draw(path, saved)
+
+
+def _draw(path: Path, saved: dict) -> list[Path]:
     results = saved.get("results") or [{}]
     where = saved.get("device") or f"{saved.get('CPU')}, {saved.get('threads')} threads"
     title = saved.get("title") or f"{path.stem.replace('-', ', ')}, {where}"
     bars, roofline = path.with_suffix(".png"), path.with_name(f"{path.stem}-roofline.png")
     if "model" in results[0]:
-        _bars(bars, f"{title}\neach way in its better layout", *_models(results), "speed, plain PyTorch = 1")
+        _bars(bars, f"{title}\nall in the layout that plain PyTorch is faster in", *_models(results), "speed, plain PyTorch = 1")
         return [bars]
     if "network" in results[0]:
         _bars(bars, title, *_networks(results), "speed, eager channels_last = 1")
@@ -77,16 +84,19 @@ def _models(results: list[dict]) -> tuple[list[str], Panels]:
     names = list(dict.fromkeys(r["model"] for r in results))
     ways = list(dict.fromkeys(way for r in results for way in r["seconds"] if way != "plain"))
 
-    def best(way: str, *what: object) -> float:
-        rows = (r["seconds"] for r in results if (r["model"], r["what"], r["batch"]) == what)
-        return min((seconds[way] for seconds in rows if way in seconds), default=math.nan)
-
-    return names, {
-        f"{what}, batch {batch}": {
-            way: [best("plain", n, what, batch) / best(way, n, what, batch) for n in names] for way in ways
+    panels: Panels = {}
+    for what, batch in dict.fromkeys((r["what"], r["batch"]) for r in results):
+        rows = [row_of_model(results, name, what, batch) for name in names]
+        panels[f"{what}, batch {batch}"] = {
+            way: [row["ratios"].get(way, math.nan) if row else math.nan for row in rows] for way in ways
         }
-        for what, batch in dict.fromkeys((r["what"], r["batch"]) for r in results)
-    }
+    return names, panels
+
+
+def row_of_model(results: list[dict], model: str, what: str, batch: int) -> dict | None:
+    """Of a model's rows, one for each layout, the one in which plain PyTorch is faster: a round's ratio is of one layout."""
+    rows = [r for r in results if (r["model"], r["what"], r["batch"]) == (model, what, batch)]
+    return min(rows, key=lambda r: r["seconds"]["plain"], default=None)
 
 
 def _networks(results: list[dict]) -> tuple[list[str], Panels]:
@@ -114,6 +124,9 @@ def _bars(path: Path, title: str, names: list[str], panels: Panels, label: str) 
             places = [y - 0.42 + thick * (i + 0.5) for y in range(len(names))]
             colour = COLOURS.get(implementation, OTHER)
             axis.barh(places, [ratio - 1 for ratio in ratios], thick, left=1, label=implementation, color=colour)
+            for name, place in enumerate(places):
+                if math.isnan(ratios[name]):  # no bar would be read as 1
+                    axis.annotate("n/a", (1, place), (3, 0), textcoords="offset points", va="center", fontsize=7, color="#555555")
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
         known = [ratio for ratios in series.values() for ratio in ratios if not math.isnan(ratio)]

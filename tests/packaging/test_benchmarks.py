@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import report, suites, sweep
+from benchmarks import plot, report, suites, sweep
 from benchmarks.layers import depthwise_layers, separable_layers
 from benchmarks.timing import Stopwatch, geometric_mean
 
@@ -62,12 +62,34 @@ def test_whole_networks(tmp_path, capsys, threads):
     assert "FoldedBlock" in printed and "GFLOP/s" in printed
 
 
-@pytest.mark.parametrize("name", ["intel-xeon-l1-48k-amx/separable-float32", "amd-epyc-l1-32k-avx512-bf16/models-float32"])
+@pytest.mark.parametrize(
+    "name", ["intel-xeon-l1-48k-amx/separable-float32", "amd-epyc-l1-32k-avx512-bf16/models-float32", "nvidia-h200/gpu-check"]
+)
 def test_plots_of_saved_results(name, tmp_path, capsys):
     file = tmp_path / f"{Path(name).name}.json"
     file.write_bytes((report.RESULTS / f"{name}.json").read_bytes())
     assert program.main(["plot", str(file)]) == 0
     assert all(Path(line).read_bytes().startswith(b"\x89PNG") for line in capsys.readouterr().out.splitlines())
+
+
+def test_plots_say_what_was_not_timed(tmp_path, monkeypatch):
+    rows = json.loads((report.RESULTS / "amd-epyc-l1-32k-avx512-bf16/models-float32.json").read_text())["results"]
+    shown = []
+    monkeypatch.setattr(
+        plot, "_finish", lambda figure, *_: shown.extend(t.get_text() for axis in figure.axes for t in axis.texts)
+    )
+    plot._bars(tmp_path / "plot.png", "", *plot._models(rows), "")
+    models, timed = {r["model"] for r in rows}, {(r["model"], r["batch"], r["what"]) for r in rows}
+    assert len(timed) < 4 * len(models)  # at batch 1 some have a BatchNorm of one value
+    assert shown == ["n/a"] * 2 * (4 * len(models) - len(timed))  # by convert and by the backend
+
+
+def test_whole_models_are_compared_in_plain_pytorchs_better_layout():
+    rows = [
+        {"model": "m", "what": "inference", "batch": 1, "layout": n, "seconds": {"plain": t}} for n, t in (("a", 3), ("b", 2))
+    ]
+    assert plot.row_of_model(rows, "m", "inference", 1)["layout"] == "b"
+    assert plot.row_of_model(rows, "m", "inference", 8) is None
 
 
 def test_a_file_with_nothing_to_plot(capsys):

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 import dwconv_ext.compile
-from benchmarks.models import readme_table
+from benchmarks import pages
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = 100
@@ -152,9 +152,30 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 100
 
 
-def test_the_readmes_figures_are_a_saved_results():
-    results = json.loads((ROOT / "benchmarks/results/amd-epyc-l1-32k-avx512-bf16/models-float32.json").read_text())
-    text = (ROOT / "README.md").read_text()
-    assert readme_table(results) in text
-    where = text.split("<!-- models -->")[1].split("<!-- /models -->")[0]
-    assert all(fact in where for fact in (results["commit"], results["date"], f"torch {results['torch'].split(',')[0]}"))
+@pytest.mark.parametrize("page", [pages.README, pages.BENCHMARKS], ids=lambda page: page.name)
+def test_tables_are_of_the_saved_results(page):
+    assert pages.written(page) == page.read_text()  # else: python -m benchmarks.pages
+
+
+def test_the_readme_says_what_its_figures_are_of():
+    text = pages.README.read_text()
+    results = json.loads(pages.readme_results(text).read_text())
+    below = " ".join(text.partition("<!-- /models -->")[2].partition("![")[0].split())
+    assert all(fact in below for fact in (results["commit"], results["date"], f"torch {results['torch'].split(',')[0]}"))
+    assert f"fused blocks on an NVIDIA H200, float16, batch 128, channels_last, run at {pages.h200_blocks()}".lower() in (
+        " ".join(text.split()).lower()
+    )
+
+
+def test_machines_have_the_commits_of_their_files():
+    text = pages.BENCHMARKS.read_text()
+    files = dict(re.findall(r"^\[(\w+)\]: \.\./(\S+)\.md$", text, re.MULTILINE))
+    found = 0
+    for line in lines_of_section(text, "Machines"):
+        for name in re.findall(r"\]\[(\w+)\]", line) if line.startswith("|") else ():
+            saved = json.loads((ROOT / f"{files[name]}.json").read_text())
+            facts = [next(iter(saved["benchmarks"].values()))] if "benchmarks" in saved else [saved]
+            stated = [fact[key] for fact in facts for key in ("commit", "date") if key in fact]
+            assert all(f"| {fact} " in line for fact in stated), (name, stated)
+            found += 1
+    assert found >= 12
