@@ -179,3 +179,30 @@ def test_machines_have_the_commits_of_their_files():
             assert all(f"| {fact} " in line for fact in stated), (name, stated)
             found += 1
     assert found >= 12
+
+
+FORMS = {"limits.md": ["What", "Bound", "Evidence", "Tried"]}
+DESIGN = sorted(path.name for path in (ROOT / "docs/design").glob("*.md") if path.name not in ("architecture.md", "README.md"))
+
+
+@pytest.mark.parametrize("page", DESIGN)
+def test_design_entries_are_short_and_of_one_form(page):
+    text = (ROOT / "docs/design" / page).read_text()
+    entries = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert entries
+    for entry in entries:
+        title, *lines = entry.splitlines()
+        form = re.findall(r"^\*\*(\w+)\*\*\s", entry, re.MULTILINE)
+        assert form == FORMS.get(page, ["Context", "Decision", "Evidence", "Rejected"]), title
+        words = sum(len(line.split()) for line in lines if not line.startswith("|"))
+        assert words <= 150, f"{title}: {words} words"
+
+
+def test_tests_named_for_planted_faults_exist():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)", (ROOT / "docs/mutations.md").read_text())
+    there = {
+        (path.relative_to(ROOT / "tests").as_posix(), name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert named and sorted(set(named) - there) == []
