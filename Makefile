@@ -1,9 +1,9 @@
 # make demo    set up, build, and show it on real pictures and digits      (3 to 4 minutes on 2 fast cores, set-up included)
 # make test    set up, build, run the tests
-# make bench   the tables and plots of the README
+# make bench   tables and plots of layers, blocks and networks (docs/benchmarks.md)
 # make fuzz    10,000 random problems a property test; make slow: the tests that need minutes or 20 GB
 # make sanitize  the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, property tests included
-# make models  the table of whole models, converted against untouched
+# make models  whole models, converted and compiled by the backend against plain PyTorch; the README's table and plot are of these
 # make sweep   the time an element costs at neighbouring sizes and as N, C and H grow
 # make traffic the bytes that the CUDA kernels move, counted without a GPU
 # make build-time  what each source file takes to compile; make wheel: a wheel for every machine, make check-wheel tries it
@@ -42,7 +42,7 @@ fuzz: environment-test build
 
 # Python itself is not built so: the sanitizer's runtime is loaded before it (libstdc++ too: the runtime looks for its functions
 # at its start). The 64-byte instruction sets are emulated, so that all of them run anywhere and every access is seen, and not
-# optimised, which the compiler takes minutes for; fewer filter sizes than usual; and without Python's -fwrapv, which would hide
+# optimized, which the compiler takes minutes for; fewer filter sizes than usual; and without Python's -fwrapv, which would hide
 # overflows.
 SANITIZERS := -fsanitize=address,undefined
 SANITIZED := build/sanitized/lib
