@@ -46,11 +46,11 @@ class Checks:
         self.that(t.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16, but got {t.dtype}")
 
     def device(self, name: str, t: Tensor, x: Tensor) -> None:
-        self.that(t.device == x.device, f"{name} must be on input's device, {x.device}, but got {t.device}")
+        self.that(t.device == x.device, f"{name} must be on the others' device, {x.device}, but got {t.device}")
 
     def like_input(self, name: str, t: Tensor, x: Tensor) -> None:
         self.device(name, t, x)
-        self.that(t.dtype == x.dtype, f"{name} must have input's dtype, {x.dtype}, but got {t.dtype}")
+        self.that(t.dtype == x.dtype, f"{name} must have the others' dtype, {x.dtype}, but got {t.dtype}")
 
     def vector(self, name: str, t: Tensor | None, size: Any, x: Tensor) -> None:
         if t is not None:

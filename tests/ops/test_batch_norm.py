@@ -157,8 +157,8 @@ def test_opcheck():
         ({"input": torch.randn(2, 3, 4)}, "input must be 4-dimensional"),
         ({"input": torch.ones(2, 3, 4, 4, dtype=torch.int32)}, "input must be float32, float64, bfloat16 or float16"),
         ({"input": torch.randn(0, 3, 4, 4)}, "input must not be empty"),
-        ({"weight": torch.randn(4)}, "weight must be 1-dimensional with 3 elements"),
-        ({"bias": torch.randn(3).double()}, "bias must be float32 for this input"),
+        ({"weight": torch.randn(4)}, r"weight must have shape \[3\], but got \[4\]"),
+        ({"bias": torch.randn(3).double()}, "bias must be torch.float32 for this input, but got torch.float64"),
         ({"eps": -1.0}, "eps must be non-negative"),
         ({"act": "mish"}, "act must be one of identity, relu"),
     ],
@@ -174,7 +174,7 @@ def test_errors_of_backward():
     _, mean, variance = ops.batch_norm_act(x, w, b, 1e-5, "relu")
     with pytest.raises(RuntimeError, match="grad_output must have input's shape"):
         ops.batch_norm_act_backward(x[:1], x, w, b, mean, variance, 1e-5, "relu")
-    with pytest.raises(RuntimeError, match="variance must be 1-dimensional with 3 elements"):
+    with pytest.raises(RuntimeError, match=r"variance must have shape \[3\], but got \[2\]"):
         ops.batch_norm_act_backward(x, x, w, b, mean, variance[:2], 1e-5, "relu")
 
 
