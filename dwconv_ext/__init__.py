@@ -44,8 +44,7 @@ def _register(registry: ModuleType) -> None:
 
 when_imported("torch._dynamo.backends.registry", _register)
 
-if _C_cuda is None:
-    register_missing_cuda(cuda_status)
+register_missing_cuda()
 
 __all__ = [
     "DepthwiseConv2d",

@@ -61,16 +61,21 @@ _C = load_cpu()
 _C_cuda, cuda_status = load_cuda(_C.build_cuda)
 
 
-def register_missing_cuda(why: str) -> None:
-    """Without the CUDA half, the ops say on CUDA tensors what is missing; under a CPU-only torch there are no such tensors."""
+def register_missing_cuda() -> None:
+    """Ops without a CUDA kernel say so on CUDA tensors; under a CPU-only torch there are no such tensors."""
     if torch.version.cuda is None:
         return
+    why = "tensors must be on the CPU, for which alone it has a kernel, but got CUDA tensors"
+    if _C_cuda is None:
+        why = f"CUDA tensors need the CUDA half, but {cuda_status}"
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("dwconv_ext::") and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
+            op = name.removeprefix("dwconv_ext::")
 
-    def missing(*args: object) -> None:
-        raise RuntimeError(f"dwconv_ext: CUDA tensors need the CUDA half, but {why}")
+            def missing(*args: object, op: str = op) -> None:
+                raise RuntimeError(f"{op}: {why}")
 
-    for name in ("depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d"):
-        _missing.impl(name, missing, "CUDA")
+            _missing.impl(op, missing, "CUDA")
 
 
 _missing = torch.library.Library("dwconv_ext", "IMPL")
