@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
-from ..ops.activations import SLOPE
+from ..ops.activations import ACTIVATIONS, GATES, GELU_OF, SLOPE
 from ..ops.autograd import PLAIN
 
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -95,32 +95,25 @@ def _bound(node: fx.Node) -> dict[str, Any]:
 
 def activation(node: fx.Node) -> tuple[str, float] | None:
     """The op's name and slope of an activation of node.args[0]; "identity" of what does nothing in eval mode."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     if node.op == "call_method":
-        return {"relu": ("relu", SLOPE), "relu_": ("relu", SLOPE)}.get(name)
+        return ("relu", SLOPE) if node.target in ("relu", "relu_") else None
     if node.op != "call_function" or not node.args:
         return None
     if node.target in (torch.relu, torch.relu_):
         return "relu", SLOPE
-    module = getattr(node.target, "__module__", None)
-    if module not in ("torch.nn.functional", "torch._C._nn"):
+    if getattr(node.target, "__module__", None) not in ("torch.nn.functional", "torch._C._nn"):
         return None
-    arguments = _bound(node)
-    if name in ("relu", "relu6", "silu", "hardswish"):
-        return name, SLOPE
+    name, slope, arguments = node.target.__name__, SLOPE, _bound(node)
     if name == "gelu":
-        kinds = {"none": "gelu", "tanh": "gelu_tanh"}
-        kind = kinds.get(arguments.get("approximate", "none"))
-        return None if kind is None else (kind, SLOPE)
-    if name == "leaky_relu":
-        slope = arguments.get("negative_slope", node.args[1] if len(node.args) > 1 else SLOPE)
-        return "leaky_relu", float(number_of(slope))
-    if name == "hardtanh":
+        name = GELU_OF.get(arguments.get("approximate", "none"))
+    elif name == "leaky_relu":
+        slope = float(number_of(arguments.get("negative_slope", node.args[1] if len(node.args) > 1 else SLOPE)))
+    elif name == "hardtanh":
         low, high = (number_of(arguments.get(n, d)) for n, d in (("min_val", -1.0), ("max_val", 1.0)))
-        return ("relu6", SLOPE) if (low, high) == (0, 6) else None
-    if name.startswith(("dropout", "feature_dropout")) and arguments.get("training") is False:
-        return "identity", SLOPE
-    return None
+        name = "relu6" if (low, high) == (0, 6) else None
+    elif name.startswith(("dropout", "feature_dropout")) and arguments.get("training") is False:
+        name = "identity"
+    return (name, slope) if name in ACTIVATIONS else None
 
 
 def mean_of_pixels(node: fx.Node) -> fx.Node | None:
@@ -138,15 +131,12 @@ def mean_of_pixels(node: fx.Node) -> fx.Node | None:
     return input if dims == [2, 3] and arguments.get(2, arguments.get("keepdim")) is True else None
 
 
+_GATES = {F.sigmoid: "sigmoid", "sigmoid": "sigmoid", **{function: name for name, function in GATES.items()}}
+
+
 def gate(node: fx.Node) -> str | None:
     """The name of a gate's function of node.args[0]."""
-    if node.op == "call_method":
-        return "sigmoid" if node.target == "sigmoid" else None
-    if node.op != "call_function" or not node.args:
-        return None
-    if node.target in (torch.sigmoid, F.sigmoid):
-        return "sigmoid"
-    return "hardsigmoid" if node.target is F.hardsigmoid else None
+    return _GATES.get(node.target) if node.op in ("call_function", "call_method") and node.args else None
 
 
 def product(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -1,6 +1,7 @@
-"""The activations, in one table: as torch computes them, and the modules that stand for them.
+"""The activations and the gates, in one table each: as torch computes them, and the modules that stand for them.
 
-csrc/common/activation.h has the same names, with the kernels' numbers for them; a test holds the two together.
+csrc/common/activation.h has the same names, with the kernels' numbers for them; a test holds the two together. Those that are
+functions of torch.nn.functional have their names there.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ ACTIVATIONS = {
     "gelu_tanh": Activation(lambda x, *_: F.gelu(x, approximate="tanh"), lambda _: nn.GELU(approximate="tanh")),
     "leaky_relu": Activation(lambda x, slope, inplace: F.leaky_relu(x, slope, inplace), lambda slope: nn.LeakyReLU(slope)),
 }
-OF_MODULE = {type(activation.module(SLOPE)): name for name, activation in reversed(ACTIVATIONS.items())}
+GELU_OF = {"none": "gelu", "tanh": "gelu_tanh"}  # by `approximate`: one function and one module of torch's stand for both
+OF_MODULE = {type(activation.module(SLOPE)): name for name, activation in ACTIVATIONS.items() if name != "gelu_tanh"}
 
+# Of squeeze-and-excitation.
+GATES = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 # In eval mode they give what they are given.
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -50,9 +54,9 @@ def activation_backward(grad: Tensor, x: Tensor, name: str, slope: float) -> Ten
 def activation_of_module(module: nn.Module) -> tuple[str, float] | None:
     """The name and negative slope of an activation module; None where the ops have none."""
     name = OF_MODULE.get(type(module))
-    if type(module) is nn.GELU:
-        name = {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
-    if type(module) is nn.ReLU6 and (module.min_val, module.max_val) != (0, 6):
+    if name == "gelu":
+        name = GELU_OF.get(module.approximate)
+    if name == "relu6" and (module.min_val, module.max_val) != (0, 6):
         name = None
     return None if name is None else (name, float(getattr(module, "negative_slope", SLOPE)))
 
