@@ -11,6 +11,7 @@ section 3.1):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from .nn.depthwise import DepthwiseConv2d
 from .nn.separable import FusedDSConv
-from .ops.functional import IntOrPair, to_pair
+from .ops.arguments import IntOrPair, check_kind, positive_int, positive_pair, shape_of
 from .plan import plan
 
 
@@ -34,53 +35,83 @@ class Cost(NamedTuple):
         return Cost(self.parameters + other[0], self.multiply_adds + other[1])
 
 
-def _sizes(name: str, value: IntOrPair) -> tuple[int, int]:
-    pair = to_pair(name, value)
-    if min(pair) < 1:
-        raise ValueError(f"{name} must be positive, but got {value!r}")
-    return pair
-
-
-def _cost(kernel: IntOrPair, terms: int, out_size: IntOrPair, **channels: int) -> Cost:
-    for name, value in channels.items():
-        _sizes(name, value)
-    (kernel_h, kernel_w), (out_h, out_w) = _sizes("kernel", kernel), _sizes("out_size", out_size)
-    parameters = kernel_h * kernel_w * terms
-    return Cost(parameters, parameters * out_h * out_w)
+def _cost(function: str, kernel: IntOrPair, out_size: IntOrPair, **channels: int) -> Cost:
+    op = f"cost.{function}"
+    sizes = [positive_int(op, name, value) for name, value in channels.items()]
+    parameters = math.prod((*positive_pair(op, "kernel", kernel), *sizes))
+    return Cost(parameters, parameters * math.prod(positive_pair(op, "out_size", out_size)))
 
 
 def standard(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
-    """A standard convolution: Dk Dk M N parameters, times Df Df multiply-adds. Sizes are ints or pairs (height, width).
+    """A standard convolution: Dk Dk M N parameters, times Df Df multiply-adds.
+
+    Args:
+        kernel: Dk, int or pair (height, width).
+        in_channels: M.
+        out_channels: N.
+        out_size: Df, int or pair.
+
+    Raises:
+        TypeError: kernel or out_size that is neither an int nor a pair of ints.
+        ValueError: a size that is not positive, channels that are not a positive int.
 
     Examples:
         >>> standard(3, 3, 4).parameters
         108
     """
-    return _cost(kernel, in_channels * out_channels, out_size, in_channels=in_channels, out_channels=out_channels)
+    return _cost("standard", kernel, out_size, in_channels=in_channels, out_channels=out_channels)
 
 
 def depthwise(kernel: IntOrPair, in_channels: int, out_size: IntOrPair = 1) -> Cost:
     """A depthwise convolution: Dk Dk M parameters, times Df Df multiply-adds.
 
+    Args:
+        kernel: Dk, int or pair (height, width).
+        in_channels: M.
+        out_size: Df, int or pair.
+
+    Raises:
+        TypeError: as in ``standard``.
+        ValueError: as in ``standard``.
+
     Examples:
         >>> depthwise(3, 3).parameters
         27
     """
-    return _cost(kernel, in_channels, out_size, in_channels=in_channels)
+    return _cost("depthwise", kernel, out_size, in_channels=in_channels)
 
 
 def pointwise(in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
     """A 1x1 convolution: M N parameters, times Df Df multiply-adds.
 
+    Args:
+        in_channels: M.
+        out_channels: N.
+        out_size: Df, int or pair (height, width).
+
+    Raises:
+        TypeError: as in ``standard``.
+        ValueError: as in ``standard``.
+
     Examples:
         >>> pointwise(3, 4, 8)
         Cost(parameters=12, multiply_adds=768)
     """
-    return standard(1, in_channels, out_channels, out_size)
+    return _cost("pointwise", 1, out_size, in_channels=in_channels, out_channels=out_channels)
 
 
 def separable(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: IntOrPair = 1) -> Cost:
     """Depthwise, then pointwise: Dk Dk M + M N parameters, times Df Df multiply-adds.
+
+    Args:
+        kernel: Dk, int or pair (height, width).
+        in_channels: M.
+        out_channels: N.
+        out_size: Df, int or pair.
+
+    Raises:
+        TypeError: as in ``standard``.
+        ValueError: as in ``standard``.
 
     Examples:
         >>> separable(3, 3, 4).parameters
@@ -92,12 +123,20 @@ def separable(kernel: IntOrPair, in_channels: int, out_channels: int, out_size: 
 def separable_ratio(kernel: IntOrPair, out_channels: int) -> float:
     """A separable convolution's cost over the standard one's: 1 / N + 1 / (Dk Dk).
 
+    Args:
+        kernel: Dk, int or pair (height, width).
+        out_channels: N.
+
+    Raises:
+        TypeError: as in ``standard``.
+        ValueError: as in ``standard``.
+
     Examples:
         >>> round(separable_ratio(3, 4), 3)
         0.361
     """
-    kernel_h, kernel_w = _sizes("kernel", kernel)
-    return 1 / _sizes("out_channels", out_channels)[0] + 1 / (kernel_h * kernel_w)
+    weight = _cost("separable_ratio", kernel, 1).parameters
+    return 1 / positive_int("cost.separable_ratio", "out_channels", out_channels) + 1 / weight
 
 
 # --- a whole model -----------------------------------------------------------------------------------------------------
@@ -165,14 +204,19 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
         model: any module of one input.
         input: a tensor or its shape; by default one image of ``model.resolution`` (224 where it has none).
 
+    Returns:
+        The table; it prints with the sums.
+
     Raises:
         ModuleNotFoundError: torchinfo is not installed.
+        TypeError: model is not an nn.Module, or input is neither a tensor nor a shape.
 
     Examples:
         >>> from dwconv_ext.models import MobileNetV1
         >>> table(MobileNetV1()).parameters
         4231976
     """
+    check_kind("cost.table", "model", model, nn.Module, "an nn.Module")
     try:
         import torchinfo
     except ModuleNotFoundError as error:
@@ -182,7 +226,7 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
         input = (1, 3, size, size)
     if not isinstance(input, Tensor):
         reference = next(model.parameters(), torch.empty(0))
-        input = torch.zeros(tuple(input), dtype=reference.dtype, device=reference.device)
+        input = torch.zeros(shape_of("cost.table", "input", input), dtype=reference.dtype, device=reference.device)
     info = torchinfo.summary(model, input_data=input, device=input.device, verbose=0, mode="eval")
     names = {id(module): name for name, module in model.named_modules()}
     fused = {id(part): block for block in model.modules() if isinstance(block, FusedDSConv) for part in block._parts()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._extension import _C
 from .nn.separable import FusedDSConv
+from .ops.arguments import positive_int, shape_of
 from .ops.functional import DTYPES, depthwise_conv2d, name_of, resolve_padding
 
 
@@ -68,7 +69,7 @@ def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int
     layout = "NCHW" if input.is_contiguous() else "channels_last"
     # On the meta device: an even filter's 'same' pads the input itself.
     shape = torch.empty(input.shape, device="meta")
-    padded, padding = resolve_padding(shape, conv.weight, conv.padding, conv.stride, conv.dilation)
+    padded, padding = resolve_padding("plan", shape, conv.weight, conv.padding, conv.stride, conv.dilation)
     height, width = padded.shape[-2:]
     found = _C.plan(
         op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, (height, width),
@@ -93,26 +94,24 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
         FusedDSConv the forward pass.
 
     Raises:
-        TypeError: layer is neither.
-        ValueError: input does not fit the layer, or its dtype has no kernel.
+        TypeError: layer is neither, or input is neither a tensor nor a shape.
+        ValueError: input does not fit the layer, or its dtype has no kernel; threads is not a positive int.
 
     Examples:
         >>> print(plan(nn.Conv2d(32, 32, 3, padding=1, groups=32), (8, 32, 7, 7))[0].kernel)
         depthwise_forward_nchw_transposed
     """
     if not isinstance(input, Tensor):
-        input = torch.empty(tuple(input), device="meta")
-    threads = torch.get_num_threads() if threads is None else threads
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, but got {threads}")
+        input = torch.empty(shape_of("plan", "input", input), device="meta")
+    threads = torch.get_num_threads() if threads is None else positive_int("plan", "threads", threads)
     fused = isinstance(layer, FusedDSConv)
     conv = layer._parts()[0] if fused else layer
     if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels):
-        raise TypeError(f"layer must be a depthwise nn.Conv2d or a FusedDSConv, but got {type(layer).__name__}")
+        raise TypeError(f"plan: layer must be a depthwise nn.Conv2d or a FusedDSConv, but got {type(layer).__name__}")
     if input.dim() != 4 or input.shape[1] != conv.in_channels:
-        raise ValueError(f"input must have shape (N, {conv.in_channels}, H, W), but got {list(input.shape)}")
+        raise ValueError(f"plan: input must have shape (N, {conv.in_channels}, H, W), but got {list(input.shape)}")
     if input.dtype not in DTYPES:
-        raise ValueError(f"input must be float32, float64, bfloat16 or float16, but got {input.dtype}")
+        raise ValueError(f"plan: input must be float32, float64, bfloat16 or float16, but got {input.dtype}")
     weight = torch.empty(conv.weight.shape, dtype=input.dtype, device="meta")
     try:
         depthwise_conv2d(input.to("meta"), weight, None, conv.stride, conv.padding, conv.dilation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.depthwise import DepthwiseConv2d
 from ..nn.separable import FusedDSConv
-from ..ops.activations import ACTIVATIONS
-from ..ops.functional import to_pair
+from ..ops.arguments import check_kind, to_pair
 from .replace import Swapped, class_for, fuses, is_depthwise, restore, why_not
 from .sequential import SequentialMixin, blocks_of, flattened
 from .timing import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
@@ -65,7 +64,8 @@ class ConversionReport:
 
 
 def _describe(conv: nn.Conv2d) -> str:
-    size, stride = ("x".join(map(str, to_pair(name, getattr(conv, name)))) for name in ("kernel_size", "stride"))
+    pairs = (to_pair(type(conv).__name__, name, getattr(conv, name)) for name in ("kernel_size", "stride"))
+    size, stride = ("x".join(map(str, pair)) for pair in pairs)
     return f"{conv.in_channels} channels, {size}, stride {stride}"
 
 
@@ -167,8 +167,7 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
         1 depthwise convolution: 1 FusedDSConv; 1 sequential container
         0  Conv2d: 8 channels, 3x3, stride 1x1  FusedDSConv  with 1, 2, 3, 4
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    check_kind("convert", "model", model, nn.Module, "an nn.Module")
     if not inplace:
         model = _shared_copy(model)
     report = _convert(model, example_input)
@@ -190,11 +189,17 @@ def unfuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         inplace: change the model itself (not possible for a FusedDSConv, which is replaced); otherwise a copy that shares
             parameters and buffers.
 
+    Returns:
+        The plain model.
+
     Raises:
         TypeError: model is not an nn.Module.
+
+    Examples:
+        >>> [type(layer).__name__ for layer in unfuse(FusedDSConv(8, 16, activation="silu"))]
+        ['Conv2d', 'BatchNorm2d', 'SiLU', 'Conv2d', 'BatchNorm2d', 'SiLU']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    check_kind("unfuse", "model", model, nn.Module, "an nn.Module")
     if not inplace:
         model = _shared_copy(model)
     model.__dict__.pop("conversion_report", None)
@@ -204,29 +209,9 @@ def unfuse(model: nn.Module, inplace: bool = False) -> nn.Module:
 def _unfuse(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in done:
         return done[module]
-    new = done[module] = _sequential(module) if type(module) is FusedDSConv else module
+    new = done[module] = module._as_sequential() if type(module) is FusedDSConv else module
     restore(new)
     for name, child in new._modules.items():
         if child is not None:
             new._modules[name] = _unfuse(child, done)
     return new
-
-
-def _sequential(block: FusedDSConv) -> nn.Sequential:
-    parts = block._modules
-    plain = nn.Sequential(
-        OrderedDict(
-            depthwise=parts["depthwise"],
-            bn1=parts["bn1"],
-            act1=ACTIVATIONS[block.dw_activation].module(block.dw_slope),
-            pointwise=parts["pointwise"],
-            bn2=parts["bn2"],
-            act2=ACTIVATIONS[block.activation].module(block.slope),
-        )
-    )
-    for name, value in block.__dict__.items():
-        if "hooks" in name:
-            plain.__dict__[name] = value
-    for part in (plain, plain.act1, plain.act2):
-        part.training = block.training
-    return plain

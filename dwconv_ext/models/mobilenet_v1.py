@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.separable import FusedDSConv
-from ._checks import positive, positive_int
+from ..ops.arguments import check_probability, positive, positive_int
 
 # (output channels, stride) of the 13 blocks: Howard et al., table 1.
 BLOCKS = (
@@ -46,10 +46,12 @@ class MobileNetV1(nn.Module):
         self, num_classes: int = 1000, width_multiplier: float = 1.0, resolution: int = 224, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        positive_int("num_classes", num_classes)
-        alpha = positive("width_multiplier", width_multiplier)
-        if positive_int("resolution", resolution) % STRIDE:
-            raise ValueError(f"resolution must be a multiple of {STRIDE}, but got {resolution}")
+        own = type(self).__name__
+        positive_int(own, "num_classes", num_classes)
+        alpha = positive(own, "width_multiplier", width_multiplier)
+        if positive_int(own, "resolution", resolution) % STRIDE:
+            raise ValueError(f"{own}: resolution must be a multiple of {STRIDE}, but got {resolution}")
+        check_probability(own, "dropout", dropout)
         self.resolution = resolution
         channels = self._width(STEM_CHANNELS, alpha)
         layers: list[nn.Module] = [

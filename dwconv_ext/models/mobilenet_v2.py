@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import convert
-from ._checks import positive, positive_int
+from ..ops.arguments import check_probability, positive, positive_int
 
 # expansion t, output channels c, repeats n, stride s of the first: Sandler et al., table 2.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -36,14 +36,23 @@ class InvertedResidual(nn.Module):
         stride: of the depthwise convolution, 1 or 2.
         expand_ratio: channels of the expansion over in_channels; 1 for none.
 
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+
+    Raises:
+        ValueError: channels that are not a positive int, an expand_ratio that is not a positive number, a stride but 1 and 2.
+
     Source: Sandler et al., arXiv:1801.04381, table 1 and figure 4.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expand_ratio: int) -> None:
         super().__init__()
+        own = type(self).__name__
+        positive_int(own, "in_channels", in_channels)
+        positive_int(own, "out_channels", out_channels)
         if stride not in (1, 2):
-            raise ValueError(f"stride must be 1 or 2, but got {stride!r}")
-        hidden = round(in_channels * expand_ratio)
+            raise ValueError(f"{own}: stride must be 1 or 2, but got {stride!r}")
+        hidden = max(1, round(in_channels * positive(own, "expand_ratio", expand_ratio)))
         self.use_shortcut = stride == 1 and in_channels == out_channels
         expansion = [conv_bn_relu6(in_channels, hidden)] if expand_ratio != 1 else []
         self.conv = nn.Sequential(
@@ -80,8 +89,10 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int = 1000, width_multiplier: float = 1.0, dropout: float = 0.2) -> None:
         super().__init__()
-        positive_int("num_classes", num_classes)
-        alpha = positive("width_multiplier", width_multiplier)
+        own = type(self).__name__
+        positive_int(own, "num_classes", num_classes)
+        alpha = positive(own, "width_multiplier", width_multiplier)
+        check_probability(own, "dropout", dropout)
         channels = divisible(STEM_CHANNELS * alpha)
         last = divisible(LAST_CHANNELS * max(1.0, alpha))
         layers: list[nn.Module] = [conv_bn_relu6(3, channels, 3, 2)]

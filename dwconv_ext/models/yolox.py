@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..convert import convert
-from ._checks import positive_int
+from ..ops.arguments import check_one_of, positive_int
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": lambda: nn.SiLU(inplace=True),
@@ -43,14 +43,14 @@ class DWConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, ksize: int, stride: int = 1, act: str = "silu") -> None:
         super().__init__()
+        own = type(self).__name__
         for name, value in (
             ("in_channels", in_channels), ("out_channels", out_channels), ("ksize", ksize), ("stride", stride),
         ):  # fmt: skip
-            positive_int(name, value)
+            positive_int(own, name, value)
         if ksize % 2 == 0:
-            raise ValueError(f"ksize must be odd, but got {ksize}")
-        if act not in ACTIVATIONS:
-            raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, but got {act!r}")
+            raise ValueError(f"{own}: ksize must be odd, but got {ksize}")
+        check_one_of(own, "act", act, ACTIVATIONS)
         self.dconv = base_conv(in_channels, in_channels, ksize, stride, in_channels, act)
         self.pconv = base_conv(in_channels, out_channels, 1, 1, 1, act)
         convert(self, inplace=True)

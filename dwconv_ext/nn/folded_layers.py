@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._extension import _C
-from ..ops.activations import ACTIVATIONS, SLOPE, activate
+from ..ops.activations import ACTIVATIONS, GATES, SLOPE, activate
+from ..ops.arguments import IntOrPair, to_pair
 from ..ops.autograd import PLAIN, is_traced_or_transformed
 from ..ops.batch_norm import norm_fits
 from ..ops.functional import (
     DTYPES,
-    IntOrPair,
     accumulation_dtype,
     depthwise_conv2d,
     name_of,
     padding_of,
     separable_conv2d,
-    to_pair,
 )
 from .folded_weights import Tensors, can_be_watched, fold, found, keep
 
@@ -118,8 +117,9 @@ def _pack(
     dtype: torch.dtype,
 ) -> Run | None:  # fmt: skip
     """The block of these folded weights on its kernel; None where its padding is another at each end."""
-    stride, dilation = to_pair("stride", first.stride), to_pair("dilation", first.dilation)
-    padding, more = padding_of(first.padding, dw.shape[2:], stride, dilation)
+    op = "separable_conv2d"
+    stride, dilation = to_pair(op, "stride", first.stride), to_pair(op, "dilation", first.dilation)
+    padding, more = padding_of(op, first.padding, dw.shape[2:], stride, dilation)
     if any(more):
         return None
     activations = (_C.activations[s.activation] for s in (first, second))
@@ -295,9 +295,6 @@ class FoldedLinear(Folded):
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         output = F.linear(input, *tensors)
         return activate(output, self.settings.activation, self.settings.slope, inplace=not output.requires_grad)
-
-
-GATES = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 
 class FoldedSqueeze(Folded):

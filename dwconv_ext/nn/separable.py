@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ops.activations import activation_of
-from ..ops.functional import IntOrPair, as_autocast, as_weights_layout, to_pair
+from ..ops.activations import ACTIVATIONS, activation_of
+from ..ops.arguments import IntOrPair, to_pair
+from ..ops.functional import as_autocast, as_weights_layout
 from .batch_norm_act import norm_then_activation
 from .depthwise import DepthwiseConv2d
 from .foldable import fits, is_conv, is_fixed_norm, settings_of, starts_a_block, tensors_of
@@ -36,8 +38,7 @@ class FusedDSConv(nn.Module):
         padding: of the depthwise convolution: int, pair, ``'same'`` or ``'valid'``; None for
             ``dilation * (kernel_size - 1) // 2``.
         dilation: of the depthwise convolution, int or pair.
-        activation: of the block's output: ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``,
-            ``leaky_relu``, ``identity``, or the matching nn.Module.
+        activation: of the block's output: one of ``depthwise_conv2d``'s ``act``, or the matching nn.Module.
         dw_activation: after the depthwise stage; by default the same as ``activation``.
         bias: whether the convolutions have one of their own.
         eps: of both BatchNorms.
@@ -49,7 +50,9 @@ class FusedDSConv(nn.Module):
         (N, C, H, W) or, in eval mode, (C, H, W) -> (N, out_channels, outH, outW), in the input's layout.
 
     Raises:
-        ValueError: an activation that is not in the list.
+        ValueError: an activation that is not in the list, in_channels that is not a positive int, another padding.
+        TypeError: kernel_size, stride, padding or dilation that is neither an int nor a pair of ints.
+        RuntimeError: in the forward pass, an input that does not fit, as in ``depthwise_conv2d``.
 
     Examples:
         >>> import torch
@@ -78,13 +81,14 @@ class FusedDSConv(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.activation, self.slope = activation_of("activation", activation)
+        own = type(self).__name__
+        self.activation, self.slope = activation_of(own, "activation", activation)
         if dw_activation is None:
             self.dw_activation, self.dw_slope = self.activation, self.slope
         else:
-            self.dw_activation, self.dw_slope = activation_of("dw_activation", dw_activation)
+            self.dw_activation, self.dw_slope = activation_of(own, "dw_activation", dw_activation)
         if padding is None:
-            sizes = zip(to_pair("kernel_size", kernel_size), to_pair("dilation", dilation), strict=True)
+            sizes = zip(to_pair(own, "kernel_size", kernel_size), to_pair(own, "dilation", dilation), strict=True)
             padding = tuple(d * (k - 1) // 2 for k, d in sizes)
         factory = {"device": device, "dtype": dtype}
         self.depthwise = DepthwiseConv2d(in_channels, in_channels, kernel_size, stride, padding, dilation, bias, **factory)
@@ -127,11 +131,20 @@ class FusedDSConv(nn.Module):
         x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
         return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
 
+    def _as_sequential(self) -> nn.Sequential:
+        """The same parts, with modules for the activations: same keys, hooks and mode."""
+        conv, bn1, pointwise, bn2 = self._parts()
+        act1 = ACTIVATIONS[self.dw_activation].module(self.dw_slope)
+        act2 = ACTIVATIONS[self.activation].module(self.slope)
+        plain = nn.Sequential(OrderedDict(depthwise=conv, bn1=bn1, act1=act1, pointwise=pointwise, bn2=bn2, act2=act2))
+        plain.__dict__.update((name, value) for name, value in self.__dict__.items() if "hooks" in name)
+        for part in (plain, act1, act2):
+            part.training = self.training
+        return plain
+
     def __prepare_scriptable__(self) -> nn.Module:
         """torch.jit.script, which reads a class's source, is given torch's modules."""
-        from ..convert import unfuse
-
-        return unfuse(self)
+        return self._as_sequential()
 
     def extra_repr(self) -> str:
         slopes = f", slope={self.slope}" if self.activation == "leaky_relu" else ""

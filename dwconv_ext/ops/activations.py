@@ -61,11 +61,11 @@ def activation_of_module(module: nn.Module) -> tuple[str, float] | None:
     return None if name is None else (name, float(getattr(module, "negative_slope", SLOPE)))
 
 
-def activation_of(argument: str, activation: str | nn.Module) -> tuple[str, float]:
+def activation_of(owner: str, argument: str, activation: str | nn.Module) -> tuple[str, float]:
     """The same of an activation given as a string or as an nn.Module.
 
     Raises:
-        ValueError: neither; it names the argument.
+        ValueError: neither; it names the owner and the argument.
     """
     if isinstance(activation, str):
         found = (activation, SLOPE) if activation in ACTIVATIONS else None
@@ -74,5 +74,5 @@ def activation_of(argument: str, activation: str | nn.Module) -> tuple[str, floa
     if found is None:
         modules = ", ".join(sorted(f"nn.{kind.__name__}" for kind in OF_MODULE))
         names = ", ".join(ACTIVATIONS)
-        raise ValueError(f"{argument} must be one of {names} or an instance of {modules}, but got {activation!r}")
+        raise ValueError(f"{owner}: {argument} must be one of {names} or an instance of {modules}, but got {activation!r}")
     return found

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import SLOPE, activate, activation_backward
+from .arguments import check_activation
 
 ops = torch.ops.dwconv_ext
 
@@ -225,6 +226,8 @@ def separable_by_parts(
     x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=None, dw_slope=SLOPE, pw_slope=SLOPE, allow_tf32=False
 ):
     """``separable_conv2d`` in two operations: what forward mode and torch.func take apart."""
+    check_activation("separable_conv2d", "dw_act", dw_act)
+    check_activation("separable_conv2d", "pw_act", pw_act)
     middle = activate(ops.depthwise_conv2d(x, dw, db, stride, padding, dilation), dw_act, dw_slope)
     output = activate(F.conv2d(middle, pw, pb), pw_act, pw_slope)
     return output if residual is None else output + residual

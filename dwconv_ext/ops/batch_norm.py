@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import SLOPE, activate
+from .arguments import check_activation
 from .autograd import below_autograd, call, is_traced_or_transformed, single_level
 from .functional import DTYPES, accumulation_dtype
 
@@ -25,6 +26,7 @@ LEAST_NCHW, LEAST_CHANNELS_LAST = 1 << 17, 1 << 19
 
 def by_parts(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float = SLOPE) -> tuple:
     """``batch_norm_act`` in torch's operations: what forward mode, torch.func and double backward take apart."""
+    check_activation("batch_norm_act", "act", act)
     variance, mean = torch.var_mean(x.detach().to(accumulation_dtype(x.dtype)), (0, 2, 3), correction=0)
     return activate(F.batch_norm(x, None, None, w, b, True, 0.0, eps), act, slope), mean, variance
 

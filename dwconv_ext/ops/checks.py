@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activations import ACTIVATIONS
+from .activations import GATES
+from .arguments import MOST_INT64, check_activation
 from .functional import DTYPES, accumulation_dtype
 
-MOST_INT64 = 2**63 - 1
 MOST_BYTES = 2**48  # more than a process can address
 
 
@@ -58,7 +58,7 @@ class Checks:
             self.shape(name, t, (size,), f"be 1-dimensional with {size} elements, but got shape")
 
     def activation(self, name: str, value: str) -> None:
-        self.that(value in ACTIVATIONS, f"{name} must be one of {', '.join(ACTIVATIONS)}, but got '{value}'")
+        check_activation(self.op, name, value)
 
     def output_size(self, weight_name: str, dimension: int, size: Any, kernel: Any, stride: Any, pad: Any, dilation: Any) -> Any:
         if isinstance(pad, int) and pad >= 2**61:  # else in range whatever the size
@@ -150,7 +150,7 @@ class Checks:
         self, x: Tensor, reduce: Tensor, first: Tensor | None, expand: Tensor, second: Tensor | None, act: str, gate: str
     ) -> None:
         self.pixels(x)
-        self.that(gate in ("sigmoid", "hardsigmoid"), f"gate must be sigmoid or hardsigmoid, but got '{gate}'")
+        self.that(gate in GATES, f"gate must be {' or '.join(GATES)}, but got '{gate}'")
         channels = x.shape[1]
         message = f"reduce_weight must have shape (S, {channels}), but got {list(reduce.shape)}"
         self.that(reduce.dim() == 2, message)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import ACTIVATIONS, SLOPE
+from .activations import SLOPE
+from .arguments import PADDING, IntOrPair, check_activation, check_number, check_tensor, to_pair
 from .autograd import DepthwiseConv2dFunction, call, is_training_step, single_level
 
 ops = torch.ops.dwconv_ext
 
-IntOrPair = int | Sequence[int]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that have kernels
 
 
@@ -41,63 +40,39 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _integer(value: object) -> int | None:
-    """An int of Python's, numpy's or a compiler's, as the ops take it; None for anything else."""
-    if isinstance(value, (int, torch.SymInt)):
-        return None if isinstance(value, bool) else value
-    try:
-        return None if isinstance(value, Tensor) else operator.index(value)  # numpy's bool has no index
-    except TypeError:
-        return None
-
-
-def to_pair(name: str, value: IntOrPair) -> tuple[int, int]:
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # a module's: no time lost
-        return value
-    values = [_integer(v) for v in (value if isinstance(value, (tuple, list, torch.Size)) else (value,))]
-    if any(v is None for v in values) or len(values) not in (1, 2):
-        raise TypeError(f"{name} must be an int or a pair of ints, but got {value!r}")
-    return values[0], values[-1]
-
-
-def _tensor(name: str, value: object, optional: bool = False) -> None:
-    if not (isinstance(value, Tensor) or (optional and value is None)):
-        raise TypeError(f"{name} must be a Tensor, but got {type(value).__name__}")
-
-
-def _batched(name: str, input: Tensor) -> tuple[Tensor, bool]:
+def _batched(op: str, input: Tensor) -> tuple[Tensor, bool]:
     if input.dim() == 3:
         return input.unsqueeze(0), True
     if input.dim() != 4:
         raise RuntimeError(
-            f"{name}: input must be 3-dimensional (C, H, W) or 4-dimensional (N, C, H, W), but got shape {list(input.shape)}"
+            f"{op}: input must be 3-dimensional (C, H, W) or 4-dimensional (N, C, H, W), but got shape {list(input.shape)}"
         )
     return input, False
 
 
 def padding_of(
-    padding: str | IntOrPair, filter_size: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
+    op: str, padding: str | IntOrPair, filter_size: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Zeros on each side, and how many more at the end: one where 'same' is lopsided (even filters)."""
     if not isinstance(padding, str):
-        return to_pair("padding", padding), (0, 0)
+        return to_pair(op, "padding", padding, PADDING), (0, 0)
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding != "same":
-        raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, but got {padding!r}")
+        raise ValueError(f"{op}: padding must be {PADDING}, but got {padding!r}")
     if tuple(stride) != (1, 1):
-        raise RuntimeError(f"padding='same' is not supported for strided convolutions (stride is {tuple(stride)})")
+        raise RuntimeError(f"{op}: padding='same' is not supported for strided convolutions, but got stride {tuple(stride)}")
     height, width = (d * (k - 1) for d, k in zip(dilation, filter_size, strict=True))
     return (height // 2, width // 2), (height % 2, width % 2)
 
 
 def resolve_padding(
-    input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
+    op: str, input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
     """The input, with what is more at its end, and the symmetric padding left to the op."""
-    if padding == "same" and weight.dim() != 4:
-        raise RuntimeError(f"weight must be 4-dimensional (C * multiplier, 1, kH, kW), but got shape {list(weight.shape)}")
-    both, more = padding_of(padding, weight.shape[2:], stride, dilation)
+    if isinstance(padding, str) and weight.dim() != 4:
+        return input, (0, 0)  # the op has the message
+    both, more = padding_of(op, padding, weight.shape[2:], stride, dilation)
     return F.pad(input, (0, more[1], 0, more[0])) if any(more) else input, both
 
 
@@ -132,10 +107,11 @@ def depthwise_conv2d(
         Sums are taken in float32 (float64 for float64), in an order that does not depend on the number of threads.
 
     Raises:
-        RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, a padding or an output beyond 64
-            bits or memory, or an unknown activation.
-        TypeError: stride, padding or dilation that is neither an int nor a pair of ints.
-        ValueError: padding is another string than those above.
+        RuntimeError: wrong rank, channels, dtype, device, a filter larger than the padded input, an output beyond 64 bits or
+            memory, or an unknown activation.
+        TypeError: input, weight or bias that is no Tensor; stride, padding or dilation that is neither an int nor a pair of ints;
+            slope that is no number.
+        ValueError: padding is another string than those above; stride, padding or dilation beyond 64 bits.
 
     Examples:
         >>> x = torch.randn(8, 32, 112, 112)
@@ -144,14 +120,15 @@ def depthwise_conv2d(
 
     Source: Howard et al., "MobileNets", arXiv:1704.04861, section 3.1.
     """
-    _tensor("input", input)
-    _tensor("weight", weight)
-    _tensor("bias", bias, optional=True)
-    if act not in ACTIVATIONS:
-        raise RuntimeError(f"depthwise_conv2d: act must be one of {', '.join(ACTIVATIONS)}, but got {act!r}")
-    batched, unbatched = _batched("depthwise_conv2d", input)
-    stride, dilation = to_pair("stride", stride), to_pair("dilation", dilation)
-    batched, padding = resolve_padding(batched, weight, padding, stride, dilation)
+    op = "depthwise_conv2d"
+    check_tensor(op, "input", input)
+    check_tensor(op, "weight", weight)
+    check_tensor(op, "bias", bias, optional=True)
+    check_activation(op, "act", act)
+    check_number(op, "slope", slope)
+    batched, unbatched = _batched(op, input)
+    stride, dilation = to_pair(op, "stride", stride), to_pair(op, "dilation", dilation)
+    batched, padding = resolve_padding(op, batched, weight, padding, stride, dilation)
     if act == "identity" and is_training_step(batched, weight, bias):
         output = _DepthwiseConv2d.apply(batched, weight, bias, stride, padding, dilation)
     else:
@@ -208,30 +185,43 @@ def separable_conv2d(
         stride: of the depthwise convolution, as in ``depthwise_conv2d``.
         padding: of the depthwise convolution, too.
         dilation: of the depthwise convolution, too.
-        dw_act: after the depthwise stage: ``identity``, ``relu``, ``relu6``, ``silu``, ``hardswish``, ``gelu``, ``gelu_tanh``,
-            ``leaky_relu``.
+        dw_act: after the depthwise stage, one of ``depthwise_conv2d``'s ``act``.
         pw_act: after the pointwise stage, one of the same.
         residual: added after pw_act; of the output's shape.
         dw_slope: negative slope where dw_act is leaky_relu; 0.01 by default, as torch's.
         pw_slope: negative slope where pw_act is leaky_relu.
 
     Returns:
-        (N, out_channels, outH, outW), in the input's layout.
+        (N, out_channels, outH, outW), in the input's layout; without N where input is.
 
     Raises:
-        RuntimeError: as in ``depthwise_conv2d``; an unknown activation; a residual of another shape.
+        RuntimeError: as in ``depthwise_conv2d``; a residual of another shape.
+        TypeError: as in ``depthwise_conv2d``.
+        ValueError: as in ``depthwise_conv2d``.
+
+    Examples:
+        >>> x, dw_weight, pw_weight = torch.randn(8, 32, 56, 56), torch.randn(32, 1, 3, 3), torch.randn(64, 32, 1, 1)
+        >>> separable_conv2d(x, dw_weight, None, pw_weight, None, padding=1).shape
+        torch.Size([8, 64, 56, 56])
+
+    Source: Howard et al., "MobileNets", arXiv:1704.04861, section 3.1.
     """
-    _tensor("input", input)
-    _tensor("dw_weight", dw_weight)
-    _tensor("dw_bias", dw_bias, optional=True)
-    _tensor("pw_weight", pw_weight)
-    _tensor("pw_bias", pw_bias, optional=True)
-    _tensor("residual", residual, optional=True)
-    batched, unbatched = _batched("separable_conv2d", input)
+    op = "separable_conv2d"
+    for name, tensor in (("input", input), ("dw_weight", dw_weight), ("pw_weight", pw_weight)):
+        check_tensor(op, name, tensor)
+    for name, tensor in (("dw_bias", dw_bias), ("pw_bias", pw_bias), ("residual", residual)):
+        check_tensor(op, name, tensor, optional=True)
+    for stage, act, slope in (("dw", dw_act, dw_slope), ("pw", pw_act, pw_slope)):
+        check_activation(op, f"{stage}_act", act)
+        check_number(op, f"{stage}_slope", slope)
+    batched, unbatched = _batched(op, input)
     if unbatched and residual is not None:
+        if residual.dim() != 3:
+            wanted = "3-dimensional (out_channels, outH, outW), as input is"
+            raise RuntimeError(f"{op}: residual must be {wanted}, but got shape {list(residual.shape)}")
         residual = residual.unsqueeze(0)
-    stride, dilation = to_pair("stride", stride), to_pair("dilation", dilation)
-    batched, padding = resolve_padding(batched, dw_weight, padding, stride, dilation)
+    stride, dilation = to_pair(op, "stride", stride), to_pair(op, "dilation", dilation)
+    batched, padding = resolve_padding(op, batched, dw_weight, padding, stride, dilation)
     output = call(
         ops.separable_conv2d.default,
         batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,

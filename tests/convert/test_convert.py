@@ -350,7 +350,7 @@ def report_of(model, x):
 
 @pytest.mark.parametrize("function", [convert, unfuse])
 def test_errors(function):
-    with pytest.raises(TypeError, match=r"model must be an nn\.Module, but got int"):
+    with pytest.raises(TypeError, match=rf"{function.__name__}: model must be an nn\.Module, but got int"):
         function(3)
 
 

@@ -352,6 +352,9 @@ def test_plan_of_a_block_and_a_tensor():
 @pytest.mark.parametrize(
     "layer, given, error, message",
     [
+        (torch.nn.Conv2d(4, 4, 3, groups=4), None, TypeError, "plan: input must be a Tensor or a shape, but got None"),
+        (torch.nn.Conv2d(4, 4, 3, groups=4), 8, TypeError, "plan: input must be a Tensor or a shape, but got 8"),
+        (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 4, -8, 8), ValueError, "plan: input must be a Tensor or a shape, but got"),
         (torch.nn.Linear(3, 3), (1, 3, 4, 4), TypeError, "layer must be a depthwise nn.Conv2d or a FusedDSConv"),
         (torch.nn.Conv2d(4, 4, 3), (1, 4, 4, 4), TypeError, "layer must be"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 5, 4, 4), ValueError, "input must have shape"),
@@ -362,6 +365,12 @@ def test_plan_of_a_block_and_a_tensor():
 def test_plan_errors(layer, given, error, message):
     with pytest.raises(error, match=message):
         dwconv_ext.plan(layer, given)
+
+
+@pytest.mark.parametrize("threads", ["a", 1.5, 0, 2**70])
+def test_threads_are_a_positive_int(threads):
+    with pytest.raises(ValueError, match=f"plan: threads must .*, but got {threads!r}"):
+        dwconv_ext.plan(torch.nn.Conv2d(4, 4, 3, groups=4), (1, 4, 8, 8), threads=threads)
 
 
 def test_a_forced_row_is_not_another_rows_remembered_plan():

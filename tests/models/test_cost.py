@@ -101,11 +101,17 @@ def test_table_without_torchinfo(monkeypatch):
     "call, message",
     [
         (lambda: cost.standard(0, 3, 4), "kernel must be positive"),
-        (lambda: cost.depthwise(3, -1), "in_channels must be positive"),
-        (lambda: cost.pointwise(3, 4, (0, 2)), "out_size must be positive"),
-        (lambda: cost.separable_ratio(3, 0), "out_channels must be positive"),
+        (lambda: cost.standard("3", 3, 4), "cost.standard: kernel must be an int or a pair of ints, but got '3'"),
+        (lambda: cost.standard(3, (3, 4), 4), r"cost.standard: in_channels must be a positive int, but got \(3, 4\)"),
+        (lambda: cost.depthwise(3, -1), "cost.depthwise: in_channels must be a positive int, but got -1"),
+        (lambda: cost.depthwise(3, (3, 4)), "in_channels must be a positive int"),
+        (lambda: cost.pointwise(3, 4, (0, 2)), r"cost.pointwise: out_size must be positive, but got \(0, 2\)"),
+        (lambda: cost.separable_ratio(3, 0), "out_channels must be a positive int, but got 0"),
+        (lambda: cost.separable_ratio(3, (4, 5)), "cost.separable_ratio: out_channels must be a positive int"),
+        (lambda: cost.table(None), "cost.table: model must be an nn.Module, but got NoneType"),
+        (lambda: cost.table(nn.Identity(), 8), "cost.table: input must be a Tensor or a shape, but got 8"),
     ],
 )
 def test_errors(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()

@@ -118,7 +118,12 @@ def test_shortcut_only_where_it_can_be():
         (lambda: models.InvertedResidual(8, 8, 3, 1), "stride must be 1 or 2, but got 3"),
         (lambda: models.DWConv(8, 8, 4), "ksize must be odd, but got 4"),
         (lambda: models.DWConv(8, 8, 3, act="tanh"), "act must be one of silu, relu, lrelu, but got 'tanh'"),
+        (lambda: models.DWConv(8, 8, 3, act=["silu"]), r"DWConv: act must be one of silu, relu, lrelu, but got \['silu'\]"),
         (lambda: models.DWConv(8, -8, 3), "out_channels must be a positive int, but got -8"),
+        (lambda: models.InvertedResidual(0, 4, 1, 6), "InvertedResidual: in_channels must be a positive int, but got 0"),
+        (lambda: models.InvertedResidual(4, 4, 1, 0), "InvertedResidual: expand_ratio must be a positive number, but got 0"),
+        (lambda: models.MobileNetV1(dropout="a"), "MobileNetV1: dropout must be a number between 0 and 1, but got 'a'"),
+        (lambda: models.MobileNetV2(dropout=1.5), "MobileNetV2: dropout must be a number between 0 and 1, but got 1.5"),
     ],
 )
 def test_errors(make, message):

@@ -32,7 +32,7 @@ def test_derivatives(name):
 def test_modules_there_and_back(name):
     slope = 0.3 if name == "leaky_relu" else 0.01
     module = ACTIVATIONS[name].module(slope)
-    assert activation_of_module(module) == activation_of("act", module) == (name, slope)
+    assert activation_of_module(module) == activation_of("FusedDSConv", "act", module) == (name, slope)
     torch.testing.assert_close(module(X.clone()), activate(X, name, slope))
     before = X.clone()
     for inplace in (False, True):

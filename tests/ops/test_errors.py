@@ -53,7 +53,10 @@ WRONG = {
     "padding_negative": ((X, W), {"padding": -1}, "padding must be non-negative"),
     "padding_word": ((X, W), {"padding": "full"}, "padding must be 'same', 'valid', an int or a pair"),
     "padding_same_strided": ((X, W), {"padding": "same", "stride": 2}, "padding='same' is not supported for strided"),
-    "padding_float": ((X, W), {"padding": 0.5}, "padding must be an int or a pair"),
+    "padding_float": ((X, W), {"padding": 0.5}, "padding must be 'same', 'valid', an int or a pair of ints, but got 0.5"),
+    "padding_none": ((X, W), {"padding": None}, "padding must be 'same', 'valid', an int or a pair of ints, but got None"),
+    "padding_beyond_64_bits": ((X, W), {"padding": 2**70}, f"padding must fit 64 bits, but got {2**70}"),
+    "dilation_beyond_64_bits": ((X, W), {"dilation": (1, -(2**70))}, "dilation must fit 64 bits, but got"),
     "dilation_zero": ((X, W), {"dilation": 0}, "dilation must be positive"),
     "dilation_bool": ((X, W), {"dilation": True}, "dilation must be an int or a pair"),
     "filter_too_large": ((X[:, :, :2], W), {}, "filter is larger than the padded input along height"),
@@ -61,6 +64,8 @@ WRONG = {
     "dilated_filter_too_large": ((X, W), {"dilation": 4}, "filter is larger than the padded input along height"),
     "empty_image": ((X[:, :, :0], W), {"padding": 2}, "input must have a non-empty height and width"),
     "act": ((X, W), {"act": "swish"}, "act must be one of identity, relu.*got 'swish'"),
+    "act_list": ((X, W), {"act": ["relu"]}, r"act must be one of identity, relu.*got \['relu'\]"),
+    "slope": ((X, W), {"slope": "a"}, "slope must be a number, but got 'a'"),
     "empty_row": ((X[..., :0], W), {"padding": 2}, "input must have a non-empty height and width"),
 }  # fmt: skip
 
@@ -68,7 +73,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_depthwise(wrong):
     args, kwargs, message = WRONG[wrong]
-    with pytest.raises((RuntimeError, TypeError, ValueError), match=message):
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=f"^depthwise_conv2d: .*{message}"):
         depthwise_conv2d(*args, **kwargs)
 
 
@@ -107,6 +112,11 @@ WRONG_SEPARABLE = {
     "pw_bias": ((X, DW, None, PW, B), {}, "pw_bias must be 1-dimensional with 6 elements"),
     "activation": ((X, DW, None, PW, None), {"pw_act": "swish"}, "pw_act must be one of identity, relu.*got 'swish'"),
     "dw_activation": ((X, DW, None, PW, None), {"dw_act": ""}, "dw_act must be one of"),
+    "activation_none": ((X, DW, None, PW, None), {"dw_act": None}, "dw_act must be one of .*got None"),
+    "activation_module": ((X, DW, None, PW, None), {"pw_act": torch.nn.ReLU()}, r"pw_act must be one of .*got ReLU\(\)"),
+    "slope": ((X, DW, None, PW, None), {"pw_slope": None}, "pw_slope must be a number, but got None"),
+    "padding_beyond_64_bits": ((X, DW, None, PW, None), {"padding": 2**70}, "padding must fit 64 bits"),
+    "dw_rank_same": ((X, DW[0], None, PW, None), {"padding": "same"}, "dw_weight must be 4-dimensional"),
     "residual_shape": ((X, DW, None, PW, None), {"residual": X}, r"residual must have the output's shape \[2, 6, 6, 6\]"),
     "residual_width": ((X, DW, None, PW, None), {"residual": torch.randn(2, 6, 6, 5)}, r"residual must have the output's shape"),
     "residual_dtype": (
@@ -115,16 +125,35 @@ WRONG_SEPARABLE = {
         "residual must have the others' dtype",
     ),
     "residual_type": ((X, DW, None, PW, None), {"residual": 1}, "residual must be a Tensor"),
+    "residual_rank": (
+        (X[0], DW, None, PW, None),
+        {"residual": torch.randn(1, 6, 6, 6)},
+        r"residual must be 3-dimensional \(out_channels, outH, outW\), as input is, but got shape \[1, 6, 6, 6\]",
+    ),
     "filter": ((X[..., :2], DW, None, PW, None), {}, "filter is larger than the padded input along width"),
-    "rank": ((X[0, 0], DW, None, PW, None), {}, "separable_conv2d: input must be"),
+    "rank": ((X[0, 0], DW, None, PW, None), {}, "input must be"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG_SEPARABLE)
 def test_separable(wrong):
     args, kwargs, message = WRONG_SEPARABLE[wrong]
-    with pytest.raises((RuntimeError, TypeError), match=message):
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=f"^separable_conv2d: .*{message}"):
         separable_conv2d(*args, **kwargs)
+
+
+@pytest.mark.parametrize("op, name", [("separable_conv2d", "dw_act"), ("separable_conv2d", "pw_act"), ("batch_norm_act", "act")])
+def test_unknown_activations_in_forward_mode(op, name):
+    """Where the op is taken apart, and no kernel looks at its arguments."""
+    activations = {"dw_act": "relu", "pw_act": "relu", "act": "relu", name: "swish"}
+
+    def call(x):
+        if op == "batch_norm_act":
+            return ops.batch_norm_act(x, None, None, 1e-5, activations["act"])[0]
+        return ops.separable_conv2d(x, DW, None, PW, None, PAIR, PAIR, PAIR, activations["dw_act"], activations["pw_act"])
+
+    with pytest.raises(RuntimeError, match=f"{op}: {name} must be one of .* but got 'swish'"):
+        torch.func.jvp(call, (X,), (X,))
 
 
 ISA = dwconv_ext._C.selected_isa()
@@ -181,22 +210,45 @@ def test_pack_for_another_instruction_set():
         torch.ops.dwconv_ext.separable_conv2d_pack(DW, None, PW, None, "sse9")
 
 
-def test_messages_name_the_op():
-    with pytest.raises(RuntimeError, match="depthwise_conv2d: stride"):
-        depthwise_conv2d(X, W, stride=0)
-    with pytest.raises(RuntimeError, match="separable_conv2d: stride"):
-        separable_conv2d(X, DW, None, PW, None, stride=0)
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: FusedDSConv(4, 8, activation="tanh"), "FusedDSConv: activation must be one of .* but got 'tanh'"),
+        (lambda: FusedDSConv(4, 8, activation=["relu"]), r"FusedDSConv: activation must be one of .* but got \['relu'\]"),
+        (lambda: FusedDSConv(4, 8, dw_activation=torch.nn.Tanh()), "FusedDSConv: dw_activation must be one of"),
+        (lambda: FusedDSConv(4, 8, "3"), "FusedDSConv: kernel_size must be an int or a pair of ints, but got '3'"),
+        (lambda: DepthwiseConv2d(4, 6, 3), "out_channels must be divisible by groups"),
+        (lambda: DepthwiseConv2d(0, 4, 3), "DepthwiseConv2d: in_channels must be a positive int, but got 0"),
+        (lambda: DepthwiseConv2d(4, 4, 3, padding=None), "DepthwiseConv2d: padding must be 'same', 'valid', an int or"),
+        (lambda: FusedDSConv(4, 8)(torch.randn(2, 5, 8, 8)), "expected|channels"),
+    ],
+)
+def test_modules(make, message):
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=message):
+        make()
 
 
-def test_modules():
-    with pytest.raises(ValueError, match=r"activation must be one of .* but got 'tanh'"):
-        FusedDSConv(4, 8, activation="tanh")
-    with pytest.raises(ValueError, match=r"dw_activation must be one of"):
-        FusedDSConv(4, 8, dw_activation=torch.nn.Tanh())
-    with pytest.raises(ValueError, match="out_channels must be divisible by groups"):
-        DepthwiseConv2d(4, 6, 3)
-    with pytest.raises((RuntimeError, ValueError), match=r"expected|channels"):
-        FusedDSConv(4, 8)(torch.randn(2, 5, 8, 8))
+ON_CUDA = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {hidden!r} else find(name, *rest)
+import torch, dwconv_ext
+x, w = torch.randn(2, 4, 8, 8), torch.randn(2, 4)
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+for op in torch._C._dispatch_get_all_op_names():
+    assert not op.startswith("dwconv_ext") or torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
+torch.ops.dwconv_ext.squeeze_excitation.default.redispatch(cuda, x, w, None, w, None, "relu", "sigmoid")
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a CPU-only torch has no CUDA tensors")
+def test_ops_without_a_cuda_kernel_say_so():
+    """As their kernels for CUDA tensors would be called: with the CUDA half, where there is one, and without it."""
+    error = python(ON_CUDA.format(hidden="dwconv_ext._C_cuda")).stderr
+    assert "RuntimeError: squeeze_excitation: CUDA tensors need the CUDA half, but the CUDA half was not built" in error, error
+    if dwconv_ext._C_cuda is not None:
+        error = python(ON_CUDA.format(hidden="")).stderr
+        assert "RuntimeError: squeeze_excitation: tensors must be on the CPU" in error, error
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
