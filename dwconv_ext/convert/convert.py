@@ -17,6 +17,11 @@ from .sequential import SequentialMixin, blocks_of, flattened
 from .timing import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
 
 SLOWER = 0.97  # a layer below this share of torch's speed is left alone
+FUSED = "fused block"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n != 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Entry:
     Attributes:
         name: its path in the model.
         layer: its class, channels, filter and stride.
-        became: ``FusedDSConv`` (a block of a sequential container), ``DepthwiseConv2d`` or ``left alone``.
+        became: ``fused block`` (with its neighbours in a sequential container), ``DepthwiseConv2d`` or ``left alone``.
         why: what it is fused with; else why it is no more than it is.
     """
 
@@ -53,10 +58,10 @@ class ConversionReport:
 
     def __str__(self) -> str:
         counts = Counter(entry.became for entry in self.entries)
-        total = f"{len(self.entries)} depthwise convolution{'s' if len(self.entries) != 1 else ''}"
-        head = total + (": " + ", ".join(f"{n} {what}" for what, n in counts.most_common()) if counts else "")
+        became = (_counted(n, what) if what == FUSED else f"{n} {what}" for what, n in counts.most_common())
+        head = _counted(len(self.entries), "depthwise convolution") + (": " + ", ".join(became) if counts else "")
         if self.containers:
-            head += f"; {self.containers} sequential container{'s' if self.containers != 1 else ''}"
+            head += f"; {_counted(self.containers, 'sequential container')}"
         rows = [(e.name or "(the model)", e.layer, e.became, e.why) for e in self.entries]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         lines = ("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
@@ -87,7 +92,7 @@ def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
             became = "DepthwiseConv2d" if isinstance(conv, (DepthwiseConv2d, Swapped)) else "left alone"
             entry = Entry(names[conv], layer, became, left[conv])
         elif conv in fused:
-            entry = Entry(names[conv], layer, "FusedDSConv", "with " + ", ".join(names[part] for part in fused[conv]))
+            entry = Entry(names[conv], layer, FUSED, "with " + ", ".join(names[part] for part in fused[conv]))
         else:
             entry = Entry(names[conv], layer, "DepthwiseConv2d", "its neighbours are no block of a sequential container")
         report.entries.append(entry)
@@ -164,8 +169,8 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
         >>> depthwise, pointwise = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1)
         >>> model = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.ReLU(), pointwise, nn.BatchNorm2d(16))
         >>> print(convert(model).conversion_report)
-        1 depthwise convolution: 1 FusedDSConv; 1 sequential container
-        0  Conv2d: 8 channels, 3x3, stride 1x1  FusedDSConv  with 1, 2, 3, 4
+        1 depthwise convolution: 1 fused block; 1 sequential container
+        0  Conv2d: 8 channels, 3x3, stride 1x1  fused block  with 1, 2, 3, 4
     """
     check_kind("convert", "model", model, nn.Module, "an nn.Module")
     if not inplace:

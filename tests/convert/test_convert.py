@@ -74,7 +74,7 @@ def test_blocks_are_fused(name):
     make, blocks = BLOCKS[name]
     model = make().eval()
     converted = convert(model)
-    assert converted.conversion_report.count("FusedDSConv") == blocks
+    assert converted.conversion_report.count("fused block") == blocks
     x = torch.randn(2, 16, 9, 9)
     calls = []
     with torch.no_grad(), Recorded(calls):
@@ -176,7 +176,7 @@ def test_inplace():
 def test_converting_twice_changes_nothing():
     once = convert(sequential())
     twice = convert(once)
-    assert twice.conversion_report.entries[0].became == "FusedDSConv" and type(twice) is type(once)
+    assert twice.conversion_report.entries[0].became == "fused block" and type(twice) is type(once)
     x = torch.randn(1, 16, 5, 5)
     assert torch.equal(once(x), twice(x))
 
@@ -329,7 +329,7 @@ def test_an_example_input_decides_what_is_left_alone(monkeypatch):
     x = torch.randn(2, 16, 20, 20)
     with torch.no_grad():
         want = model(x)
-    assert all(e.became in ("FusedDSConv", "DepthwiseConv2d", "left alone") for e in report_of(model, x).entries)
+    assert all(e.became in ("fused block", "DepthwiseConv2d", "left alone") for e in report_of(model, x).entries)
 
     monkeypatch.setattr(module, "sequential_speedup", lambda container, x: 0.5)
     monkeypatch.setattr(module, "depthwise_speedup", lambda conv, x: 0.9 if conv.kernel_size == (5, 5) else 2.0)
@@ -356,7 +356,7 @@ def test_errors(function):
 
 def test_verbose(capsys):
     convert(sequential(), verbose=True)
-    assert "1 depthwise convolution: 1 FusedDSConv" in capsys.readouterr().out
+    assert "1 depthwise convolution: 1 fused block" in capsys.readouterr().out
 
 
 def test_exported_names():

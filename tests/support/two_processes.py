@@ -31,7 +31,7 @@ def synchronised(mine: slice) -> None:
         FusedDSConv(12, 16, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
     )  # fmt: skip
     model = convert(plain).double().train()
-    assert model.conversion_report.count("FusedDSConv") == 1
+    assert model.conversion_report.count("fused block") == 1
     x, y = torch.randn(8, 3, 17, 17, dtype=torch.float64), torch.randint(5, (8,))
     whole = copy.deepcopy(model)
     cross_entropy(whole(x), y).backward()
