@@ -81,10 +81,10 @@ def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
     left = {m: why for m in convs if (why := why_not(m))}
     changed = [m for m in convs if m not in left and not isinstance(m, (DepthwiseConv2d, Swapped))]
     changed += [m for m in names if not isinstance(m, SequentialMixin) and fuses(m)]
+    inputs = {} if example_input is None else inputs_of(model, changed, example_input)
     for module in changed:
         module.__class__ = class_for(type(module))
-    if example_input is not None:
-        left.update(_leave_slower(model, changed, example_input))
+    left.update(_leave_slower(inputs))
     fused = _blocks(model)
     report = ConversionReport(containers=sum(isinstance(m, SequentialMixin) for m in names))
     for conv, layer in convs.items():
@@ -110,10 +110,9 @@ def _blocks(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
     return fused
 
 
-def _leave_slower(model: nn.Module, changed: list[nn.Module], example_input: Any) -> dict[nn.Module, str]:
-    """Undoes what the example input shows to be slower than torch: why, for each depthwise convolution."""
+def _leave_slower(inputs: dict[nn.Module, Tensor]) -> dict[nn.Module, str]:
+    """Undoes what is slower than torch on these inputs of changed modules: why, for each depthwise convolution."""
     slower: dict[nn.Module, str] = {}
-    inputs: dict[nn.Module, Tensor] = inputs_of(model, changed, example_input)
     for module, x in inputs.items():
         container = isinstance(module, SequentialMixin)
         ratio = (sequential_speedup if container else depthwise_speedup)(module, x)
@@ -164,6 +163,7 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
 
     Raises:
         TypeError: model is not an nn.Module.
+        ValueError: the model does not take example_input.
 
     Examples:
         >>> depthwise, pointwise = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1)

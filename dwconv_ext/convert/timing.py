@@ -30,13 +30,26 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def inputs_of(model: nn.Module, layers: list[nn.Module], example_input: Any) -> dict[nn.Module, Tensor]:
-    """What each layer is given in an evaluation of the model; none for a layer that isn't reached."""
+    """What each layer is given in an evaluation of the model; none for a layer that isn't reached, or by keyword.
+
+    Raises:
+        ValueError: the model does not take the input.
+    """
     seen: dict[nn.Module, Tensor] = {}
-    handles = [m.register_forward_pre_hook(lambda m, args: seen.setdefault(m, args[0].detach())) for m in layers]
+
+    def see(layer: nn.Module, args: tuple) -> None:
+        if args and isinstance(args[0], Tensor):
+            seen.setdefault(layer, args[0].detach())
+
+    handles = [m.register_forward_pre_hook(see) for m in layers]
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
         with in_eval_mode(model), torch.no_grad():
             model(*arguments)
+    except Exception as error:
+        wanted = "an input of the model or a tuple of its arguments"
+        kind = type(example_input).__name__
+        raise ValueError(f"convert: example_input must be {wanted}, but got {kind}, and the model says: {error}") from error
     finally:
         for handle in handles:
             handle.remove()

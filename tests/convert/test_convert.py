@@ -348,10 +348,27 @@ def report_of(model, x):
     return convert(model, example_input=(x,)).conversion_report
 
 
+def test_an_example_input_of_layers_called_by_keyword():
+    class Keyword(Functional):
+        def forward(self, x):
+            return self.dw(input=x)
+
+    assert report_of(Keyword(), torch.randn(1, 16, 6, 6)).count("DepthwiseConv2d") == 1
+
+
 @pytest.mark.parametrize("function", [convert, unfuse])
 def test_errors(function):
     with pytest.raises(TypeError, match=rf"{function.__name__}: model must be an nn\.Module, but got int"):
         function(3)
+
+
+@pytest.mark.parametrize("example", ([torch.ones(1, 16, 6, 6)], {"x": torch.ones(1, 16, 6, 6)}, "x", (1, 16, 6, 6)), ids=type)
+def test_an_example_input_that_the_model_does_not_take(example):
+    model = sequential()
+    wanted = "convert: example_input must be an input of the model or a tuple of its arguments"
+    with pytest.raises(ValueError, match=f"{wanted}, but got {type(example).__name__}, and the model says: "):
+        convert(model, inplace=True, example_input=example)
+    assert type(model) is nn.Sequential and type(model[0]) is nn.Conv2d  # nothing was converted
 
 
 def test_verbose(capsys):
