@@ -151,7 +151,7 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     Args:
         model: any module.
         inplace: change the model itself. Otherwise the result is a copy of the modules that shares the parameters and
-            buffers with the model, so that an optimiser made for either trains both (``copy.deepcopy`` before or after
+            buffers with the model, so that an optimizer made for either trains both (``copy.deepcopy`` before or after
             makes them independent).
         example_input: an input of the model, or a tuple of its arguments. With one, every replaced layer is timed against
             torch's at the shapes it gets, forward, on this machine; one that would be slower is left alone, and the report
@@ -187,7 +187,7 @@ def unfuse(model: nn.Module, inplace: bool = False) -> nn.Module:
 
     A ``DepthwiseConv2d`` becomes an ``nn.Conv2d``, a ``FusedDSConv`` an ``nn.Sequential`` with the same keys. The
     result has the original's module tree, keys, parameters and hooks, for ``torch.onnx.export``, ``torch.jit.script`` and
-    quantisation tools.
+    quantization tools.
 
     Args:
         model: any module.

@@ -154,13 +154,13 @@ def test_training_mode_and_back():
         torch.testing.assert_close(b, a)
 
 
-def test_an_optimiser_made_before_trains_the_converted_model():
+def test_an_optimizer_made_before_trains_the_converted_model():
     model = sequential()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     converted = convert(model).train()
     before = [p.clone() for p in converted.parameters()]
     converted(torch.randn(4, 16, 8, 8)).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, converted.parameters(), strict=True))
 
 

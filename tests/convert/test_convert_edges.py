@@ -192,7 +192,7 @@ def test_script_of_modules_outside_of_containers():
     assert_same(torch.jit.script(converted)(x), model(x))
 
 
-def test_quantisation_takes_the_plain_model():
+def test_quantization_takes_the_plain_model():
     """Tools that replace modules by their type know torch's: dwconv_ext.unfuse gives them."""
     import torch.ao.quantization as tq
 

@@ -104,14 +104,14 @@ def steps(model, x, y, count, autocast=False, layout=torch.contiguous_format):
     """The losses of a few steps of SGD."""
     model = copy.deepcopy(model).train().to(memory_format=layout)
     model.classifier[0].p = 0.0
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     losses = []
     for _ in range(count):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = nn.functional.cross_entropy(model(x.contiguous(memory_format=layout)), y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses, model
 

@@ -78,15 +78,15 @@ def compiled(how: str, mine: slice) -> None:
     else:
         parallel = DistributedDataParallel(torch.compile(model, backend="dwconv_ext"))
     x, y = torch.randn(8, 3, 17, 17), torch.randint(5, (8,))
-    optimisers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (whole, model)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (whole, model)]
     for step in range(3):
         with torch.no_grad():
             torch.testing.assert_close(parallel(x[mine]), whole(x)[mine], rtol=1e-4, atol=1e-5)
             assert step or last_report().fused["blocks"] == (1 if how == "fsdp" else 2)
-        for net, optimiser, part in zip((whole, parallel), optimisers, (slice(None), mine), strict=True):
-            optimiser.zero_grad()
+        for net, optimizer, part in zip((whole, parallel), optimizers, (slice(None), mine), strict=True):
+            optimizer.zero_grad()
             cross_entropy(net(x[part]), y[part]).backward()
-            optimiser.step()
+            optimizer.step()
     for (name, p), q in zip(whole.named_parameters(), model.parameters(), strict=True):
         q = q.full_tensor() if how == "fsdp" else q
         torch.testing.assert_close(q, p, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
