@@ -10,11 +10,11 @@ from torch import fx
 
 
 class Refusal(NamedTuple):
-    """A convolution that was not fused, or fused with less than it could be.
+    """A convolution that was not fused, or fused with less than it could be; or ``freeze`` where it has no effect.
 
     Attributes:
-        layer: the node's name in Dynamo's graph.
-        why: what kept it from being fused.
+        layer: the node's name in Dynamo's graph, or ``freeze``.
+        why: what kept it from being fused, or the weights from being frozen.
         line: of the model's source, where Dynamo knows it, else the module's name.
     """
 

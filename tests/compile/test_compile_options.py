@@ -36,10 +36,21 @@ def test_bases(base):
         assert_same_step(model, copy.deepcopy(model), compiled, x, 1e-3)
 
 
-def test_unknown_option():
-    graph = torch.fx.symbolic_trace(nn.Identity())
-    with pytest.raises(ValueError, match=r"base.*but got bse"):
-        dwconv_ext.compile.backend(graph, [picture()], options={"bse": "eager"})
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"bse": "eager"}, "options must be among base, freeze, but got bse"),
+        ({"base": 3}, "base must be the name of a backend, .* but got 3"),
+        ({"freeze": 1}, "freeze must be True or False, but got 1"),
+        ({"freeze": True, "base": "aot_eager"}, "freeze goes with the base 'eager' alone, but got base 'aot_eager'"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=f"backend: {message}"):
+        dwconv_ext.compile.backend(torch.fx.symbolic_trace(nn.Identity()), [picture()], options=options)
+
+
+def test_wrong_options_of_torch_compile():
     # Dynamo wraps whatever a backend raises.
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"ValueError: .*bse"):
         fast(lambda x: x + 1, options={"bse": "eager"})(picture())

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from blocks import sequential
 from small_models import Net, assert_same, check, fast, fused, picture
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import dwconv_ext
+from dwconv_ext.compile import last_report
 from dwconv_ext.nn import folded_weights
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -276,9 +278,16 @@ def test_frozen_weights_die_with_their_graph():
     assert dead() is None
 
 
-def test_freeze_is_a_flag():
-    with pytest.raises(Exception, match="freeze must be True or False, but got 1"):
-        fast(sequential(16, 16), options={"freeze": 1})(picture())
+def test_nothing_is_frozen_beside_a_checkpoint():
+    """Which replaces the base: the report says so, and the weights are looked at."""
+    model = sequential(16, 16).requires_grad_(False)
+    compiled, x = fast(lambda x: checkpoint(torch.sin, model(x), use_reentrant=False), **FREEZE), picture().requires_grad_()
+    compiled(x)
+    assert [r.why for r in last_report().refused if r.layer == "freeze"] == ["weights are not frozen where the base is aot_eager"]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.7)
+    assert_same(compiled(x), torch.sin(model(x)))
 
 
 def test_frozen_weights_in_forward_mode():
