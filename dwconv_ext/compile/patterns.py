@@ -107,10 +107,17 @@ class _Pass:
 
     def next(self, node: fx.Node) -> fx.Node | None:
         """The only user, in the same mode."""
+        return None if self.why_nothing_follows(node) else next(iter(node.users))
+
+    def why_nothing_follows(self, node: fx.Node) -> str:
         users = list(node.users)
-        if len(users) != 1 or users[0].op == "output" or self.region[users[0]] != self.region[node]:
-            return None
-        return users[0]
+        if len(users) != 1:
+            return f"its result has {len(users)} users"
+        if users[0].op == "output":
+            return "its result leaves the graph"
+        if self.region[users[0]] != self.region[node]:
+            return "a grad or autocast mode, or a subgraph, begins or ends before its result is used"
+        return ""
 
     def undisturbed(self, nodes: list[fx.Node]) -> bool:
         """Nothing that may write lies between, but the nodes themselves."""
@@ -205,7 +212,7 @@ class _Pass:
         last = first.nodes[-1]
         node = self.next(last)
         if node is None:
-            return f"its result has {len(last.users)} users, or leaves the graph or its mode"
+            return self.why_nothing_follows(last)
         second = self.layer(node)
         if second is None or second.conv["input"] is not last:
             return f"{getattr(node.target, '__name__', node.target)} follows, not a pointwise convolution"

@@ -31,6 +31,23 @@ def test_report_says_why_and_where():
     assert last_report().base == "eager"
 
 
+def test_what_ends_a_block():
+    m = Named()
+
+    def another_mode(x):
+        y = m.dw(x)
+        with torch.autocast("cpu", enabled=False):
+            return m.pw(y)
+
+    for f, why in (
+        (lambda x: (lambda y: m.pw(y) + y.mean())(m.dw(x)), "its result has 2 users"),
+        (m.dw, "its result leaves the graph"),
+        (another_mode, "a grad or autocast mode, or a subgraph, begins or ends before its result is used"),
+    ):
+        check(f, picture())
+        assert last_report().refused[0].why == why
+
+
 def test_values_used_twice():
     m = Named()
     check(lambda x: (lambda y: (m.bn1(y), y))(m.dw(x)), picture(), wanted={"depthwise convolutions": 1})
