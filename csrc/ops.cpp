@@ -31,10 +31,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa, "
       "str input_dtype=\"\") -> Tensor");
-  // gate: (N, C, 1, 1), multiplies the input's channels; only where the depthwise filter is 1x1, as of a pointwise convolution.
+  m.def("separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None) -> Tensor");
+  // act(conv2d(input * gate, weight, bias, stride)) + residual for a 1x1 convolution, on the CPU, without derivatives. gate is
+  // (N, C, 1, 1); act an activation's number (_C.activations).
+  m.def("pointwise_conv2d_pack(Tensor weight, Tensor? bias, str isa, str input_dtype=\"\") -> Tensor");
   m.def(
-      "separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None, "
-      "Tensor? gate=None) -> Tensor");
+      "pointwise_conv2d(Tensor input, Tensor packed, int out_channels, int stride, int act, float slope=0.01, "
+      "Tensor? residual=None, Tensor? gate=None) -> Tensor");
   // gate(conv2d(act(conv2d(input.mean((2, 3)), reduce_weight) + reduce_bias), expand_weight.t()) + expand_bias), (N, C, 1, 1),
   // for 1x1 convolutions without their last two dimensions; weights (S, C) and biases in the accumulation type. gate: sigmoid or
   // hardsigmoid. On the CPU, without derivatives.

@@ -70,12 +70,13 @@ using BackwardWeightKernel = void (*)(const BackwardWeightArgs&, void* scratch, 
 struct PointwiseFormat {
   int32_t panel, depth_multiple;
   DType dtype;
+  int32_t rows;  // pixels of a register tile
 };
 
-// The weights of a fused block in one run of bytes, as SeparableArgs wants them, each kind on a cache line; first what they were
-// packed for.
+// The weights of a fused block, or of a pointwise convolution (a filter of 0x0), in one run of bytes, as SeparableArgs wants
+// them, each kind on a cache line; first what they were packed for.
 struct BlockFormat {
-  uint64_t version = 2;  // of this layout
+  uint32_t version = 3;  // of this layout
   DType dtype;
   PointwiseFormat pointwise;
   int64_t channels, out_channels, kernel_h, kernel_w;
@@ -92,7 +93,10 @@ struct SeparableArgs {
   const void* pw_bias = nullptr;    // whole panels, zero-padded; accumulation type
   const void* residual = nullptr;   // contiguous like the output, or null
   void* output = nullptr;           // contiguous in its layout
-  const void* gate = nullptr;  // [batch][depthwise.weight_pitch], in the place of the weights of a 1x1 depthwise stage; or null
+  // A pointwise convolution has no depthwise kernel: its problem is that of a 1x1 filter without padding, whose pixels are the
+  // product's, times a gate, [batch][gate_pitch] of the accumulation type with whole vectors, where that is not null.
+  const void* gate = nullptr;
+  int64_t gate_pitch = 0;
   Activation activation;
   int64_t rows_per_tile = 1;  // of the batch * out_h output rows
   int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split

@@ -4,8 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/separable_checks.h"
-#include "cpu/ops/launch.h"
-#include "cpu/runtime/pack_weights.h"
+#include "cpu/ops/packed.h"
 
 namespace dwconv {
 namespace {
@@ -13,40 +12,20 @@ namespace {
 constexpr const char* kPack = "separable_conv2d_pack";
 constexpr const char* kPacked = "separable_conv2d_packed";
 
-// Weights of a block, of dtype, whose shapes have been checked, into block_bytes() at `packed`.
-void pack(const BlockFormat& format, DType dtype, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,
-          const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, void* packed) {
-  const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
-  const Tensor dw = dense(dw_weight), pw = dense(pw_weight);
-  const Tensor db = dw_bias ? dense(*dw_bias) : dw, pb = pw_bias ? dense(*pw_bias) : pw;
-  pack_block(format, dtype,
-             {dw.const_data_ptr(), dw_bias ? db.const_data_ptr() : nullptr, pw.const_data_ptr(),
-              pw_bias ? pb.const_data_ptr() : nullptr, nullptr},
-             packed);
-}
-
 // A block's weights in the order this CPU's kernels read, for many calls with the same.
 Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
                              const std::optional<Tensor>& pw_bias, const std::string isa, const std::string input_dtype) {
-  DWCONV_CHECK(isa == selected_isa().name, kPack, ": isa must be the selected instruction set, ", selected_isa().name,
-               ", but got '", isa, "'");
+  check_isa(kPack, isa);
   DWCONV_CHECK(dw_weight.dim() == 4 && dw_weight.size(0) > 0 && dw_weight.size(1) == 1 && dw_weight.numel() > 0, kPack,
                ": dw_weight must have shape (C, 1, kH, kW), but got ", to_string(dw_weight));
   const DType weights = check_dtype(kPack, "dw_weight", dw_weight);
-  DType dtype = weights;
-  if (!input_dtype.empty() && input_dtype != dtype_name(dtype)) {
-    DWCONV_CHECK(dtype == DType::kFloat32 && (input_dtype == "bfloat16" || input_dtype == "float16"), kPack,
-                 ": input_dtype must be the weights', or bfloat16 or float16 where these are float32, but got '", input_dtype,
-                 "'");
-    dtype = input_dtype == "bfloat16" ? DType::kBFloat16 : DType::kFloat16;
-  }
+  const DType dtype = packed_dtype(kPack, weights, input_dtype);
   const int64_t channels = dw_weight.size(0);
   check_pointwise(kPack, dw_bias, pw_weight, pw_bias, channels, dw_weight);
   const BlockFormat format = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels,
                                           pw_weight.size(0), dw_weight.size(2), dw_weight.size(3));
-  const Tensor packed = torch::stable::empty({block_bytes(format)}, ScalarType::Byte, std::nullopt, dw_weight.device());
-  pack(format, weights, dw_weight, dw_bias, pw_weight, pw_bias, packed.mutable_data_ptr());
-  return packed;
+  return packed_tensor(format, dw_weight,
+                       [&](void* packed) { pack(format, weights, &dw_weight, dw_bias, pw_weight, pw_bias, packed); });
 }
 
 struct Block {
@@ -55,30 +34,8 @@ struct Block {
   Activation dw_activation, pw_activation;
 };
 
-template <class A>
-void gate_weights(const ConvolutionShape& s, const Tensor& gate, const DepthwiseArgs& stage, A* gated) {
-  const Tensor values = torch::stable::contiguous(torch::stable::to(gate, accumulate_scalar(s.dtype)));
-  const A* const weight = static_cast<const A*>(stage.weight);
-  for (int64_t n = 0; n < s.batch; ++n) {
-    const A* const image = static_cast<const A*>(values.const_data_ptr()) + n * s.channels;
-    for (int64_t c = 0; c < stage.weight_pitch; ++c) gated[n * stage.weight_pitch + c] = weight[c] * image[c % s.channels];
-  }
-}
-
-// A 1x1 depthwise stage's weights for each image, times the gate.
-const void* gated_weights(const ConvolutionShape& s, const Tensor& gate, const DepthwiseArgs& stage) {
-  void* const gated = workspace(Workspace::kDepthwiseWeight, s.batch * stage.weight_pitch * accumulate_size(s.dtype));
-  if (s.dtype == DType::kFloat64) {
-    gate_weights(s, gate, stage, static_cast<double*>(gated));
-  } else {
-    gate_weights(s, gate, stage, static_cast<float*>(gated));
-  }
-  return gated;
-}
-
 template <class Weights>  // weights(PointwiseFormat) -> BlockWeights
-Tensor run_block(const Tensor& input, const Block& block, const std::optional<Tensor>& residual,
-                 const std::optional<Tensor>& gate, Weights weights) {
+Tensor run_block(const Tensor& input, const Block& block, const std::optional<Tensor>& residual, Weights weights) {
   const ConvolutionShape& s = block.shape;
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, block.out_channels, s.out_h, s.out_w};
@@ -101,7 +58,6 @@ Tensor run_block(const Tensor& input, const Block& block, const std::optional<Te
   args.depthwise.weight = plan.depthwise.row->weight_order == Layout::kNHWC ? w.dw_weight : w.dw_weight_planes;
   args.depthwise.bias = w.dw_bias;
   args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
-  if (gate) args.gate = gated_weights(s, *gate, args.depthwise);
   args.depthwise_kernel = plan.depthwise.row->depthwise;
   args.out_channels = block.out_channels;
   args.pw_weight = w.pw_weight;
@@ -124,12 +80,12 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   const Block block = {check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual),
                        pw_weight.size(0), check_activation(kSeparable, "dw_act", dw_act, dw_slope),
                        check_activation(kSeparable, "pw_act", pw_act, pw_slope)};
-  return run_block(input, block, residual, std::nullopt, [&](const PointwiseFormat& pointwise) {
+  return run_block(input, block, residual, [&](const PointwiseFormat& pointwise) {
     const ConvolutionShape& s = block.shape;
     const BlockFormat format =
         block_format(selected_isa(), s.dtype, pointwise, s.channels, block.out_channels, s.kernel_h, s.kernel_w);
     void* const packed = workspace(Workspace::kBlockWeight, block_bytes(format));
-    pack(format, s.dtype, dw_weight, dw_bias, pw_weight, pw_bias, packed);
+    pack(format, s.dtype, &dw_weight, dw_bias, pw_weight, pw_bias, packed);
     return packed_weights(format, packed);
   });
 }
@@ -137,36 +93,21 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
 // block: out_channels, the filter's height and width, stride, padding, dilation (height and width each), the activations'
 // numbers (problem.h), all that the output's shape depends on first.
 Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
-                               const std::optional<Tensor>& residual, const std::optional<Tensor>& gate) {
-  constexpr int64_t kActivations = std::size(kActivationNames);
+                               const std::optional<Tensor>& residual) {
   DWCONV_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  DWCONV_CHECK(block.size() == 11 && slopes.size() == 2 && block[9] >= 0 && block[9] < kActivations && block[10] >= 0 &&
-                   block[10] < kActivations,
-               kPacked, ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
+  DWCONV_CHECK(block.size() == 11 && slopes.size() == 2 && is_activation(block[9]) && is_activation(block[10]), kPacked,
+               ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
   const DType dtype = check_dtype(kPacked, "input", input);
   const BlockFormat wanted =
       block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), input.size(1), block[0], block[1], block[2]);
-  DWCONV_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&
-                   packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
-                   packed.size(0) == block_bytes(wanted),
-               kPacked, ": packed must be what ", kPack, " made on this CPU of weights for ", wanted.channels,
-               " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
+  check_packed(kPacked, kPack, packed, wanted);
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
   const Block b = {check_filter(kPacked, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
                                 {block[7], block[8]}),
                    block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
   check_output(kPacked, input, b.shape, b.out_channels, {block[5], block[6]});
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
-  if (gate) {
-    check_like_input(kPacked, "gate", *gate, input);
-    DWCONV_CHECK(gate->dim() == 4 && gate->size(0) == input.size(0) && gate->size(1) == input.size(1) && gate->size(2) == 1 &&
-                     gate->size(3) == 1,
-                 kPacked, ": gate must have shape [", input.size(0), ", ", input.size(1), ", 1, 1], but got ", to_string(*gate));
-    DWCONV_CHECK(block[1] == 1 && block[2] == 1, kPacked, ": gate goes with a 1x1 depthwise filter, but got ", block[1], "x",
-                 block[2]);
-  }
-  return run_block(input, b, residual, gate,
-                   [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });
+  return run_block(input, b, residual, [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });
 }
 
 }  // namespace

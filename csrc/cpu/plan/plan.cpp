@@ -325,6 +325,13 @@ BlockTiles block_tiles(const CpuProblem& p, int64_t out_channels, const Pointwis
   return tiles;
 }
 
+void set_tiles(SeparablePlan& plan, const BlockTiles& tiles) {
+  plan.splits = tiles.splits;
+  plan.whole.rows_per_tile = tiles.rows_per_tile;
+  plan.whole.columns = tiles.splits;
+  plan.whole.tiles = tiles.row_tiles * tiles.splits;
+}
+
 }  // namespace
 
 SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine) {
@@ -348,11 +355,7 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
     if (problem.layout == Layout::kNCHW) stage.dtype = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
     plan.depthwise = plan_forward(stage, set_of(problem.dtype, isa), machine);
   }
-  plan.splits = tiles.splits;
-  whole.rows_per_tile = tiles.rows_per_tile;
-  whole.columns = plan.splits;
-  whole.tiles = tiles.row_tiles * plan.splits;
-
+  set_tiles(plan, tiles);
   const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
   whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + (of_planes ? plan.depthwise.scratch_bytes : 0);
@@ -366,6 +369,33 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
     whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
                    " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
                    "; depthwise stage: " + describe(*plan.depthwise.row) +
+                   (whole.prefetch_input ? "; the next tile's input is prefetched" : "");
+  }
+  return plan;
+}
+
+SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const IsaKernels& isa, const Machine& machine) {
+  SeparablePlan plan;
+  Plan& whole = plan.whole;
+  whole.row = block_row(p, Family::kRows, isa, machine);
+  const bool of_planes = whole.row->family == Family::kDirect;
+  const PointwiseFormat& format = whole.row->pointwise;
+  BlockTiles tiles = block_tiles(p, out_channels, format, of_planes, machine);
+  if (p.out_w == 1 && tiles.rows_per_tile > format.rows) {  // whole register tiles
+    tiles.rows_per_tile = round_up(tiles.rows_per_tile, format.rows);
+    tiles.row_tiles = ceil_div(p.batch * p.out_h, tiles.rows_per_tile);
+  }
+  set_tiles(plan, tiles);
+  const int64_t pixels = p.batch * p.out_h * p.out_w;
+  whole.workers = workers_for(pixels * out_channels * p.channels / 16, whole.tiles, machine);
+  whole.scratch_bytes = whole.row->scratch(p, whole.rows_per_tile);
+  whole.flops = 2 * pixels * p.channels * out_channels;
+  whole.bytes = element_size(p.dtype) * (pixels * (p.channels + out_channels) + p.channels * out_channels);
+  const bool beyond_l3 = p.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
+  whole.prefetch_input = whole.prefetch_output = should_prefetch(p, machine, false) || beyond_l3;
+  if (machine.with_reasons) {
+    whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
+                   " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
                    (whole.prefetch_input ? "; the next tile's input is prefetched" : "");
   }
   return plan;

@@ -44,6 +44,8 @@ struct SeparablePlan {
   int64_t splits = 1;  // ranges of output channels
 };
 SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine);
+// A pointwise convolution, on the fused block's kernels without their first stage.
+SeparablePlan plan_pointwise(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine);
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype);
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
                          int64_t out_channels, int64_t kernel_h, int64_t kernel_w);

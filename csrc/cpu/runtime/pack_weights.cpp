@@ -147,7 +147,7 @@ BlockPlaces block_places(const BlockFormat& f) {
   BlockPlaces places;
   places.dw_weight = place(f.kernel_h * f.kernel_w * f.pitch * unit);
   places.dw_weight_planes = place(f.kernel_h * f.kernel_w * f.channels * unit);
-  places.dw_bias = place(f.pitch * unit);
+  places.dw_bias = place(f.kernel_h > 0 ? f.pitch * unit : 0);
   places.pw_weight = place(outputs * padded_depth(f.pointwise, f.channels) * narrow);
   places.pw_bias = place(outputs * unit);
   places.end = end;
@@ -165,11 +165,13 @@ void pack_block(const BlockFormat& f, DType dtype, const BlockWeights& weights, 
   memset(packed, 0, at.pw_weight);
   memset(to + at.pw_bias - kLine, 0, at.end - at.pw_bias + kLine);
   memcpy(packed, &f, sizeof f);
-  DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
-                              Layout::kNHWC, f.pitch};
-  pack_depthwise(dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight);
-  packing.order = Layout::kNCHW;
-  pack_depthwise(dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight_planes);
+  if (weights.dw_weight != nullptr) {
+    DepthwisePacking packing = {f.channels,    1,      f.kernel_h, f.kernel_w, {0, 1, f.kernel_h}, {0, 1, f.kernel_w},
+                                Layout::kNHWC, f.pitch};
+    pack_depthwise(dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight);
+    packing.order = Layout::kNCHW;
+    pack_depthwise(dtype, weights.dw_weight, packing, 0, 1, to + at.dw_weight_planes);
+  }
   if (weights.dw_bias != nullptr) pack_bias(dtype, weights.dw_bias, f.channels, 1, 0, f.pitch, to + at.dw_bias);
   pack_pointwise_panels(dtype, weights.pw_weight, f.out_channels, f.channels, f.pointwise, to + at.pw_weight);
   if (weights.pw_bias != nullptr) widen(dtype, weights.pw_bias, f.out_channels, to + at.pw_bias);

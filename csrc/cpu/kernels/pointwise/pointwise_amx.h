@@ -30,6 +30,8 @@ class TileProduct {
   using A = float;
   using Middle = BFloat16;
   static constexpr int kDepthMultiple = 32;  // channels of a tile
+  static constexpr int kRows = 16;
+  static constexpr bool kReadsInPlace = false;
 
   static int64_t padded_pixels(int64_t pixels) { return pixels + kMostRows; }
 

@@ -211,7 +211,8 @@ template <class E>
 struct RegisterProduct {
   using A = typename Element<E>::Accumulate;
   using Middle = typename Element<E>::Middle;
-  static constexpr int kDepthMultiple = Element<E>::kChannels;
+  static constexpr int kDepthMultiple = Element<E>::kChannels, kRows = kGemmRows;
+  static constexpr bool kReadsInPlace = kDepthMultiple == 1;
 
   static int64_t padded_pixels(int64_t pixels) { return round_up(pixels, kGemmRows); }
 

@@ -13,6 +13,7 @@
 
 #include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_transposed.h"
 #include "cpu/kernels/pointwise/pointwise_product.h"
+#include "cpu/kernels/stage_lines.h"
 #if defined(DWCONV_AMX)
 #include "cpu/kernels/pointwise/pointwise_amx.h"
 #include "cpu/kernels/simd_lanes.h"
@@ -61,12 +62,78 @@ DWCONV_INLINE void for_each_image(const CpuProblem& p, int64_t row, int64_t rows
   }
 }
 
-// The depthwise stage's weights for image n.
+template <class A, class B>
+inline constexpr bool kSame = false;
 template <class A>
-DWCONV_INLINE const A* stage_weights(const SeparableArgs& args, int64_t n) {
-  if (args.gate != nullptr) return static_cast<const A*>(args.gate) + n * args.depthwise.weight_pitch;
-  return static_cast<const A*>(args.depthwise.weight);
+inline constexpr bool kSame<A, A> = true;
+
+// ---- a pointwise convolution's pixels -----------------------------------------------------------------------------------
+
+// Image n's gate; null where there is none.
+template <class A>
+DWCONV_INLINE const A* gate_of(const SeparableArgs& args, int64_t n) {
+  return args.gate == nullptr ? nullptr : static_cast<const A*>(args.gate) + n * args.gate_pitch;
 }
+
+// channels_last: `count` pixels, `stride` apart, to `to`, `pitch` apart.
+template <class A, class T, class M>
+DWCONV_INLINE void copy_pixels(const T* from, int64_t stride, int64_t count, int64_t channels, const A* gate, int64_t pitch,
+                               M* to) {
+  constexpr int64_t kVec = kLanes<A>;
+  for (int64_t i = 0; i < count; ++i, from += stride, to += pitch) {
+    for (int64_t c = 0; c < channels; c += kVec) {
+      const int lanes = lanes_left(channels - c, kVec);
+      Vec<A> v = load_lanes(from + c, lanes);
+      if (gate != nullptr) v *= load(gate + c);
+      store_lanes(to + c, v, lanes);
+    }
+  }
+}
+
+// The tile's rows into middle[pixel * pitch + channel]; in NCHW by way of staged[pixel][lane], a vector of planes at a time.
+template <class T, class A, class M, bool kNhwc>
+void copy_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
+  const CpuProblem& p = args.depthwise.problem;
+  for_each_image(p, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
+    const T* const first = static_cast<const T*>(args.depthwise.input) + n * p.in_stride_n + y * p.stride_h * p.in_stride_h;
+    const A* const gate = gate_of<A>(args, n);
+    if constexpr (kNhwc) {
+      for (int64_t i = 0; i < count; ++i) {
+        copy_pixels(first + i * p.stride_h * p.in_stride_h, p.stride_w * p.in_stride_w, p.out_w, p.channels, gate, pitch,
+                    middle + (pixel + i * p.out_w) * pitch);
+      }
+    } else {
+      constexpr int kVec = kLanes<A>;
+      for (int64_t c = 0; c < p.channels; c += kVec) {
+        const int lanes = lanes_left(p.channels - c, kVec);
+        const T* from[kVec];
+        for (int l = 0; l < lanes; ++l) from[l] = first + (c + l) * p.in_stride_c;
+        if (p.stride_h * p.stride_w == 1) {
+          planes_to_lanes<T, A>(from, 0, lanes, count, p.in_w, p.in_stride_h, staged);
+        } else {
+          for (int64_t i = 0; i < count * p.out_w; ++i) {
+            const int64_t at = i / p.out_w * p.stride_h * p.in_stride_h + i % p.out_w * p.stride_w;
+            for (int l = 0; l < lanes; ++l) staged[i * kVec + l] = to_accumulate(from[l][at]);
+          }
+        }
+        copy_pixels(staged, kVec, count * p.out_w, lanes, gate == nullptr ? gate : gate + c, pitch, middle + pixel * pitch + c);
+      }
+    }
+  });
+}
+
+// Whether the product can read channels_last pixels where they lie: in its own type, all of them one after the other, and not
+// so that the rows of a register tile push one another out of L1.
+template <class T, class M>
+DWCONV_INLINE bool reads_in_place(const SeparableArgs& args) {
+  const CpuProblem& p = args.depthwise.problem;
+  const bool dense = p.in_stride_w == p.channels && p.in_stride_h == p.in_w * p.channels && p.stride_h * p.stride_w == 1 &&
+                     (p.batch == 1 || p.in_stride_n == p.in_h * p.in_stride_h);
+  return kSame<T, M> && args.depthwise_kernel == nullptr && args.gate == nullptr && dense &&
+         !lines_collide<T>(p.channels, 2 * kGemmRows, p.l1_ways);
+}
+
+// ---- the depthwise stage --------------------------------------------------------------------------------------------------
 
 // The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
 template <class T, class A, class M, bool kNhwc>
@@ -83,7 +150,7 @@ void depthwise_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64
   for_each_image(whole, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
     const T* const image = static_cast<const T*>(args.depthwise.input) + n * whole.in_stride_n;
     stage.rows_per_tile = count;
-    const A* const weight = stage_weights<A>(args, n);
+    const A* const weight = static_cast<const A*>(args.depthwise.weight);
     if constexpr (kNhwc) {
       stage.weight = weight;
       p.out_h = count;
@@ -172,11 +239,25 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   if (depth != p.channels) memset(middle, 0, middle_size * sizeof(M));  // the channels that no stage writes
   const P pointwise(tile_pixels);
   int64_t staged_row = -1;
+  const bool in_place = kNhwc && P::kReadsInPlace && reads_in_place<T, M>(args);
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t row = tile / args.splits * args.rows_per_tile;
     const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
     const int64_t split = tile % args.splits;
-    if (row != staged_row) depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
+    const int64_t pixels = rows * p.out_w;
+    // In place a register tile's rows have to be there: those of the last one are copied.
+    const int64_t placed = in_place ? pixels / kGemmRows * kGemmRows : 0;
+    const M* const lying = static_cast<const M*>(args.depthwise.input) + row * p.out_w * p.channels;
+    if (row != staged_row) {
+      if (in_place) {
+        if constexpr (kSame<T, M>)
+          copy_pixels<A, T, M>(lying + placed * p.channels, p.channels, pixels - placed, p.channels, nullptr, pitch, middle);
+      } else if (args.depthwise_kernel == nullptr) {
+        copy_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
+      } else {
+        depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
+      }
+    }
     staged_row = row;
     const int64_t first_panel = panels * split / args.splits, end_panel = panels * (split + 1) / args.splits;
     const int64_t work = rows * p.out_w * p.channels;  // of a panel
@@ -194,7 +275,13 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
       const A* const bias = static_cast<const A*>(args.pw_bias) + j;
       if (panel + 1 < panels) upcoming.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
       const auto multiply = [&](const auto& to) {
-        pointwise.multiply(args.activation, middle, pitch, rows * p.out_w, p.channels, weight, product, bias, to, upcoming);
+        if (placed > 0) {
+          pointwise.multiply(args.activation, lying, p.channels, placed, p.channels, weight, product, bias, to, upcoming);
+        }
+        if (placed < pixels) {
+          pointwise.multiply(args.activation, middle, pitch, pixels - placed, p.channels, weight, product, bias,
+                             from_row(to, placed, 0), upcoming);
+        }
       };
       if constexpr (kNhwc) {
         const int64_t first = row * p.out_w * args.out_channels + j;
@@ -224,7 +311,7 @@ constexpr PointwiseFormat pointwise_format() {
   constexpr DType kind = sizeof(typename P::Middle) == 8   ? DType::kFloat64
                          : sizeof(typename P::Middle) == 4 ? DType::kFloat32
                                                            : DType::kBFloat16;
-  return {kPanel<typename P::A>, P::kDepthMultiple, kind};
+  return {kPanel<typename P::A>, P::kDepthMultiple, kind, P::kRows};
 }
 
 }  // namespace dwconv::DWCONV_ISA

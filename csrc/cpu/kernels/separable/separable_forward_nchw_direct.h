@@ -32,14 +32,40 @@ struct PlaneMiddle {
   static int64_t pitch(int64_t pixels) { return (vectors(pixels) + 1) * kVec; }
 };
 
+// The same of a pointwise convolution: the input's own pixels, times the gate.
+template <class T>
+void copy_planes(const SeparableArgs& args, int64_t n, int64_t y, int64_t rows, int64_t first, int64_t count, int64_t pitch,
+                 T* to) {
+  using A = typename AccumulateType<T>::type;
+  constexpr int64_t kVec = kLanes<A>;
+  const CpuProblem& p = args.depthwise.problem;
+  const A* const gate = gate_of<A>(args, n);
+  for (int64_t c = first; c < first + count; ++c, to += pitch) {
+    const T* from = static_cast<const T*>(args.depthwise.input) + n * p.in_stride_n + c * p.in_stride_c;
+    from += y * p.stride_h * p.in_stride_h;
+    T* row = to;
+    const Vec<A> factor = broadcast(gate == nullptr ? A(1) : gate[c]);
+    for (int64_t i = 0; i < rows; ++i, from += p.stride_h * p.in_stride_h, row += p.out_w) {
+      if (p.stride_w > 1) {
+        for (int64_t x = 0; x < p.out_w; ++x) from_accumulate(to_accumulate(from[x * p.stride_w]) * factor[0], row + x);
+        continue;
+      }
+      for (int64_t x = 0; x < p.out_w; x += kVec) {
+        const int lanes = lanes_left(p.out_w - x, kVec);
+        store_lanes(row + x, load_lanes(from + x, lanes) * factor, lanes);
+      }
+    }
+  }
+}
+
 // Planes [first, first + count) of output rows [y, y + rows) of image n, each `pitch` after the one before.
 template <class T>
 void some_planes(const SeparableArgs& args, int64_t n, int64_t y, int64_t rows, int64_t first, int64_t count, int64_t pitch,
                  void* scratch, T* to) {
+  if (args.depthwise_kernel == nullptr) return copy_planes(args, n, y, rows, first, count, pitch, to);
   DepthwiseArgs stage = args.depthwise;
   CpuProblem& p = stage.problem;
   stage.input = static_cast<const T*>(args.depthwise.input) + n * p.in_stride_n;
-  stage.weight = stage_weights<typename AccumulateType<T>::type>(args, n);
   stage.output = to - first * pitch;
   stage.rows_per_tile = rows;
   p.pad_h -= y * p.stride_h;

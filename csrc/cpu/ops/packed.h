@@ -1,0 +1,54 @@
+// Packed weights as tensors of bytes: what the ops that make them and those that take them check.
+#pragma once
+
+#include "common/separable_checks.h"
+#include "cpu/ops/launch.h"
+#include "cpu/runtime/pack_weights.h"
+
+namespace dwconv {
+namespace {
+
+inline void check_isa(const char* op, const std::string& isa) {
+  DWCONV_CHECK(isa == selected_isa().name, op, ": isa must be the selected instruction set, ", selected_isa().name, ", but got '",
+               isa, "'");
+}
+
+// Of the inputs, whose accumulation type the weights may have.
+inline DType packed_dtype(const char* op, DType weights, const std::string& input_dtype) {
+  if (input_dtype.empty() || input_dtype == dtype_name(weights)) return weights;
+  DWCONV_CHECK(weights == DType::kFloat32 && (input_dtype == "bfloat16" || input_dtype == "float16"), op,
+               ": input_dtype must be the weights', or bfloat16 or float16 where these are float32, but got '", input_dtype, "'");
+  return input_dtype == "bfloat16" ? DType::kBFloat16 : DType::kFloat16;
+}
+
+// Weights of dtype, whose shapes have been checked, into block_bytes() at `packed`; dw_weight: null for a pointwise convolution.
+inline void pack(const BlockFormat& format, DType dtype, const Tensor* dw_weight, const std::optional<Tensor>& dw_bias,
+                 const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, void* packed) {
+  const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
+  const Tensor pw = dense(pw_weight), dw = dw_weight != nullptr ? dense(*dw_weight) : pw;
+  const Tensor db = dw_bias ? dense(*dw_bias) : pw, pb = pw_bias ? dense(*pw_bias) : pw;
+  pack_block(format, dtype,
+             {dw_weight != nullptr ? dw.const_data_ptr() : nullptr, dw_bias ? db.const_data_ptr() : nullptr, pw.const_data_ptr(),
+              pw_bias ? pb.const_data_ptr() : nullptr, nullptr},
+             packed);
+}
+
+template <class Pack>  // pack(bytes)
+Tensor packed_tensor(const BlockFormat& format, const Tensor& like, Pack pack) {
+  const Tensor packed = torch::stable::empty({block_bytes(format)}, ScalarType::Byte, std::nullopt, like.device());
+  pack(packed.mutable_data_ptr());
+  return packed;
+}
+
+inline void check_packed(const char* op, const char* pack_op, const Tensor& packed, const BlockFormat& wanted) {
+  const bool bytes = packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
+  DWCONV_CHECK(bytes && packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
+                   packed.size(0) == block_bytes(wanted),
+               op, ": packed must be what ", pack_op, " made on this CPU of weights for ", wanted.channels,
+               " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
+}
+
+inline bool is_activation(int64_t number) { return number >= 0 && number < static_cast<int64_t>(std::size(kActivationNames)); }
+
+}  // namespace
+}  // namespace dwconv

@@ -1,0 +1,113 @@
+// pointwise_conv2d on the CPU, with packed weights: checks, output allocation, problem, plan, launch.
+#define TORCH_TARGET_VERSION 0x020a000000000000
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/ops/packed.h"
+
+namespace dwconv {
+namespace {
+
+constexpr const char* kPack = "pointwise_conv2d_pack";
+constexpr const char* kOp = "pointwise_conv2d";
+
+BlockFormat format_of(DType dtype, int64_t channels, int64_t out_channels) {
+  return block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, out_channels, 0, 0);
+}
+
+Tensor pointwise_conv2d_pack(const Tensor& weight, const std::optional<Tensor>& bias, const std::string isa,
+                             const std::string input_dtype) {
+  check_isa(kPack, isa);
+  DWCONV_CHECK(weight.dim() == 4 && weight.numel() > 0 && weight.size(2) == 1 && weight.size(3) == 1, kPack,
+               ": weight must have shape (out_channels, C, 1, 1), but got ", to_string(weight));
+  const DType weights = check_dtype(kPack, "weight", weight);
+  const DType dtype = packed_dtype(kPack, weights, input_dtype);
+  if (bias) check_vector(kPack, "bias", *bias, weight.size(0), weight);
+  const BlockFormat format = format_of(dtype, weight.size(1), weight.size(0));
+  return packed_tensor(format, weight, [&](void* packed) { pack(format, weights, nullptr, std::nullopt, weight, bias, packed); });
+}
+
+// The gate in the accumulation type, each image's followed by as much as the kernels read past it.
+template <class A>
+const A* widened_gate(const Tensor& gate, int64_t batch, int64_t channels, int64_t pitch, ScalarType wide) {
+  const Tensor values = torch::stable::contiguous(torch::stable::to(gate, wide));
+  A* const to = static_cast<A*>(workspace(Workspace::kDepthwiseWeight, batch * pitch * static_cast<int64_t>(sizeof(A))));
+  memset(to, 0, batch * pitch * sizeof(A));
+  for (int64_t n = 0; n < batch; ++n) {
+    memcpy(to + n * pitch, static_cast<const A*>(values.const_data_ptr()) + n * channels, channels * sizeof(A));
+  }
+  return to;
+}
+
+// channels_last pixels one after the other.
+bool is_dense(const Tensor& x) {
+  const int64_t pixel = x.size(1), row = x.size(3) * pixel, image = x.size(2) * row;
+  return (x.size(3) == 1 || x.stride(3) == pixel) && (x.size(2) == 1 || x.stride(2) == row) &&
+         (x.size(0) == 1 || x.stride(0) == image);
+}
+
+Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_channels, int64_t stride, int64_t act,
+                        double slope, const std::optional<Tensor>& residual, const std::optional<Tensor>& gate) {
+  DWCONV_CHECK(input.dim() == 4, kOp, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  const DType dtype = check_dtype(kOp, "input", input);
+  DWCONV_CHECK(is_activation(act), kOp, ": act must be an activation's number, but got ", act);
+  const int64_t channels = input.size(1);
+  const BlockFormat wanted = format_of(dtype, channels, out_channels);
+  check_packed(kOp, kPack, packed, wanted);
+  const ConvolutionShape s = check_filter(kOp, input, "packed", dtype, 1, 1, {stride, stride}, {0, 0}, {1, 1});
+  check_output(kOp, input, s, out_channels, {0, 0});
+  if (residual) check_residual(kOp, *residual, input, s, out_channels);
+  if (gate) {
+    check_like_input(kOp, "gate", *gate, input);
+    const Ints shape = {s.batch, channels, 1, 1};
+    DWCONV_CHECK(shape_of(*gate) == shape, kOp, ": gate must have shape ", to_string(shape), ", but got ", to_string(*gate));
+  }
+  const Layout layout = layout_of(input);
+  const Ints size = {s.batch, out_channels, s.out_h, s.out_w};
+  if (s.batch == 0) return fresh_output(input, size, layout);
+
+  const Tensor x = as_layout(input, layout);
+  SeparableArgs args;
+  CpuProblem& p = args.depthwise.problem;
+  p = forward_problem(s, layout);
+  set_input(p, x);
+  const bool dense = layout == Layout::kNHWC && is_dense(x) && stride == 1;
+  if (dense && !gate) {  // one column of pixels, cut anywhere
+    p.in_h = p.out_h = s.batch * s.out_h * s.out_w;
+    p.batch = p.in_w = p.out_w = 1;
+    p.in_stride_n = p.in_h * channels, p.in_stride_h = p.in_stride_w = channels;
+  }
+  const SeparablePlan& plan = plan_for<SeparablePlan>(
+      Op::kPointwise, Pass::kForward, p, out_channels,
+      [&](const IsaKernels& isa, const Machine& here) { return plan_pointwise(p, out_channels, isa, here); });
+  log_plan(p, plan.whole, out_channels);
+  const BlockWeights w = packed_weights(wanted, packed.const_data_ptr());
+  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
+  args.depthwise.input = x.const_data_ptr();
+  args.out_channels = out_channels;
+  args.pw_weight = w.pw_weight;
+  args.pw_bias = w.pw_bias;
+  args.residual = residual ? added.const_data_ptr() : nullptr;
+  args.activation = {static_cast<ActivationKind>(act), slope};
+  if (gate) {
+    args.gate_pitch = channels + kMostLanes;
+    const ScalarType wide = accumulate_scalar(dtype);
+    args.gate = dtype == DType::kFloat64
+                    ? static_cast<const void*>(widened_gate<double>(*gate, s.batch, channels, args.gate_pitch, wide))
+                    : widened_gate<float>(*gate, s.batch, channels, args.gate_pitch, wide);
+  }
+  const Tensor output = fresh_output(input, size, layout);  // last: see workspace.h
+  args.output = output.mutable_data_ptr();
+  args.rows_per_tile = plan.whole.rows_per_tile;
+  args.splits = plan.splits;
+  set_prefetch(plan.whole, &p);
+  run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
+  return output;
+}
+
+}  // namespace
+}  // namespace dwconv
+
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("pointwise_conv2d_pack", TORCH_BOX(&dwconv::pointwise_conv2d_pack));
+  m.impl("pointwise_conv2d", TORCH_BOX(&dwconv::pointwise_conv2d));
+}
