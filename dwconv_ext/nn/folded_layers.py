@@ -126,7 +126,14 @@ def _pack(
     block = [pw.shape[0], *dw.shape[2:], *stride, *padding, *dilation, *activations]
     packed = ops.separable_conv2d_pack(dw, dw_bias, pw, pw_bias, _C.selected_isa(), name_of(dtype))
     slopes = [first.slope, second.slope]
-    return lambda input, residual, gate: ops.separable_conv2d_packed.default(input, packed, block, slopes, residual, gate)
+    op = ops.separable_conv2d_packed.default
+    return lambda input, residual, gate: op(input, packed, block, slopes, residual)
+
+
+def _pack_pointwise(weight: Tensor, bias: Tensor | None, s: ConvSettings, dtype: torch.dtype) -> Run:
+    packed = ops.pointwise_conv2d_pack(weight, bias, _C.selected_isa(), name_of(dtype))
+    op, outputs, act, slope = ops.pointwise_conv2d.default, len(weight), _C.activations[s.activation], s.slope
+    return lambda input, residual, gate: op(input, packed, outputs, 1, act, slope, residual, gate)
 
 
 class Folded:
@@ -227,8 +234,8 @@ class FoldedBlock(Folded):
 class FoldedConv(Folded):
     """``act(bn(conv(x))) [+ residual]`` as one convolution, with the BatchNorm in eval mode.
 
-    A depthwise one runs on this package's kernels; so does a pointwise one, as the block whose depthwise stage copies; any other
-    is torch's. Its six tensors: weight, bias, and mean, variance, weight, bias of the BatchNorm; None for what there is not.
+    A depthwise or pointwise one runs on this package's kernels, any other on torch's. Its six tensors: weight, bias, and mean,
+    variance, weight, bias of the BatchNorm; None for what there is not.
     """
 
     def __init__(self, settings: ConvSettings) -> None:
@@ -245,8 +252,7 @@ class FoldedConv(Folded):
             return None
         weights = fold(*tensors, s.eps)
         if s.is_pointwise(weight):
-            copy = weights[0].new_ones((weight.shape[1], 1, 1, 1))
-            return _pack(copy, None, *weights, ConvSettings(), s, dtype) if self.packs(weight, dtype) else None
+            return _pack_pointwise(*weights, s, dtype) if self.packs(weight, dtype) else None
         weight, bias = (None if t is None else t.to(dtype) for t in weights)
         # float16's range holds no folded weights. And nothing may keep the weight itself alive.
         if (dtype is torch.float16 and tensors[2] is not None) or weight is tensors[0]:

@@ -13,11 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._extension import _C
 from .activations import GATES
 from .arguments import MOST_INT64, check_activation
-from .functional import DTYPES, accumulation_dtype
+from .functional import DTYPES, accumulation_dtype, name_of
 
 MOST_BYTES = 2**48  # more than a process can address
+
+
+def _may_be_packed_for(packed: Tensor, x: Tensor, out_channels: int, kernel: Sequence[int]) -> bool:
+    if packed.device != x.device or packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+        return False
+    sizes, bytes = (x.shape[1], out_channels, *kernel), packed.shape[0]
+    if not all(isinstance(size, int) for size in (*sizes, bytes)):
+        return True
+    # The first for sizes whose bytes 64 bits cannot count.
+    counted = all(0 < size < bytes for size in sizes)
+    return counted and bytes == _C.block_bytes(name_of(x.dtype), *sizes, *(() if kernel else (0, 0)))
 
 
 class Checks:
@@ -116,6 +128,26 @@ class Checks:
         self.shape("pw_weight", pw, (None, channels, 1, 1), f"have shape (out_channels, {channels}, 1, 1), but got")
         self.vector("dw_bias", db, channels, like)
         self.vector("pw_bias", pb, pw.shape[0], like)
+
+    def isa(self, isa: str) -> None:
+        selected = _C.selected_isa()
+        self.that(isa == selected, f"isa must be the selected instruction set, {selected}, but got '{isa}'")
+
+    def input_dtype(self, input_dtype: str, weight: Tensor) -> str:
+        """Of the inputs that the weights are packed for."""
+        dtype = name_of(weight.dtype)
+        wanted = "input_dtype must be the weights', or bfloat16 or float16 where these are float32"
+        others = ("bfloat16", "float16") if dtype == "float32" else ()
+        self.that(input_dtype in ("", dtype, *others), f"{wanted}, but got '{input_dtype}'")
+        return input_dtype or dtype
+
+    def packed(self, packed: Tensor, x: Tensor, out_channels: int, kernel: Sequence[int] = ()) -> None:
+        """All of C++'s check but for the bytes themselves, which say what they were made of."""
+        self.that(
+            _may_be_packed_for(packed, x, out_channels, kernel),
+            f"packed must be what {self.op.removesuffix('_packed')}_pack made on this CPU of weights for {x.shape[1]} channels "
+            f"of input, of its dtype, and of the block's filter and {out_channels} output channels",
+        )
 
     def wide(self, name: str, t: Tensor | None, shape: Sequence[Any], x: Tensor) -> None:
         """Of this shape, in the accumulation type."""

@@ -38,5 +38,9 @@ def register(counter: ModuleType) -> None:
     def _(x, packed, block, *_, out_shape=None, **__) -> int:
         return block_flops(x, [x[1], 1, *block[1:3]], [block[0], x[1], 1, 1], out_shape)
 
+    @formula(ours.pointwise_conv2d)
+    def _(x, packed, out_channels, *_, out_shape=None, **__) -> int:
+        return conv_flop_count(list(x), [out_channels, x[1], 1, 1], list(out_shape))
+
 
 when_imported("torch.utils.flop_counter", register)

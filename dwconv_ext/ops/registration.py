@@ -24,7 +24,7 @@ from .autograd import (
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
 from .checks import Checks
-from .functional import accumulation_dtype, as_autocast, name_of
+from .functional import accumulation_dtype, as_autocast
 
 ops = torch.ops.dwconv_ext
 _library = torch.library.Library("dwconv_ext", "IMPL")
@@ -78,43 +78,58 @@ def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=Non
 @torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
 def _(dw, db, pw, pb, isa, input_dtype=""):
     check = Checks("separable_conv2d_pack")
-    selected = _C.selected_isa()
-    check.that(isa == selected, f"isa must be the selected instruction set, {selected}, but got '{isa}'")
+    check.isa(isa)
     check.shape("dw_weight", dw, (None, 1, None, None), "have shape (C, 1, kH, kW), but got")
     check.dtype("dw_weight", dw)
-    dtype = name_of(dw.dtype)
-    wanted = "input_dtype must be the weights', or bfloat16 or float16 where these are float32"
-    others = ("bfloat16", "float16") if dtype == "float32" else ()
-    check.that(input_dtype in ("", dtype, *others), f"{wanted}, but got '{input_dtype}'")
+    dtype = check.input_dtype(input_dtype, dw)
     check.pointwise(db, pw, pb, dw.shape[0], dw)
-    size = _C.block_bytes(input_dtype or dtype, dw.shape[0], pw.shape[0], *dw.shape[2:])
-    return dw.new_empty((size,), dtype=torch.uint8)
+    return dw.new_empty((_C.block_bytes(dtype, dw.shape[0], pw.shape[0], *dw.shape[2:]),), dtype=torch.uint8)
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d_packed")
-def _(x, packed, block, slopes, residual=None, gate=None):
+def _(x, packed, block, slopes, residual=None):
     check = Checks("separable_conv2d_packed")
     check.rank(x)
     acts = range(len(ACTIVATIONS))
     whole = len(block) == 11 and len(slopes) == 2 and block[9] in acts and block[10] in acts
     check.that(whole, "block must be 11 integers that end in two activations' numbers, and slopes two numbers")
     check.dtype("input", x)
-    check.that(
-        _may_be_packed_for(packed, x, block[:3]),
-        f"packed must be what separable_conv2d_pack made on this CPU of weights for {x.shape[1]} channels of input, of its "
-        f"dtype, and of the block's filter and {block[0]} output channels",
-    )
+    check.packed(packed, x, block[0], block[1:3])
     size = check.filter(x, "block", block[1:3], block[3:5], block[5:7], block[7:9])
     shape = (x.shape[0], block[0], *size)
     check.output(x, shape, block[5:7])
+    if residual is not None:
+        check.of_output_shape("residual", residual, x, shape)
+    return _like(x, shape)
+
+
+@torch.library.register_fake("dwconv_ext::pointwise_conv2d_pack")
+def _(w, b, isa, input_dtype=""):
+    check = Checks("pointwise_conv2d_pack")
+    check.isa(isa)
+    check.shape("weight", w, (None, None, 1, 1), "have shape (out_channels, C, 1, 1), but got")
+    check.dtype("weight", w)
+    dtype = check.input_dtype(input_dtype, w)
+    check.vector("bias", b, w.shape[0], w)
+    return w.new_empty((_C.block_bytes(dtype, w.shape[1], w.shape[0], 0, 0),), dtype=torch.uint8)
+
+
+@torch.library.register_fake("dwconv_ext::pointwise_conv2d")
+def _(x, packed, out_channels, stride, act, slope=SLOPE, residual=None, gate=None):
+    check = Checks("pointwise_conv2d")
+    check.rank(x)
+    check.dtype("input", x)
+    check.that(act in range(len(ACTIVATIONS)), f"act must be an activation's number, but got {act}")
+    check.packed(packed, x, out_channels)
+    size = check.filter(x, "packed", (1, 1), (stride, stride), (0, 0), (1, 1))
+    shape = (x.shape[0], out_channels, *size)
+    check.output(x, shape, (0, 0))
     if residual is not None:
         check.of_output_shape("residual", residual, x, shape)
     if gate is not None:
         check.like_input("gate", gate, x)
         wanted = (*x.shape[:2], 1, 1)
         check.shape("gate", gate, wanted, f"have shape {list(wanted)}, but got")
-        one = block[1] == block[2] == 1
-        check.that(one, f"gate goes with a 1x1 depthwise filter, but got {block[1]}x{block[2]}")
     return _like(x, shape)
 
 
@@ -122,17 +137,6 @@ def _(x, packed, block, slopes, residual=None, gate=None):
 def _(x, reduce, first, expand, second, act, gate, slope=SLOPE):
     Checks("squeeze_excitation").squeeze_excitation(x, reduce, first, expand, second, act, gate)
     return x.new_empty((x.shape[0], x.shape[1], 1, 1))
-
-
-def _may_be_packed_for(packed: Tensor, x: Tensor, block: list[int]) -> bool:
-    """All of C++'s check but for the bytes themselves, which say what they were made of."""
-    if packed.device != x.device or packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
-        return False
-    sizes, bytes = (x.shape[1], *block), packed.shape[0]
-    if not all(isinstance(size, int) for size in (*sizes, bytes)):
-        return True
-    # The first for sizes whose bytes 64 bits cannot count.
-    return all(0 < size < bytes for size in sizes) and bytes == _C.block_bytes(name_of(x.dtype), *sizes)
 
 
 @torch.library.register_fake("dwconv_ext::batch_norm_act")

@@ -85,10 +85,18 @@ def valid(op: str, how: dict) -> dict:
     isa = dwconv_ext._C.selected_isa()
     if op == "separable_conv2d_pack":
         return {**weights, "isa": isa, "input_dtype": ""}
+    if op == "pointwise_conv2d_pack":
+        return {"weight": weights["pw_weight"], "bias": weights["pw_bias"], "isa": isa, "input_dtype": ""}
+    if op == "pointwise_conv2d":
+        packed = ops.pointwise_conv2d_pack(weights["pw_weight"], weights["pw_bias"], isa)
+        stride = how["stride"][0]
+        residual = {"residual": maybe(image(batch, out_channels, *(-(-side // stride) for side in x.shape[2:])))}
+        gate = maybe(torch.ones(batch, channels, 1, 1, dtype=dtype))
+        shape = {"out_channels": out_channels, "stride": stride, "act": 1}
+        return {"input": x, "packed": packed, **shape, "slope": 0.1, **residual, "gate": gate}
     packed = ops.separable_conv2d_pack(*weights.values(), isa)
     block = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1, 1, 3]
-    gate = maybe(torch.ones(batch, channels, 1, 1, dtype=dtype)) if kernel == 1 else None
-    return {"input": x, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual, "gate": gate}
+    return {"input": x, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual}
 
 
 OPS = (
@@ -97,6 +105,8 @@ OPS = (
     "separable_conv2d",
     "separable_conv2d_pack",
     "separable_conv2d_packed",
+    "pointwise_conv2d_pack",
+    "pointwise_conv2d",
     "batch_norm_act",
     "batch_norm_act_backward",
     "squeeze_excitation",
@@ -193,6 +203,9 @@ ALLOWED = {
     *(("depthwise_conv2d", "stride", name) for name in LARGE),
     *(("separable_conv2d_pack", "dw_weight", name) for name in ("large", "wide")),
     ("separable_conv2d_pack", "input_dtype", "float16"),
+    *(("pointwise_conv2d_pack", "weight", name) for name in ("channels_other",)),
+    ("pointwise_conv2d_pack", "input_dtype", "float16"),
+    ("pointwise_conv2d", "input", "small"),
     ("batch_norm_act", "input", "small"),
     ("squeeze_excitation", "input", "small"),
 }
@@ -203,6 +216,9 @@ OTHERS = {
     ("batch_norm_act", "weight"): VECTOR,
     ("batch_norm_act_backward", "weight"): VECTOR,
     ("squeeze_excitation", "gate"): ACTIVATION,
+    ("pointwise_conv2d", "stride"): {"zero": lambda _: 0, "negative": lambda _: -1},
+    ("pointwise_conv2d", "act"): {"unknown": lambda _: 8, "negative": lambda _: -1},
+    ("pointwise_conv2d", "out_channels"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
 }
 
 
@@ -295,11 +311,6 @@ def test_generated(op, data):
     if raised(wanted) and "packed must be what" in wanted[1]:
         return  # the bytes say what they were made of: without them it may not be seen, where their number fits
     check(op, arguments)
-
-
-def test_a_gate_before_a_filter():
-    arguments = valid("separable_conv2d_packed", PLAIN)
-    assert raised(check("separable_conv2d_packed", {**arguments, "gate": torch.ones(2, 4, 1, 1)}))
 
 
 @pytest.mark.parametrize("op", ("depthwise_conv2d", "separable_conv2d"))

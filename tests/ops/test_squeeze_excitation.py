@@ -1,4 +1,4 @@
-"""squeeze_excitation and the gate of packed pointwise convolutions, against float64."""
+"""squeeze_excitation against float64."""
 
 from __future__ import annotations
 
@@ -124,46 +124,3 @@ def test_errors(wrong, message):
 
 def test_opcheck():
     torch.library.opcheck(ops.squeeze_excitation.default, (X, REDUCE, FIRST, EXPAND, SECOND, "relu", "sigmoid"))
-
-
-# --- a gate on the way into a pointwise convolution ----------------------------------------------------------------------
-
-
-def packed(c, o, dtype):
-    wide = torch.promote_types(dtype, torch.float32)
-    pw = torch.randn(o, c, 1, 1, dtype=wide) / c**0.5
-    ones = torch.ones(c, 1, 1, 1, dtype=wide)
-    return pw, ops.separable_conv2d_pack(ones, None, pw, None, _C.selected_isa(), str(dtype).removeprefix("torch."))
-
-
-@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "channels_last"))
-@pytest.mark.parametrize("shape", ((1, 33, 20, 7, 8), (3, 64, 130, 14, 14), (2, 7, 1, 3, 3), (2, 40, 24, 28, 32)))
-def test_gated_pointwise(shape, layout, isa):
-    n, c, o, h, w = shape
-    for dtype in DTYPES:
-        torch.manual_seed(0)
-        x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=layout)
-        gate, residual = torch.rand(n, c, 1, 1).to(dtype), torch.randn(n, o, h, w).to(dtype)
-        pw, weights = packed(c, o, dtype)
-        block = [o, 1, 1, 1, 1, 0, 0, 1, 1, 0, _C.activations["relu"]]
-        got = ops.separable_conv2d_packed(x, weights, block, [0.0, 0.0], residual, gate)
-        want = F.relu(F.conv2d(x.double() * gate.double(), pw.double())) + residual.double()
-        size = F.conv2d(x.double().abs() * gate.double(), pw.double().abs()) + residual.double().abs()
-        narrow = 4 * UNIT[torch.bfloat16] if dtype == torch.bfloat16 else 0  # multiplied as bfloat16 where the CPU does
-        assert (
-            (got.double() - want).abs() <= (c + 4) * accumulation_unit(dtype) * size + narrow * size + UNIT[dtype] * want.abs()
-        ).all()
-        assert got.is_contiguous(memory_format=layout)
-
-
-def test_gate_errors():
-    x, (_, weights) = torch.randn(2, 8, 4, 4), packed(8, 6, torch.float32)
-    block = [6, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0]
-    for gate in (torch.ones(2, 8), torch.ones(1, 8, 1, 1), torch.ones(2, 7, 1, 1), torch.ones(2, 8, 1, 2)):
-        with pytest.raises(RuntimeError, match=r"gate must have shape \[2, 8, 1, 1\]"):
-            ops.separable_conv2d_packed(x, weights, block, [0.0, 0.0], None, gate)
-    with pytest.raises(RuntimeError, match="gate must have the others' dtype"):
-        ops.separable_conv2d_packed(x, weights, block, [0.0, 0.0], None, torch.ones(2, 8, 1, 1).double())
-    three = ops.separable_conv2d_pack(torch.randn(8, 1, 3, 3), None, torch.randn(6, 8, 1, 1), None, _C.selected_isa())
-    with pytest.raises(RuntimeError, match="gate goes with a 1x1 depthwise filter, but got 3x3"):
-        ops.separable_conv2d_packed(x, three, [6, 3, 3, 1, 1, 1, 1, 1, 1, 0, 0], [0.0, 0.0], None, torch.ones(2, 8, 1, 1))

@@ -40,8 +40,9 @@ Tensor packed_tensor(const BlockFormat& format, const Tensor& like, Pack pack) {
   return packed;
 }
 
-inline void check_packed(const char* op, const char* pack_op, const Tensor& packed, const BlockFormat& wanted) {
-  const bool bytes = packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
+// possible: whether there can be weights of the wanted format at all.
+inline void check_packed(const char* op, const char* pack_op, const Tensor& packed, const BlockFormat& wanted, bool possible) {
+  const bool bytes = possible && packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
   DWCONV_CHECK(bytes && packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
                    packed.size(0) == block_bytes(wanted),
                op, ": packed must be what ", pack_op, " made on this CPU of weights for ", wanted.channels,

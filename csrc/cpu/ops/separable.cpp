@@ -100,7 +100,7 @@ Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const 
   const DType dtype = check_dtype(kPacked, "input", input);
   const BlockFormat wanted =
       block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), input.size(1), block[0], block[1], block[2]);
-  check_packed(kPacked, kPack, packed, wanted);
+  check_packed(kPacked, kPack, packed, wanted, block[1] > 0 && block[2] > 0);
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
   const Block b = {check_filter(kPacked, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
                                 {block[7], block[8]}),

@@ -293,7 +293,8 @@ struct BlockTiles {
 
 // of_planes: tiles of the kernel that reads and writes NCHW planes in place. They do not lie across images, and long runs of each
 // plane are worth more than a depthwise result that leaves much of L2 free.
-BlockTiles block_tiles(const CpuProblem& p, int64_t out_channels, const PointwiseFormat& format, bool of_planes,
+// has_stage: a depthwise stage, which every range of output channels repeats.
+BlockTiles block_tiles(const CpuProblem& p, int64_t out_channels, const PointwiseFormat& format, bool of_planes, bool has_stage,
                        const Machine& machine) {
   // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
   // are read once a tile. At least kMinPixels, for the panel's reuse.
@@ -314,7 +315,11 @@ BlockTiles block_tiles(const CpuProblem& p, int64_t out_channels, const Pointwis
   BlockTiles tiles;
   tiles.splits = few_rows ? std::clamp<int64_t>(machine.threads / std::max<int64_t>(total_rows / most, 1), 1, panels) : 1;
   const int64_t sharers = ceil_div(ceil_div(machine.threads, tiles.splits), images);
-  const int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(rows, 1), most), sharers) * sharers;
+  int64_t pieces = ceil_div(ceil_div(std::max<int64_t>(rows, 1), most), sharers) * sharers;
+  // Without a stage rows are as good to share as outputs, where each reads the weights from L2.
+  if (!has_stage && weight_bytes <= machine.l2_bytes / 2) {
+    pieces = std::max(pieces, std::min(kSplitsAWorker * machine.threads / images, rows / least));
+  }
   tiles.rows_per_tile = std::max<int64_t>(ceil_div(rows, pieces), 1);
   // Several tiles a worker, so that there is something to take from a slow one: ranges of outputs of the same rows, whose
   // depthwise result a worker keeps from tile to tile.
@@ -343,7 +348,7 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
   whole.row = block_row(problem, family, isa, machine);
   const bool of_planes = whole.row->family == Family::kDirect;
   const PointwiseFormat& format = whole.row->pointwise;
-  const BlockTiles tiles = block_tiles(problem, out_channels, format, of_planes, machine);
+  const BlockTiles tiles = block_tiles(problem, out_channels, format, of_planes, true, machine);
   if (of_planes) {
     plan.depthwise.row = plane_stage_row(stage, family, isa, machine);
     plan.depthwise.weight_pitch = problem.channels;
@@ -380,7 +385,7 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
   whole.row = block_row(p, Family::kRows, isa, machine);
   const bool of_planes = whole.row->family == Family::kDirect;
   const PointwiseFormat& format = whole.row->pointwise;
-  BlockTiles tiles = block_tiles(p, out_channels, format, of_planes, machine);
+  BlockTiles tiles = block_tiles(p, out_channels, format, of_planes, false, machine);
   if (p.out_w == 1 && tiles.rows_per_tile > format.rows) {  // whole register tiles
     tiles.rows_per_tile = round_up(tiles.rows_per_tile, format.rows);
     tiles.row_tiles = ceil_div(p.batch * p.out_h, tiles.rows_per_tile);

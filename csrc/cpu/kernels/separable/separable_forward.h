@@ -127,8 +127,8 @@ void copy_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pi
 template <class T, class M>
 DWCONV_INLINE bool reads_in_place(const SeparableArgs& args) {
   const CpuProblem& p = args.depthwise.problem;
-  const bool dense = p.in_stride_w == p.channels && p.in_stride_h == p.in_w * p.channels && p.stride_h * p.stride_w == 1 &&
-                     (p.batch == 1 || p.in_stride_n == p.in_h * p.in_stride_h);
+  const bool dense = p.in_stride_w == p.channels && p.in_stride_h == p.in_w * p.channels && p.in_h == p.out_h &&
+                     p.in_w == p.out_w && (p.batch == 1 || p.in_stride_n == p.in_h * p.in_stride_h);
   return kSame<T, M> && args.depthwise_kernel == nullptr && args.gate == nullptr && dense &&
          !lines_collide<T>(p.channels, 2 * kGemmRows, p.l1_ways);
 }
