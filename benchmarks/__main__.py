@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path,
         "help": "keep the figures in DIR (default: benchmarks/results/<machine>)",
     },
+    "names": {"nargs": "*", "metavar": "NAME", "help": "of torchvision's or timm's models (default: seven mobile networks)"},
     "files": {"type": Path, "nargs": "+", "metavar": "JSON", "help": "of depthwise, separable, network or models"},
 }
 
@@ -56,7 +57,7 @@ SUITES = {
     "depthwise": Suite("depthwise convolution: forward, and gradients of input and weight", layer_suites.run, COMPARISON),
     "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", layer_suites.run, COMPARISON),
     "network": Suite("seven whole networks in inference, against the runtimes that serve them", network.run,
-                     "dtype threads layers batches rounds no-compile no-runtimes profile save", {"rounds": 5}),
+                     "names dtype threads batches rounds no-compile no-runtimes profile save", {"rounds": 5}),
     "models": Suite(
         "whole models: plain, compiled, converted",
         models.run,
@@ -77,7 +78,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, suite in SUITES.items():
         command = commands.add_parser(name, help=suite.help, description=sys.modules[suite.run.__module__].__doc__)
         for option in suite.options.split():
-            command.add_argument(option if option == "files" else f"--{option}", **OPTIONS[option])
+            command.add_argument(option if option in ("files", "names") else f"--{option}", **OPTIONS[option])
         command.set_defaults(**suite.defaults)
     options = parser.parse_args(arguments)
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():

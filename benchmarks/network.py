@@ -7,6 +7,8 @@ All have the same weights and must agree with the plain model before they are ti
     ONNX Runtime, OpenVINO       the model exported to ONNX
     convert                      dwconv_ext.convert(model, example_input=...), in channels_last
     backend, backend NCHW        torch.compile(model, backend="dwconv_ext"), in channels_last and in NCHW
+    frozen                       the same with options={"freeze": True}, in channels_last: the weights never change, as in the
+                                 runtimes
 
 --profile: in place of the table, where our time goes in each network, operation by operation.
 """
@@ -38,7 +40,7 @@ NETWORKS = (
     "mobilenetv1_100", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "mnasnet1_0", "shufflenet_v2_x1_0",
     "convnext_tiny",
 )  # fmt: skip
-OURS, PEERS = ("backend", "backend NCHW"), ("ONNX Runtime", "OpenVINO", "inductor")
+OURS, PEERS = ("backend", "backend NCHW", "frozen"), ("ONNX Runtime", "OpenVINO", "inductor")
 COLUMNS = ("eager", "eager channels_last", *PEERS, "convert", *OURS)
 
 
@@ -47,8 +49,23 @@ class Row(NamedTuple):
     batch: int
     flops: float
     seconds: dict[str, float]  # by implementation
-    ratios: dict[str, float]  # speed of our better layout over each
+    ratios: dict[str, float]  # speed of our best way over each
     rate: float  # the machine's, operations a second
+
+
+def known(name: str) -> Model:
+    """The model of this name of benchmarks/models.txt, else torchvision's or timm's, for pictures of 224x224."""
+    import timm
+    import torchvision
+
+    for model in models():
+        if model.name == name:
+            return model
+    if name in torchvision.models.list_models():
+        return Model("torchvision", name, 224)
+    if timm.is_model(name):
+        return Model("timm", name, 224)
+    raise ValueError(f"neither torchvision nor timm has a model {name!r}")
 
 
 def exported(model: nn.Module, x: Tensor) -> bytes:
@@ -74,6 +91,7 @@ def implementations(model: nn.Module, x: Tensor, options: argparse.Namespace) ->
     found["convert"] = inference(convert(in_last, example_input=last), last)
     found["backend"] = inference(compiled(in_last, backend="dwconv_ext"), last)
     found["backend NCHW"] = inference(compiled(model, backend="dwconv_ext"), x)
+    found["frozen"] = inference(compiled(in_last, backend="dwconv_ext", options={"freeze": True}), last)
     return found
 
 
@@ -108,7 +126,7 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(row: Row) -> tuple[float, float]:
-    """Our speed over eager channels_last and over the best of the peers."""
+    """The speed of our best way over eager channels_last and over the best of the peers."""
     return row.ratios["eager channels_last"], min((row.ratios[p] for p in PEERS if p in row.ratios), default=float("nan"))
 
 
@@ -169,9 +187,10 @@ def profile(name: Model, batch: int, options: argparse.Namespace, dtype: torch.d
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> int:
-    chosen = [model for model in models() if model.name in NETWORKS and options.layers in model.name]
-    if not chosen:
-        print(f"no network's name contains {options.layers!r}", file=sys.stderr)
+    try:
+        chosen = [known(name) for name in options.names or NETWORKS]
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     keep_freed_memory()
     torch.set_num_threads(options.threads)

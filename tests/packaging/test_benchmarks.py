@@ -51,11 +51,14 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
 
 def test_whole_networks(tmp_path, capsys, threads):
     threads(torch.get_num_threads())
-    command = ["network", "--layers", "shufflenet", "--batches", "1", "--threads", "2"]
+    command = ["network", "shufflenet_v2_x0_5", "--batches", "1", "--threads", "2"]
     assert program.main([*command, "--rounds", "1", "--no-compile", "--no-runtimes", "--save", str(tmp_path)]) == 0
     assert "over eager channels_last" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "network-float32.json").read_text())["results"]
-    assert set(row["seconds"]) == {"eager", "eager channels_last", "convert", "backend", "backend NCHW"} and row["flops"] > 2e8
+    assert (
+        set(row["seconds"]) == {"eager", "eager channels_last", "convert", "backend", "backend NCHW", "frozen"}
+        and row["flops"] > 5e7
+    )
     assert (tmp_path / "network-float32.png").read_bytes().startswith(b"\x89PNG")
     assert program.main([*command, "--profile"]) == 0
     printed = capsys.readouterr().out
@@ -133,10 +136,15 @@ def test_wrong_arguments(arguments, capsys):
     assert exit.value.code == 2
 
 
-@pytest.mark.parametrize("suite", ["depthwise", "sweep", "models", "network"])
+@pytest.mark.parametrize("suite", ["depthwise", "sweep", "models"])
 def test_no_such_layer(suite, capsys):
     assert program.main([suite, "--layers", "nonsense"]) == 2
     assert "name contains 'nonsense'" in capsys.readouterr().err
+
+
+def test_no_such_network(capsys):
+    assert program.main(["network", "nonsense"]) == 2
+    assert "neither torchvision nor timm has a model 'nonsense'" in capsys.readouterr().err
 
 
 def test_a_machines_own_folder():
