@@ -61,21 +61,26 @@ _C = load_cpu()
 _C_cuda, cuda_status = load_cuda(_C.build_cuda)
 
 
+ON_CUDA = ("depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d")
+ON_CPU_ALONE = (
+    "separable_conv2d_pack", "separable_conv2d_packed", "pointwise_conv2d_pack", "pointwise_conv2d", "squeeze_excitation",
+    "batch_norm_act", "batch_norm_act_backward",
+)  # fmt: skip
+
+
 def register_missing_cuda() -> None:
     """Ops without a CUDA kernel say so on CUDA tensors; under a CPU-only torch there are no such tensors."""
     if torch.version.cuda is None:
         return
-    why = "tensors must be on the CPU, for which alone it has a kernel, but got CUDA tensors"
+    why = dict.fromkeys(ON_CPU_ALONE, "tensors must be on the CPU, for which alone it has a kernel, but got CUDA tensors")
     if _C_cuda is None:
-        why = f"CUDA tensors need the CUDA half, but {cuda_status}"
-    for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("dwconv_ext::") and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
-            op = name.removeprefix("dwconv_ext::")
+        why |= dict.fromkeys(ON_CUDA, f"CUDA tensors need the CUDA half, but {cuda_status}")
+    for name, message in why.items():
 
-            def missing(*args: object, op: str = op) -> None:
-                raise RuntimeError(f"{op}: {why}")
+        def missing(*args: object, message: str = f"{name}: {message}") -> None:
+            raise RuntimeError(message)
 
-            _missing.impl(op, missing, "CUDA")
+        _missing.impl(name, missing, "CUDA")
 
 
 _missing = torch.library.Library("dwconv_ext", "IMPL")

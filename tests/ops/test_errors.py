@@ -233,22 +233,24 @@ import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == {hidden!r} else find(name, *rest)
 import torch, dwconv_ext
-x, w = torch.randn(2, 4, 8, 8), torch.randn(2, 4)
+x, w = torch.randn(2, 4, 8, 8), torch.randn(4, 1, 3, 3)
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 for op in torch._C._dispatch_get_all_op_names():
     assert not op.startswith("dwconv_ext") or torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
-torch.ops.dwconv_ext.squeeze_excitation.default.redispatch(cuda, x, w, None, w, None, "relu", "sigmoid")
+ops = torch.ops.dwconv_ext
+{call}
 """
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="a CPU-only torch has no CUDA tensors")
 def test_ops_without_a_cuda_kernel_say_so():
     """As their kernels for CUDA tensors would be called: with the CUDA half, where there is one, and without it."""
-    error = python(ON_CUDA.format(hidden="dwconv_ext._C_cuda")).stderr
-    assert "RuntimeError: squeeze_excitation: CUDA tensors need the CUDA half, but the CUDA half was not built" in error, error
-    if dwconv_ext._C_cuda is not None:
-        error = python(ON_CUDA.format(hidden="")).stderr
-        assert "RuntimeError: squeeze_excitation: tensors must be on the CPU" in error, error
+    call = "ops.depthwise_conv2d.default.redispatch(cuda, x, w, None, (1, 1), (0, 0), (1, 1))"
+    error = python(ON_CUDA.format(hidden="dwconv_ext._C_cuda", call=call)).stderr
+    assert "RuntimeError: depthwise_conv2d: CUDA tensors need the CUDA half, but the CUDA half was not built" in error, error
+    call = "ops.squeeze_excitation.default.redispatch(cuda, x, x, None, x, None, 'relu', 'sigmoid')"
+    error = python(ON_CUDA.format(hidden="", call=call)).stderr
+    assert "RuntimeError: squeeze_excitation: tensors must be on the CPU" in error, error
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
