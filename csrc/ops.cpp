@@ -38,6 +38,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "pointwise_conv2d(Tensor input, Tensor packed, int out_channels, int stride, int act, float slope=0.01, "
       "Tensor? residual=None, Tensor? gate=None) -> Tensor");
+  // separable_conv2d_packed(pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope), packed, block, slopes, residual),
+  // in one pass where the expanded image would not stay in L2.
+  m.def(
+      "inverted_residual(Tensor input, Tensor expand, int hidden, int expand_act, float expand_slope, Tensor packed, int[] block, "
+      "float[] slopes, Tensor? residual=None) -> Tensor");
   // gate(conv2d(act(conv2d(input.mean((2, 3)), reduce_weight) + reduce_bias), expand_weight.t()) + expand_bias), (N, C, 1, 1),
   // for 1x1 convolutions without their last two dimensions; weights (S, C) and biases in the accumulation type. gate: sigmoid or
   // hardsigmoid. On the CPU, without derivatives.

@@ -83,6 +83,21 @@ struct BlockFormat {
   int64_t pitch;  // of the depthwise weights
 };
 
+// The expansion of an inverted residual, a pointwise convolution before a fused block; the block's problem is that of the
+// expanded image, which is made a tile's rows at a time: [row][column][pitch] of the accumulation type.
+struct ExpandArgs {
+  const void* input = nullptr;  // dense in its layout
+  int64_t channels = 0;         // of the input
+  int64_t in_stride_n = 0, in_stride_c = 0;
+  const void* weight = nullptr;  // as SeparableArgs's pw_weight
+  const void* bias = nullptr;
+  Activation activation;
+  // The scratch: most_pixels of the expanded image, `pitch` apart, kExpandPixels copies of the input's, copy_pitch apart, and as
+  // many rows of a panel.
+  int64_t scratch_offset = 0, most_pixels = 0, pitch = 0, copy_pitch = 0;
+};
+constexpr int64_t kExpandPixels = 168;  // multiplied at a time: whole register tiles of every set
+
 // The fused block. The depthwise stage is a kNHWC kernel whose out_dtype is the pointwise format's: of the input's type and
 // strides in channels_last, of the accumulation type in NCHW, where the block's kernel transposes the input for it.
 struct SeparableArgs {
@@ -98,8 +113,9 @@ struct SeparableArgs {
   const void* gate = nullptr;
   int64_t gate_pitch = 0;
   Activation activation;
-  int64_t rows_per_tile = 1;  // of the batch * out_h output rows
-  int64_t splits = 1;         // ranges of output channels; tile = rows * splits + split
+  const ExpandArgs* expand = nullptr;  // an inverted residual's; or null
+  int64_t rows_per_tile = 1;           // of the batch * out_h output rows
+  int64_t splits = 1;                  // ranges of output channels; tile = rows * splits + split
 };
 using SeparableKernel = void (*)(const SeparableArgs&, void* scratch, Tiles);
 

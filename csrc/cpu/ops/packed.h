@@ -6,6 +6,12 @@
 #include "cpu/runtime/pack_weights.h"
 
 namespace dwconv {
+
+Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_channels, int64_t stride, int64_t act,
+                        double slope, const std::optional<Tensor>& residual, const std::optional<Tensor>& gate);
+Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
+                               const std::optional<Tensor>& residual);
+
 namespace {
 
 inline void check_isa(const char* op, const std::string& isa) {
@@ -42,7 +48,8 @@ Tensor packed_tensor(const BlockFormat& format, const Tensor& like, Pack pack) {
 
 // possible: whether there can be weights of the wanted format at all.
 inline void check_packed(const char* op, const char* pack_op, const Tensor& packed, const BlockFormat& wanted, bool possible) {
-  const bool bytes = possible && packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
+  const bool bytes =
+      possible && packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
   DWCONV_CHECK(bytes && packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
                    packed.size(0) == block_bytes(wanted),
                op, ": packed must be what ", pack_op, " made on this CPU of weights for ", wanted.channels,
@@ -50,6 +57,33 @@ inline void check_packed(const char* op, const char* pack_op, const Tensor& pack
 }
 
 inline bool is_activation(int64_t number) { return number >= 0 && number < static_cast<int64_t>(std::size(kActivationNames)); }
+
+struct PackedBlock {
+  ConvolutionShape shape;
+  int64_t out_channels;
+  Activation dw_activation, pw_activation;
+  BlockWeights weights;
+};
+
+// A block of packed weights over an image of `channels` and the input's other sizes. block: out_channels, the filter's height and
+// width, stride, padding, dilation (height and width each), the activations' numbers (problem.h), all that the output's shape
+// depends on first.
+inline PackedBlock check_block(const char* op, const Tensor& input, int64_t channels, DType dtype, const Tensor& packed,
+                               const Ints& block, const std::vector<double>& slopes) {
+  DWCONV_CHECK(block.size() == 11 && slopes.size() == 2 && is_activation(block[9]) && is_activation(block[10]), op,
+               ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
+  const BlockFormat wanted =
+      block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, block[0], block[1], block[2]);
+  check_packed(op, "separable_conv2d_pack", packed, wanted, block[1] > 0 && block[2] > 0);
+  const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
+  PackedBlock b = {check_filter(op, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
+                                {block[7], block[8]}),
+                   block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1]),
+                   packed_weights(wanted, packed.const_data_ptr())};
+  b.shape.channels = channels;
+  check_output(op, input, b.shape, b.out_channels, {block[5], block[6]});
+  return b;
+}
 
 }  // namespace
 }  // namespace dwconv

@@ -45,6 +45,8 @@ bool is_dense(const Tensor& x) {
          (x.size(0) == 1 || x.stride(0) == image);
 }
 
+}  // namespace
+
 Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_channels, int64_t stride, int64_t act,
                         double slope, const std::optional<Tensor>& residual, const std::optional<Tensor>& gate) {
   DWCONV_CHECK(input.dim() == 4, kOp, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
@@ -104,7 +106,6 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   return output;
 }
 
-}  // namespace
 }  // namespace dwconv
 
 STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {

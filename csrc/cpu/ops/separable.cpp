@@ -90,27 +90,18 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   });
 }
 
-// block: out_channels, the filter's height and width, stride, padding, dilation (height and width each), the activations'
-// numbers (problem.h), all that the output's shape depends on first.
+}  // namespace
+
 Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
                                const std::optional<Tensor>& residual) {
   DWCONV_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  DWCONV_CHECK(block.size() == 11 && slopes.size() == 2 && is_activation(block[9]) && is_activation(block[10]), kPacked,
-               ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
   const DType dtype = check_dtype(kPacked, "input", input);
-  const BlockFormat wanted =
-      block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), input.size(1), block[0], block[1], block[2]);
-  check_packed(kPacked, kPack, packed, wanted, block[1] > 0 && block[2] > 0);
-  const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
-  const Block b = {check_filter(kPacked, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
-                                {block[7], block[8]}),
-                   block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1])};
-  check_output(kPacked, input, b.shape, b.out_channels, {block[5], block[6]});
+  const PackedBlock b = check_block(kPacked, input, input.size(1), dtype, packed, block, slopes);
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
-  return run_block(input, b, residual, [&](const PointwiseFormat&) { return packed_weights(wanted, packed.const_data_ptr()); });
+  return run_block(input, {b.shape, b.out_channels, b.dw_activation, b.pw_activation}, residual,
+                   [&](const PointwiseFormat&) { return b.weights; });
 }
 
-}  // namespace
 }  // namespace dwconv
 
 STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {

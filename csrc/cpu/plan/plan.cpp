@@ -406,4 +406,48 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
   return plan;
 }
 
+InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, int64_t out_channels, const IsaKernels& isa,
+                                    const Machine& machine) {
+  constexpr int64_t kLine = 64;
+  InvertedPlan plan;
+  Plan& whole = plan.block.whole;
+  whole.row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);  // in NCHW the one that transposes comes first
+  const PointwiseFormat& format = whole.row->pointwise;
+  const int64_t unit = accumulate_size(p.dtype), lanes = kLine / unit;
+  plan.pitch = round_up(p.channels, lanes);
+  if (plan.pitch * unit % 1024 == 0) plan.pitch += lanes;
+  plan.copy_pitch = round_up(in_channels, lanes) + lanes;
+  const int64_t in_row = p.in_w * plan.pitch * unit, middle_row = p.out_w * (p.channels + 2 * lanes) * unit;
+  // The expanded rows and the depthwise result share L2 with panels and output; several tiles a worker even out the end.
+  const int64_t budget = machine.l2_bytes * 5 / 8, reach = (p.kernel_h - 1) * p.dilation_h + 1;
+  const int64_t affordable = (budget - (reach - p.stride_h) * in_row) / std::max<int64_t>(p.stride_h * in_row + middle_row, 1);
+  const int64_t fair = ceil_div(p.batch * p.out_h, kSplitsAWorker * machine.threads);
+  const int64_t rows = std::clamp<int64_t>(std::min(affordable, fair), 1, p.batch * p.out_h);
+  plan.fused = format.depth_multiple == 1 && affordable >= 1;
+  if (!plan.fused) return plan;
+
+  CpuProblem stage = p;
+  stage.batch = 1;
+  stage.layout = Layout::kNHWC;
+  stage.dtype = p.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  stage.out_dtype = format.dtype;
+  stage.in_stride_w = plan.pitch, stage.out_stride_w = 2 * p.channels;  // whatever they are, pixels do not lie close together
+  plan.block.depthwise = plan_forward(stage, set_of(p.dtype, isa), machine);
+  set_tiles(plan.block, {rows, ceil_div(p.batch * p.out_h, rows), 1});
+  const int64_t out_pixels = p.batch * p.out_h * p.out_w, in_pixels = p.batch * p.in_h * p.in_w;
+  whole.workers = workers_for(out_pixels * out_channels * p.channels / 16, whole.tiles, machine);
+  plan.most_pixels = std::min((std::min(rows, p.out_h) - 1) * p.stride_h + reach, p.in_h) * p.in_w;
+  plan.scratch_offset = round_up(whole.row->scratch(p, rows), 2 * kLine);
+  whole.scratch_bytes =
+      plan.scratch_offset + (plan.most_pixels * plan.pitch + kExpandPixels * (plan.copy_pitch + format.panel)) * unit;
+  whole.flops = 2 * (in_pixels * in_channels * p.channels + out_pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels));
+  whole.bytes =
+      element_size(p.dtype) * (in_pixels * in_channels + out_pixels * out_channels + p.channels * (in_channels + out_channels));
+  if (machine.with_reasons) {
+    whole.reason = std::to_string(rows) + " rows a tile, expanded in scratch; " + product_name(*whole.row) +
+                   "; depthwise stage: " + describe(*plan.block.depthwise.row);
+  }
+  return plan;
+}
+
 }  // namespace dwconv

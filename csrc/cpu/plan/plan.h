@@ -46,6 +46,15 @@ struct SeparablePlan {
 SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine);
 // A pointwise convolution, on the fused block's kernels without their first stage.
 SeparablePlan plan_pointwise(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine);
+// An inverted residual as one kernel, a fused block whose tiles make their own input (expanded_rows.h), where the expanded image
+// is too large for L2; not fused, it is a pointwise convolution and a block. The problem is the block's, over the expanded image.
+struct InvertedPlan {
+  bool fused = false;
+  SeparablePlan block;
+  int64_t scratch_offset = 0, most_pixels = 0, pitch = 0, copy_pitch = 0;  // ExpandArgs's
+};
+InvertedPlan plan_inverted_residual(const CpuProblem& problem, int64_t in_channels, int64_t out_channels, const IsaKernels& isa,
+                                    const Machine& machine);
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype);
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
                          int64_t out_channels, int64_t kernel_h, int64_t kernel_w);

@@ -11,129 +11,10 @@
 // Traffic: input (plus halo rows) and output once; the pointwise weights once a tile of pixels, from L2 or L3.
 #pragma once
 
-#include "cpu/kernels/depthwise_forward/depthwise_forward_nchw_transposed.h"
-#include "cpu/kernels/pointwise/pointwise_product.h"
-#include "cpu/kernels/stage_lines.h"
-#if defined(DWCONV_AMX)
-#include "cpu/kernels/pointwise/pointwise_amx.h"
-#include "cpu/kernels/simd_lanes.h"
-#endif
+#include "cpu/kernels/separable/expanded_rows.h"
+#include "cpu/kernels/separable/pixels.h"
 
 namespace dwconv::DWCONV_ISA {
-
-template <class T>
-struct ProductOf {
-  using type = RegisterProduct<typename AccumulateType<T>::type>;
-};
-#if defined(DWCONV_AMX)
-template <>
-struct ProductOf<BFloat16> {
-  using type = TileProduct;
-};
-#elif defined(DWCONV_BFLOAT16_PAIRS)
-template <>
-struct ProductOf<BFloat16> {
-  using type = RegisterProduct<BFloat16Pair>;
-};
-#endif
-
-template <class P>
-DWCONV_INLINE int64_t padded_channels(int64_t channels) {
-  return round_up(channels, P::kDepthMultiple);
-}
-
-// Elements from pixel to pixel of the middle: whole vectors, and a cache line more, which keeps pixels out of one another's
-// cache sets where the channels are a power of two.
-template <class P>
-DWCONV_INLINE int64_t middle_pitch(int64_t channels) {
-  constexpr int64_t kVec = kLanes<typename P::A>, kLine = kCacheLine / sizeof(typename P::Middle);
-  const int64_t padded = padded_channels<P>(channels);
-  return round_up(padded, kVec) + kLine;
-}
-
-// Output rows [row, row + rows) of the N * out_h: calls body(n, y, count, first pixel of the tile) for each image's share.
-template <class Body>
-DWCONV_INLINE void for_each_image(const CpuProblem& p, int64_t row, int64_t rows, Body body) {
-  for (int64_t done = 0; done < rows;) {
-    const int64_t n = (row + done) / p.out_h, y = (row + done) % p.out_h;
-    const int64_t count = rows - done < p.out_h - y ? rows - done : p.out_h - y;
-    body(n, y, count, done * p.out_w);
-    done += count;
-  }
-}
-
-template <class A, class B>
-inline constexpr bool kSame = false;
-template <class A>
-inline constexpr bool kSame<A, A> = true;
-
-// ---- a pointwise convolution's pixels -----------------------------------------------------------------------------------
-
-// Image n's gate; null where there is none.
-template <class A>
-DWCONV_INLINE const A* gate_of(const SeparableArgs& args, int64_t n) {
-  return args.gate == nullptr ? nullptr : static_cast<const A*>(args.gate) + n * args.gate_pitch;
-}
-
-// channels_last: `count` pixels, `stride` apart, to `to`, `pitch` apart.
-template <class A, class T, class M>
-DWCONV_INLINE void copy_pixels(const T* from, int64_t stride, int64_t count, int64_t channels, const A* gate, int64_t pitch,
-                               M* to) {
-  constexpr int64_t kVec = kLanes<A>;
-  for (int64_t i = 0; i < count; ++i, from += stride, to += pitch) {
-    for (int64_t c = 0; c < channels; c += kVec) {
-      const int lanes = lanes_left(channels - c, kVec);
-      Vec<A> v = load_lanes(from + c, lanes);
-      if (gate != nullptr) v *= load(gate + c);
-      store_lanes(to + c, v, lanes);
-    }
-  }
-}
-
-// The tile's rows into middle[pixel * pitch + channel]; in NCHW by way of staged[pixel][lane], a vector of planes at a time.
-template <class T, class A, class M, bool kNhwc>
-void copy_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pitch, A* staged, M* middle) {
-  const CpuProblem& p = args.depthwise.problem;
-  for_each_image(p, row, rows, [&](int64_t n, int64_t y, int64_t count, int64_t pixel) {
-    const T* const first = static_cast<const T*>(args.depthwise.input) + n * p.in_stride_n + y * p.stride_h * p.in_stride_h;
-    const A* const gate = gate_of<A>(args, n);
-    if constexpr (kNhwc) {
-      for (int64_t i = 0; i < count; ++i) {
-        copy_pixels(first + i * p.stride_h * p.in_stride_h, p.stride_w * p.in_stride_w, p.out_w, p.channels, gate, pitch,
-                    middle + (pixel + i * p.out_w) * pitch);
-      }
-    } else {
-      constexpr int kVec = kLanes<A>;
-      for (int64_t c = 0; c < p.channels; c += kVec) {
-        const int lanes = lanes_left(p.channels - c, kVec);
-        const T* from[kVec];
-        for (int l = 0; l < lanes; ++l) from[l] = first + (c + l) * p.in_stride_c;
-        if (p.stride_h * p.stride_w == 1) {
-          planes_to_lanes<T, A>(from, 0, lanes, count, p.in_w, p.in_stride_h, staged);
-        } else {
-          for (int64_t i = 0; i < count * p.out_w; ++i) {
-            const int64_t at = i / p.out_w * p.stride_h * p.in_stride_h + i % p.out_w * p.stride_w;
-            for (int l = 0; l < lanes; ++l) staged[i * kVec + l] = to_accumulate(from[l][at]);
-          }
-        }
-        copy_pixels(staged, kVec, count * p.out_w, lanes, gate == nullptr ? gate : gate + c, pitch, middle + pixel * pitch + c);
-      }
-    }
-  });
-}
-
-// Whether the product can read channels_last pixels where they lie: in its own type, all of them one after the other, and not
-// so that the rows of a register tile push one another out of L1.
-template <class T, class M>
-DWCONV_INLINE bool reads_in_place(const SeparableArgs& args) {
-  const CpuProblem& p = args.depthwise.problem;
-  const bool dense = p.in_stride_w == p.channels && p.in_stride_h == p.in_w * p.channels && p.in_h == p.out_h &&
-                     p.in_w == p.out_w && (p.batch == 1 || p.in_stride_n == p.in_h * p.in_stride_h);
-  return kSame<T, M> && args.depthwise_kernel == nullptr && args.gate == nullptr && dense &&
-         !lines_collide<T>(p.channels, 2 * kGemmRows, p.l1_ways);
-}
-
-// ---- the depthwise stage --------------------------------------------------------------------------------------------------
 
 // The depthwise stage of the tile's rows into middle[pixel * pitch + channel].
 template <class T, class A, class M, bool kNhwc>
@@ -240,6 +121,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   const P pointwise(tile_pixels);
   int64_t staged_row = -1;
   const bool in_place = kNhwc && P::kReadsInPlace && reads_in_place<T, M>(args);
+  ExpandedRows<T, P, kNhwc> expanded(args, pointwise, scratch);
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t row = tile / args.splits * args.rows_per_tile;
     const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
@@ -254,6 +136,8 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
           copy_pixels<A, T, M>(lying + placed * p.channels, p.channels, pixels - placed, p.channels, nullptr, pitch, middle);
       } else if (args.depthwise_kernel == nullptr) {
         copy_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
+      } else if (args.expand != nullptr) {
+        if constexpr (P::kReadsInPlace) expanded.stage(row, rows, pitch, middle);
       } else {
         depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
       }
