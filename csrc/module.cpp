@@ -81,13 +81,20 @@ std::optional<py::dict> plan(const std::string& op, const std::string& pass, con
   const IsaKernels& isa = selected_isa();
   if (op == op_name(Op::kSeparable)) return plan_dict(plan_separable(p, out_channels, isa, here).whole);
   if (op == op_name(Op::kPointwise)) return plan_dict(plan_pointwise(p, out_channels, isa, here).whole);
+  if (op == op_name(Op::kInvertedResidual)) {  // multiplier: how many times wider the expanded image is
+    CpuProblem block = p;
+    block.channels *= multiplier;
+    const InvertedPlan found = plan_inverted_residual(block, channels, out_channels, isa, here);
+    return found.fused ? std::optional(plan_dict(found.block.whole)) : std::nullopt;
+  }
   if (op == op_name(Op::kBatchNorm))
     return plan_dict(plan_batch_norm(p, parse_pass(pass, {Pass::kForward, Pass::kBackward}) == Pass::kBackward, isa, here));
   if (op == op_name(Op::kSqueezeExcitation)) return plan_dict(plan_squeeze(p, out_channels, isa, here).means);
   if (op != op_name(Op::kDepthwise))
     throw py::value_error(
-        "op: expected depthwise_conv2d, separable_conv2d, pointwise_conv2d, batch_norm_act or squeeze_excitation, got '" + op +
-        "'");
+        "op: expected depthwise_conv2d, separable_conv2d, pointwise_conv2d, inverted_residual, batch_norm_act or "
+        "squeeze_excitation, got '" +
+        op + "'");
   const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
   const Plan found = plan_depthwise(p, which, multiplier, isa, here);
   return found.row == nullptr ? std::nullopt : std::optional(plan_dict(found));

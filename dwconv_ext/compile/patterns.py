@@ -3,6 +3,7 @@
 In inference (the result wants no derivative):
 
     depthwise [- BN] [- act] - pointwise [- BN] [- act] [+ shortcut]     FoldedBlock
+    pointwise [- BN] [- act] - such a block                              FoldedInvertedResidual
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
     linear [- act]                                                       FoldedLinear
     mean over the pixels - pointwise [- act] - pointwise - (hard)sigmoid FoldedSqueeze
@@ -23,7 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..nn.folded_layers import ConvSettings, Folded, FoldedBlock, FoldedConv, FoldedLinear, FoldedSqueeze, Frozen, folded
+from ..nn.folded_layers import (
+    ConvSettings,
+    Folded,
+    FoldedBlock,
+    FoldedConv,
+    FoldedInvertedResidual,
+    FoldedLinear,
+    FoldedSqueeze,
+    Frozen,
+    folded,
+)
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
@@ -79,6 +90,7 @@ class _Pass:
     region: dict[fx.Node, int] = field(default_factory=dict)
     writes: list[int] = field(default_factory=list)
     used: set[fx.Node] = field(default_factory=set)
+    pointwise: dict[fx.Node, Layer] = field(default_factory=dict)  # fused ones, without shortcut or gate
 
     def run(self) -> None:
         graph, region = self.module.graph, 0
@@ -102,6 +114,7 @@ class _Pass:
                 self.training_norm(node)
         graph.lint()
         self.module.recompile()
+        self.report.fused = +self.report.fused  # without what became part of something else
 
     # --- what follows what -------------------------------------------------------------------------------------------
 
@@ -228,17 +241,33 @@ class _Pass:
         if why:
             return why
         nodes, residual = self.with_shortcut(nodes)
-        fused = folded(FoldedBlock, first.settings, second.settings)
-        self.replace(nodes, first.conv["input"], residual, fused, [*first.tensors, *second.tensors])
+        input, settings, tensors = first.conv["input"], [first.settings, second.settings], [*first.tensors, *second.tensors]
+        kind: type[Folded] = FoldedBlock
+        if self.is_expansion(input, nodes, first.conv["weight"]):
+            layer = self.pointwise[input]
+            kind, settings, tensors = FoldedInvertedResidual, [layer.settings, *settings], [*layer.tensors, *tensors]
+            nodes, input = [input, *nodes], input.args[0]
+            self.report.fused["pointwise convolutions"] -= 1
+            self.report.fused["expansions"] += 1
+        self.replace(nodes, input, residual, folded(kind, *settings), tensors)
         self.report.fused["blocks"] += 1
         return ""
+
+    def is_expansion(self, node: fx.Node, nodes: list[fx.Node], weight: fx.Node) -> bool:
+        """Whether the node is a fused pointwise convolution that this block alone reads, as it is."""
+        if node not in self.pointwise or self.next(node) is not nodes[0] or not self.undisturbed([node, *nodes]):
+            return False
+        value = g.tensor_of(node)
+        return value.dtype == g.tensor_of(nodes[-1]).dtype and as_weights_layout(value, g.tensor_of(weight)) is value
 
     def single(self, layer: Layer) -> None:
         nodes, residual = self.with_shortcut(layer.nodes) if layer.is_pointwise else (layer.nodes, None)
         input, gate = self.gated(layer) if layer.is_pointwise and self.packed else (layer.conv["input"], None)
         if gate is not None:
             nodes = [layer.conv["input"], *nodes]
-        self.replace(nodes, input, residual, folded(FoldedConv, layer.settings), layer.tensors, gate)
+        fused = self.replace(nodes, input, residual, folded(FoldedConv, layer.settings), layer.tensors, gate)
+        if layer.is_pointwise and residual is None and gate is None and self.packed:
+            self.pointwise[fused] = layer
         kind = "depthwise" if layer.is_depthwise else "pointwise" if layer.is_pointwise else "other"
         self.report.fused[f"{kind} convolutions"] += 1
 
@@ -296,7 +325,7 @@ class _Pass:
     def replace(
         self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any],
         gate: fx.Node | None = None,
-    ) -> None:  # fmt: skip
+    ) -> fx.Node:  # fmt: skip
         graph, last = self.module.graph, nodes[-1]
         with graph.inserting_before(last):
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
@@ -305,6 +334,7 @@ class _Pass:
             more = {} if gate is None else {"gate": gate}
             fused = graph.call_function(self.call_of(layer), (input, residual, *tensors), more)
         self.swap(nodes, fused)
+        return fused
 
     def call_of(self, layer: Folded) -> Callable[..., Tensor]:
         """A fused layer as a function of the graph: (input, shortcut or None, *tensors)."""

@@ -112,11 +112,22 @@ def _plus(output: Tensor, residual: Tensor | None) -> Tensor:
     return output if residual is None else output + residual
 
 
-def _pack(
-    dw: Tensor, dw_bias: Tensor | None, pw: Tensor, pw_bias: Tensor | None, first: ConvSettings, second: ConvSettings,
-    dtype: torch.dtype,
-) -> Run | None:  # fmt: skip
-    """The block of these folded weights on its kernel; None where its padding is another at each end."""
+class _Packed(NamedTuple):
+    """A block as ``separable_conv2d_packed`` takes it."""
+
+    weights: Tensor
+    block: list[int]
+    slopes: list[float]
+
+
+def _pack(first: ConvSettings, second: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> _Packed | None:
+    """The block of these twelve tensors; None where it has no kernel, or its padding is another at each end."""
+    one, two = tensors[:6], tensors[6:]
+    if not Folded.packs(one[0], dtype) or not {first.activation, second.activation} <= ACTIVATIONS.keys():
+        return None
+    if not all(norm_fits(len(t[0]), dtype, t[2:]) for t in (one, two)):
+        return None
+    (dw, dw_bias), (pw, pw_bias) = fold(*one, first.eps), fold(*two, second.eps)
     op = "separable_conv2d"
     stride, dilation = to_pair(op, "stride", first.stride), to_pair(op, "dilation", first.dilation)
     padding, more = padding_of(op, first.padding, dw.shape[2:], stride, dilation)
@@ -125,15 +136,18 @@ def _pack(
     activations = (_C.activations[s.activation] for s in (first, second))
     block = [pw.shape[0], *dw.shape[2:], *stride, *padding, *dilation, *activations]
     packed = ops.separable_conv2d_pack(dw, dw_bias, pw, pw_bias, _C.selected_isa(), name_of(dtype))
-    slopes = [first.slope, second.slope]
-    op = ops.separable_conv2d_packed.default
-    return lambda input, residual, gate: op(input, packed, block, slopes, residual)
+    return _Packed(packed, block, [first.slope, second.slope])
 
 
-def _pack_pointwise(weight: Tensor, bias: Tensor | None, s: ConvSettings, dtype: torch.dtype) -> Run:
-    packed = ops.pointwise_conv2d_pack(weight, bias, _C.selected_isa(), name_of(dtype))
-    op, outputs, act, slope = ops.pointwise_conv2d.default, len(weight), _C.activations[s.activation], s.slope
-    return lambda input, residual, gate: op(input, packed, outputs, 1, act, slope, residual, gate)
+def _pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Tensor | None:
+    """The pointwise convolution of these six tensors, as ``pointwise_conv2d`` takes it; None where it has no kernel."""
+    if (
+        not Folded.packs(tensors[0], dtype)
+        or s.activation not in ACTIVATIONS
+        or not norm_fits(len(tensors[0]), dtype, tensors[2:])
+    ):
+        return None
+    return ops.pointwise_conv2d_pack(*fold(*tensors, s.eps), _C.selected_isa(), name_of(dtype))
 
 
 class Folded:
@@ -213,12 +227,11 @@ class FoldedBlock(Folded):
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(0)
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
-        one, two, first, second = tensors[:6], tensors[6:], self.first, self.second
-        if not self.packs(one[0], dtype) or not {first.activation, second.activation} <= ACTIVATIONS.keys():
+        packed = _pack(self.first, self.second, tensors, dtype)
+        if packed is None:
             return None
-        if not all(norm_fits(len(t[0]), dtype, t[2:]) for t in (one, two)):
-            return None
-        return _pack(*fold(*one, first.eps), *fold(*two, second.eps), first, second, dtype)
+        op = ops.separable_conv2d_packed.default
+        return lambda input, residual, gate: op(input, *packed, residual)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         (one, first), (two, second) = layers = (tensors[:6], self.first), (tensors[6:], self.second)
@@ -248,11 +261,15 @@ class FoldedConv(Folded):
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         s, weight = self.settings, tensors[0]
+        if s.is_pointwise(weight):
+            packed = _pack_pointwise(s, tensors, dtype)
+            if packed is None:
+                return None
+            op, outputs, act, slope = ops.pointwise_conv2d.default, len(weight), _C.activations[s.activation], s.slope
+            return lambda input, residual, gate: op(input, packed, outputs, 1, act, slope, residual, gate)
         if not norm_fits(len(weight), dtype, tensors[2:]):
             return None
         weights = fold(*tensors, s.eps)
-        if s.is_pointwise(weight):
-            return _pack_pointwise(*weights, s, dtype) if self.packs(weight, dtype) else None
         weight, bias = (None if t is None else t.to(dtype) for t in weights)
         # float16's range holds no folded weights. And nothing may keep the weight itself alive.
         if (dtype is torch.float16 and tensors[2] is not None) or weight is tensors[0]:
@@ -265,6 +282,32 @@ class FoldedConv(Folded):
             return _plus(_as_steps(input, tensors, s), residual)
         weights = (None if t is None else t.to(input.dtype) for t in fold(*tensors, s.eps))
         return _plus(_convolve(input, *weights, s), residual)
+
+
+class FoldedInvertedResidual(Folded):
+    """A pointwise convolution and the block after it (Sandler et al., arXiv:1801.04381) as one kernel; where caches hold the
+    expanded image, as two.
+
+    Its eighteen tensors: those of the convolution as FoldedConv's, then the block's as FoldedBlock's.
+    """
+
+    def __init__(self, expand: ConvSettings, first: ConvSettings, second: ConvSettings) -> None:
+        self.expand, self.first, self.second = expand, first, second
+
+    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
+        return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(1)
+
+    def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
+        expand, block = _pack_pointwise(self.expand, tensors[:6], dtype), _pack(self.first, self.second, tensors[6:], dtype)
+        if expand is None or block is None:
+            return None
+        op, hidden, act, slope = ops.inverted_residual.default, len(tensors[0]), self.expand.activation, self.expand.slope
+        act = _C.activations[act]
+        return lambda input, residual, gate: op(input, expand, hidden, act, slope, *block, residual)
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
+        expanded = folded(FoldedConv, self.expand).functional(input, tensors[:6])
+        return folded(FoldedBlock, self.first, self.second).functional(expanded, tensors[6:], residual)
 
 
 # Rows up to which a linear layer is faster as a pointwise convolution of a picture one pixel high.

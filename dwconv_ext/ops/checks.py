@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from .._extension import _C
-from .activations import GATES
+from .activations import ACTIVATIONS, GATES
 from .arguments import MOST_INT64, check_activation
 from .functional import DTYPES, accumulation_dtype, name_of
 
 MOST_BYTES = 2**48  # more than a process can address
 
 
-def _may_be_packed_for(packed: Tensor, x: Tensor, out_channels: int, kernel: Sequence[int]) -> bool:
+def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: int, kernel: Sequence[int]) -> bool:
     if packed.device != x.device or packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         return False
-    sizes, bytes = (x.shape[1], out_channels, *kernel), packed.shape[0]
+    sizes, bytes = (channels, out_channels, *kernel), packed.shape[0]
     if not all(isinstance(size, int) for size in (*sizes, bytes)):
         return True
     # The first for sizes whose bytes 64 bits cannot count.
@@ -141,13 +141,33 @@ class Checks:
         self.that(input_dtype in ("", dtype, *others), f"{wanted}, but got '{input_dtype}'")
         return input_dtype or dtype
 
-    def packed(self, packed: Tensor, x: Tensor, out_channels: int, kernel: Sequence[int] = ()) -> None:
-        """All of C++'s check but for the bytes themselves, which say what they were made of."""
+    def activation_number(self, name: str, value: int) -> None:
+        self.that(value in range(len(ACTIVATIONS)), f"{name} must be an activation's number, but got {value}")
+
+    def packed(
+        self, name: str, op: str, packed: Tensor, x: Tensor, channels: int, out_channels: int, kernel: Sequence[int] = ()
+    ) -> None:
+        """What `op`_pack makes: all of C++'s check but for the bytes themselves, which say what they were made of."""
         self.that(
-            _may_be_packed_for(packed, x, out_channels, kernel),
-            f"packed must be what {self.op.removesuffix('_packed')}_pack made on this CPU of weights for {x.shape[1]} channels "
-            f"of input, of its dtype, and of the block's filter and {out_channels} output channels",
+            _may_be_packed_for(packed, x, channels, out_channels, kernel),
+            f"{name} must be what {op}_pack made on this CPU of weights for {channels} channels of input, of its dtype, and of "
+            f"the block's filter and {out_channels} output channels",
         )
+
+    def block(
+        self, x: Tensor, channels: int, packed: Tensor, block: Sequence[int], slopes: Sequence[float], residual: Tensor | None
+    ) -> tuple[Any, ...]:
+        """Of packed weights, over an image of `channels` and input's other sizes; the output's shape."""
+        acts = range(len(ACTIVATIONS))
+        whole = len(block) == 11 and len(slopes) == 2 and block[9] in acts and block[10] in acts
+        self.that(whole, "block must be 11 integers that end in two activations' numbers, and slopes two numbers")
+        self.packed("packed", "separable_conv2d", packed, x, channels, block[0], block[1:3])
+        size = self.filter(x, "block", block[1:3], block[3:5], block[5:7], block[7:9])
+        shape = (x.shape[0], block[0], *size)
+        self.output(x, shape, block[5:7])
+        if residual is not None:
+            self.of_output_shape("residual", residual, x, shape)
+        return shape
 
     def wide(self, name: str, t: Tensor | None, shape: Sequence[Any], x: Tensor) -> None:
         """Of this shape, in the accumulation type."""

@@ -42,5 +42,11 @@ def register(counter: ModuleType) -> None:
     def _(x, packed, out_channels, *_, out_shape=None, **__) -> int:
         return conv_flop_count(list(x), [out_channels, x[1], 1, 1], list(out_shape))
 
+    @formula(ours.inverted_residual)
+    def _(x, expand, hidden, expand_act, expand_slope, packed, block, *_, out_shape=None, **__) -> int:
+        expanded = [x[0], hidden, *x[2:]]
+        filters = [hidden, 1, *block[1:3]], [block[0], hidden, 1, 1]
+        return conv_flop_count(list(x), [hidden, x[1], 1, 1], expanded) + block_flops(expanded, *filters, out_shape)
+
 
 when_imported("torch.utils.flop_counter", register)

@@ -12,7 +12,7 @@ from torch._functorch.utils import enable_single_level_autograd_function, unwrap
 from torch._prims_common import suggest_memory_format
 
 from .._extension import _C
-from .activations import ACTIVATIONS, SLOPE, activate
+from .activations import SLOPE, activate
 from .autograd import (
     DepthwiseConv2dBackwardFunction,
     DepthwiseConv2dFunction,
@@ -90,17 +90,18 @@ def _(dw, db, pw, pb, isa, input_dtype=""):
 def _(x, packed, block, slopes, residual=None):
     check = Checks("separable_conv2d_packed")
     check.rank(x)
-    acts = range(len(ACTIVATIONS))
-    whole = len(block) == 11 and len(slopes) == 2 and block[9] in acts and block[10] in acts
-    check.that(whole, "block must be 11 integers that end in two activations' numbers, and slopes two numbers")
     check.dtype("input", x)
-    check.packed(packed, x, block[0], block[1:3])
-    size = check.filter(x, "block", block[1:3], block[3:5], block[5:7], block[7:9])
-    shape = (x.shape[0], block[0], *size)
-    check.output(x, shape, block[5:7])
-    if residual is not None:
-        check.of_output_shape("residual", residual, x, shape)
-    return _like(x, shape)
+    return _like(x, check.block(x, x.shape[1], packed, block, slopes, residual))
+
+
+@torch.library.register_fake("dwconv_ext::inverted_residual")
+def _(x, expand, hidden, expand_act, expand_slope, packed, block, slopes, residual=None):
+    check = Checks("inverted_residual")
+    check.rank(x)
+    check.dtype("input", x)
+    check.activation_number("expand_act", expand_act)
+    check.packed("expand", "pointwise_conv2d", expand, x, x.shape[1], hidden)
+    return _like(x, check.block(x, hidden, packed, block, slopes, residual))
 
 
 @torch.library.register_fake("dwconv_ext::pointwise_conv2d_pack")
@@ -119,8 +120,8 @@ def _(x, packed, out_channels, stride, act, slope=SLOPE, residual=None, gate=Non
     check = Checks("pointwise_conv2d")
     check.rank(x)
     check.dtype("input", x)
-    check.that(act in range(len(ACTIVATIONS)), f"act must be an activation's number, but got {act}")
-    check.packed(packed, x, out_channels)
+    check.activation_number("act", act)
+    check.packed("packed", "pointwise_conv2d", packed, x, x.shape[1], out_channels)
     size = check.filter(x, "packed", (1, 1), (stride, stride), (0, 0), (1, 1))
     shape = (x.shape[0], out_channels, *size)
     check.output(x, shape, (0, 0))

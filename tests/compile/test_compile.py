@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 @pytest.mark.parametrize(("style", "wanted"), [
     ("sequential", {"blocks": 1}), ("loop", {"blocks": 1}), ("functional", {"blocks": 1}), ("yolo", {"blocks": 1}),
-    ("shortcut", {"blocks": 1, "pointwise convolutions": 1}), ("in_place", {"blocks": 1}),
+    ("shortcut", {"blocks": 1, "expansions": 1}), ("in_place", {"blocks": 1}),
 ])  # fmt: skip
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
 def test_styles(style, wanted, layout):
@@ -130,7 +130,7 @@ def test_sums_that_are_no_shortcut():
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
 def test_dtypes(dtype, layout):
     check(Shortcut().eval().to(dtype, memory_format=layout), picture(dtype=dtype).to(memory_format=layout), wanted={
-        "blocks": 1, "pointwise convolutions": 1})  # fmt: skip
+        "blocks": 1, "expansions": 1})  # fmt: skip
 
 
 def test_shapes_of_convolutions():

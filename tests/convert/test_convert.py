@@ -102,7 +102,7 @@ def test_other_convolutions_are_folded():
     x, calls = torch.randn(2, 3, 9, 9), []
     with torch.no_grad(), Recorded(calls):
         y = converted(x)
-    assert not any("batch_norm" in call for call in calls) and calls.count("separable_conv2d_packed") == 1
+    assert not any("batch_norm" in call for call in calls) and calls.count("pointwise_conv2d") == 1
     torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_copy_pickle_save_and_load():
         calls = []
         with torch.no_grad(), Recorded(calls):
             assert torch.equal(other(x), y)
-        assert calls.count("separable_conv2d_packed") == 17 + 17  # blocks, and expansions with the last convolution
+        assert calls.count("separable_conv2d_packed") == calls.count("pointwise_conv2d") == 17  # expansions and the last one
         with torch.no_grad():  # it is the copy's own weights that are used
             for p in other.parameters():
                 p.zero_()

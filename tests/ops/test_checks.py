@@ -95,6 +95,11 @@ def valid(op: str, how: dict) -> dict:
         shape = {"out_channels": out_channels, "stride": stride, "act": 1}
         return {"input": x, "packed": packed, **shape, "slope": 0.1, **residual, "gate": gate}
     packed = ops.separable_conv2d_pack(*weights.values(), isa)
+    if op == "inverted_residual":
+        x, expand = image(batch, 3, 8, 7), torch.zeros(channels, 3, 1, 1, dtype=dtype)
+        first = {"expand": ops.pointwise_conv2d_pack(expand, None, isa), "hidden": channels, "expand_act": 1, "expand_slope": 0.0}
+        block = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1, 1, 3]
+        return {"input": x, **first, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual}
     block = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1, 1, 3]
     return {"input": x, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual}
 
@@ -107,6 +112,7 @@ OPS = (
     "separable_conv2d_packed",
     "pointwise_conv2d_pack",
     "pointwise_conv2d",
+    "inverted_residual",
     "batch_norm_act",
     "batch_norm_act_backward",
     "squeeze_excitation",
@@ -205,7 +211,6 @@ ALLOWED = {
     ("separable_conv2d_pack", "input_dtype", "float16"),
     *(("pointwise_conv2d_pack", "weight", name) for name in ("channels_other",)),
     ("pointwise_conv2d_pack", "input_dtype", "float16"),
-    ("pointwise_conv2d", "input", "small"),
     ("batch_norm_act", "input", "small"),
     ("squeeze_excitation", "input", "small"),
 }
@@ -217,6 +222,8 @@ OTHERS = {
     ("batch_norm_act_backward", "weight"): VECTOR,
     ("squeeze_excitation", "gate"): ACTIVATION,
     ("pointwise_conv2d", "stride"): {"zero": lambda _: 0, "negative": lambda _: -1},
+    ("inverted_residual", "hidden"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
+    ("inverted_residual", "expand_act"): {"unknown": lambda _: 8, "negative": lambda _: -1},
     ("pointwise_conv2d", "act"): {"unknown": lambda _: 8, "negative": lambda _: -1},
     ("pointwise_conv2d", "out_channels"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
 }

@@ -47,12 +47,13 @@ Tensor packed_tensor(const BlockFormat& format, const Tensor& like, Pack pack) {
 }
 
 // possible: whether there can be weights of the wanted format at all.
-inline void check_packed(const char* op, const char* pack_op, const Tensor& packed, const BlockFormat& wanted, bool possible) {
+inline void check_packed(const char* op, const char* name, const char* pack_op, const Tensor& packed, const BlockFormat& wanted,
+                         bool possible) {
   const bool bytes =
       possible && packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
   DWCONV_CHECK(bytes && packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
                    packed.size(0) == block_bytes(wanted),
-               op, ": packed must be what ", pack_op, " made on this CPU of weights for ", wanted.channels,
+               op, ": ", name, " must be what ", pack_op, " made on this CPU of weights for ", wanted.channels,
                " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
 }
 
@@ -74,7 +75,7 @@ inline PackedBlock check_block(const char* op, const Tensor& input, int64_t chan
                ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
   const BlockFormat wanted =
       block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, block[0], block[1], block[2]);
-  check_packed(op, "separable_conv2d_pack", packed, wanted, block[1] > 0 && block[2] > 0);
+  check_packed(op, "packed", "separable_conv2d_pack", packed, wanted, block[1] > 0 && block[2] > 0);
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
   PackedBlock b = {check_filter(op, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
                                 {block[7], block[8]}),

@@ -54,7 +54,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   DWCONV_CHECK(is_activation(act), kOp, ": act must be an activation's number, but got ", act);
   const int64_t channels = input.size(1);
   const BlockFormat wanted = format_of(dtype, channels, out_channels);
-  check_packed(kOp, kPack, packed, wanted, true);
+  check_packed(kOp, "packed", kPack, packed, wanted, true);
   const ConvolutionShape s = check_filter(kOp, input, "packed", dtype, 1, 1, {stride, stride}, {0, 0}, {1, 1});
   check_output(kOp, input, s, out_channels, {0, 0});
   if (residual) check_residual(kOp, *residual, input, s, out_channels);

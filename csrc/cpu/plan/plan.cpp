@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string_view>
 
 namespace dwconv {
 
@@ -408,7 +409,7 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
 
 InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, int64_t out_channels, const IsaKernels& isa,
                                     const Machine& machine) {
-  constexpr int64_t kLine = 64;
+  constexpr int64_t kLine = 64, kLarge = 8 << 20;  // bytes of the expanded image; below, caches serve the two ops as well
   InvertedPlan plan;
   Plan& whole = plan.block.whole;
   whole.row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);  // in NCHW the one that transposes comes first
@@ -423,7 +424,9 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   const int64_t affordable = (budget - (reach - p.stride_h) * in_row) / std::max<int64_t>(p.stride_h * in_row + middle_row, 1);
   const int64_t fair = ceil_div(p.batch * p.out_h, kSplitsAWorker * machine.threads);
   const int64_t rows = std::clamp<int64_t>(std::min(affordable, fair), 1, p.batch * p.out_h);
-  plan.fused = format.depth_multiple == 1 && affordable >= 1;
+  const int64_t expanded = p.batch * p.channels * p.in_h * p.in_w * element_size(p.dtype);
+  const bool forced = machine.forced.name != nullptr && whole.row->name == std::string_view(machine.forced.name);
+  plan.fused = format.depth_multiple == 1 && affordable >= 1 && (expanded >= std::min(kLarge, machine.l3_bytes / 4) || forced);
   if (!plan.fused) return plan;
 
   CpuProblem stage = p;
