@@ -3,6 +3,7 @@
 At each call it looks at its present children, nested sequential containers looked through, and runs
 
     depthwise [- BN] [- act] - pointwise [- BN] [- act]     as one kernel, in eval mode without derivatives (FoldedBlock)
+    pointwise [- BN] [- act] - such a block                  the same (FoldedInvertedResidual)
     convolution - BN [- act]                                 as one convolution, the same (FoldedConv)
     BN - act                                                 as one operation, in training (batch_norm.py)
 
@@ -20,7 +21,7 @@ from torch.nn.modules import module as module_hooks
 
 from ..nn.batch_norm_act import norm_then_activation
 from ..nn.foldable import fits, is_conv, is_fixed_norm, is_plain_module, settings_of, starts_a_block, tensors_of
-from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, folded, wants_derivative
+from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, FoldedInvertedResidual, folded, wants_derivative
 from ..nn.folded_weights import Tensors
 from ..ops.activations import IDENTITIES, SLOPE, activation_of_module
 from ..ops.autograd import has_function_override, is_traced_or_transformed
@@ -100,6 +101,17 @@ def _pointwise_after(layers: list[nn.Module], first: _Layer) -> _Layer | None:
     return second if second.is_pointwise and second.conv.weight.dtype is first.conv.weight.dtype else None
 
 
+def _block_after(layers: list[nn.Module], first: _Layer) -> tuple[_Layer, _Layer] | None:
+    """The depthwise and the pointwise layer of a block that follows this pointwise one."""
+    if not first.is_pointwise or first.end == len(layers) or not is_conv(layers[first.end]):
+        return None
+    depthwise = _Layer(layers, first.end)
+    pointwise = _pointwise_after(layers, depthwise)
+    if pointwise is None or depthwise.conv.weight.dtype is not first.conv.weight.dtype:
+        return None
+    return depthwise, pointwise
+
+
 def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
     """The parts of each block that the container would run as one kernel now, where no derivative is wanted."""
     layers = flattened(container)
@@ -139,11 +151,15 @@ class SequentialMixin:
         if x.dim() != 4 or not x.is_cpu or not fits(x, layer):
             return layer(input), at + 1
         first = _Layer(layers, at)
-        second = _pointwise_after(layers, first)
+        second, block = _pointwise_after(layers, first), _block_after(layers, first)
+        parts, kind = (), FoldedBlock
         if second is not None:
-            tensors = (*first.tensors(), *second.tensors())
-            if not wants_derivative(x, None, tensors):
-                return folded(FoldedBlock, first.settings, second.settings)(x, tensors), second.end
+            parts = (first, second)
+        elif block is not None and as_weights_layout(x, block[0].conv.weight) is x and block[0].conv.weight.is_cpu:
+            parts, kind = (first, *block), FoldedInvertedResidual
+        tensors = tuple(t for part in parts for t in part.tensors())
+        if parts and not wants_derivative(x, None, tensors):
+            return folded(kind, *(part.settings for part in parts))(x, tensors), parts[-1].end
         tensors = first.tensors()
         if (first.norm is None and not first.is_pointwise) or wants_derivative(x, None, tensors):
             return layer(input), at + 1
