@@ -6,6 +6,7 @@
     FusedDSConv                              depthwise - BatchNorm - activation - pointwise - BatchNorm - activation
     convert, unfuse                          any model onto these kernels, and back
     plan                                     which kernel a layer runs, and why
+    InvertedResidual                         pointwise - depthwise - pointwise, of MobileNetV2
     models, cost                             MobileNetV1, MobileNetV2, DWConv; parameters and multiply-adds
 
 ``python -m dwconv_ext`` prints what was built and which kernels this machine runs.
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 from . import cost, models
 from .convert import convert, unfuse
+from .models import InvertedResidual
 from .nn.depthwise import DepthwiseConv2d
 from .nn.folded_weights import clear_caches
 from .nn.separable import FusedDSConv
@@ -50,6 +52,7 @@ __all__ = [
     "DepthwiseConv2d",
     "DepthwiseConv2dFunction",
     "FusedDSConv",
+    "InvertedResidual",
     "SeparableConv2dFunction",
     "clear_caches",
     "convert",

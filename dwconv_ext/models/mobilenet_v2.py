@@ -30,6 +30,8 @@ def conv_bn_relu6(in_channels: int, out_channels: int, kernel: int = 1, stride: 
 class InvertedResidual(nn.Module):
     """Expansion (1x1, ReLU6), depthwise 3x3 (ReLU6), linear bottleneck (1x1); a shortcut where stride is 1 and channels match.
 
+    In eval mode, without derivatives, one op but for the shortcut; its keys are torchvision's.
+
     Args:
         in_channels: of the block.
         out_channels: of the block.
@@ -41,6 +43,10 @@ class InvertedResidual(nn.Module):
 
     Raises:
         ValueError: channels that are not a positive int, an expand_ratio that is not a positive number, a stride but 1 and 2.
+
+    Examples:
+        >>> InvertedResidual(16, 24, stride=2, expand_ratio=6).eval()(torch.randn(1, 16, 32, 32)).shape
+        torch.Size([1, 24, 16, 16])
 
     Source: Sandler et al., arXiv:1801.04381, table 1 and figure 4.
     """
@@ -61,6 +67,7 @@ class InvertedResidual(nn.Module):
             nn.Conv2d(hidden, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
+        convert(self, inplace=True)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.conv(input) + input if self.use_shortcut else self.conv(input)

@@ -6,10 +6,11 @@ import plain_models
 import pytest
 import torch
 import torchvision
-from blocks import randomised
+from blocks import Recorded, randomised
 from cases import LAYOUTS
 from torch import nn
 
+import dwconv_ext
 from dwconv_ext import FusedDSConv, cost, models
 
 PAIRS = {
@@ -100,6 +101,13 @@ def test_mobilenet_v2_is_torchvisions(alpha):
     with torch.no_grad():
         want = theirs(x)
         assert (ours(x) - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+def test_an_inverted_residual_is_one_op():
+    calls, block = [], dwconv_ext.InvertedResidual(16, 24, 2, 6).eval()
+    with torch.no_grad(), Recorded(calls):
+        block(torch.randn(1, 16, 9, 9))
+    assert calls.count("inverted_residual") == 1 and not {"pointwise_conv2d", "separable_conv2d_packed"} & set(calls)
 
 
 def test_shortcut_only_where_it_can_be():
