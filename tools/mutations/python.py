@@ -131,7 +131,7 @@ FAULTS = [
         "if len(users) «!=» 1:",
         "<",
         "a result that something else uses too is fused away",
-        "tests/compile/test_compile.py tests/convert/test_families.py -k 'well_known or twice or users'",
+        "tests/compile/test_compile_refusals.py tests/convert/test_families.py -k 'well_known or twice or users'",
     ),
     Fault(
         "moved_over_a_write",
@@ -139,7 +139,7 @@ FAULTS = [
         "return not any(«first < at < last» and at not in own for at in self.writes)",
         "False",
         "a convolution is moved over a write of its input",
-        "tests/compile/test_compile.py",
+        "tests/compile/test_compile_refusals.py",
     ),
     Fault(
         "copied_parameters",
