@@ -112,6 +112,12 @@ def _block_after(layers: list[nn.Module], first: _Layer) -> tuple[_Layer, _Layer
     return depthwise, pointwise
 
 
+def _keeps_layout(x: Tensor, weight: Tensor) -> bool:
+    """Whether an expanded image, laid out as x, would go into this depthwise convolution as it is; unknown where x fits both."""
+    one = x.is_contiguous() != x.is_contiguous(memory_format=torch.channels_last)
+    return one and as_weights_layout(x, weight) is x and weight.is_cpu
+
+
 def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
     """The parts of each block that the container would run as one kernel now, where no derivative is wanted."""
     layers = flattened(container)
@@ -155,7 +161,7 @@ class SequentialMixin:
         parts, kind = (), FoldedBlock
         if second is not None:
             parts = (first, second)
-        elif block is not None and as_weights_layout(x, block[0].conv.weight) is x and block[0].conv.weight.is_cpu:
+        elif block is not None and _keeps_layout(x, block[0].conv.weight):
             parts, kind = (first, *block), FoldedInvertedResidual
         tensors = tuple(t for part in parts for t in part.tensors())
         if parts and not wants_derivative(x, None, tensors):

@@ -29,7 +29,7 @@ from ..ops.functional import (
     padding_of,
     separable_conv2d,
 )
-from .folded_weights import Tensors, can_be_watched, fold, found, keep
+from .folded_weights import Tensors, can_be_watched, fold, found, frozen, keep
 
 ops = torch.ops.dwconv_ext
 Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]  # of the input, what is added to the output, and a gate
@@ -198,19 +198,31 @@ class Folded:
 
 
 class Frozen:
-    """A folded layer of tensors that never change: what it makes of them, it makes once."""
+    """A folded layer of tensors that never change: what it makes of them, it makes once.
+
+    Dynamo runs one graph for all models of the same structure, hence the tensors by their ids; kept beside what was made of them,
+    since a dead one's id may be another's.
+    """
+
+    MOST = 4  # as folded_weights.py keeps of one tensor
 
     def __init__(self, layer: Folded) -> None:
-        self.layer, self.runs = layer, {}
+        self.layer = layer
+        self.made: dict[tuple, tuple[Any, Tensors]] = {}
+        frozen.add(self)  # for clear_caches
 
     def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         return self.layer.call(self.kept, input, tensors, residual, gate)
 
     def kept(self, tensors: Tensors, dtype: torch.dtype) -> Any:
-        if dtype not in self.runs:
+        key = (dtype, *map(id, tensors))
+        found = self.made.get(key)
+        if found is None:
+            while len(self.made) >= self.MOST:
+                del self.made[next(iter(self.made))]
             with torch.inference_mode(False), torch.no_grad():
-                self.runs[dtype] = self.layer.make(tensors, dtype) or False
-        return self.runs[dtype]
+                found = self.made[key] = (self.layer.make(tensors, dtype) or False, tensors)
+        return found[0]
 
 
 class FoldedBlock(Folded):

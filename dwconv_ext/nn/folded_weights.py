@@ -36,13 +36,19 @@ _entries: dict[tuple, tuple[_Entry, ...]] = {}
 _MOST = 4
 
 
+# Layers of frozen graphs, whose `made` nothing looks at again.
+frozen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
 def clear_caches() -> None:
     """Forgets all folded and packed weights, and frees their memory; they are made anew at the next call.
 
     Needed only after a few elements of a weight were written past torch's version counter, through ``.data``, NumPy or another
-    process.
+    process; and after any change of weights in a graph compiled with ``freeze``.
     """
     _entries.clear()
+    for layer in frozen:
+        layer.made.clear()
 
 
 def forget(tensors: Any) -> None:

@@ -94,6 +94,17 @@ def test_other_forwards_stay():
         torch.testing.assert_close(call(converted), call(model), rtol=1e-4, atol=1e-5)
 
 
+def test_an_expansion_of_one_channel_keeps_the_layout():
+    """Whose image fits both layouts, but not the expanded one."""
+    parts = (nn.Conv2d(1, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    plain = nn.Sequential(*parts).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        want, got = plain(x), convert(plain)(x)
+    assert got.stride() == want.stride()
+    torch.testing.assert_close(got, want)
+
+
 def test_other_convolutions_are_folded():
     """A 3x3 convolution, a pointwise and a grouped one, each with its BatchNorm as one operation in eval mode."""
     layers = (nn.Conv2d(16, 16, 3, groups=2), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.ReLU())

@@ -137,6 +137,13 @@ def test_same_bits_for_any_number_of_threads(layout, threads):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+def test_a_kernel_that_has_no_expansion_is_not_forced():
+    arguments, _ = operands(SHAPES["five"], torch.float32, torch.contiguous_format)
+    want = ops.inverted_residual(*arguments)
+    _C.force_row("separable_forward_nchw_direct")
+    torch.testing.assert_close(ops.inverted_residual(*arguments), want)
+
+
 def test_opcheck():
     arguments, _ = operands(SHAPES["small_images"], torch.float32, torch.channels_last, added=True)
     torch.library.opcheck(ops.inverted_residual.default, arguments)

@@ -426,7 +426,8 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   const int64_t rows = std::clamp<int64_t>(std::min(affordable, fair), 1, p.batch * p.out_h);
   const int64_t expanded = p.batch * p.channels * p.in_h * p.in_w * element_size(p.dtype);
   const bool forced = machine.forced.name != nullptr && whole.row->name == std::string_view(machine.forced.name);
-  plan.fused = format.depth_multiple == 1 && affordable >= 1 && (expanded >= std::min(kLarge, machine.l3_bytes / 4) || forced);
+  const bool stages = whole.row->family != Family::kDirect && format.depth_multiple == 1;
+  plan.fused = stages && affordable >= 1 && (expanded >= std::min(kLarge, machine.l3_bytes / 4) || forced);
   if (!plan.fused) return plan;
 
   CpuProblem stage = p;
