@@ -23,6 +23,8 @@ SHAPES = {  # batch, input channels, output channels, height, width
     "two_blocks_of_depth": (1, 300, 36, 9, 7),
     "rows_in_one_cache_set": (1, 1024, 33, 6, 5),
     "many_pixels": (2, 16, 48, 61, 53),
+    "columns": (3, 8, 20, 30, 1),
+    "columns_of_one_channel": (3, 1, 1, 16, 1),
     "row": (1, 1280, 100, 1, 1),
 }
 pytestmark = pytest.mark.isa

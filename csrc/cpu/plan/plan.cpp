@@ -387,7 +387,7 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
   const bool of_planes = whole.row->family == Family::kDirect;
   const PointwiseFormat& format = whole.row->pointwise;
   BlockTiles tiles = block_tiles(p, out_channels, format, of_planes, false, machine);
-  if (p.out_w == 1 && tiles.rows_per_tile > format.rows) {  // whole register tiles
+  if (!of_planes && p.out_w == 1 && tiles.rows_per_tile > format.rows) {  // whole register tiles, across images
     tiles.rows_per_tile = round_up(tiles.rows_per_tile, format.rows);
     tiles.row_tiles = ceil_div(p.batch * p.out_h, tiles.rows_per_tile);
   }
