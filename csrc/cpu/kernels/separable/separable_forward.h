@@ -129,7 +129,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
     const int64_t pixels = rows * p.out_w;
     // In place a register tile's rows have to be there: those of the last one are copied.
     const int64_t placed = in_place ? pixels / kGemmRows * kGemmRows : 0;
-    const M* const lying = static_cast<const M*>(args.depthwise.input) + row * p.out_w * p.channels;
+    const M* const lying = in_place ? static_cast<const M*>(args.depthwise.input) + row * p.out_w * p.channels : nullptr;
     if (row != staged_row) {
       if (in_place) {
         if constexpr (kSame<T, M>)
