@@ -36,10 +36,8 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
     const Tensor expanded = pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope, std::nullopt, std::nullopt);
     return separable_conv2d_packed(expanded, packed, block, slopes, residual);
   }
-  const Plan& whole = plan->block.whole;
-  log_plan(p, whole, b.out_channels);
+  log_plan(p, plan->block.whole, b.out_channels);
   const Tensor x = torch::stable::contiguous(input, memory_format(layout));
-  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
   const BlockWeights e = packed_weights(wanted, expand.const_data_ptr());
   ExpandArgs first;
   first.input = x.const_data_ptr();
@@ -56,17 +54,8 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
   args.depthwise.bias = b.weights.dw_bias;
   args.depthwise.weight_pitch = plan->block.depthwise.weight_pitch;
   args.depthwise_kernel = plan->block.depthwise.row->depthwise;
-  args.out_channels = b.out_channels;
-  args.pw_weight = b.weights.pw_weight;
-  args.pw_bias = b.weights.pw_bias;
-  args.residual = residual ? added.const_data_ptr() : nullptr;
-  args.activation = b.pw_activation;
-  const Tensor output = fresh_output(input, {b.shape.batch, b.out_channels, b.shape.out_h, b.shape.out_w}, layout);
-  args.output = output.mutable_data_ptr();
-  args.rows_per_tile = whole.rows_per_tile;
-  args.splits = plan->block.splits;
-  run_tiles(whole, [&](void* scratch, Tiles tiles) { whole.row->separable(args, scratch, tiles); });
-  return output;
+  const Ints size = {b.shape.batch, b.out_channels, b.shape.out_h, b.shape.out_w};
+  return run_product(args, plan->block, b.weights, b.pw_activation, residual, input, size, layout);
 }
 
 }  // namespace

@@ -86,5 +86,25 @@ inline PackedBlock check_block(const char* op, const Tensor& input, int64_t chan
   return b;
 }
 
+// The product's part of the arguments, the output, the launch: the same for a block, a pointwise convolution and an inverted
+// residual.
+inline Tensor run_product(SeparableArgs& args, const SeparablePlan& plan, const BlockWeights& weights,
+                          const Activation& activation, const std::optional<Tensor>& residual, const Tensor& input,
+                          const Ints& size, Layout layout) {
+  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
+  args.out_channels = size[1];
+  args.pw_weight = weights.pw_weight;
+  args.pw_bias = weights.pw_bias;
+  args.residual = residual ? added.const_data_ptr() : nullptr;
+  args.activation = activation;
+  const Tensor output = fresh_output(input, size, layout);  // last: see workspace.h
+  args.output = output.mutable_data_ptr();
+  args.rows_per_tile = plan.whole.rows_per_tile;
+  args.splits = plan.splits;
+  set_prefetch(plan.whole, &args.depthwise.problem);
+  run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
+  return output;
+}
+
 }  // namespace
 }  // namespace dwconv

@@ -83,13 +83,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
       [&](const IsaKernels& isa, const Machine& here) { return plan_pointwise(p, out_channels, isa, here); });
   log_plan(p, plan.whole, out_channels);
   const BlockWeights w = packed_weights(wanted, packed.const_data_ptr());
-  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
   args.depthwise.input = x.const_data_ptr();
-  args.out_channels = out_channels;
-  args.pw_weight = w.pw_weight;
-  args.pw_bias = w.pw_bias;
-  args.residual = residual ? added.const_data_ptr() : nullptr;
-  args.activation = {static_cast<ActivationKind>(act), slope};
   if (gate) {
     args.gate_pitch = channels + kMostLanes;
     const ScalarType wide = accumulate_scalar(dtype);
@@ -97,13 +91,8 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
                     ? static_cast<const void*>(widened_gate<double>(*gate, s.batch, channels, args.gate_pitch, wide))
                     : widened_gate<float>(*gate, s.batch, channels, args.gate_pitch, wide);
   }
-  const Tensor output = fresh_output(input, size, layout);  // last: see workspace.h
-  args.output = output.mutable_data_ptr();
-  args.rows_per_tile = plan.whole.rows_per_tile;
-  args.splits = plan.splits;
-  set_prefetch(plan.whole, &p);
-  run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
-  return output;
+  const Activation activation = {static_cast<ActivationKind>(act), slope};
+  return run_product(args, plan, w, activation, residual, input, size, layout);
 }
 
 }  // namespace dwconv

@@ -53,24 +53,12 @@ Tensor run_block(const Tensor& input, const Block& block, const std::optional<Te
   log_plan(p, plan.whole, block.out_channels);
 
   const BlockWeights w = weights(plan.whole.row->pointwise);
-  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
   args.depthwise.input = x.const_data_ptr();
   args.depthwise.weight = plan.depthwise.row->weight_order == Layout::kNHWC ? w.dw_weight : w.dw_weight_planes;
   args.depthwise.bias = w.dw_bias;
   args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
   args.depthwise_kernel = plan.depthwise.row->depthwise;
-  args.out_channels = block.out_channels;
-  args.pw_weight = w.pw_weight;
-  args.pw_bias = w.pw_bias;
-  args.residual = residual ? added.const_data_ptr() : nullptr;
-  args.activation = block.pw_activation;
-  const Tensor output = fresh_output(input, size, layout);  // last: see workspace.h
-  args.output = output.mutable_data_ptr();
-  args.rows_per_tile = plan.whole.rows_per_tile;
-  args.splits = plan.splits;
-  set_prefetch(plan.whole, &p);
-  run_tiles(plan.whole, [&](void* scratch, Tiles tiles) { plan.whole.row->separable(args, scratch, tiles); });
-  return output;
+  return run_product(args, plan, w, block.pw_activation, residual, input, size, layout);
 }
 
 Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,
