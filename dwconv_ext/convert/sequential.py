@@ -157,11 +157,11 @@ class SequentialMixin:
         if x.dim() != 4 or not x.is_cpu or not fits(x, layer):
             return layer(input), at + 1
         first = _Layer(layers, at)
-        second, block = _pointwise_after(layers, first), _block_after(layers, first)
+        second = _pointwise_after(layers, first)
         parts, kind = (), FoldedBlock
         if second is not None:
             parts = (first, second)
-        elif block is not None and _keeps_layout(x, block[0].conv.weight):
+        elif (block := _block_after(layers, first)) is not None and _keeps_layout(x, block[0].conv.weight):
             parts, kind = (first, *block), FoldedInvertedResidual
         tensors = tuple(t for part in parts for t in part.tensors())
         if parts and not wants_derivative(x, None, tensors):
