@@ -47,7 +47,8 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
 // A pointwise convolution, on the fused block's kernels without their first stage.
 SeparablePlan plan_pointwise(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine);
 // An inverted residual as one kernel, a fused block whose tiles make their own input (expanded_rows.h), where the expanded image
-// is too large for the caches; not fused, it is a pointwise convolution and a block. The problem is the block's, over the expanded image.
+// is too large for the caches; not fused, it is a pointwise convolution and a block. The problem is the block's, over the
+// expanded image.
 struct InvertedPlan {
   bool fused = false;
   SeparablePlan block;
