@@ -63,7 +63,7 @@ FAULTS = [
     ),
     Fault(
         "block_least_rows",
-        "cpu/plan/plan.cpp",
+        "cpu/plan/block_plan.cpp",
         "const int64_t most = std::max(budget / row_bytes, «least»);",
         "total_rows",
         "a block's tile may outgrow the cache",
