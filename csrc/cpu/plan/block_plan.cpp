@@ -97,6 +97,19 @@ void set_tiles(SeparablePlan& plan, const BlockTiles& tiles) {
   plan.whole.tiles = tiles.row_tiles * tiles.splits;
 }
 
+// The prefetch and the reason; stage: what the latter says of the depthwise stage.
+void finish(SeparablePlan& plan, const CpuProblem& p, bool of_planes, const std::string& stage, const Machine& machine) {
+  Plan& whole = plan.whole;
+  // Prefetching the next tile's input during the product costs little, and pays before memory itself is read.
+  const bool beyond_l3 = p.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
+  whole.prefetch_input = whole.prefetch_output = should_prefetch(p, machine, false) || beyond_l3;
+  if (machine.with_reasons) {
+    whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
+                   " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
+                   stage + (whole.prefetch_input ? "; the next tile's input is prefetched" : "");
+  }
+}
+
 }  // namespace
 
 SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, const IsaKernels& isa, const Machine& machine) {
@@ -127,15 +140,8 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
   whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
-  // Prefetching the next tile's input during the product costs little, and pays before memory itself is read.
-  const bool beyond_l3 = problem.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
-  whole.prefetch_input = whole.prefetch_output = should_prefetch(problem, machine, false) || beyond_l3;
-  if (machine.with_reasons) {
-    whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
-                   " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
-                   "; depthwise stage: " + describe(*plan.depthwise.row) +
-                   (whole.prefetch_input ? "; the next tile's input is prefetched" : "");
-  }
+  const std::string stage_text = machine.with_reasons ? "; depthwise stage: " + describe(*plan.depthwise.row) : "";
+  finish(plan, problem, of_planes, stage_text, machine);
   return plan;
 }
 
@@ -156,13 +162,7 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
   whole.scratch_bytes = whole.row->scratch(p, whole.rows_per_tile);
   whole.flops = 2 * pixels * p.channels * out_channels;
   whole.bytes = element_size(p.dtype) * (pixels * (p.channels + out_channels) + p.channels * out_channels);
-  const bool beyond_l3 = p.layout == Layout::kNHWC && whole.bytes >= machine.l3_bytes / 4;
-  whole.prefetch_input = whole.prefetch_output = should_prefetch(p, machine, false) || beyond_l3;
-  if (machine.with_reasons) {
-    whole.reason = std::to_string(whole.rows_per_tile) + " rows by 1/" + std::to_string(plan.splits) +
-                   " of the output channels a tile; " + product_name(*whole.row) + (of_planes ? ", pixels are lanes" : "") +
-                   (whole.prefetch_input ? "; the next tile's input is prefetched" : "");
-  }
+  finish(plan, p, of_planes, "", machine);
   return plan;
 }
 
