@@ -164,7 +164,7 @@ def profile(name: Model, batch: int, options: argparse.Namespace, dtype: torch.d
 
     def keeping(module: fx.GraphModule, inputs: list) -> Callable:
         kept.append((module, inputs))
-        return backend(module, inputs)
+        return backend(module, inputs, options={"sequences": False})
 
     torch._dynamo.reset()
     model = build(name).eval().requires_grad_(False).to(dtype).to(memory_format=torch.channels_last)

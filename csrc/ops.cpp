@@ -38,10 +38,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "pointwise_conv2d(Tensor input, Tensor packed, int out_channels, int stride, int act, float slope=0.01, "
       "Tensor? residual=None, Tensor? gate=None) -> Tensor");
-  // separable_conv2d_packed(pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope), packed, block, slopes, residual),
-  // in one pass where the expanded image would not stay in L2.
+  // act(linear(input, weight, bias)) of (..., features), with what pointwise_conv2d_pack makes of the weight as 1x1 filters.
+  m.def("linear(Tensor input, Tensor packed, int out_features, int act, float slope=0.01) -> Tensor");
+  // separable_conv2d_packed(pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope), packed, block, slopes,
+  // residual), in one pass where the expanded image would not stay in L2.
   m.def(
-      "inverted_residual(Tensor input, Tensor expand, int hidden, int expand_act, float expand_slope, Tensor packed, int[] block, "
+      "inverted_residual(Tensor input, Tensor expand, int hidden, int expand_act, float expand_slope, Tensor packed, int[] "
+      "block, "
       "float[] slopes, Tensor? residual=None) -> Tensor");
   // gate(conv2d(act(conv2d(input.mean((2, 3)), reduce_weight) + reduce_bias), expand_weight.t()) + expand_bias), (N, C, 1, 1),
   // for 1x1 convolutions without their last two dimensions; weights (S, C) and biases in the accumulation type. gate: sigmoid or
@@ -49,6 +52,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "squeeze_excitation(Tensor input, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, "
       "str act, str gate, float slope=0.01) -> Tensor");
+  // input.mean((2, 3), keepdim), on the CPU, without derivatives.
+  m.def("global_average_pool(Tensor input, bool keepdim) -> Tensor");
+  // Several of the ops above one after the other: dwconv_ext/nn/steps.py writes what they are. On the CPU, without derivatives.
+  m.def("run_steps(Tensor[] inputs, Tensor[] weights, Tensor steps, Tensor numbers, str[] words, int[] outputs) -> Tensor[]");
   // act((input - mean) / sqrt(variance + eps) * weight + bias) by the batch's own mean and (biased) variance, which it returns;
   // these two, weight and bias have the accumulation type: float64 where input has, else float32.
   m.def(

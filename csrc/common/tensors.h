@@ -46,6 +46,14 @@ inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) 
   return Tensor(output);
 }
 
+// The same memory with another shape; no view that autograd would know of.
+inline Tensor reinterpreted(const Tensor& t, const Ints& size, const Ints& strides) {
+  AtenTensorHandle same = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(size.size()), size.data(), strides.data(),
+                                                        t.storage_offset(), &same));
+  return Tensor(same);
+}
+
 inline ScalarType accumulate_scalar(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
 // All but the strides.

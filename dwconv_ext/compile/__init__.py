@@ -5,6 +5,7 @@ backend.
 """
 
 from .backend import backend
+from .freeze import freeze
 from .report import Refusal, Report, last_report, reports
 
-__all__ = ["Refusal", "Report", "backend", "last_report", "reports"]
+__all__ = ["Refusal", "Report", "backend", "freeze", "last_report", "reports"]

@@ -13,7 +13,7 @@ from . import graph as g
 from .patterns import fuse
 from .report import Refusal, Report, keep
 
-OPTIONS = ("base", "freeze")
+OPTIONS = ("base", "freeze", "sequences")
 
 
 def _has_subgraphs(module: fx.GraphModule) -> bool:
@@ -33,7 +33,8 @@ def backend(
         options: ``base``: the backend that the rest of the graph is given, "eager", "aot_eager" or "inductor"; by default
             "inductor" on CUDA and "eager" on the CPU, where compiling takes seconds instead of minutes and the fused operations
             are most of the time. ``freeze``: True for weights that never change: folded and packed ones are made at the first
-            call and never looked at again. It goes with the "eager" base alone.
+            call and never looked at again. It goes with the "eager" base alone. ``sequences``: False for fused layers that are each
+            a call of their own, which profilers then see; by default those that follow each other are one.
         mode: inductor's ("reduce-overhead", ...); it makes inductor the base.
 
     Returns:
@@ -53,9 +54,10 @@ def backend(
     unknown = set(options or {}) - set(OPTIONS)
     if unknown:
         raise ValueError(f"backend: options must be among {', '.join(OPTIONS)}, but got {', '.join(sorted(unknown))}")
-    frozen = (options or {}).get("freeze", False)
-    if not isinstance(frozen, bool):
-        raise ValueError(f"backend: freeze must be True or False, but got {frozen!r}")
+    frozen, sequences = ((options or {}).get(name, default) for name, default in (("freeze", False), ("sequences", True)))
+    for name, value in (("freeze", frozen), ("sequences", sequences)):
+        if not isinstance(value, bool):
+            raise ValueError(f"backend: {name} must be True or False, but got {value!r}")
     base = (options or {}).get("base")
     if base is None:
         base = "inductor" if _on_cuda(module) or mode not in (None, "default") else "eager"
@@ -68,7 +70,7 @@ def backend(
     report = Report(base)
     if frozen and base != "eager":
         report.refused.append(Refusal("freeze", f"weights are not frozen where the base is {base}", ""))
-    fuse(module, packed=base == "eager", frozen=frozen, report=report)
+    fuse(module, packed=base == "eager", frozen=frozen, sequences=sequences, report=report)
     keep(report)
     if base == "inductor" and mode is not None:
         return lookup_backend(base)(module, example_inputs, config_patches=torch._inductor.list_mode_options(mode))

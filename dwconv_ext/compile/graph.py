@@ -116,19 +116,38 @@ def activation(node: fx.Node) -> tuple[str, float] | None:
     return (name, slope) if name in ACTIVATIONS else None
 
 
-def mean_of_pixels(node: fx.Node) -> fx.Node | None:
-    """What the node is the mean over height and width of, with both kept as 1."""
+def mean_of_pixels(node: fx.Node) -> tuple[fx.Node, bool] | None:
+    """What the node is the mean over height and width of, and whether both are kept as 1."""
     arguments, value = {**dict(enumerate(node.args)), **node.kwargs}, tensor_of(node)
     input = arguments.get(0)
-    if value is None or tensor_of(input) is None or tensor_of(input).dim() != 4 or value.dim() != 4:
+    if value is None or tensor_of(input) is None or tensor_of(input).dim() != 4:
         return None
     if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
-        return input if arguments.get(1, arguments.get("output_size")) in (1, (1, 1), [1, 1]) else None
+        return (input, True) if arguments.get(1, arguments.get("output_size")) in (1, (1, 1), [1, 1]) else None
     mean = (node.op == "call_method" and node.target == "mean") or (node.op == "call_function" and node.target is torch.mean)
     if not mean or "dtype" in arguments or not isinstance(arguments.get(1, arguments.get("dim")), (tuple, list)):
         return None
     dims = sorted(d % 4 for d in arguments.get(1, arguments.get("dim")))
-    return input if dims == [2, 3] and arguments.get(2, arguments.get("keepdim")) is True else None
+    return (input, value.dim() == 4) if dims == [2, 3] else None
+
+
+def flattened(node: fx.Node) -> fx.Node | None:
+    """The (N, C, 1, 1) that the node makes (N, C)."""
+    flatten = (node.op == "call_function" and node.target is torch.flatten) or (
+        node.op == "call_method" and node.target == "flatten"
+    )
+    if not flatten or not node.args or node.args[1:] != (1,) or node.kwargs:
+        return None
+    value = tensor_of(node.args[0])
+    return node.args[0] if value is not None and value.dim() == 4 and value.shape[2:] == (1, 1) else None
+
+
+def unchanged(node: fx.Node) -> fx.Node | None:
+    """The node whose very value this one has: a dropout in eval mode."""
+    if node.op != "call_function" or not getattr(node.target, "__name__", "").startswith(("dropout", "feature_dropout")):
+        return None
+    same = activation(node) == ("identity", SLOPE) and isinstance(node.args[0], fx.Node)
+    return node.args[0] if same else None
 
 
 _GATES = {F.sigmoid: "sigmoid", "sigmoid": "sigmoid", **{function: name for name, function in GATES.items()}}

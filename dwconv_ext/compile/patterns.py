@@ -6,6 +6,7 @@ In inference (the result wants no derivative):
     pointwise [- BN] [- act] - such a block                              FoldedInvertedResidual
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
     linear [- act]                                                       FoldedLinear
+    mean over the pixels [- flatten]                                     FoldedPool
     mean over the pixels - pointwise [- act] - pointwise - (hard)sigmoid FoldedSqueeze
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
 
@@ -31,6 +32,7 @@ from ..nn.folded_layers import (
     FoldedConv,
     FoldedInvertedResidual,
     FoldedLinear,
+    FoldedPool,
     FoldedSqueeze,
     Frozen,
     folded,
@@ -39,7 +41,9 @@ from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
+from .aten import as_torch
 from .report import Report
+from .sequences import Layers, as_function, merge
 
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 
@@ -80,20 +84,29 @@ class Layer:
 
 @dataclass
 class _Pass:
-    """packed: whether fused layers may keep packed weights; not where the next backend takes them apart. frozen: once for all."""
+    """packed: whether fused layers may keep packed weights; not where the next backend takes them apart. frozen: once for all.
+    sequences: whether fused layers that follow each other become one call."""
 
     module: fx.GraphModule
     packed: bool
     frozen: bool
+    sequences: bool
     report: Report
     order: dict[fx.Node, int] = field(default_factory=dict)
     region: dict[fx.Node, int] = field(default_factory=dict)
     writes: list[int] = field(default_factory=list)
     used: set[fx.Node] = field(default_factory=set)
     pointwise: dict[fx.Node, Layer] = field(default_factory=dict)  # fused ones, without shortcut or gate
+    layers: Layers = field(default_factory=dict)  # all fused ones that may keep packed weights
 
     def run(self) -> None:
         graph, region = self.module.graph, 0
+        as_torch(graph)
+        for node in list(graph.nodes):
+            same = g.unchanged(node)
+            if same is not None:
+                node.replace_all_uses_with(same)
+                graph.erase_node(node)
         for at, node in enumerate(graph.nodes):
             region += g.changes_mode(node)
             self.order[node], self.region[node] = at, region
@@ -101,8 +114,9 @@ class _Pass:
                 self.writes.append(at)
         nodes = list(graph.nodes)
         for node in nodes:
-            if self.packed and node not in self.used and g.mean_of_pixels(node) is not None:
-                self.squeeze(node)
+            found = g.mean_of_pixels(node) if self.packed and node not in self.used else None
+            if found is not None and not self.squeeze(node, *found):
+                self.pool(node, *found)
         for node in nodes:
             if node not in self.used and g.convolution(node) is not None:
                 self.convolution(node)
@@ -112,6 +126,8 @@ class _Pass:
             if node not in self.used and self.packed:
                 self.linear(node)
                 self.training_norm(node)
+        if self.sequences:
+            merge(graph, self.layers)
         graph.lint()
         self.module.recompile()
         self.report.fused = +self.report.fused  # without what became part of something else
@@ -280,33 +296,47 @@ class _Pass:
         plain = all(map(g.is_plain, found)) and g.tensor_of(node).dtype is g.tensor_of(layer.nodes[0]).dtype
         return found if plain else (node, None)
 
-    def squeeze(self, node: fx.Node) -> None:
-        """Squeeze-and-excitation's gate, from the mean on."""
-        input = g.mean_of_pixels(node)
+    def pool(self, node: fx.Node, input: fx.Node, keepdim: bool) -> None:
+        """The mean over all pixels, and the flattening that follows."""
+        nodes, after = [node], self.next(node)
+        if keepdim and after is not None and g.flattened(after) is node:
+            nodes, keepdim = [node, after], False
+        value = g.tensor_of(node)
+        if value.requires_grad or value.device.type != "cpu" or value.dtype not in DTYPES or not g.is_plain(input):
+            return
+        if value.dtype is g.tensor_of(input).dtype and self.undisturbed(nodes):
+            with self.module.graph.inserting_before(nodes[-1]):
+                pooled = self.insert(folded(FoldedPool, keepdim), input, None, [])
+            self.swap(nodes, pooled)
+            self.report.fused["poolings"] += 1
+
+    def squeeze(self, node: fx.Node, input: fx.Node, keepdim: bool) -> bool:
+        """Squeeze-and-excitation's gate, from the mean on; whether it is one."""
         nodes, convs = [node], []
         for _ in range(2):
             after = self.next(nodes[-1])
             layer = None if after is None else self.layer(after)
             if layer is None or layer.conv["input"] is not nodes[-1] or layer.norm is not None or not layer.is_pointwise:
-                return
+                return False
             convs.append(layer)
             nodes += layer.nodes
         last = self.next(nodes[-1])
         kind = None if last is None else g.gate(last)
         if kind is None or convs[1].activation != "identity" or not g.is_plain(input):
-            return
+            return False
         nodes.append(last)
         dtypes = {g.tensor_of(n).dtype for n in (input, *nodes)}
         if len(dtypes) > 1 or g.tensor_of(last).requires_grad or g.tensor_of(input).device.type != "cpu":
-            return
+            return False
         if not self.undisturbed(nodes) or any(map(self.why_not_folded, convs)):
-            return
+            return False
         tensors = [convs[0].conv["weight"], convs[0].conv["bias"], convs[1].conv["weight"], convs[1].conv["bias"]]
         with self.module.graph.inserting_before(last):
             layer = folded(FoldedSqueeze, convs[0].settings._replace(stride=1, padding=0, dilation=1), kind)
-            gate = self.module.graph.call_function(self.call_of(layer), (input, None, *tensors))
+            gate = self.insert(layer, input, None, tensors)
         self.swap(nodes, gate)
         self.report.fused["squeeze-and-excitations"] += 1
+        return True
 
     def linear(self, node: fx.Node) -> None:
         arguments = g.linear(node)
@@ -331,20 +361,20 @@ class _Pass:
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
                 input = self.cast(input, g.tensor_of(last).dtype)
             input = self.in_layout(input, tensors[0])
-            more = {} if gate is None else {"gate": gate}
-            fused = graph.call_function(self.call_of(layer), (input, residual, *tensors), more)
+            fused = self.insert(layer, input, residual, tensors, gate)
         self.swap(nodes, fused)
         return fused
 
-    def call_of(self, layer: Folded) -> Callable[..., Tensor]:
-        """A fused layer as a function of the graph: (input, shortcut or None, *tensors)."""
-        run = layer.functional if not self.packed else Frozen(layer) if self.frozen else layer
-
-        def fused(input: Tensor, residual: Tensor | None, *tensors: Tensor | None, **gate: Tensor) -> Tensor:
-            return run(input, tensors, residual, **gate)
-
-        fused.__name__ = fused.__qualname__ = f"dwconv_ext_{type(layer).__name__}"
-        return fused
+    def insert(
+        self, layer: Folded, input: fx.Node, residual: fx.Node | None, tensors: list[Any], gate: fx.Node | None = None
+    ) -> fx.Node:
+        """A call of the layer."""
+        run = Frozen(layer) if self.packed and self.frozen else layer
+        function = as_function(run if self.packed else layer.functional)
+        node = self.module.graph.call_function(function, (input, residual, *tensors), {} if gate is None else {"gate": gate})
+        if self.packed:
+            self.layers[node] = run
+        return node
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         cast = self.module.graph.call_method("to", (node, dtype))
@@ -412,6 +442,8 @@ class _Pass:
         self.report.fused["training BatchNorms"] += 1
 
 
-def fuse(module: fx.GraphModule, packed: bool, frozen: bool, report: Report) -> None:
-    """Puts the fused operations into the graph; packed and frozen: see ``_Pass``."""
-    _Pass(module, packed, frozen, report).run()
+def fuse(module: fx.GraphModule, packed: bool, frozen: bool, sequences: bool, report: Report) -> Layers:
+    """Puts the fused operations into the graph; packed, frozen, sequences: see ``_Pass``. Those that may keep packed weights."""
+    whole = _Pass(module, packed, frozen, sequences, report)
+    whole.run()
+    return whole.layers

@@ -30,9 +30,11 @@ from ..ops.functional import (
     separable_conv2d,
 )
 from .folded_weights import Tensors, can_be_watched, fold, found, frozen, keep
+from .steps import Step
 
 ops = torch.ops.dwconv_ext
 Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]  # of the input, what is added to the output, and a gate
+Kept = Callable[[Tensors, torch.dtype], Any]
 NO_NORM = (None, None, None, None)
 _ONES = (1, (1,), (1, 1))
 
@@ -153,23 +155,24 @@ def _pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Te
 class Folded:
     """A layer that keeps what it makes of its tensors.
 
-    residual: what is added to its output; gate: (N, C, 1, 1), what a pointwise convolution's input is multiplied by.
+    residual: what is added to its output; gate: (N, C, 1, 1), what a pointwise convolution's input is multiplied by; kept(tensors,
+    dtype): what was made of them, in place of :meth:`kept`, False where there is nothing faster than :meth:`functional`.
     """
 
-    def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
-        return self.call(self.kept, input, tensors, residual, gate)
-
-    def call(
-        self, kept: Callable[[Tensors, torch.dtype], Any], input: Tensor, tensors: Tensors, residual: Tensor | None,
-        gate: Tensor | None,
+    def __call__(
+        self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None, *,
+        kept: Kept | None = None,
     ) -> Tensor:  # fmt: skip
-        """kept(tensors, dtype): what was made of them, False where there is nothing faster than ``functional``."""
         own = tensors if gate is None else (*tensors, gate)
         if not wants_derivative(input, residual, own) and self.fits(input, tensors, residual):
-            run = kept(tensors, input.dtype)
+            run = (kept or self.kept)(tensors, input.dtype)
             if run:
                 return run(input, residual, gate)
         return self.functional(input if gate is None else input * gate, tensors, residual)
+
+    def is_step(self, input: Tensor, tensors: Tensors) -> bool:
+        """Whether :meth:`make` gives a step of such tensors on the CPU; it may still not, and then layers run one by one."""
+        return True
 
     def kept(self, tensors: Tensors, dtype: torch.dtype) -> Any:
         run = found(self, tensors, dtype)
@@ -198,7 +201,7 @@ class Folded:
 
 
 class Frozen:
-    """A folded layer of tensors that never change: what it makes of them, it makes once.
+    """A folded layer, or a sequence of them, of tensors that never change: what it makes of them, it makes once.
 
     Dynamo runs one graph for all models of the same structure, hence the tensors by their ids; kept beside what was made of them,
     since a dead one's id may be another's.
@@ -211,8 +214,8 @@ class Frozen:
         self.made: dict[tuple, tuple[Any, Tensors]] = {}
         frozen.add(self)  # for clear_caches
 
-    def __call__(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
-        return self.layer.call(self.kept, input, tensors, residual, gate)
+    def __call__(self, *arguments: Any, **gate: Tensor) -> Any:
+        return self.layer(*arguments, **gate, kept=self.kept)
 
     def kept(self, tensors: Tensors, dtype: torch.dtype) -> Any:
         key = (dtype, *map(id, tensors))
@@ -242,8 +245,7 @@ class FoldedBlock(Folded):
         packed = _pack(self.first, self.second, tensors, dtype)
         if packed is None:
             return None
-        op = ops.separable_conv2d_packed.default
-        return lambda input, residual, gate: op(input, *packed, residual)
+        return Step(ops.separable_conv2d_packed.default, *packed, more=1)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         (one, first), (two, second) = layers = (tensors[:6], self.first), (tensors[6:], self.second)
@@ -268,8 +270,18 @@ class FoldedConv(Folded):
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         if not self.settings.is_pointwise(tensors[0]):
-            return type(input) is Tensor and type(tensors[0]) in PLAIN
+            as_step = not self.settings.is_depthwise(tensors[0]) or (input.dim() == 4 and residual is None)
+            return type(input) is Tensor and type(tensors[0]) in PLAIN and as_step
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(1)
+
+    def is_step(self, input: Tensor, tensors: Tensors) -> bool:
+        s = self.settings
+        return s.is_pointwise(tensors[0]) or (s.is_depthwise(tensors[0]) and not self.beyond_float16(input.dtype, tensors))
+
+    @staticmethod
+    def beyond_float16(dtype: torch.dtype, tensors: Tensors) -> bool:
+        """float16's range holds no folded weights."""
+        return dtype is torch.float16 and tensors[2] is not None
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         s, weight = self.settings, tensors[0]
@@ -277,15 +289,20 @@ class FoldedConv(Folded):
             packed = _pack_pointwise(s, tensors, dtype)
             if packed is None:
                 return None
-            op, outputs, act, slope = ops.pointwise_conv2d.default, len(weight), _C.activations[s.activation], s.slope
-            return lambda input, residual, gate: op(input, packed, outputs, 1, act, slope, residual, gate)
+            act = _C.activations[s.activation]
+            return Step(ops.pointwise_conv2d.default, packed, len(weight), 1, act, s.slope, more=2)
         if not norm_fits(len(weight), dtype, tensors[2:]):
             return None
         weights = fold(*tensors, s.eps)
         weight, bias = (None if t is None else t.to(dtype) for t in weights)
-        # float16's range holds no folded weights. And nothing may keep the weight itself alive.
-        if (dtype is torch.float16 and tensors[2] is not None) or weight is tensors[0]:
+        if self.beyond_float16(dtype, tensors) or weight is tensors[0]:  # nothing may keep the weight itself alive
             return None
+        if s.is_depthwise(weight):
+            op = "depthwise_conv2d"
+            stride, dilation = to_pair(op, "stride", s.stride), to_pair(op, "dilation", s.dilation)
+            padding, more = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
+            if not any(more):
+                return Step(ops.depthwise_conv2d.default, weight, bias, stride, padding, dilation, s.activation, s.slope)
         return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
@@ -313,9 +330,8 @@ class FoldedInvertedResidual(Folded):
         expand, block = _pack_pointwise(self.expand, tensors[:6], dtype), _pack(self.first, self.second, tensors[6:], dtype)
         if expand is None or block is None:
             return None
-        op, hidden, act, slope = ops.inverted_residual.default, len(tensors[0]), self.expand.activation, self.expand.slope
-        act = _C.activations[act]
-        return lambda input, residual, gate: op(input, expand, hidden, act, slope, *block, residual)
+        act = _C.activations[self.expand.activation]
+        return Step(ops.inverted_residual.default, expand, len(tensors[0]), act, self.expand.slope, *block, more=1)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         expanded = folded(FoldedConv, self.expand).functional(input, tensors[:6])
@@ -337,21 +353,21 @@ class FoldedLinear(Folded):
             return False
         return 0 < input.shape[:-1].numel() <= MOST_ROWS
 
+    def is_step(self, input: Tensor, tensors: Tensors) -> bool:
+        rows = input.shape[:-1].numel()
+        return isinstance(rows, int) and rows <= MOST_ROWS
+
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         weight, bias = tensors
         if not (self.packs(weight, dtype) and can_be_watched(weight) and weight.is_contiguous()) or 0 in weight.shape:
             return None
         if bias is not None and (not can_be_watched(bias) or bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype):
             return None
-        conv = FoldedConv(self.settings).make((weight[:, :, None, None], bias, *NO_NORM), dtype)
-        features = len(weight)  # and not the weight, which must not be kept alive
-
-        def run(input: Tensor, residual: None, gate: None) -> Tensor:
-            with torch._C._AutoDispatchBelowADInplaceOrView():  # the result is a tensor of its own, not a view, as torch's
-                pixels = input.contiguous().reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)
-                return conv(pixels, None, None).permute(0, 2, 3, 1).reshape(*input.shape[:-1], features)
-
-        return run
+        packed = _pack_pointwise(self.settings, (weight[:, :, None, None], bias, *NO_NORM), dtype)
+        if packed is None:
+            return None
+        act = _C.activations[self.settings.activation]
+        return Step(ops.linear.default, packed, len(weight), act, self.settings.slope)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         output = F.linear(input, *tensors)
@@ -377,10 +393,29 @@ class FoldedSqueeze(Folded):
         # Copies: a view would keep the weight alive.
         reduce, first, expand, second = (None if t is None else t.detach().clone().to(wide) for t in tensors)
         reduce, expand = reduce.flatten(1), expand.flatten(1).t().contiguous()
-        s, op = self.first, ops.squeeze_excitation.default
-        return lambda input, residual, gate: op(input, reduce, first, expand, second, s.activation, self.gate, s.slope)
+        s = self.first
+        return Step(ops.squeeze_excitation.default, reduce, first, expand, second, s.activation, self.gate, s.slope)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         reduce, first, expand, second = (None if t is None else t.to(input.dtype) for t in tensors)
         hidden = F.conv2d(input.mean((2, 3), keepdim=True), reduce, first)
         return GATES[self.gate](F.conv2d(activate(hidden, self.first.activation, self.first.slope), expand, second))
+
+
+class FoldedPool(Folded):
+    """``x.mean((2, 3), keepdim)``, of no tensors."""
+
+    def __init__(self, keepdim: bool) -> None:
+        self.step = Step(ops.global_average_pool.default, keepdim)
+
+    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step | bool:
+        return self.step if dtype in DTYPES else False
+
+    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
+        return super().fits(input, tensors, residual) and input.numel() > 0
+
+    def make(self, tensors: Tensors, dtype: torch.dtype) -> Step:
+        return self.step
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
+        return input.mean((2, 3), keepdim=self.step.arguments[0])

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "cpu/ops/calls.h"
 #include "cpu/ops/launch.h"
 #include "cpu/runtime/pack_weights.h"
 
@@ -124,6 +125,8 @@ ConvolutionShape without_multiplier(ConvolutionShape s) {
   return s;
 }
 
+}  // namespace
+
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation, const std::string act, double slope) {
   ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
@@ -172,6 +175,8 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   }
   return output;
 }
+
+namespace {
 
 // One phase of the input gradient along one axis: the samples a, a + stride, ... of grad_input as a stride-1 correlation of
 // grad_output. With i = a + q * stride, output o reaches sample i through tap k where o * stride + k * dilation - pad = i;

@@ -2,12 +2,15 @@
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/ops/calls.h"
 #include "cpu/ops/packed.h"
 
 namespace dwconv {
 namespace {
 
 constexpr const char* kOp = "inverted_residual";
+
+}  // namespace
 
 Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidden, int64_t expand_act, double expand_slope,
                          const Tensor& packed, const Ints block, const std::vector<double> slopes,
@@ -58,7 +61,6 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
   return run_product(args, plan->block, b.weights, b.pw_activation, residual, input, size, layout);
 }
 
-}  // namespace
 }  // namespace dwconv
 
 STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) { m.impl("inverted_residual", TORCH_BOX(&dwconv::inverted_residual)); }

@@ -6,12 +6,6 @@
 #include "cpu/runtime/pack_weights.h"
 
 namespace dwconv {
-
-Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_channels, int64_t stride, int64_t act,
-                        double slope, const std::optional<Tensor>& residual, const std::optional<Tensor>& gate);
-Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
-                               const std::optional<Tensor>& residual);
-
 namespace {
 
 inline void check_isa(const char* op, const std::string& isa) {

@@ -1,7 +1,8 @@
-// pointwise_conv2d on the CPU, with packed weights: checks, output allocation, problem, plan, launch.
+// pointwise_conv2d and linear on the CPU, with packed weights: checks, output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/ops/calls.h"
 #include "cpu/ops/packed.h"
 
 namespace dwconv {
@@ -9,6 +10,7 @@ namespace {
 
 constexpr const char* kPack = "pointwise_conv2d_pack";
 constexpr const char* kOp = "pointwise_conv2d";
+constexpr const char* kLinear = "linear";
 
 BlockFormat format_of(DType dtype, int64_t channels, int64_t out_channels) {
   return block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, out_channels, 0, 0);
@@ -95,9 +97,28 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   return run_product(args, plan, w, activation, residual, input, size, layout);
 }
 
+// Rows are pixels of a channels_last picture one pixel wide.
+Tensor linear(const Tensor& input, const Tensor& packed, int64_t out_features, int64_t act, double slope) {
+  DWCONV_CHECK(input.dim() > 0 && input.numel() > 0, kLinear,
+               ": input must have shape (..., features) and not be empty, but got ", to_string(input));
+  const DType dtype = check_dtype(kLinear, "input", input);
+  DWCONV_CHECK(is_activation(act), kLinear, ": act must be an activation's number, but got ", act);
+  Ints size = shape_of(input);
+  const int64_t features = size.back(), rows = input.numel() / features;
+  check_packed(kLinear, "packed", kPack, packed, format_of(dtype, features, out_features), true);
+  const Tensor x =
+      reinterpreted(torch::stable::contiguous(input), {1, features, rows, 1}, {rows * features, 1, features, features});
+  const Tensor y = pointwise_conv2d(x, packed, out_features, 1, act, slope, std::nullopt, std::nullopt);
+  size.back() = out_features;
+  Ints strides(size.size(), 1);
+  for (size_t d = size.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * size[d];
+  return reinterpreted(y, size, strides);
+}
+
 }  // namespace dwconv
 
 STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
   m.impl("pointwise_conv2d_pack", TORCH_BOX(&dwconv::pointwise_conv2d_pack));
   m.impl("pointwise_conv2d", TORCH_BOX(&dwconv::pointwise_conv2d));
+  m.impl("linear", TORCH_BOX(&dwconv::linear));
 }

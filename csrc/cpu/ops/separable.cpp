@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/separable_checks.h"
+#include "cpu/ops/calls.h"
 #include "cpu/ops/packed.h"
 
 namespace dwconv {

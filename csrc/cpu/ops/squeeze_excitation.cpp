@@ -1,35 +1,56 @@
-// squeeze_excitation on the CPU: checks, output allocation, plan, launch.
+// squeeze_excitation and global_average_pool on the CPU: checks, output allocation, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/ops/calls.h"
 #include "cpu/ops/launch.h"
 
 namespace dwconv {
 namespace {
 
 constexpr const char* kOp = "squeeze_excitation";
+constexpr const char* kPool = "global_average_pool";
+
+// A problem over the input's pixels, which `x` holds.
+CpuProblem pixels(const char* op, const Tensor& input, Tensor* x) {
+  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  const DType dtype = check_dtype(op, "input", input);
+  DWCONV_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
+  CpuProblem p = pixelwise_problem(input, dtype);
+  *x = as_layout(input, p.layout);
+  set_input(p, *x);
+  return p;
+}
+
+const SqueezePlan& plan_of(const CpuProblem& p, int64_t squeezed) {
+  return plan_for<SqueezePlan>(Op::kSqueezeExcitation, Pass::kForward, p, squeezed,
+                               [&](const IsaKernels& isa, const Machine& here) { return plan_squeeze(p, squeezed, isa, here); });
+}
+
+void run(const SqueezeArgs& args, const Plan& plan) {
+  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->squeeze(args, scratch, tiles); });
+}
+
+}  // namespace
 
 Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, const std::optional<Tensor>& reduce_bias,
                           const Tensor& expand_weight, const std::optional<Tensor>& expand_bias, const std::string act,
                           const std::string gate, double slope) {
-  DWCONV_CHECK(input.dim() == 4, kOp, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  const DType dtype = check_dtype(kOp, "input", input);
-  DWCONV_CHECK(input.numel() > 0, kOp, ": input must not be empty, but got shape ", to_string(input));
+  SqueezeArgs args;
+  Tensor x;
+  CpuProblem& p = args.problem;
+  p = pixels(kOp, input, &x);
+  const DType dtype = p.dtype;
   DWCONV_CHECK(gate == "sigmoid" || gate == "hardsigmoid", kOp, ": gate must be sigmoid or hardsigmoid, but got '", gate, "'");
   const int64_t channels = input.size(1);
   DWCONV_CHECK(reduce_weight.dim() == 2 && reduce_weight.size(0) > 0, kOp, ": reduce_weight must have shape (S, ", channels,
                "), but got ", to_string(reduce_weight));
-  SqueezeArgs args;
   args.squeezed = reduce_weight.size(0);
   check_wide(kOp, "reduce_weight", reduce_weight, {args.squeezed, channels}, input, dtype);
   if (reduce_bias) check_wide(kOp, "reduce_bias", *reduce_bias, {args.squeezed}, input, dtype);
   check_wide(kOp, "expand_weight", expand_weight, {args.squeezed, channels}, input, dtype);
   if (expand_bias) check_wide(kOp, "expand_bias", *expand_bias, {channels}, input, dtype);
-  CpuProblem& p = args.problem;
-  p = pixelwise_problem(input, dtype);
   p.activation = check_activation(kOp, "act", act, slope);
-  const Tensor x = as_layout(input, p.layout);
-  set_input(p, x);
   const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
   const Tensor reduce = dense(reduce_weight), expand = dense(expand_weight);
   const Tensor first = reduce_bias ? dense(*reduce_bias) : reduce, second = expand_bias ? dense(*expand_bias) : expand;
@@ -45,21 +66,35 @@ Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, cons
   args.hidden = workspace(Workspace::kPartialBias, p.batch * args.hidden_pitch * unit);
   const Tensor output = empty_output(input, {p.batch, channels, 1, 1}, Layout::kNCHW);
   args.output = output.mutable_data_ptr();
-  const SqueezePlan& plan = plan_for<SqueezePlan>(
-      Op::kSqueezeExcitation, Pass::kForward, p, args.squeezed,
-      [&](const IsaKernels& isa, const Machine& here) { return plan_squeeze(p, args.squeezed, isa, here); });
+  const SqueezePlan& plan = plan_of(p, args.squeezed);
   log_plan(p, plan.means);
-  const auto run = [&](const Plan& how) {
-    run_tiles(how, [&](void* scratch, Tiles tiles) { how.row->squeeze(args, scratch, tiles); });
-  };
   args.wants_mean = true;
-  run(plan.means);
+  run(args, plan.means);
   args.wants_mean = false;
-  run(plan.gates);
+  run(args, plan.gates);
   return output;
 }
 
-}  // namespace
+Tensor global_average_pool(const Tensor& input, bool keepdim) {
+  SqueezeArgs args;
+  Tensor x;
+  args.problem = pixels(kPool, input, &x);
+  const CpuProblem& p = args.problem;
+  args.input = x.const_data_ptr();
+  args.wants_mean = true;
+  const ScalarType wide = accumulate_scalar(p.dtype);
+  const Tensor means = torch::stable::empty(keepdim ? Ints{p.batch, p.channels, 1, 1} : Ints{p.batch, p.channels}, wide,
+                                            std::nullopt, input.device());
+  args.mean = means.mutable_data_ptr();
+  const SqueezePlan& plan = plan_of(p, 0);
+  log_plan(p, plan.means);
+  run(args, plan.means);
+  return input.scalar_type() == wide ? means : torch::stable::to(means, input.scalar_type());
+}
+
 }  // namespace dwconv
 
-STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) { m.impl("squeeze_excitation", TORCH_BOX(&dwconv::squeeze_excitation)); }
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("squeeze_excitation", TORCH_BOX(&dwconv::squeeze_excitation));
+  m.impl("global_average_pool", TORCH_BOX(&dwconv::global_average_pool));
+}

@@ -1,0 +1,25 @@
+// Ops that other ops call without the dispatcher.
+#pragma once
+
+#include "common/checks.h"
+
+namespace dwconv {
+
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Ints stride,
+                        const Ints padding, const Ints dilation, const std::string act, double slope);
+Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_channels, int64_t stride, int64_t act,
+                        double slope, const OptionalTensor& residual, const OptionalTensor& gate);
+Tensor linear(const Tensor& input, const Tensor& packed, int64_t out_features, int64_t act, double slope);
+Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
+                               const OptionalTensor& residual);
+Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidden, int64_t expand_act, double expand_slope,
+                         const Tensor& packed, const Ints block, const std::vector<double> slopes,
+                         const OptionalTensor& residual);
+Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, const OptionalTensor& reduce_bias,
+                          const Tensor& expand_weight, const OptionalTensor& expand_bias, const std::string act,
+                          const std::string gate, double slope);
+Tensor global_average_pool(const Tensor& input, bool keepdim);
+
+}  // namespace dwconv

@@ -1,0 +1,54 @@
+"""An exported graph's ATen operations as the functions of torch that Dynamo's graphs have, which the patterns know."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+aten = torch.ops.aten
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    aten.conv2d.default: torch.conv2d,
+    aten.conv2d.padding: torch.conv2d,
+    aten.linear.default: F.linear,
+    aten.sigmoid.default: torch.sigmoid,
+    aten.relu.default: torch.relu,
+    aten.relu_.default: torch.relu_,
+    aten.hardsigmoid.default: F.hardsigmoid,
+    aten.adaptive_avg_pool2d.default: F.adaptive_avg_pool2d,
+    aten.mean.dim: torch.mean,
+    aten.flatten.using_ints: torch.flatten,
+    aten.mul.Tensor: torch.mul,
+    aten.add.Tensor: torch.add,
+    aten.add_.Tensor: operator.iadd,
+    **{getattr(aten, name).default: getattr(F, name) for name in ("gelu", "silu", "hardswish", "leaky_relu", "hardtanh", "relu6")},
+    aten.dropout.default: F.dropout,
+}
+_IN_PLACE = {
+    **{getattr(aten, f"{name}_").default: getattr(F, name) for name in ("silu", "hardswish", "leaky_relu", "hardtanh", "relu6")},
+    aten.dropout_.default: F.dropout,
+}
+
+
+def _batch_norm(input, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled):  # noqa: ANN001, ANN202
+    return (input, mean, variance, weight, bias, training, momentum, eps)
+
+
+def as_torch(graph: fx.Graph) -> None:
+    """Each node that has one in the place of its ATen operation; the rest as they are."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is aten.batch_norm.default:
+            node.args, node.kwargs, node.target = _batch_norm(*node.args, **node.kwargs), {}, F.batch_norm
+        elif node.target in _IN_PLACE:
+            node.kwargs, node.target = {**node.kwargs, "inplace": True}, _IN_PLACE[node.target]
+        elif node.target is aten.add_.Tensor and node.kwargs:  # alpha, which an operator does not have
+            continue
+        elif node.target in _FUNCTIONS:
+            node.target = _FUNCTIONS[node.target]
