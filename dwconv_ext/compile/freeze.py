@@ -52,9 +52,10 @@ def freeze(program: ExportedProgram) -> Callable[..., Any]:
     keep(report)
     _check_inputs(module.graph)
     _drop_unused(module)
+    _plain_arguments(module, program)
     module.graph.lint()
     module.recompile()
-    return torch.no_grad()(module)
+    return torch.no_grad()(module.forward)  # not the module, whose hooks check what has been checked
 
 
 def _attribute(module: torch.nn.Module, node: fx.Node) -> Any:
@@ -85,18 +86,37 @@ def _bind(module: fx.GraphModule, layers: Layers) -> None:
 
 
 def _check_inputs(graph: fx.Graph) -> None:
-    """Dtype and device, which torch.export does not look at."""
-    places = [node for node in graph.nodes if node.op == "placeholder" and g.tensor_of(node) is not None]
-    wanted = [(node.name, g.tensor_of(node).dtype, g.tensor_of(node).device) for node in places]
+    """Dtype and device, which torch.export does not look at; and shapes in its place where they are numbers."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    tensors = [node for node in nodes if g.tensor_of(node) is not None]
+    values = [g.tensor_of(node) for node in tensors]
+    sizes = [tuple(t.shape) if all(type(size) is int for size in t.shape) else None for t in values]
+    wanted = [(n.name, size, t.dtype, t.device) for n, size, t in zip(tensors, sizes, values, strict=True)]
 
     def check(*inputs: Tensor) -> None:
-        for (name, dtype, device), input in zip(wanted, inputs, strict=True):
-            if input.dtype is not dtype or input.device != device:
-                raise RuntimeError(f"freeze: {name} must be {dtype} on {device}, but got {input.dtype} on {input.device}")
+        for (name, size, dtype, device), x in zip(wanted, inputs, strict=True):
+            if x.dtype is not dtype or x.device != device or (size is not None and x.shape != size):
+                shape = "" if size is None else f" and of shape {list(size)}"
+                got = f"{x.dtype} on {x.device}" + ("" if size is None else f" and of shape {list(x.shape)}")
+                raise RuntimeError(f"freeze: {name} must be {dtype} on {device}{shape}, but got {got}")
 
-    if places:
-        with graph.inserting_after(next(node for node in reversed(graph.nodes) if node.op == "placeholder")):
-            graph.call_function(check, tuple(places))
+    if not tensors:
+        return
+    with graph.inserting_after(nodes[-1]):
+        graph.call_function(check, tuple(tensors))
+    if len(tensors) == len(nodes) and None not in sizes:
+        for node in [n for n in graph.nodes if n.op == "call_module" and n.target == "_guards_fn"]:
+            graph.erase_node(node)
+
+
+def _plain_arguments(module: fx.GraphModule, program: ExportedProgram) -> None:
+    """Of a program of tensors that returns one: without torch.export's way through nested lists and dicts of them."""
+    arguments, keywords = program.call_spec.in_spec.children()
+    if keywords.num_leaves or not all(spec.is_leaf() for spec in arguments.children()) or not program.call_spec.out_spec.is_leaf():
+        return
+    module.graph.set_codegen(fx.graph.CodeGen())
+    output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    output.args = output.args[0]
 
 
 def _drop_unused(module: fx.GraphModule) -> None:

@@ -168,7 +168,7 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
 
 InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, int64_t out_channels, const IsaKernels& isa,
                                     const Machine& machine) {
-  constexpr int64_t kLine = 64, kLarge = 8 << 20;  // bytes of the expanded image; below, caches serve the two ops as well
+  constexpr int64_t kLine = 64;
   InvertedPlan plan;
   Plan& whole = plan.block.whole;
   whole.row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);  // in NCHW the one that transposes comes first
@@ -186,7 +186,7 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   const int64_t expanded = p.batch * p.channels * p.in_h * p.in_w * element_size(p.dtype);
   const bool forced = machine.forced.name != nullptr && whole.row->name == std::string_view(machine.forced.name);
   const bool stages = whole.row->family != Family::kDirect && format.depth_multiple == 1;
-  plan.fused = stages && affordable >= 1 && (expanded >= std::min(kLarge, machine.l3_bytes / 4) || forced);
+  plan.fused = stages && affordable >= 1 && (expanded >= std::min(machine.threads * machine.l2_bytes, machine.l3_bytes / 4) || forced);
   if (!plan.fused) return plan;
 
   CpuProblem stage = p;
