@@ -81,6 +81,11 @@ std::optional<py::dict> plan(const std::string& op, const std::string& pass, con
   const IsaKernels& isa = selected_isa();
   if (op == op_name(Op::kSeparable)) return plan_dict(plan_separable(p, out_channels, isa, here).whole);
   if (op == op_name(Op::kPointwise)) return plan_dict(plan_pointwise(p, out_channels, isa, here).whole);
+  if (op == op_name(Op::kPatch)) {
+    CpuProblem patches = p;
+    patches.channels *= p.kernel_h * p.kernel_w;
+    return plan_dict(plan_patches(patches, channels, out_channels, isa, here).product.whole);
+  }
   if (op == op_name(Op::kInvertedResidual)) {  // multiplier: how many times wider the expanded image is
     CpuProblem block = p;
     block.channels *= multiplier;
@@ -92,7 +97,7 @@ std::optional<py::dict> plan(const std::string& op, const std::string& pass, con
   if (op == op_name(Op::kSqueezeExcitation)) return plan_dict(plan_squeeze(p, out_channels, isa, here).means);
   if (op != op_name(Op::kDepthwise))
     throw py::value_error(
-        "op: expected depthwise_conv2d, separable_conv2d, pointwise_conv2d, inverted_residual, batch_norm_act or "
+        "op: expected depthwise_conv2d, separable_conv2d, pointwise_conv2d, patch_conv2d, inverted_residual, batch_norm_act or "
         "squeeze_excitation, got '" +
         op + "'");
   const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});

@@ -38,6 +38,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "pointwise_conv2d(Tensor input, Tensor packed, int out_channels, int stride, int act, float slope=0.01, "
       "Tensor? residual=None, Tensor? gate=None) -> Tensor");
+  // act(conv2d(input, weight, bias)) for an input of few channels, which is read a filter's patch at a time, with what
+  // pointwise_conv2d_pack makes of weight.permute(0, 2, 3, 1).reshape(out_channels, -1, 1, 1). filter: out_channels, kernel_h,
+  // kernel_w, stride, padding, dilation (height and width each). channels_last: of the output; it is too where the input is.
+  m.def("patch_conv2d(Tensor input, Tensor packed, int[] filter, int act, float slope=0.01, bool channels_last=False) -> Tensor");
   // act(linear(input, weight, bias)) of (..., features), with what pointwise_conv2d_pack makes of the weight as 1x1 filters.
   m.def("linear(Tensor input, Tensor packed, int out_features, int act, float slope=0.01) -> Tensor");
   // separable_conv2d_packed(pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope), packed, block, slopes,

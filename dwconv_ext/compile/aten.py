@@ -26,7 +26,9 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.mul.Tensor: torch.mul,
     aten.add.Tensor: torch.add,
     aten.add_.Tensor: operator.iadd,
-    **{getattr(aten, name).default: getattr(F, name) for name in ("gelu", "silu", "hardswish", "leaky_relu", "hardtanh", "relu6")},
+    **{
+        getattr(aten, name).default: getattr(F, name) for name in ("gelu", "silu", "hardswish", "leaky_relu", "hardtanh", "relu6")
+    },
     aten.dropout.default: F.dropout,
 }
 _IN_PLACE = {

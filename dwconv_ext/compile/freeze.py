@@ -112,7 +112,11 @@ def _check_inputs(graph: fx.Graph) -> None:
 def _plain_arguments(module: fx.GraphModule, program: ExportedProgram) -> None:
     """Of a program of tensors that returns one: without torch.export's way through nested lists and dicts of them."""
     arguments, keywords = program.call_spec.in_spec.children()
-    if keywords.num_leaves or not all(spec.is_leaf() for spec in arguments.children()) or not program.call_spec.out_spec.is_leaf():
+    if (
+        keywords.num_leaves
+        or not all(spec.is_leaf() for spec in arguments.children())
+        or not program.call_spec.out_spec.is_leaf()
+    ):
         return
     module.graph.set_codegen(fx.graph.CodeGen())
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")

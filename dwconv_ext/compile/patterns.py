@@ -360,7 +360,8 @@ class _Pass:
         with graph.inserting_before(last):
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
                 input = self.cast(input, g.tensor_of(last).dtype)
-            input = self.in_layout(input, tensors[0])
+            if not isinstance(layer, FoldedConv) or not layer.settings.has_few_channels(g.tensor_of(tensors[0])):
+                input = self.in_layout(input, tensors[0])  # patches are read in any
             fused = self.insert(layer, input, residual, tensors, gate)
         self.swap(nodes, fused)
         return fused

@@ -24,6 +24,7 @@ from ..ops.batch_norm import norm_fits
 from ..ops.functional import (
     DTYPES,
     accumulation_dtype,
+    as_weights_layout,
     depthwise_conv2d,
     name_of,
     padding_of,
@@ -37,6 +38,7 @@ Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]  # of the input, 
 Kept = Callable[[Tensors, torch.dtype], Any]
 NO_NORM = (None, None, None, None)
 _ONES = (1, (1,), (1, 1))
+MOST_PATCH_CHANNELS = 4
 
 
 class ConvSettings(NamedTuple):
@@ -53,6 +55,10 @@ class ConvSettings(NamedTuple):
     def is_depthwise(self, weight: Tensor) -> bool:
         """With any channel multiplier."""
         return self.groups > 1 and weight.dim() == 4 and weight.shape[1] == 1
+
+    def has_few_channels(self, weight: Tensor) -> bool:
+        """Whether it is a dense convolution that is best computed by patches: a network's first, of colours."""
+        return self.groups == 1 and weight.dim() == 4 and weight.shape[1] <= MOST_PATCH_CHANNELS and not self.is_pointwise(weight)
 
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether it is one product of its weight with every pixel, all of them."""
@@ -269,14 +275,17 @@ class FoldedConv(Folded):
         self.settings = settings
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        if not self.settings.is_pointwise(tensors[0]):
-            as_step = not self.settings.is_depthwise(tensors[0]) or (input.dim() == 4 and residual is None)
-            return type(input) is Tensor and type(tensors[0]) in PLAIN and as_step
-        return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(1)
+        s, weight = self.settings, tensors[0]
+        if s.is_pointwise(weight):
+            return super().fits(input, tensors, residual) and input.size(1) == weight.size(1)
+        if s.is_depthwise(weight) or s.has_few_channels(weight):
+            return type(input) is Tensor and type(weight) in PLAIN and input.dim() == 4 and residual is None
+        return type(input) is Tensor and type(weight) in PLAIN
 
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
-        s = self.settings
-        return s.is_pointwise(tensors[0]) or (s.is_depthwise(tensors[0]) and not self.beyond_float16(input.dtype, tensors))
+        s, weight = self.settings, tensors[0]
+        on_packed = s.is_pointwise(weight) or s.has_few_channels(weight)
+        return on_packed or (s.is_depthwise(weight) and not self.beyond_float16(input.dtype, tensors))
 
     @staticmethod
     def beyond_float16(dtype: torch.dtype, tensors: Tensors) -> bool:
@@ -293,6 +302,8 @@ class FoldedConv(Folded):
             return Step(ops.pointwise_conv2d.default, packed, len(weight), 1, act, s.slope, more=2)
         if not norm_fits(len(weight), dtype, tensors[2:]):
             return None
+        if s.has_few_channels(weight) and self.packs(weight, dtype):
+            return self.of_patches(tensors, dtype)
         weights = fold(*tensors, s.eps)
         weight, bias = (None if t is None else t.to(dtype) for t in weights)
         if self.beyond_float16(dtype, tensors) or weight is tensors[0]:  # nothing may keep the weight itself alive
@@ -304,6 +315,19 @@ class FoldedConv(Folded):
             if not any(more):
                 return Step(ops.depthwise_conv2d.default, weight, bias, stride, padding, dilation, s.activation, s.slope)
         return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
+
+    def of_patches(self, tensors: Tensors, dtype: torch.dtype) -> Step | None:
+        s, op = self.settings, "patch_conv2d"
+        weight, bias = fold(*tensors, s.eps)
+        stride, dilation = to_pair(op, "stride", s.stride), to_pair(op, "dilation", s.dilation)
+        padding, more = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
+        if any(more):
+            return None
+        patches = weight.permute(0, 2, 3, 1).reshape(len(weight), -1, 1, 1)
+        packed = ops.pointwise_conv2d_pack(patches, bias, _C.selected_isa(), name_of(dtype))
+        filter = [len(weight), *weight.shape[2:], *stride, *padding, *dilation]
+        last = as_weights_layout(weight.new_empty(1, 2, 2, 2), tensors[0]).is_contiguous(memory_format=torch.channels_last)
+        return Step(ops.patch_conv2d.default, packed, filter, _C.activations[s.activation], s.slope, last)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         s = self.settings

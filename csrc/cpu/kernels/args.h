@@ -98,6 +98,13 @@ struct ExpandArgs {
 };
 constexpr int64_t kExpandPixels = 168;  // multiplied at a time: whole register tiles of every set
 
+// A dense convolution of few channels, as the product of patches: the problem is the convolution's, with any strides of the
+// input, but its channels are a patch's, [kernel_h][kernel_w][channels].
+struct PatchArgs {
+  int64_t channels = 0;
+  int64_t scratch_offset = 0, row_pitch = 0;  // the staged input rows (patches.h)
+};
+
 // The fused block. The depthwise stage is a kNHWC kernel whose out_dtype is the pointwise format's: of the input's type and
 // strides in channels_last, of the accumulation type in NCHW, where the block's kernel transposes the input for it.
 struct SeparableArgs {
@@ -114,6 +121,7 @@ struct SeparableArgs {
   int64_t gate_pitch = 0;
   Activation activation;
   const ExpandArgs* expand = nullptr;  // an inverted residual's; or null
+  const PatchArgs* patches = nullptr;  // a dense convolution's, which has no depthwise kernel; or null
   int64_t rows_per_tile = 1;           // of the batch * out_h output rows
   int64_t splits = 1;                  // ranges of output channels; tile = rows * splits + split
 };

@@ -91,6 +91,14 @@ constexpr Op kOps[] = {
        const int64_t out_channels = read.integer(), stride = read.integer(), act = read.integer();
        return pointwise_conv2d(input, packed, out_channels, stride, act, read.number(), residual, gate);
      }},
+    {"patch_conv2d",
+     [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
+       const Tensor& packed = read.tensor();
+       const Ints filter = read.integers(9);
+       const int64_t act = read.integer();
+       const double slope = read.number();
+       return patch_conv2d(input, packed, filter, act, slope, read.integer() != 0);
+     }},
     {"linear",
      [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
        const Tensor& packed = read.tensor();

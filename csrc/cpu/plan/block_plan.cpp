@@ -186,7 +186,8 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   const int64_t expanded = p.batch * p.channels * p.in_h * p.in_w * element_size(p.dtype);
   const bool forced = machine.forced.name != nullptr && whole.row->name == std::string_view(machine.forced.name);
   const bool stages = whole.row->family != Family::kDirect && format.depth_multiple == 1;
-  plan.fused = stages && affordable >= 1 && (expanded >= std::min(machine.threads * machine.l2_bytes, machine.l3_bytes / 4) || forced);
+  plan.fused =
+      stages && affordable >= 1 && (expanded >= std::min(machine.threads * machine.l2_bytes, machine.l3_bytes / 4) || forced);
   if (!plan.fused) return plan;
 
   CpuProblem stage = p;
@@ -209,6 +210,32 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   if (machine.with_reasons) {
     whole.reason = std::to_string(rows) + " rows a tile, expanded in scratch; " + product_name(*whole.row) +
                    "; depthwise stage: " + describe(*plan.block.depthwise.row);
+  }
+  return plan;
+}
+
+PatchPlan plan_patches(const CpuProblem& p, int64_t channels, int64_t out_channels, const IsaKernels& isa,
+                       const Machine& machine) {
+  // Patches overlap in L1: tiles of the fewest rows that are worth a panel.
+  constexpr int64_t kMinPixels = 98, kLine = 64, kMostRegisterRows = 16;
+  PatchPlan plan;
+  Plan& whole = plan.product.whole;
+  whole.row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);  // in NCHW the one that transposes comes first
+  const int64_t rows = std::min(ceil_div(kMinPixels, p.out_w), p.batch * p.out_h), unit = accumulate_size(p.dtype);
+  set_tiles(plan.product, {rows, ceil_div(p.batch * p.out_h, rows), 1});
+  const int64_t reach_h = (p.kernel_h - 1) * p.dilation_h + 1, reach_w = (p.kernel_w - 1) * p.dilation_w + 1;
+  plan.row_pitch = ((p.out_w - 1) * p.stride_w + reach_w) * channels;
+  plan.scratch_offset = round_up(whole.row->scratch(p, rows), 2 * kLine);
+  // The last register tile reads past the last pixel.
+  const int64_t past = (kMostRegisterRows * p.stride_w + reach_w) * channels;
+  whole.scratch_bytes = plan.scratch_offset + (rows * std::max(p.stride_h, reach_h) * plan.row_pitch + past) * unit;
+  const int64_t pixels = p.batch * p.out_h * p.out_w;
+  whole.workers = workers_for(pixels * out_channels * p.channels / 16, whole.tiles, machine);
+  whole.flops = 2 * pixels * p.channels * out_channels;
+  whole.bytes = element_size(p.dtype) * (p.batch * channels * p.in_h * p.in_w + (pixels + p.channels) * out_channels);
+  whole.prefetch_output = whole.bytes >= machine.l3_bytes / 4;
+  if (machine.with_reasons) {
+    whole.reason = std::to_string(rows) + " rows a tile, patches of staged input; " + product_name(*whole.row);
   }
   return plan;
 }

@@ -56,6 +56,13 @@ struct InvertedPlan {
 };
 InvertedPlan plan_inverted_residual(const CpuProblem& problem, int64_t in_channels, int64_t out_channels, const IsaKernels& isa,
                                     const Machine& machine);
+// A dense convolution by patches of an input of `channels`; the problem's channels are a patch's.
+struct PatchPlan {
+  SeparablePlan product;
+  int64_t scratch_offset = 0, row_pitch = 0;  // PatchArgs's
+};
+PatchPlan plan_patches(const CpuProblem& problem, int64_t channels, int64_t out_channels, const IsaKernels& isa,
+                       const Machine& machine);
 PointwiseFormat pointwise_format(const IsaKernels& isa, DType dtype);
 BlockFormat block_format(const IsaKernels& isa, DType dtype, const PointwiseFormat& pointwise, int64_t channels,
                          int64_t out_channels, int64_t kernel_h, int64_t kernel_w);

@@ -63,18 +63,22 @@ DWCONV_INLINE U32 splat(const BFloat16Pair* at) {
 DWCONV_INLINE void multiply_add(Vec<float>& sum, U32 a, U32 b) { sum = add_products(sum, a, b); }
 #endif
 
-// acc[i] = sum_k a[i * pitch + k] * panel[k]. What comes next is prefetched a few lines at a time: more at once than there are
-// buffers for misses would hold up the product.
-template <class E, class A, int kRows, int kColumns>
-DWCONV_INLINE void gemm_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, ProductPrefetch& upcoming,
-                             Vec<A> (&acc)[kRows][kColumns]) {
-  constexpr int64_t kPrefetchEvery = 32;
-  constexpr int kVec = kLanes<A>;
+template <class A, int kRows, int kColumns>
+DWCONV_INLINE void zero_tile(Vec<A> (&acc)[kRows][kColumns]) {
   DWCONV_UNROLL
   for (int i = 0; i < kRows; ++i) {
     DWCONV_UNROLL
     for (int j = 0; j < kColumns; ++j) acc[i][j] = Vec<A>{};
   }
+}
+
+// acc[i] += sum_k a[i * pitch + k] * panel[k]. What comes next is prefetched a few lines at a time: more at once than there are
+// buffers for misses would hold up the product.
+template <class E, class A, int kRows, int kColumns>
+DWCONV_INLINE void add_to_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, ProductPrefetch& upcoming,
+                             Vec<A> (&acc)[kRows][kColumns]) {
+  constexpr int64_t kPrefetchEvery = 32;
+  constexpr int kVec = kLanes<A>;
   const RowSteps steps(pitch * static_cast<int64_t>(sizeof(E)));
   const E* low = a;
   const E* high = a + 7 * pitch;
@@ -199,7 +203,8 @@ template <class O, class E, class A, int kRows, int kColumns>
 void gemm_rows(const Activation& activation, const DepthBlock& block, const E* a, int64_t pitch, const E* panel, A* sums,
                const A* bias, const GemmTarget<O>& to, ProductPrefetch& upcoming) {
   Vec<A> acc[kRows][kColumns];
-  gemm_tile<E, A>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, to.rows, upcoming, acc);
+  zero_tile<A>(acc);
+  add_to_tile<E, A>(block.depth, a + block.begin, pitch, panel + block.begin * kPanel<A>, to.rows, upcoming, acc);
   if (!block.first) add_sums<A>(sums, kPanel<A>, acc);
   if (block.last) return finish_tile<O, A>(activation, acc, bias, to);
   keep_sums<A>(acc, sums, kPanel<A>);

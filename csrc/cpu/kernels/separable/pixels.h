@@ -120,7 +120,7 @@ DWCONV_INLINE bool reads_in_place(const SeparableArgs& args) {
   const CpuProblem& p = args.depthwise.problem;
   const bool dense = p.in_stride_w == p.channels && p.in_stride_h == p.in_w * p.channels && p.in_h == p.out_h &&
                      p.in_w == p.out_w && (p.batch == 1 || p.in_stride_n == p.in_h * p.in_stride_h);
-  return kSame<T, M> && args.depthwise_kernel == nullptr && args.gate == nullptr && dense &&
+  return kSame<T, M> && args.depthwise_kernel == nullptr && args.patches == nullptr && args.gate == nullptr && dense &&
          !lines_collide<T>(p.channels, 2 * kGemmRows, p.l1_ways);
 }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/kernels/separable/expanded_rows.h"
+#include "cpu/kernels/separable/patches.h"
 #include "cpu/kernels/separable/pixels.h"
 
 namespace dwconv::DWCONV_ISA {
@@ -122,6 +123,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   int64_t staged_row = -1;
   const bool in_place = kNhwc && P::kReadsInPlace && reads_in_place<T, M>(args);
   ExpandedRows<T, P, kNhwc> expanded(args, pointwise, scratch);
+  Patches<T, P> patches(args, scratch);
   for (int64_t tile; next_tile(tiles, &tile);) {
     const int64_t row = tile / args.splits * args.rows_per_tile;
     const int64_t rows = row + args.rows_per_tile < total_rows ? args.rows_per_tile : total_rows - row;
@@ -134,6 +136,9 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
       if (in_place) {
         if constexpr (kSame<T, M>)
           copy_pixels<A, T, M>(lying + placed * p.channels, p.channels, pixels - placed, p.channels, nullptr, pitch, middle);
+      } else if (args.patches != nullptr) {
+        patches.stage(row, rows);
+        if constexpr (!P::kReadsInPlace) patches.copy(row, rows, pitch, middle);
       } else if (args.depthwise_kernel == nullptr) {
         copy_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
       } else if (args.expand != nullptr) {
@@ -159,6 +164,9 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
       const A* const bias = static_cast<const A*>(args.pw_bias) + j;
       if (panel + 1 < panels) upcoming.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
       const auto multiply = [&](const auto& to) {
+        if constexpr (P::kReadsInPlace) {
+          if (args.patches != nullptr) return patches.multiply(row, rows, weight, bias, to, upcoming);
+        }
         if (placed > 0) {
           pointwise.multiply(args.activation, lying, p.channels, placed, p.channels, weight, product, bias, to, upcoming);
         }
