@@ -56,6 +56,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "squeeze_excitation(Tensor input, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, "
       "str act, str gate, float slope=0.01) -> Tensor");
+  // torch.stack((first, second), 2).flatten(1, 2): channels by turns. On the CPU, without derivatives.
+  m.def("interleave_channels(Tensor first, Tensor second) -> Tensor");
   // input.mean((2, 3), keepdim), on the CPU, without derivatives.
   m.def("global_average_pool(Tensor input, bool keepdim) -> Tensor");
   // Several of the ops above one after the other: dwconv_ext/nn/steps.py writes what they are. On the CPU, without derivatives.

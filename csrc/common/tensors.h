@@ -33,24 +33,42 @@ inline Tensor as_layout(const Tensor& t, Layout layout) {
   return unit && other ? t : torch::stable::contiguous(t, memory_format(layout));
 }
 
+struct OutputStrides {
+  int64_t nchw[4], nhwc[4];
+
+  explicit OutputStrides(const Ints& size)
+      : nchw{size[1] * size[2] * size[3], size[2] * size[3], size[3], 1},
+        nhwc{size[2] * size[3] * size[1], 1, size[3] * size[1], size[1]} {}
+  const int64_t* of(Layout layout) const { return layout == Layout::kNHWC ? nhwc : nchw; }
+};
+
 // Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.
 inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) {
-  const int64_t c = size[1], h = size[2], w = size[3];
-  const int64_t nchw[4] = {c * h * w, h * w, w, 1}, nhwc[4] = {h * w * c, 1, w * c, c};
   int32_t dtype = 0, device_type = 0;
   AtenTensorHandle output = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), layout == Layout::kNHWC ? nhwc : nchw, dtype, device_type,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), OutputStrides(size).of(layout), dtype, device_type,
                                                   like.get_device_index(), &output));
   return Tensor(output);
 }
 
+// The same at `data`, which has to outlive it.
+inline Tensor output_at(void* data, const Tensor& like, const Ints& size, Layout layout) {
+  int32_t dtype = 0, device_type = 0;
+  AtenTensorHandle output = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(data, 4, size.data(), OutputStrides(size).of(layout), 0, dtype,
+                                                            device_type, like.get_device_index(), &output));
+  return Tensor(output);
+}
+
 // The same memory with another shape; no view that autograd would know of.
-inline Tensor reinterpreted(const Tensor& t, const Ints& size, const Ints& strides) {
+inline Tensor reinterpreted(const Tensor& t, const Ints& size, const Ints& strides, int64_t offset = 0) {
   AtenTensorHandle same = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(size.size()), size.data(), strides.data(),
-                                                        t.storage_offset(), &same));
+                                                        t.storage_offset() + offset, &same));
   return Tensor(same);
 }
 

@@ -37,7 +37,7 @@ _IN_PLACE = {
 }
 
 
-def _batch_norm(input, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled):  # noqa: ANN001, ANN202
+def _batch_norm(input, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled):
     return (input, mean, variance, weight, bias, training, momentum, eps)
 
 

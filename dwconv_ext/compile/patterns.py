@@ -8,6 +8,7 @@ In inference (the result wants no derivative):
     linear [- act]                                                       FoldedLinear
     mean over the pixels [- flatten]                                     FoldedPool
     mean over the pixels - pointwise [- act] - pointwise - (hard)sigmoid FoldedSqueeze
+    a channel shuffle of two tensors, and its halves                     FoldedInterleave, FoldedNarrow (shuffles.py)
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
 
 In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation on the CPU.
@@ -18,7 +19,6 @@ last may write a tensor; its weights are inputs of the graph (parameters, buffer
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ from . import graph as g
 from .aten import as_torch
 from .report import Report
 from .sequences import Layers, as_function, merge
+from .shuffles import fuse_shuffles
 
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 
@@ -126,6 +127,8 @@ class _Pass:
             if node not in self.used and self.packed:
                 self.linear(node)
                 self.training_norm(node)
+        if self.packed:
+            self.report.fused["channel shuffles"] += fuse_shuffles(graph, self.layers, self.insert, self.swap, self.undisturbed)
         if self.sequences:
             merge(graph, self.layers)
         graph.lint()

@@ -443,3 +443,34 @@ class FoldedPool(Folded):
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         return input.mean((2, 3), keepdim=self.step.arguments[0])
+
+
+class FoldedInterleave(Folded):
+    """``torch.stack((a, b), 2).flatten(1, 2)``, of no tensors; b comes in the residual's place."""
+
+    step = Step(ops.interleave_channels.default, more=1)
+
+    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step:
+        return self.step
+
+    def make(self, tensors: Tensors, dtype: torch.dtype) -> Step:
+        return self.step
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: Tensor) -> Tensor:
+        return torch.stack((input, residual), 2).flatten(1, 2)
+
+
+class FoldedNarrow(Folded):
+    """Channels [start, start + length) of the input, a view; of no tensors."""
+
+    def __init__(self, start: int, length: int) -> None:
+        self.step = Step(torch.ops.aten.narrow.default, 1, start, length)
+
+    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step:
+        return self.step
+
+    def make(self, tensors: Tensors, dtype: torch.dtype) -> Step:
+        return self.step
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
+        return input.narrow(*self.step.arguments)

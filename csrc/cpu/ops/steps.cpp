@@ -4,6 +4,7 @@
 
 #include "common/tensors.h"
 #include "cpu/ops/calls.h"
+#include "cpu/runtime/arena.h"
 
 namespace dwconv {
 namespace {
@@ -129,8 +130,27 @@ constexpr Op kOps[] = {
        const std::string &act = read.word(), &gate = read.word();
        return squeeze_excitation(input, reduce, first, expand, second, act, gate, read.number());
      }},
+    {"interleave_channels",
+     [](const Tensor& input, const OptionalTensor& second, const OptionalTensor&, Reader& read) {
+       read.check(second.has_value());
+       return interleave_channels(input, *second);
+     }},
+    {"narrow",
+     [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
+       const int64_t dim = read.integer(), start = read.integer(), length = read.integer();
+       read.check(dim >= 0 && dim < input.dim() && start >= 0 && length >= 0 && start + length <= input.size(dim));
+       Ints size = shape_of(input), strides;
+       size[dim] = length;
+       for (int64_t d = 0; d < input.dim(); ++d) strides.push_back(input.stride(d));
+       return reinterpreted(input, size, strides, start * strides[dim]);
+     }},
     {"global_average_pool", [](const Tensor& input, const OptionalTensor&, const OptionalTensor&,
                                Reader& read) { return global_average_pool(input, read.integer() != 0); }},
+};
+
+struct ArenaInUse {
+  explicit ArenaInUse(Arena& arena) { active_arena() = &arena; }
+  ~ArenaInUse() { active_arena() = nullptr; }
 };
 
 Call call_of(const std::string& name) {
@@ -150,10 +170,15 @@ std::vector<Tensor> run_steps(const std::vector<Tensor> inputs, const std::vecto
     return index < 0 ? none : values[index];
   };
   Reader read(weights, steps, numbers, words);
+  static thread_local Arena arena;
+  arena.begin();
+  const ArenaInUse in_use(arena);
   while (read.more()) {
     const Call call = call_of(read.word());
     const int64_t input = read.integer(), residual = read.integer(), gate = read.integer();
     Reader::check(input >= 0);
+    const bool leaves = std::find(outputs.begin(), outputs.end(), static_cast<int64_t>(values.size())) != outputs.end();
+    active_arena() = leaves ? nullptr : &arena;
     Tensor result = call(*value(input), value(residual), value(gate), read);
     for (int64_t count = read.integer(); count > 0; --count) {
       const int64_t done = read.integer();
@@ -162,6 +187,12 @@ std::vector<Tensor> run_steps(const std::vector<Tensor> inputs, const std::vecto
       values[done].reset();
     }
     values.emplace_back(std::move(result));
+    arena.release_unless([&values](const char* begin, const char* end) {
+      return std::any_of(values.begin(), values.end(), [&](const OptionalTensor& v) {
+        const char* const data = v ? static_cast<const char*>(v->const_data_ptr()) : nullptr;
+        return data == begin || (data > begin && data < end);  // a view of the block
+      });
+    });
   }
   std::vector<Tensor> results;
   for (const int64_t index : outputs) {

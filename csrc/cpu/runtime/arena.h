@@ -1,0 +1,78 @@
+// Memory of what lies between the steps of a network (ops/steps.cpp), kept from call to call: the same bytes each time, in large
+// pages, found without the C library's allocator, whose lists have left the caches by the time each layer asks.
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/kernels/args.h"
+
+namespace dwconv {
+
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { free(data_); }
+
+  // Forgets all blocks, and makes room for as much as was in use at once in any call so far.
+  void begin() {
+    blocks_.clear();
+    if (wanted_ <= size_) return;
+    free(data_);
+    size_ = round_up(wanted_, kPage);
+    data_ = static_cast<char*>(aligned_alloc(kPage, size_));
+    if (data_ == nullptr) size_ = 0;
+#if defined(__linux__)
+    if (data_ != nullptr) madvise(data_, size_, MADV_HUGEPAGE);
+#endif
+  }
+
+  // The first gap that holds so many bytes; null where that lies beyond the memory there is, and then the caller's own.
+  void* allocate(int64_t bytes) {
+    bytes = round_up(bytes, kLine);
+    int64_t at = 0;
+    auto next = blocks_.begin();
+    for (; next != blocks_.end() && next->begin - at < bytes; ++next) at = next->end;
+    wanted_ = std::max(wanted_, at + bytes);
+    char* const found = at + bytes <= size_ ? data_ + at : nullptr;
+    blocks_.insert(next, {at, at + bytes, found});
+    return found;
+  }
+  // The latest block that allocate() had no memory for is the caller's.
+  void own(const void* data) {
+    for (Block& block : blocks_) {
+      if (block.data == nullptr) block.data = static_cast<const char*>(data);
+    }
+  }
+  // All blocks but those of `kept`, which end with the value that a step gave.
+  template <class Keeps>  // keeps(begin, end) of the memory
+  void release_unless(Keeps keeps) {
+    std::erase_if(blocks_, [&](const Block& block) { return !keeps(block.data, block.data + (block.end - block.begin)); });
+  }
+
+ private:
+  static constexpr int64_t kLine = 128, kPage = 2 << 20;
+  struct Block {
+    int64_t begin, end;  // offsets
+    const char* data;
+  };
+  std::vector<Block> blocks_;  // in use, in order
+  char* data_ = nullptr;
+  int64_t size_ = 0, wanted_ = 0;
+};
+
+// Where this thread's ops take their outputs from at present; null for the allocator of torch.
+inline Arena*& active_arena() {
+  static thread_local Arena* active = nullptr;
+  return active;
+}
+
+}  // namespace dwconv
