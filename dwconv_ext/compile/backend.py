@@ -33,8 +33,8 @@ def backend(
         options: ``base``: the backend that the rest of the graph is given, "eager", "aot_eager" or "inductor"; by default
             "inductor" on CUDA and "eager" on the CPU, where compiling takes seconds instead of minutes and the fused operations
             are most of the time. ``freeze``: True for weights that never change: folded and packed ones are made at the first
-            call and never looked at again. It goes with the "eager" base alone. ``sequences``: False for fused layers that are each
-            a call of their own, which profilers then see; by default those that follow each other are one.
+            call and never looked at again. It goes with the "eager" base alone. ``sequences``: False for fused layers that are
+            each a call of their own, which profilers then see; by default those that follow each other are one.
         mode: inductor's ("reduce-overhead", ...); it makes inductor the base.
 
     Returns:

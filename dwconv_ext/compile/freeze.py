@@ -91,7 +91,7 @@ def _check_inputs(graph: fx.Graph) -> None:
     tensors = [node for node in nodes if g.tensor_of(node) is not None]
     values = [g.tensor_of(node) for node in tensors]
     sizes = [tuple(t.shape) if all(type(size) is int for size in t.shape) else None for t in values]
-    wanted = [(n.name, size, t.dtype, t.device) for n, size, t in zip(tensors, sizes, values, strict=True)]
+    wanted = [(n.target, size, t.dtype, t.device) for n, size, t in zip(tensors, sizes, values, strict=True)]
 
     def check(*inputs: Tensor) -> None:
         for (name, size, dtype, device), x in zip(wanted, inputs, strict=True):

@@ -98,6 +98,7 @@ class _Pass:
     writes: list[int] = field(default_factory=list)
     used: set[fx.Node] = field(default_factory=set)
     pointwise: dict[fx.Node, Layer] = field(default_factory=dict)  # fused ones, without shortcut or gate
+    in_last: dict[tuple[fx.Node, int], tuple[fx.Node, int]] = field(default_factory=dict)  # by node and region: see in_layout
     layers: Layers = field(default_factory=dict)  # all fused ones that may keep packed weights
 
     def run(self) -> None:
@@ -364,7 +365,7 @@ class _Pass:
             if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
                 input = self.cast(input, g.tensor_of(last).dtype)
             if not isinstance(layer, FoldedConv) or not layer.settings.has_few_channels(g.tensor_of(tensors[0])):
-                input = self.in_layout(input, tensors[0])  # patches are read in any
+                input = self.in_layout(input, tensors[0], last)  # patches are read in any
             fused = self.insert(layer, input, residual, tensors, gate)
         self.swap(nodes, fused)
         return fused
@@ -390,13 +391,17 @@ class _Pass:
         self.order[new], self.region[new] = self.order[like], self.region[like]
         return new
 
-    def in_layout(self, node: fx.Node, weight: fx.Node) -> fx.Node:
-        """The input as nn.Conv2d's output will be laid out."""
-        value = g.tensor_of(node)
+    def in_layout(self, node: fx.Node, weight: fx.Node, before: fx.Node) -> fx.Node:
+        """The input as nn.Conv2d's output will be laid out, for what stands before that node; once while nothing is written."""
+        value, at = g.tensor_of(node), self.order[before]
         if as_weights_layout(value, g.tensor_of(weight)) is value:
             return node
-        new = self.module.graph.call_function(as_weights_layout, (node, weight))
-        return self.placed(new, value.contiguous(memory_format=torch.channels_last), node)
+        known, since = self.in_last.get((node, self.region[before]), (None, at))
+        if known is None or since > at or any(since < write < at for write in self.writes):
+            known = self.module.graph.call_function(as_weights_layout, (node, weight))
+            self.placed(known, value.contiguous(memory_format=torch.channels_last), node)
+            self.in_last[node, self.region[before]] = known, at
+        return known
 
     def swap(self, nodes: list[fx.Node], new: fx.Node) -> None:
         """The new node in the place of these, the last of which has its value."""
@@ -420,7 +425,7 @@ class _Pass:
                 if operand is not None and g.tensor_of(operand).dtype != g.tensor_of(node).dtype:
                     operand = self.cast(operand, g.tensor_of(node).dtype)
                 operands.append(operand)
-            operands[0] = self.in_layout(operands[0], conv["weight"])
+            operands[0] = self.in_layout(operands[0], conv["weight"], node)
             new = self.module.graph.call_function(
                 depthwise_conv2d, (*operands, conv["stride"], conv["padding"], conv["dilation"])
             )

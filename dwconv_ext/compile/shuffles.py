@@ -3,8 +3,8 @@
     cat((a, b), 1).view(N, 2, C, H, W).transpose(1, 2).contiguous().view(N, 2C, H, W)     FoldedInterleave
     a chunk of that, where fused layers alone read it                                     FoldedNarrow
 
-torch's shuffle leaves NCHW whatever it was given, and in a channels_last model the convolutions after it transpose that back. Ours
-keeps the layout. That may be seen by nothing but such convolutions and the next shuffle; else torch's stays.
+torch's shuffle leaves NCHW whatever it was given, and in a channels_last model the convolutions after it transpose that back.
+Ours keeps the layout. That may be seen by nothing but such convolutions and the next shuffle; else torch's stays.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _shuffle(last: fx.Node) -> list[fx.Node] | None:
         if not _is(before, name) or len(before.users) != 1:
             return None
         nodes.insert(0, before)
-    cat, grouped, swapped, contiguous, _ = nodes
+    cat, _, swapped, contiguous, _ = nodes
     dim = {**dict(enumerate(cat.args)), **cat.kwargs}
     values = [g.tensor_of(node) for node in nodes]
     if contiguous.kwargs or len(contiguous.args) > 1 or dim.get(1, dim.get("dim", 0)) != 1 or any(t is None for t in values):

@@ -161,8 +161,8 @@ def _pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Te
 class Folded:
     """A layer that keeps what it makes of its tensors.
 
-    residual: what is added to its output; gate: (N, C, 1, 1), what a pointwise convolution's input is multiplied by; kept(tensors,
-    dtype): what was made of them, in place of :meth:`kept`, False where there is nothing faster than :meth:`functional`.
+    residual: what is added to its output; gate: (N, C, 1, 1), what a pointwise convolution's input is multiplied by;
+    kept(tensors, dtype): what was made of them, in place of :meth:`kept`, False where nothing is faster than :meth:`functional`.
     """
 
     def __call__(
@@ -304,16 +304,20 @@ class FoldedConv(Folded):
             return None
         if s.has_few_channels(weight) and self.packs(weight, dtype):
             return self.of_patches(tensors, dtype)
-        weights = fold(*tensors, s.eps)
-        weight, bias = (None if t is None else t.to(dtype) for t in weights)
-        if self.beyond_float16(dtype, tensors) or weight is tensors[0]:  # nothing may keep the weight itself alive
+        if self.beyond_float16(dtype, tensors):
             return None
+        folded = [None if t is None else t.to(dtype) for t in fold(*tensors, s.eps)]
         if s.is_depthwise(weight):
             op = "depthwise_conv2d"
             stride, dilation = to_pair(op, "stride", s.stride), to_pair(op, "dilation", s.dilation)
             padding, more = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
             if not any(more):
-                return Step(ops.depthwise_conv2d.default, weight, bias, stride, padding, dilation, s.activation, s.slope)
+                # Copies of what there was nothing to fold into: nothing may keep the model's own alive.
+                own = [t.detach().clone() if t is not None and any(t is o for o in tensors) else t for t in folded]
+                return Step(ops.depthwise_conv2d.default, *own, stride, padding, dilation, s.activation, s.slope)
+        weight, bias = folded
+        if weight is tensors[0]:
+            return None
         return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
 
     def of_patches(self, tensors: Tensors, dtype: torch.dtype) -> Step | None:

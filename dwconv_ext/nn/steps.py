@@ -35,8 +35,8 @@ class Place(NamedTuple):
 
 
 class Program:
-    """Steps as csrc/cpu/ops/steps.cpp reads them: each its op's name, its place, its arguments in the schema's order, and the
-    values that nothing after it uses."""
+    """Steps as csrc/cpu/ops/steps.cpp reads them: each its op's name, its place, whether its result leaves, its arguments in the
+    schema's order, and the values that nothing after it uses."""
 
     def __init__(self, steps: Sequence[Step], places: Sequence[Place], inputs: int, outputs: Sequence[int]) -> None:
         self.weights: list[Tensor] = []
@@ -61,10 +61,15 @@ class Program:
             else:
                 integers.append(-1 if value is None else int(value))
 
+        leaving = set(outputs)
+        for at in reversed(range(len(steps))):
+            if steps[at].op is torch.ops.aten.narrow.default and inputs + at in leaving:  # a view
+                leaving.add(places[at].input)
         last = {value: at for at, place in enumerate(places) for value in place if value >= 0}
         for at, (step, place) in enumerate(zip(steps, places, strict=True)):
             done = [value for value, use in last.items() if use == at and value not in outputs]
-            write((step.op._schema.name.split("::")[1], place, step.arguments, len(done), done))
+            name, leaves = step.op._schema.name.split("::")[1], inputs + at in leaving
+            write((name, place, leaves, step.arguments, len(done), done))
         self.steps = torch.tensor(integers, dtype=torch.int64)
         self.numbers = torch.tensor(numbers, dtype=torch.float64)
 

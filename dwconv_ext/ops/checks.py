@@ -169,6 +169,19 @@ class Checks:
             self.of_output_shape("residual", residual, x, shape)
         return shape
 
+    def patches(self, x: Tensor, packed: Tensor, filter: Sequence[int]) -> tuple[Any, ...]:
+        """The output's shape."""
+        most = 2**15
+        self.that(len(filter) == 9, f"filter must be 9 integers, but got {len(filter)}")
+        outputs, kernel, channels = filter[0], tuple(filter[1:3]), x.shape[1]
+        sides = all(0 < side <= most for side in kernel) and channels <= most
+        self.that(sides, f"filter's height and width, and input's channels, must be between 1 and {most}")
+        self.packed("packed", "pointwise_conv2d", packed, x, channels * math.prod(kernel), outputs)
+        size = self.filter(x, "filter", kernel, filter[3:5], filter[5:7], filter[7:9])
+        shape = (x.shape[0], outputs, *size)
+        self.output(x, shape, filter[5:7])
+        return shape
+
     def wide(self, name: str, t: Tensor | None, shape: Sequence[Any], x: Tensor) -> None:
         """Of this shape, in the accumulation type."""
         if t is not None:

@@ -134,6 +134,45 @@ def _(x, packed, out_channels, stride, act, slope=SLOPE, residual=None, gate=Non
     return _like(x, shape)
 
 
+@torch.library.register_fake("dwconv_ext::patch_conv2d")
+def _(x, packed, filter, act, slope=SLOPE, channels_last=False):
+    check = Checks("patch_conv2d")
+    check.rank(x)
+    check.dtype("input", x)
+    check.activation_number("act", act)
+    shape = check.patches(x, packed, filter)
+    last = channels_last or suggest_memory_format(x) is torch.channels_last
+    return x.new_empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@torch.library.register_fake("dwconv_ext::linear")
+def _(x, packed, out_features, act, slope=SLOPE):
+    check = Checks("linear")
+    check.that(x.dim() > 0 and x.numel() > 0, f"input must have shape (..., features) and not be empty, but got {list(x.shape)}")
+    check.dtype("input", x)
+    check.activation_number("act", act)
+    check.packed("packed", "pointwise_conv2d", packed, x, x.shape[-1], out_features)
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+@torch.library.register_fake("dwconv_ext::interleave_channels")
+def _(first, second):
+    check = Checks("interleave_channels")
+    message = f"first must be 4-dimensional (N, C, H, W), but got shape {list(first.shape)}"
+    check.that(first.dim() == 4, message)
+    check.dtype("first", first)
+    check.like_input("second", second, first)
+    check.shape("second", second, first.shape, f"have first's shape {list(first.shape)}, but got")
+    n, c, h, w = first.shape
+    return _like(first, (n, 2 * c, h, w))
+
+
+@torch.library.register_fake("dwconv_ext::global_average_pool")
+def _(x, keepdim):
+    Checks("global_average_pool").pixels(x)
+    return x.new_empty((*x.shape[:2], 1, 1) if keepdim else x.shape[:2])
+
+
 @torch.library.register_fake("dwconv_ext::squeeze_excitation")
 def _(x, reduce, first, expand, second, act, gate, slope=SLOPE):
     Checks("squeeze_excitation").squeeze_excitation(x, reduce, first, expand, second, act, gate)

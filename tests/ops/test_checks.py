@@ -60,6 +60,8 @@ def valid(op: str, how: dict) -> dict:
             return first | last
         statistics = {"mean": vector(channels, wide), "variance": vector(channels, wide)}
         return {"grad_output": torch.zeros_like(x), **first, **statistics, **last}
+    if op == "global_average_pool":
+        return {"input": image(max(batch, 1), channels, 8, 7), "keepdim": how["optional"]}
     if op == "squeeze_excitation":
         weights = {}
         for name, count in (("reduce", 3), ("expand", channels)):
@@ -94,6 +96,17 @@ def valid(op: str, how: dict) -> dict:
         gate = maybe(torch.ones(batch, channels, 1, 1, dtype=dtype))
         shape = {"out_channels": out_channels, "stride": stride, "act": 1}
         return {"input": x, "packed": packed, **shape, "slope": 0.1, **residual, "gate": gate}
+    if op == "patch_conv2d":
+        patches = torch.zeros(out_channels, channels * kernel * kernel, 1, 1, dtype=dtype)
+        filter = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1]
+        packed = ops.pointwise_conv2d_pack(patches, None, isa)
+        return {"input": x, "packed": packed, "filter": filter, "act": 1, "slope": 0.1, "channels_last": not how["optional"]}
+    if op == "linear":
+        packed = ops.pointwise_conv2d_pack(torch.zeros(out_channels, channels, 1, 1, dtype=dtype), None, isa)
+        rows = torch.zeros((max(batch, 1), 3, channels), dtype=dtype)
+        return {"input": rows, "packed": packed, "out_features": out_channels, "act": 1, "slope": 0.1}
+    if op == "interleave_channels":
+        return {"first": x, "second": torch.ones_like(x)}
     packed = ops.separable_conv2d_pack(*weights.values(), isa)
     if op == "inverted_residual":
         x, expand = image(batch, 3, 8, 7), torch.zeros(channels, 3, 1, 1, dtype=dtype)
@@ -113,6 +126,10 @@ OPS = (
     "pointwise_conv2d_pack",
     "pointwise_conv2d",
     "inverted_residual",
+    "patch_conv2d",
+    "linear",
+    "interleave_channels",
+    "global_average_pool",
     "batch_norm_act",
     "batch_norm_act_backward",
     "squeeze_excitation",
@@ -213,6 +230,9 @@ ALLOWED = {
     ("pointwise_conv2d_pack", "input_dtype", "float16"),
     ("batch_norm_act", "input", "small"),
     ("squeeze_excitation", "input", "small"),
+    ("global_average_pool", "input", "small"),
+    *(("global_average_pool", "input", name) for name in ("channels_other", "other_float")),
+    *(("linear", "input", name) for name in ("rank_less", "rank_more")),
 }
 
 
@@ -224,7 +244,30 @@ OTHERS = {
     ("pointwise_conv2d", "stride"): {"zero": lambda _: 0, "negative": lambda _: -1},
     ("inverted_residual", "hidden"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
     ("inverted_residual", "expand_act"): {"unknown": lambda _: 8, "negative": lambda _: -1},
-    ("pointwise_conv2d", "act"): {"unknown": lambda _: 8, "negative": lambda _: -1},
+    **dict.fromkeys(
+        (("pointwise_conv2d", "act"), ("patch_conv2d", "act"), ("linear", "act")),
+        {"unknown": lambda _: 8, "negative": lambda _: -1},
+    ),
+    ("linear", "input"): {**RANK, "no_rows": lambda t: t[:0], "no_features": lambda t: t[..., :0], **DTYPE},
+    ("linear", "out_features"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
+    ("patch_conv2d", "filter"): {
+        "short": lambda f: f[:8],
+        "long": lambda f: [*f, 1],
+        "empty": lambda _: [],
+        "outputs": lambda f: [f[0] + 64, *f[1:]],
+        "no_outputs": at(0, 0),
+        "huge": at(0, 2**62),
+        "high": at(1, 5),
+        "negative": at(1, -3, -3),
+        "stride": at(3, 0),
+        "endless": at(1, 2**40),
+        "padding": at(5, 0, -1),
+        "huge_padding": at(5, 2**45, 2**45),
+        "dilation": at(7, -1),
+        "far_apart": at(7, 9),
+    },
+    ("interleave_channels", "second"): SAME_IMAGE,
+    ("interleave_channels", "first"): {**RANK, **DTYPE, "channels_less": lambda t: t[:, :1]},
     ("pointwise_conv2d", "out_channels"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
 }
 

@@ -177,8 +177,7 @@ std::vector<Tensor> run_steps(const std::vector<Tensor> inputs, const std::vecto
     const Call call = call_of(read.word());
     const int64_t input = read.integer(), residual = read.integer(), gate = read.integer();
     Reader::check(input >= 0);
-    const bool leaves = std::find(outputs.begin(), outputs.end(), static_cast<int64_t>(values.size())) != outputs.end();
-    active_arena() = leaves ? nullptr : &arena;
+    active_arena() = read.integer() != 0 ? nullptr : &arena;  // what is returned, or has a view returned, is the caller's
     Tensor result = call(*value(input), value(residual), value(gate), read);
     for (int64_t count = read.integer(); count > 0; --count) {
       const int64_t done = read.integer();

@@ -1,0 +1,191 @@
+"""freeze(program): exported programs on this package's kernels, with their weights as they were."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blocks import Recorded, randomised, sequential
+from cases import LAYOUTS
+from small_models import STYLES, Net, assert_same, fast, fused, picture
+from torch import nn
+from torch.export import Dim, export
+
+from dwconv_ext.compile import freeze, last_report
+from dwconv_ext.models import MobileNetV2
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def frozen(model, *inputs, **how):
+    return freeze(export(model, inputs, **how))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("style", STYLES)
+def test_the_model_and_what_the_backend_fuses(style, layout):
+    model = randomised(Net(style)).to(memory_format=LAYOUTS[layout])
+    x = picture().contiguous(memory_format=LAYOUTS[layout])
+    with torch.no_grad():
+        right = model(x)
+        fast(model)(x)
+    by_backend = fused()
+    serve = frozen(model, x)
+    assert fused() == by_backend
+    assert_same(serve(x), right)
+    assert not serve(x).requires_grad
+
+
+@torch.no_grad()
+def test_a_whole_network_is_one_call():
+    model = randomised(MobileNetV2(num_classes=10))
+    x = picture(1, 3, 64, 64)
+    serve = frozen(model, x)
+    calls: list[str] = []
+    want = model(x)
+    with Recorded(calls):
+        got = serve(x)
+    assert calls == ["run_steps"], calls
+    assert_same(got, want)
+
+
+def test_weights_are_those_of_the_moment():
+    model, x = sequential(), picture()
+    serve = frozen(model, x)
+    with torch.no_grad():
+        want = model(x)
+        for p in model.parameters():
+            p.mul_(3)
+    assert_same(serve(x), want)
+    assert_same(frozen(model, x)(x), model(x).detach())
+
+
+def test_two_models_of_one_structure():
+    models = [randomised(Net("sequential")) for _ in range(2)]
+    for p in models[1].parameters():
+        p.data.mul_(1.5)
+    x = picture()
+    serves = [frozen(model, x) for model in models]
+    for model, serve in zip(models, serves, strict=True):
+        assert_same(serve(x), model(x).detach())
+
+
+def test_nothing_keeps_the_model():
+    model, x = sequential(), picture()
+    serve = frozen(model, x)
+    weight = weakref.ref(model[0].weight)
+    want = model(x).detach()
+    del model
+    gc.collect()
+    assert weight() is None
+    assert_same(serve(x), want)
+
+
+class Several(nn.Module):
+    """Nested inputs and outputs, and values that are used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = sequential(16, 16), sequential(16, 16)
+
+    def forward(self, pair, *, scale, extra=None):
+        a = self.first(pair[0])
+        b = self.second(a) + pair[1]["other"] * scale
+        return {"a": a, "list": [b, (a + b).mean((2, 3))]}
+
+
+def test_nested_arguments_and_results():
+    model, x = randomised(Several()), picture()
+    arguments = ([x, {"other": picture()}],)
+    keywords = {"scale": torch.tensor(2.0)}
+    serve = freeze(export(model, arguments, keywords))
+    assert_same(serve(*arguments, **keywords), copy.deepcopy(model)(*arguments, **keywords))
+
+
+@torch.no_grad()
+def test_sizes_that_were_left_open():
+    model = sequential()
+    batch, height = Dim("batch", min=2, max=64), Dim("height", min=4, max=64)
+    serve = frozen(model, picture(4), dynamic_shapes=({0: batch, 2: height},))
+    for n, h in ((4, 8), (2, 30), (9, 5)):
+        x = picture(n, h=h)
+        assert_same(serve(x), model(x))
+    with pytest.raises(AssertionError):  # torch.export's own
+        serve(picture(4, w=9))
+    with pytest.raises(RuntimeError, match=r"freeze: input must be torch.float32 on cpu, but got torch.float64 on cpu"):
+        serve(picture(4).double())
+
+
+WRONG = {
+    "shape": (picture(3), r"of shape \[3, 16, 8, 8\]"),
+    "rank": (picture()[0], r"of shape \[16, 8, 8\]"),
+    "dtype": (picture().double(), "torch.float64 on cpu"),
+    "device": (picture(device="meta"), "torch.float32 on meta"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_inputs(wrong):
+    x, message = WRONG[wrong]
+    serve = frozen(sequential(), picture())
+    wanted = r"freeze: input must be torch.float32 on cpu and of shape \[2, 16, 8, 8\], but got .*"
+    with pytest.raises(RuntimeError, match=wanted + message):
+        serve(x)
+
+
+def test_wrong_programs():
+    with pytest.raises(TypeError, match="freeze: program must be a torch.export.ExportedProgram, but got Sequential"):
+        freeze(sequential())
+
+
+def test_training_layers_stay_as_they_are():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16), nn.ReLU())
+    x = picture()
+    want = copy.deepcopy(model)(x).detach()
+    serve = freeze(export(model, (x,), strict=False))
+    torch.testing.assert_close(serve(x), want)
+
+
+class Activations(nn.Module):
+    """Each as a function, in place and not, before and after a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(9))
+
+    def forward(self, x):
+        functions = [
+            F.relu, lambda x: F.relu(x, inplace=True), F.relu6, lambda x: F.silu(x, inplace=True), F.hardswish,
+            lambda x: F.leaky_relu(x, 0.2), lambda x: F.hardtanh(x, 0.0, 6.0, inplace=True), lambda x: F.hardtanh(x, -1.0, 2.0),
+            lambda x: F.gelu(x, approximate="tanh"),
+        ]  # fmt: skip
+        for conv, function in zip(self.convs, functions, strict=True):
+            x = function(conv(x)) + x
+        return F.dropout(x, 0.3, self.training)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operations_of_exported_graphs(layout):
+    model, x = Activations().eval(), picture().contiguous(memory_format=LAYOUTS[layout])
+    serve = frozen(model, x)
+    assert_same(serve(x), model(x).detach())
+    assert last_report().fused["pointwise convolutions"] == 9
+    with torch.no_grad():  # and the same graph under torch.compile
+        compiled = fast(export(model, (x,)).module())
+        assert_same(compiled(x), model(x))
+    assert fused()["pointwise convolutions"] == 9
+
+
+def test_results_are_the_callers_own():
+    model, x = sequential(), picture()
+    serve = frozen(model, x)
+    first = serve(x)
+    kept = first.clone()
+    first.mul_(0)
+    assert_same(serve(x), kept)
+    second = serve(picture())
+    assert second.data_ptr() != first.data_ptr()

@@ -1,0 +1,66 @@
+"""The ops between convolutions: linear, global_average_pool, interleave_channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, LAYOUTS
+from tolerance import UNIT, accumulation_unit, assert_close
+
+import dwconv_ext
+
+ops = torch.ops.dwconv_ext
+_C = dwconv_ext._C
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1), (1, 300), (5, 64), (2, 3, 4, 33), (0 + 17, 20)], ids=str)
+def test_linear(shape, isa):
+    for dtype in DTYPES:
+        wide = torch.promote_types(dtype, torch.float32)
+        x, weight, bias = torch.randn(shape).to(dtype), torch.randn(37, shape[-1], dtype=wide), torch.randn(37, dtype=wide)
+        name = str(dtype).removeprefix("torch.")
+        bytes = ops.pointwise_conv2d_pack(weight[:, :, None, None], bias, _C.selected_isa(), name)
+        got = ops.linear(x, bytes, 37, _C.activations["relu"])
+        assert got.is_contiguous() and got.dtype == dtype
+        want = F.linear(x.double(), weight.double(), bias.double()).relu()
+        absolute = F.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
+        narrow = 2 * UNIT[torch.bfloat16] * absolute if dtype == torch.bfloat16 else None
+        assert_close(got, want, absolute, shape[-1] + 8, middle=narrow)
+
+
+def test_linear_of_views():
+    weight = torch.randn(5, 8)
+    bytes = ops.pointwise_conv2d_pack(weight[:, :, None, None], None, _C.selected_isa())
+    x = torch.randn(8, 6).t()
+    torch.testing.assert_close(ops.linear(x, bytes, 5, 0), F.linear(x, weight))
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 5, 3), (3, 65, 1, 9), (1, 130, 14, 14), (2, 33, 40, 1)], ids=str)
+def test_global_average_pool(shape, layout, isa):
+    for dtype in DTYPES:
+        x = torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        want, size = x.double().mean((2, 3)), x.double().abs().mean((2, 3))
+        limit = (shape[2] + shape[3] + 8) * accumulation_unit(dtype) * size + UNIT[dtype] * want.abs()
+        for keepdim in (True, False):
+            got = ops.global_average_pool(x, keepdim)
+            assert got.shape == x.mean((2, 3), keepdim).shape and got.dtype == dtype and got.is_contiguous()
+            assert ((got.double().reshape(want.shape) - want).abs() <= limit).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_interleave_channels(layout, dtype, threads):
+    for shape in [(2, 5, 3, 4), (1, 1, 1, 1), (3, 58, 28, 28), (0, 4, 2, 2), (2, 3, 0, 5)]:
+        whole = torch.randn(2, *shape[:1], 2 * shape[1], *shape[2:]).to(dtype)
+        a, b = (t.contiguous(memory_format=LAYOUTS[layout])[:, shape[1] :] for t in whole)  # views of a larger tensor
+        want = torch.stack((a, b), 2).flatten(1, 2)
+        for count in (1, 2, 7):
+            threads(count)
+            for second in (b, b.contiguous(), b.contiguous(memory_format=torch.channels_last)):
+                got = ops.interleave_channels(a, second)
+                assert torch.equal(got, want)
+                assert got.numel() == 0 or shape == (1, 1, 1, 1) or got.is_contiguous(memory_format=LAYOUTS[layout])
