@@ -133,13 +133,14 @@ def mean_of_pixels(node: fx.Node) -> tuple[fx.Node, bool] | None:
 
 def flattened(node: fx.Node) -> fx.Node | None:
     """The (N, C, 1, 1) that the node makes (N, C)."""
-    flatten = (node.op == "call_function" and node.target is torch.flatten) or (
-        node.op == "call_method" and node.target == "flatten"
-    )
-    if not flatten or not node.args or node.args[1:] != (1,) or node.kwargs:
+    method = node.op == "call_method" and node.target == "flatten"
+    if not method and not (node.op == "call_function" and node.target is torch.flatten):
         return None
-    value = tensor_of(node.args[0])
-    return node.args[0] if value is not None and value.dim() == 4 and value.shape[2:] == (1, 1) else None
+    arguments = {**dict(enumerate(node.args)), **node.kwargs}
+    dims = arguments.get(1, arguments.get("start_dim", 0)), arguments.get(2, arguments.get("end_dim", -1))
+    value = tensor_of(arguments.get(0))
+    whole = value is not None and value.dim() == 4 and value.shape[2:] == (1, 1)
+    return arguments[0] if whole and dims in ((1, -1), (1, 3)) else None
 
 
 def unchanged(node: fx.Node) -> fx.Node | None:

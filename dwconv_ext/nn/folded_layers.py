@@ -382,8 +382,8 @@ class FoldedLinear(Folded):
         return 0 < input.shape[:-1].numel() <= MOST_ROWS
 
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
-        rows = input.shape[:-1].numel()
-        return isinstance(rows, int) and rows <= MOST_ROWS
+        rows = input.shape[:-1]  # a symbolic size would be fixed by a look at it
+        return all(type(size) is int for size in rows) and rows.numel() <= MOST_ROWS
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         weight, bias = tensors

@@ -142,7 +142,8 @@ def _(x, packed, filter, act, slope=SLOPE, channels_last=False):
     check.activation_number("act", act)
     shape = check.patches(x, packed, filter)
     last = channels_last or suggest_memory_format(x) is torch.channels_last
-    return x.new_empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 @torch.library.register_fake("dwconv_ext::linear")

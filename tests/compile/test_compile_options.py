@@ -39,7 +39,7 @@ def test_bases(base):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"bse": "eager"}, "options must be among base, freeze, but got bse"),
+        ({"bse": "eager"}, "options must be among base, freeze, sequences, but got bse"),
         ({"base": 3}, "base must be the name of a backend, .* but got 3"),
         ({"freeze": 1}, "freeze must be True or False, but got 1"),
         ({"freeze": True, "base": "aot_eager"}, "freeze goes with the base 'eager' alone, but got base 'aot_eager'"),
