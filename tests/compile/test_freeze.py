@@ -138,7 +138,7 @@ def test_wrong_inputs(wrong):
 
 
 def test_wrong_programs():
-    with pytest.raises(TypeError, match="freeze: program must be a torch.export.ExportedProgram, but got Sequential"):
+    with pytest.raises(TypeError, match=r"freeze: program must be a torch.export.ExportedProgram, but got Sequential"):
         freeze(sequential())
 
 

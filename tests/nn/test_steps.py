@@ -149,9 +149,9 @@ def test_an_error_in_the_middle_leaves_nothing_behind():
     want = program([x])[0]
     with pytest.raises(RuntimeError, match="patch_conv2d: packed must be what"):
         program([torch.randn(1, 4, 9, 9)])
+    pool, depthwise = Step(ops.global_average_pool.default, True), run.links[1].layer.kept(run.links[1].of(tensors), x.dtype)
     with pytest.raises(RuntimeError, match="depthwise_conv2d"):
-        Program([Step(ops.global_average_pool.default, True), *[link.layer.kept(link.of(tensors), x.dtype) for link in run.links[1:2]]],
-                [Place(0), Place(0)], 1, [2])([x])  # fmt: skip
+        Program([pool, depthwise], [Place(0), Place(0)], 1, [2])([x])
     assert torch.equal(program([x])[0], want)
     outside = ops.global_average_pool(x, True)
     program([x])

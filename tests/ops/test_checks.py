@@ -244,10 +244,7 @@ OTHERS = {
     ("pointwise_conv2d", "stride"): {"zero": lambda _: 0, "negative": lambda _: -1},
     ("inverted_residual", "hidden"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
     ("inverted_residual", "expand_act"): {"unknown": lambda _: 8, "negative": lambda _: -1},
-    **dict.fromkeys(
-        (("pointwise_conv2d", "act"), ("patch_conv2d", "act"), ("linear", "act")),
-        {"unknown": lambda _: 8, "negative": lambda _: -1},
-    ),
+    **{(op, "act"): {"unknown": lambda _: 8, "negative": lambda _: -1} for op in ("pointwise_conv2d", "patch_conv2d", "linear")},
     ("linear", "input"): {**RANK, "no_rows": lambda t: t[:0], "no_features": lambda t: t[..., :0], **DTYPE},
     ("linear", "out_features"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
     ("patch_conv2d", "filter"): {
