@@ -7,8 +7,8 @@ All have the same weights and must agree with the plain model before they are ti
     ONNX Runtime, OpenVINO       the model exported to ONNX
     convert                      dwconv_ext.convert(model, example_input=...), in channels_last
     backend, backend NCHW        torch.compile(model, backend="dwconv_ext"), in channels_last and in NCHW
-    frozen                       the same with options={"freeze": True}, in channels_last: the weights never change, as in the
-                                 runtimes
+    freeze                       dwconv_ext.compile.freeze of the exported model, in channels_last: weights and shapes never
+                                 change, as in the runtimes
 
 --profile: in place of the table, where our time goes in each network, operation by operation.
 """
@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dwconv_ext import convert
-from dwconv_ext.compile import backend
+from dwconv_ext.compile import backend, freeze
 
 from . import peers, plot, report
 from .models import Model, agree, build, inference, models
@@ -40,7 +40,7 @@ NETWORKS = (
     "mobilenetv1_100", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "mnasnet1_0", "shufflenet_v2_x1_0",
     "convnext_tiny",
 )  # fmt: skip
-OURS, PEERS = ("backend", "backend NCHW", "frozen"), ("ONNX Runtime", "OpenVINO", "inductor")
+OURS, PEERS = ("backend", "backend NCHW", "freeze"), ("ONNX Runtime", "OpenVINO", "inductor")
 COLUMNS = ("eager", "eager channels_last", *PEERS, "convert", *OURS)
 
 
@@ -91,7 +91,7 @@ def implementations(model: nn.Module, x: Tensor, options: argparse.Namespace) ->
     found["convert"] = inference(convert(in_last, example_input=last), last)
     found["backend"] = inference(compiled(in_last, backend="dwconv_ext"), last)
     found["backend NCHW"] = inference(compiled(model, backend="dwconv_ext"), x)
-    found["frozen"] = inference(compiled(in_last, backend="dwconv_ext", options={"freeze": True}), last)
+    found["freeze"] = inference(freeze(torch.export.export(in_last, (last,))), last)
     return found
 
 
