@@ -153,6 +153,7 @@ using BatchNormKernel = void (*)(const BatchNormArgs&, void* scratch, Tiles);
 
 // Squeeze-and-excitation. The problem gives the input's shape, strides, dtype and layout, and the activation between the layers.
 // Weights, means and hidden values are in the accumulation type.
+enum class SqueezeStage : int32_t { kMean = 0, kHidden, kGate };
 enum class GateKind : int32_t { kSigmoid = 0, kHardsigmoid };
 struct SqueezeArgs {
   CpuProblem problem;
@@ -163,9 +164,9 @@ struct SqueezeArgs {
   const void* expand_weight = nullptr;  // [squeezed][channels]
   const void* expand_bias = nullptr;    // or null
   GateKind gate = GateKind::kSigmoid;
-  bool wants_mean = false;  // a first call leaves the means, a second one the gates
-  void* mean = nullptr;     // [batch][channels]
-  void* hidden = nullptr;   // [batch][hidden_pitch], whole vectors
+  SqueezeStage stage = SqueezeStage::kMean;  // a call each, in order
+  void* mean = nullptr;                      // [batch][channels]
+  void* hidden = nullptr;                    // [batch][hidden_pitch], whole vectors
   int64_t hidden_pitch = 0;
   void* output = nullptr;  // [batch][channels]
 };

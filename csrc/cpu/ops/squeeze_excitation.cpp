@@ -68,9 +68,10 @@ Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, cons
   args.output = output.mutable_data_ptr();
   const SqueezePlan& plan = plan_of(p, args.squeezed);
   log_plan(p, plan.means);
-  args.wants_mean = true;
   run(args, plan.means);
-  args.wants_mean = false;
+  args.stage = SqueezeStage::kHidden;
+  run(args, plan.hidden);
+  args.stage = SqueezeStage::kGate;
   run(args, plan.gates);
   return output;
 }
@@ -81,7 +82,6 @@ Tensor global_average_pool(const Tensor& input, bool keepdim) {
   args.problem = pixels(kPool, input, &x);
   const CpuProblem& p = args.problem;
   args.input = x.const_data_ptr();
-  args.wants_mean = true;
   const ScalarType wide = accumulate_scalar(p.dtype);
   const Tensor means = torch::stable::empty(keepdim ? Ints{p.batch, p.channels, 1, 1} : Ints{p.batch, p.channels}, wide,
                                             std::nullopt, input.device());

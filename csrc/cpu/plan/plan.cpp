@@ -236,20 +236,23 @@ Plan plan_batch_norm(const CpuProblem& p, bool backward, const IsaKernels& isa, 
 }
 
 SqueezePlan plan_squeeze(const CpuProblem& p, int64_t squeezed, const IsaKernels& isa, const Machine& machine) {
-  SqueezePlan both;
-  Plan& plan = both.means;
+  SqueezePlan stages;
+  const int64_t lanes = lanes_of(p.dtype, isa), blocks = ceil_div(p.channels, kMeanVectors * lanes);
+  Plan& plan = stages.means;
   plan.row = choose_row(isa, machine, Op::kSqueezeExcitation, Pass::kForward, p);
-  plan.columns = p.layout == Layout::kNHWC ? ceil_div(p.channels, kMeanVectors * lanes_of(p.dtype, isa)) : p.channels;
+  plan.columns = p.layout == Layout::kNHWC ? blocks : p.channels;
   plan.tiles = p.batch * plan.columns;
   plan.workers = workers_for(p.batch * p.channels * p.in_h * p.in_w, plan.tiles, machine);
   const int64_t weights = 2 * p.channels * squeezed;
   plan.bytes = input_bytes(p) + weights * accumulate_size(p.dtype) + p.batch * p.channels * element_size(p.dtype);
   plan.flops = p.batch * (p.channels * p.in_h * p.in_w + 2 * weights);
   if (machine.with_reasons) plan.reason = describe(*plan.row);
-  both.gates.row = plan.row;
-  both.gates.tiles = p.batch;
-  both.gates.workers = std::min(plan.workers, p.batch);
-  return both;
+  for (Plan* const layer : {&stages.hidden, &stages.gates}) {
+    layer->row = plan.row;
+    layer->tiles = p.batch * (layer == &stages.hidden ? ceil_div(squeezed, lanes) : blocks);
+    layer->workers = workers_for(p.batch * p.channels * squeezed, layer->tiles, machine);
+  }
+  return stages;
 }
 
 }  // namespace dwconv

@@ -32,9 +32,9 @@ Plan plan_backward_weight(const CpuProblem& problem, const IsaKernels& isa, cons
 // pixels.
 Plan plan_batch_norm(const CpuProblem& problem, bool backward, const IsaKernels& isa, const Machine& machine);
 
-// Squeeze-and-excitation's means: a tile is a few vectors of an image's channels, or a channel in NCHW. Its gates: an image.
+// Squeeze-and-excitation's stages (squeeze_excitation.h).
 struct SqueezePlan {
-  Plan means, gates;
+  Plan means, hidden, gates;
 };
 SqueezePlan plan_squeeze(const CpuProblem& problem, int64_t squeezed, const IsaKernels& isa, const Machine& machine);
 

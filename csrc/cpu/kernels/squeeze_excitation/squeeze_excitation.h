@@ -2,9 +2,10 @@
 //
 //   gate[n, c] = open(expand_bias[c] + sum_s expand[s, c] * act(reduce_bias[s] + sum_k reduce[s, k] * mean[n, k]))
 //
-// Two calls. In the first a tile is kMeanVectors vectors of an image's channels (channels_last) or one channel (NCHW), in the
-// second an image. Sums are taken by rows and then over the rows, in an order that depends on the problem alone.
-// Traffic: the input once, which the layer before has just written; the layers' weights once an image.
+// Three calls, of tiles within an image: the means of kMeanVectors vectors of channels (channels_last) or of one channel (NCHW),
+// a vector of the hidden layer, the gates of kMeanVectors vectors. Sums are taken by rows and then over the rows, and over k and
+// s in order, whatever the tile. Traffic: the input once, which the layer before has just written; the layers' weights once an
+// image.
 #pragma once
 
 #include "cpu/kernels/activate.h"
@@ -71,27 +72,65 @@ DWCONV_INLINE Vec<A> open_gate(Vec<A> x, GateKind gate) {
   return at_most(at_least(x + A(3), A(0)), A(6)) / A(6);
 }
 
-// The two layers of image n.
-template <class T, class A>
-void excite(const SqueezeArgs& args, int64_t n) {
+// Values [first, first + kVec) of an image's hidden layer, as far as there are so many.
+template <class A>
+void hidden_values(const SqueezeArgs& args, const A* mean, int64_t first, A* hidden) {
   constexpr int kVec = kLanes<A>;
-  const int64_t channels = args.problem.channels, squeezed = args.squeezed;
-  const A* const mean = static_cast<const A*>(args.mean) + n * channels;
-  A* const hidden = static_cast<A*>(args.hidden) + n * args.hidden_pitch;
-  const A* const reduce_bias = static_cast<const A*>(args.reduce_bias);
-  for (int64_t s = 0; s < squeezed; ++s) {
+  const int64_t channels = args.problem.channels;
+  const A* const bias = static_cast<const A*>(args.reduce_bias);
+  for (int64_t s = first; s < first + lanes_left(args.squeezed - first, kVec); ++s) {
     const A sum = dot(mean, static_cast<const A*>(args.reduce_weight) + s * channels, channels);
-    hidden[s] = reduce_bias != nullptr ? sum + reduce_bias[s] : sum;
+    hidden[s] = bias != nullptr ? sum + bias[s] : sum;
   }
-  for (int64_t s = 0; s < squeezed; s += kVec) store(hidden + s, activate<A>(load(hidden + s), args.problem.activation));
-  for (int64_t c = 0; c < channels; c += kVec) {
-    const int lanes = lanes_left(channels - c, kVec);
-    Vec<A> sum = {};
-    if (args.expand_bias != nullptr) sum = load_lanes(static_cast<const A*>(args.expand_bias) + c, lanes);
-    const A* weight = static_cast<const A*>(args.expand_weight) + c;
-    for (int64_t s = 0; s < squeezed; ++s, weight += channels) sum += broadcast(hidden[s]) * load_lanes(weight, lanes);
-    store_lanes(static_cast<T*>(args.output) + n * channels + c, open_gate<A>(sum, args.gate), lanes);
+  store(hidden + first, activate<A>(load(hidden + first), args.problem.activation));
+}
+
+// The gates of kVectors vectors of an image's channels from `first` on, the last of which has `lanes`.
+template <class T, class A, int kVectors>
+DWCONV_INLINE void gates_of_channels(const SqueezeArgs& args, const A* hidden, int64_t first, int lanes, T* output) {
+  constexpr int kVec = kLanes<A>;
+  const auto load_vector = [&](const A* at, int j) { return load_lanes(at + j * kVec, j + 1 < kVectors ? kVec : lanes); };
+  Vec<A> sum[kVectors] = {};
+  if (args.expand_bias != nullptr) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kVectors; ++j) sum[j] = load_vector(static_cast<const A*>(args.expand_bias) + first, j);
   }
+  const A* weight = static_cast<const A*>(args.expand_weight) + first;
+  for (int64_t s = 0; s < args.squeezed; ++s, weight += args.problem.channels) {
+    const Vec<A> factor = broadcast(hidden[s]);
+    DWCONV_UNROLL
+    for (int j = 0; j < kVectors; ++j) sum[j] += factor * (lanes == kVec ? load(weight + j * kVec) : load_vector(weight, j));
+  }
+  DWCONV_UNROLL
+  for (int j = 0; j < kVectors; ++j) {
+    store_lanes(output + first + j * kVec, open_gate<A>(sum[j], args.gate), j + 1 < kVectors ? kVec : lanes);
+  }
+}
+
+// body<kVectors>(first channel, lanes of its last vector) for tile `block` of kMeanVectors vectors of channels.
+template <class A, class Body>
+DWCONV_INLINE void for_channel_vectors(int64_t channels, int64_t block, Body body) {
+  constexpr int kVec = kLanes<A>, kBlock = kMeanVectors * kVec;
+  const int64_t first = block * kBlock, left = channels - first;
+  if (left >= kBlock) return body.template operator()<kMeanVectors>(first, kVec);
+  for (int64_t c = 0; c < left; c += kVec) body.template operator()<1>(first + c, lanes_left(left - c, kVec));
+}
+
+// A tile of the stages after the means, which no layout knows.
+template <class T, class A>
+void excite(const SqueezeArgs& args, int64_t tile) {
+  constexpr int64_t kVec = kLanes<A>;
+  const int64_t channels = args.problem.channels;
+  const int64_t tiles =
+      args.stage == SqueezeStage::kHidden ? ceil_div(args.squeezed, kVec) : ceil_div(channels, kMeanVectors * kVec);
+  const int64_t n = tile / tiles, part = tile % tiles;
+  A* const hidden = static_cast<A*>(args.hidden) + n * args.hidden_pitch;
+  if (args.stage == SqueezeStage::kHidden) {
+    return hidden_values<A>(args, static_cast<const A*>(args.mean) + n * channels, part * kVec, hidden);
+  }
+  for_channel_vectors<A>(channels, part, [&]<int kVectors>(int64_t c, int lanes) {
+    gates_of_channels<T, A, kVectors>(args, hidden, c, lanes, static_cast<T*>(args.output) + n * channels);
+  });
 }
 
 template <class T, int = 0>
@@ -106,23 +145,19 @@ int64_t squeeze_excitation_nchw_scratch(const CpuProblem&, int64_t) {
 template <class T>
 void squeeze_excitation_nhwc(const SqueezeArgs& args, void* /*scratch*/, Tiles tiles) {
   using A = typename AccumulateType<T>::type;
-  constexpr int kVec = kLanes<A>, kBlock = kMeanVectors * kVec;
   const CpuProblem& p = args.problem;
-  const int64_t blocks = ceil_div(p.channels, kBlock);
+  const int64_t blocks = ceil_div(p.channels, kMeanVectors * kLanes<A>);
   for (int64_t tile; next_tile(tiles, &tile);) {
-    if (!args.wants_mean) {
+    if (args.stage != SqueezeStage::kMean) {
       excite<T, A>(args, tile);
       continue;
     }
-    const int64_t n = tile / blocks, end = (tile % blocks + 1) * kBlock < p.channels ? (tile % blocks + 1) * kBlock : p.channels;
+    const int64_t n = tile / blocks;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n;
     A* const mean = static_cast<A*>(args.mean) + n * p.channels;
-    int64_t c = tile % blocks * kBlock;
-    if (end - c == kBlock) {
-      mean_of_channels<T, A, kMeanVectors>(p, image + c, kVec, mean + c);
-      continue;
-    }
-    for (; c < end; c += kVec) mean_of_channels<T, A, 1>(p, image + c, lanes_left(end - c, kVec), mean + c);
+    for_channel_vectors<A>(p.channels, tile % blocks, [&]<int kVectors>(int64_t c, int lanes) {
+      mean_of_channels<T, A, kVectors>(p, image + c, lanes, mean + c);
+    });
   }
 }
 
@@ -133,7 +168,7 @@ void squeeze_excitation_nchw(const SqueezeArgs& args, void* /*scratch*/, Tiles t
   const bool dense = p.in_stride_h == p.in_w;
   const int64_t rows = dense ? 1 : p.in_h, width = dense ? p.in_h * p.in_w : p.in_w;
   for (int64_t tile; next_tile(tiles, &tile);) {
-    if (!args.wants_mean) {
+    if (args.stage != SqueezeStage::kMean) {
       excite<T, A>(args, tile);
       continue;
     }
