@@ -168,7 +168,9 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
 
 InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, int64_t out_channels, const IsaKernels& isa,
                                     const Machine& machine) {
-  constexpr int64_t kLine = 64;
+  // Bytes of the expanded image from which it goes to memory; and operations an element below which a trip to L3 and back costs
+  // more than the product does.
+  constexpr int64_t kLine = 64, kLarge = 8 << 20, kFewFlops = 128;
   InvertedPlan plan;
   Plan& whole = plan.block.whole;
   whole.row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);  // in NCHW the one that transposes comes first
@@ -183,11 +185,14 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   const int64_t affordable = (budget - (reach - p.stride_h) * in_row) / std::max<int64_t>(p.stride_h * in_row + middle_row, 1);
   const int64_t fair = ceil_div(p.batch * p.out_h, kSplitsAWorker * machine.threads);
   const int64_t rows = std::clamp<int64_t>(std::min(affordable, fair), 1, p.batch * p.out_h);
-  const int64_t expanded = p.batch * p.channels * p.in_h * p.in_w * element_size(p.dtype);
+  const int64_t out_pixels = p.batch * p.out_h * p.out_w, in_pixels = p.batch * p.in_h * p.in_w;
+  whole.flops = 2 * (in_pixels * in_channels * p.channels + out_pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels));
+  const int64_t elements = in_pixels * p.channels, expanded = elements * element_size(p.dtype);
+  const bool beyond_caches = expanded >= std::min(kLarge, machine.l3_bytes / 4);
+  const bool few_flops = expanded >= machine.threads * machine.l2_bytes && whole.flops < kFewFlops * elements;
   const bool forced = machine.forced.name != nullptr && whole.row->name == std::string_view(machine.forced.name);
   const bool stages = whole.row->family != Family::kDirect && format.depth_multiple == 1;
-  plan.fused =
-      stages && affordable >= 1 && (expanded >= std::min(machine.threads * machine.l2_bytes, machine.l3_bytes / 4) || forced);
+  plan.fused = stages && affordable >= 1 && (beyond_caches || few_flops || forced);
   if (!plan.fused) return plan;
 
   CpuProblem stage = p;
@@ -198,13 +203,11 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   stage.in_stride_w = plan.pitch, stage.out_stride_w = 2 * p.channels;  // whatever they are, pixels do not lie close together
   plan.block.depthwise = plan_forward(stage, set_of(p.dtype, isa), machine);
   set_tiles(plan.block, {rows, ceil_div(p.batch * p.out_h, rows), 1});
-  const int64_t out_pixels = p.batch * p.out_h * p.out_w, in_pixels = p.batch * p.in_h * p.in_w;
   whole.workers = workers_for(out_pixels * out_channels * p.channels / 16, whole.tiles, machine);
   plan.most_pixels = std::min((std::min(rows, p.out_h) - 1) * p.stride_h + reach, p.in_h) * p.in_w;
   plan.scratch_offset = round_up(whole.row->scratch(p, rows), 2 * kLine);
   whole.scratch_bytes =
       plan.scratch_offset + (plan.most_pixels * plan.pitch + kExpandPixels * (plan.copy_pitch + format.panel)) * unit;
-  whole.flops = 2 * (in_pixels * in_channels * p.channels + out_pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels));
   whole.bytes =
       element_size(p.dtype) * (in_pixels * in_channels + out_pixels * out_channels + p.channels * (in_channels + out_channels));
   if (machine.with_reasons) {
