@@ -87,7 +87,8 @@ def implementations(model: nn.Module, x: Tensor, options: argparse.Namespace) ->
     if not options.no_compile:
         found["inductor"] = inference(compiled(in_last), last)
     if not options.no_runtimes and peers.available("onnx"):
-        found.update(peers.of_model(x, exported(model, x), options.threads, x.dtype))
+        wide = copy.deepcopy(model).float(), x.float()  # the runtimes round float32 models themselves
+        found.update(peers.of_model(wide[1], exported(*wide), options.threads, x.dtype))
     found["convert"] = inference(convert(in_last, example_input=last), last)
     found["backend"] = inference(compiled(in_last, backend="dwconv_ext"), last)
     found["backend NCHW"] = inference(compiled(model, backend="dwconv_ext"), x)

@@ -10,9 +10,9 @@ import re
 from functools import cache
 from pathlib import Path
 
+from .network import OURS as WAYS
+from .network import PEERS, summary
 from .network import Row as Network
-from .network import summary
-from .plot import row_of_model
 from .report import RESULTS
 from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, OURS
 from .timing import geometric_mean
@@ -20,10 +20,6 @@ from .timing import geometric_mean
 ROOT = Path(__file__).parents[1]
 README, BENCHMARKS = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
-README_MODELS = (
-    "mobilenetv1_100", "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "shufflenet_v2_x1_0",
-    "convnext_tiny", "repvit_m0_9",
-)  # fmt: skip
 # Columns of the table of layers: a machine's files, and of the H200 the batch, whose files are one.
 MACHINES = {
     "zen5": ("amd-epyc-l1-48k-avx512-bf16", 0),
@@ -34,6 +30,7 @@ MACHINES = {
 }
 ZEN4 = RESULTS / "amd-epyc-l1-32k-avx512-bf16"
 RATIO = "{:.2f}x".format
+EAGER = ("eager", "eager channels_last")
 
 
 def table(header: list[str], cells: list[list[str]]) -> str:
@@ -49,21 +46,26 @@ def readme_results(text: str) -> Path:
     return (ROOT / re.search(r"!\[[^\]]*\]\(([^)\s]+\.png)\)", text)[1]).with_suffix(".json")
 
 
-def readme_models(results: dict) -> str:
-    """Whole models: times, and speed-ups as medians over rounds of the ratio of what ran side by side in one round.
+def readme_networks(results: dict) -> str:
+    """Whole networks: times at batch 1 of plain PyTorch in its faster layout, the fastest of the peers and dwconv_ext's fastest
+    way; and speed-ups, medians over rounds of the ratio of what ran side by side in one round."""
+    rows = {(row.network, row.batch): row for row in (Network(**r) for r in results["results"])}
+    networks = dict.fromkeys(network for network, _ in rows)
+    header = ["CPU, float32", "PyTorch eager", "fastest peer", "dwconv_ext", "over eager", "over the peer"]
+    cells = [["", "batch 1", "", "", "", "", "batch 8", ""]]
+    for network in networks:
+        one, eight = (rows[network, batch] for batch in (1, 8))
+        fastest = (min(ways, key=one.seconds.get) for ways in (EAGER, PEERS, WAYS))
+        times = [f"{1e3 * one.seconds[way]:.1f} ms" for way in fastest]
+        cells.append([network, *times, *(f"**{RATIO(r)}**" for r in _over(one)), *map(RATIO, _over(eight))])
+    means = [geometric_mean(each) for each in zip(*(_over(rows[n, 1]) + _over(rows[n, 8]) for n in networks), strict=True)]
+    cells.append(["geometric mean", "", "", "", *(f"**{RATIO(m)}**" for m in means[:2]), *map(RATIO, means[2:])])
+    return table([*header, "over eager", "over the peer"], cells)
 
-    Rounds are of one layout, so that both sides have the one in which plain PyTorch is faster. In training dwconv_ext is the
-    faster of its two ways.
-    """
-    cells = [["", "PyTorch eager", "dwconv_ext", "speed-up", "PyTorch eager", "dwconv_ext", "speed-up"]]
-    for model in README_MODELS:
-        line = [model]
-        for batch, what, ways in ((1, "inference", ("backend",)), (8, "training step", ("convert", "backend"))):
-            row = row_of_model(results["results"], model, what, batch)
-            way = min(ways, key=row["seconds"].get)
-            line += [*(f"{1e3 * row['seconds'][w]:.1f} ms" for w in ("plain", way)), f"**{RATIO(row['ratios'][way])}**"]
-        cells.append(line)
-    return table(["CPU, float32", "inference, batch 1", "", "", "training step, batch 8", "", ""], cells)
+
+def _over(row: Network) -> tuple[float, float]:
+    """Our speed over plain PyTorch's and over the fastest peer's."""
+    return min(row.ratios[way] for way in EAGER), summary(row)[1]
 
 
 # --- docs/benchmarks.md ----------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def models_table() -> str:
 def written(page: Path) -> str:
     """A page's text with its tables as the saved results have them."""
     text = page.read_text()
-    tables = {"models": readme_models(_read(readme_results(text)))} if page == README else {}
+    tables = {"networks": readme_networks(_read(readme_results(text)))} if page == README else {}
     if page == BENCHMARKS:
         tables = {"layers": layers_table(), "models": models_table()}
     for name, content in tables.items():

@@ -160,7 +160,7 @@ def test_tables_are_of_the_saved_results(page):
 def test_the_readme_says_what_its_figures_are_of():
     text = pages.README.read_text()
     results = json.loads(pages.readme_results(text).read_text())
-    below = " ".join(text.partition("<!-- /models -->")[2].partition("![")[0].split())
+    below = " ".join(text.partition("<!-- /networks -->")[2].partition("![")[0].split())
     assert all(fact in below for fact in (results["commit"], results["date"], f"torch {results['torch'].split(',')[0]}"))
     assert f"fused blocks on an NVIDIA H200, float16, batch 128, channels_last, run at {pages.h200_blocks()}".lower() in (
         " ".join(text.split()).lower()
