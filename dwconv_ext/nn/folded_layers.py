@@ -38,7 +38,7 @@ Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]  # of the input, 
 Kept = Callable[[Tensors, torch.dtype], Any]
 NO_NORM = (None, None, None, None)
 _ONES = (1, (1,), (1, 1))
-MOST_PATCH_CHANNELS = 4
+MOST_PATCH_CHANNELS, MOST_PATCH_SIDE = 4, 2**15  # the op's own limit
 
 
 class ConvSettings(NamedTuple):
@@ -58,7 +58,13 @@ class ConvSettings(NamedTuple):
 
     def has_few_channels(self, weight: Tensor) -> bool:
         """Whether it is a dense convolution that is best computed by patches: a network's first, of colours."""
-        return self.groups == 1 and weight.dim() == 4 and weight.shape[1] <= MOST_PATCH_CHANNELS and not self.is_pointwise(weight)
+        few = self.groups == 1 and weight.dim() == 4 and weight.shape[1] <= MOST_PATCH_CHANNELS
+        return few and max(weight.shape[2:]) <= MOST_PATCH_SIDE and not self.is_pointwise(weight)
+
+    def is_lopsided(self, weight: Tensor) -> bool:
+        """Whether its padding is another at each end, which the ops do not have: 'same' with an even filter."""
+        dilation = (*self.dilation, *self.dilation)[:2] if isinstance(self.dilation, (tuple, list)) else (self.dilation,) * 2
+        return self.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(dilation, weight.shape[2:], strict=True))
 
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether it is one product of its weight with every pixel, all of them."""
@@ -145,6 +151,15 @@ def _pack(first: ConvSettings, second: ConvSettings, tensors: Tensors, dtype: to
     block = [pw.shape[0], *dw.shape[2:], *stride, *padding, *dilation, *activations]
     packed = ops.separable_conv2d_pack(dw, dw_bias, pw, pw_bias, _C.selected_isa(), name_of(dtype))
     return _Packed(packed, block, [first.slope, second.slope])
+
+
+def _becomes_step(input: Tensor, settings: tuple[ConvSettings, ...], layers: tuple[Tensors, ...]) -> bool:
+    """Whether layers of these settings and tensors, with data or without, can be packed for the input."""
+    wide = input.dtype is torch.float64
+    return all(
+        (t[0].dtype is torch.float64) is wide and norm_fits(len(t[0]), input.dtype, t[2:]) and not s.is_lopsided(t[0])
+        for s, t in zip(settings, layers, strict=True)
+    )
 
 
 def _pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Tensor | None:
@@ -244,6 +259,9 @@ class FoldedBlock(Folded):
     def __init__(self, first: ConvSettings, second: ConvSettings) -> None:
         self.first, self.second = first, second
 
+    def is_step(self, input: Tensor, tensors: Tensors) -> bool:
+        return _becomes_step(input, (self.first, self.second), (tensors[:6], tensors[6:]))
+
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(0)
 
@@ -284,8 +302,10 @@ class FoldedConv(Folded):
 
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
         s, weight = self.settings, tensors[0]
-        on_packed = s.is_pointwise(weight) or s.has_few_channels(weight)
-        return on_packed or (s.is_depthwise(weight) and not self.beyond_float16(input.dtype, tensors))
+        if s.is_depthwise(weight):
+            folds = norm_fits(len(weight), input.dtype, tensors[2:]) and not self.beyond_float16(input.dtype, tensors)
+            return folds and not s.is_lopsided(weight)
+        return (s.is_pointwise(weight) or s.has_few_channels(weight)) and _becomes_step(input, (s,), (tensors,))
 
     @staticmethod
     def beyond_float16(dtype: torch.dtype, tensors: Tensors) -> bool:
@@ -302,7 +322,7 @@ class FoldedConv(Folded):
             return Step(ops.pointwise_conv2d.default, packed, len(weight), 1, act, s.slope, more=2)
         if not norm_fits(len(weight), dtype, tensors[2:]):
             return None
-        if s.has_few_channels(weight) and self.packs(weight, dtype):
+        if s.has_few_channels(weight) and self.packs(weight, dtype) and not s.is_lopsided(weight):
             return self.of_patches(tensors, dtype)
         if self.beyond_float16(dtype, tensors):
             return None
@@ -310,8 +330,8 @@ class FoldedConv(Folded):
         if s.is_depthwise(weight):
             op = "depthwise_conv2d"
             stride, dilation = to_pair(op, "stride", s.stride), to_pair(op, "dilation", s.dilation)
-            padding, more = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
-            if not any(more):
+            padding, _ = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
+            if not s.is_lopsided(weight):
                 # Copies of what there was nothing to fold into: nothing may keep the model's own alive.
                 own = [t.detach().clone() if t is not None and any(t is o for o in tensors) else t for t in folded]
                 return Step(ops.depthwise_conv2d.default, *own, stride, padding, dilation, s.activation, s.slope)
@@ -320,13 +340,11 @@ class FoldedConv(Folded):
             return None
         return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
 
-    def of_patches(self, tensors: Tensors, dtype: torch.dtype) -> Step | None:
+    def of_patches(self, tensors: Tensors, dtype: torch.dtype) -> Step:
         s, op = self.settings, "patch_conv2d"
         weight, bias = fold(*tensors, s.eps)
         stride, dilation = to_pair(op, "stride", s.stride), to_pair(op, "dilation", s.dilation)
-        padding, more = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
-        if any(more):
-            return None
+        padding, _ = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
         patches = weight.permute(0, 2, 3, 1).reshape(len(weight), -1, 1, 1)
         packed = ops.pointwise_conv2d_pack(patches, bias, _C.selected_isa(), name_of(dtype))
         filter = [len(weight), *weight.shape[2:], *stride, *padding, *dilation]
@@ -350,6 +368,10 @@ class FoldedInvertedResidual(Folded):
 
     def __init__(self, expand: ConvSettings, first: ConvSettings, second: ConvSettings) -> None:
         self.expand, self.first, self.second = expand, first, second
+
+    def is_step(self, input: Tensor, tensors: Tensors) -> bool:
+        layers = tensors[:6], tensors[6:12], tensors[12:]
+        return _becomes_step(input, (self.expand, self.first, self.second), layers)
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(1)
@@ -430,51 +452,45 @@ class FoldedSqueeze(Folded):
         return GATES[self.gate](F.conv2d(activate(hidden, self.first.activation, self.first.slope), expand, second))
 
 
-class FoldedPool(Folded):
-    """``x.mean((2, 3), keepdim)``, of no tensors."""
+class _Fixed(Folded):
+    """Of no tensors: a step that is always the same."""
 
-    def __init__(self, keepdim: bool) -> None:
-        self.step = Step(ops.global_average_pool.default, keepdim)
+    step: Step
 
-    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step | bool:
-        return self.step if dtype in DTYPES else False
-
-    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        return super().fits(input, tensors, residual) and input.numel() > 0
+    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step:
+        return self.step
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Step:
         return self.step
+
+    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
+        return super().fits(input, tensors, residual) and input.dtype in DTYPES and input.numel() > 0
+
+
+class FoldedPool(_Fixed):
+    """``x.mean((2, 3), keepdim)``."""
+
+    def __init__(self, keepdim: bool) -> None:
+        self.step = Step(ops.global_average_pool.default, keepdim)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         return input.mean((2, 3), keepdim=self.step.arguments[0])
 
 
-class FoldedInterleave(Folded):
-    """``torch.stack((a, b), 2).flatten(1, 2)``, of no tensors; b comes in the residual's place."""
+class FoldedInterleave(_Fixed):
+    """``torch.stack((a, b), 2).flatten(1, 2)``; b comes in the residual's place."""
 
     step = Step(ops.interleave_channels.default, more=1)
-
-    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step:
-        return self.step
-
-    def make(self, tensors: Tensors, dtype: torch.dtype) -> Step:
-        return self.step
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor) -> Tensor:
         return torch.stack((input, residual), 2).flatten(1, 2)
 
 
-class FoldedNarrow(Folded):
-    """Channels [start, start + length) of the input, a view; of no tensors."""
+class FoldedNarrow(_Fixed):
+    """Channels [start, start + length) of the input, a view."""
 
     def __init__(self, start: int, length: int) -> None:
         self.step = Step(torch.ops.aten.narrow.default, 1, start, length)
-
-    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step:
-        return self.step
-
-    def make(self, tensors: Tensors, dtype: torch.dtype) -> Step:
-        return self.step
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         return input.narrow(*self.step.arguments)

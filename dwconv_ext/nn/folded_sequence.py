@@ -39,8 +39,10 @@ class FoldedSequence(Folded):
         run = None
         if not wants_derivative(inputs[0], None, (*inputs, *tensors)) and self.fits(inputs):
             run = (kept or self.kept)(tensors, inputs[0].dtype)
-        results = run(inputs) if run else self.one_by_one(inputs, tensors)
-        return results[0] if len(results) == 1 else results
+        return self.results(run(inputs) if run else self.one_by_one(inputs, tensors))
+
+    def results(self, values: list[Tensor]) -> Any:
+        return values[0] if len(self.outputs) == 1 else values
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         dtype = inputs[0].dtype

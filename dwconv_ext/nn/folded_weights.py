@@ -41,12 +41,14 @@ frozen: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def clear_caches() -> None:
-    """Forgets all folded and packed weights, and frees their memory; they are made anew at the next call.
+    """Forgets all folded and packed weights, and frees their memory and this thread's of intermediates; they are made anew at the
+    next call.
 
     Needed only after a few elements of a weight were written past torch's version counter, through ``.data``, NumPy or another
     process; and after any change of weights in a graph compiled with ``freeze``.
     """
     _entries.clear()
+    _extension._C.clear_arena()
     for layer in frozen:
         layer.made.clear()
 

@@ -161,16 +161,16 @@ def test_an_error_in_the_middle_leaves_nothing_behind():
 @pytest.mark.parametrize(
     ("steps", "numbers", "words", "message"),
     [
-        ([0, 0, -1, -1, 1, 1], [], ["global_average_pool"], "end early"),
+        ([0, 0, -1, -1, 1, 1], [], ["global_average_pool"], "end elsewhere"),
         ([0, 0, -1, -1, 1, 1, 0], [], ["softmax"], "name an op 'softmax'"),
-        ([5, 0, -1, -1, 1, 1, 0], [], ["global_average_pool"], "end early"),
-        ([0, 7, -1, -1, 1, 1, 0], [], ["global_average_pool"], "end early"),
-        ([0, -1, -1, -1, 1, 1, 0], [], ["global_average_pool"], "end early"),
-        ([0, 0, 3, -1, 1, 1, 0], [], ["global_average_pool"], "end early"),
-        ([0, 0, -1, -1, 1, 1, 1, 9], [], ["global_average_pool"], "end early"),
-        ([0, 0, -1, -1, 1, 4, 8, 1, 1], [], ["linear"], "end early"),
-        ([0, 0, -1, -1, 1, 1, 3, 3, 0], [], ["narrow"], "end early"),
-        ([0, 0, -1, -1, 1, 0], [], ["interleave_channels"], "end early"),
+        ([5, 0, -1, -1, 1, 1, 0], [], ["global_average_pool"], "end elsewhere"),
+        ([0, 7, -1, -1, 1, 1, 0], [], ["global_average_pool"], "end elsewhere"),
+        ([0, -1, -1, -1, 1, 1, 0], [], ["global_average_pool"], "end elsewhere"),
+        ([0, 0, 3, -1, 1, 1, 0], [], ["global_average_pool"], "end elsewhere"),
+        ([0, 0, -1, -1, 1, 1, 1, 9], [], ["global_average_pool"], "end elsewhere"),
+        ([0, 0, -1, -1, 1, 4, 8, 1, 1], [], ["linear"], "end elsewhere"),
+        ([0, 0, -1, -1, 1, 1, 3, 3, 0], [], ["narrow"], "end elsewhere"),
+        ([0, 0, -1, -1, 1, 0], [], ["interleave_channels"], "end elsewhere"),
     ],
 )
 def test_steps_that_are_none_are_refused(steps, numbers, words, message):

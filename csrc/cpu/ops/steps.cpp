@@ -26,6 +26,7 @@ class Reader {
   }
 
   bool more() const { return at_ < end_; }
+  bool used_up() const { return at_ == end_ && number_ == last_number_; }
   int64_t integer() {
     check(at_ < end_);
     return *at_++;
@@ -53,7 +54,9 @@ class Reader {
   }
   const std::string& word() { return pick(words_); }
 
-  static void check(bool holds) { DWCONV_CHECK(holds, kOp, ": steps must be those of dwconv_ext.nn.steps, but they end early"); }
+  static void check(bool holds) {
+    DWCONV_CHECK(holds, kOp, ": steps must be those of dwconv_ext.nn.steps, but they end elsewhere");
+  }
 
  private:
   template <class T>
@@ -170,7 +173,7 @@ std::vector<Tensor> run_steps(const std::vector<Tensor> inputs, const std::vecto
     return index < 0 ? none : values[index];
   };
   Reader read(weights, steps, numbers, words);
-  static thread_local Arena arena;
+  Arena& arena = thread_arena();
   arena.begin();
   const ArenaInUse in_use(arena);
   while (read.more()) {
@@ -193,6 +196,7 @@ std::vector<Tensor> run_steps(const std::vector<Tensor> inputs, const std::vecto
       });
     });
   }
+  Reader::check(read.used_up());
   std::vector<Tensor> results;
   for (const int64_t index : outputs) {
     Reader::check(index >= 0);

@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels/args.h"
@@ -22,18 +23,16 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   ~Arena() { free(data_); }
 
-  // Forgets all blocks, and makes room for as much as was in use at once in any call so far.
+  // Forgets all blocks, and makes room for as much as the call before this one had in use at once; a large arena that it did not
+  // half fill is made smaller.
   void begin() {
     blocks_.clear();
-    if (wanted_ <= size_) return;
-    free(data_);
-    size_ = round_up(wanted_, kPage);
-    data_ = static_cast<char*>(aligned_alloc(kPage, size_));
-    if (data_ == nullptr) size_ = 0;
-#if defined(__linux__)
-    if (data_ != nullptr) madvise(data_, size_, MADV_HUGEPAGE);
-#endif
+    const int64_t last = std::exchange(wanted_, 0);
+    if (last > size_ || (size_ > kKept && last < size_ / 2)) resize(last);
   }
+
+  // Gives the memory back; not during a call.
+  void clear() { resize(0); }
 
   // The first gap that holds so many bytes; null where that lies beyond the memory there is, and then the caller's own.
   void* allocate(int64_t bytes) {
@@ -46,7 +45,7 @@ class Arena {
     blocks_.insert(next, {at, at + bytes, found});
     return found;
   }
-  // The latest block that allocate() had no memory for is the caller's.
+  // The memory that the caller took in the place of the block that allocate() has just had none for.
   void own(const void* data) {
     for (Block& block : blocks_) {
       if (block.data == nullptr) block.data = static_cast<const char*>(data);
@@ -59,7 +58,18 @@ class Arena {
   }
 
  private:
-  static constexpr int64_t kLine = 128, kPage = 2 << 20;
+  static constexpr int64_t kLine = 128, kPage = 2 << 20, kKept = 64 << 20;
+
+  void resize(int64_t bytes) {
+    free(data_);
+    size_ = round_up(bytes, kPage);
+    data_ = size_ > 0 ? static_cast<char*>(aligned_alloc(kPage, size_)) : nullptr;
+    if (data_ == nullptr) size_ = 0;
+#if defined(__linux__)
+    if (data_ != nullptr) madvise(data_, size_, MADV_HUGEPAGE);
+#endif
+  }
+
   struct Block {
     int64_t begin, end;  // offsets
     const char* data;
@@ -68,6 +78,11 @@ class Arena {
   char* data_ = nullptr;
   int64_t size_ = 0, wanted_ = 0;
 };
+
+inline Arena& thread_arena() {
+  static thread_local Arena arena;
+  return arena;
+}
 
 // Where this thread's ops take their outputs from at present; null for the allocator of torch.
 inline Arena*& active_arena() {
