@@ -143,6 +143,11 @@ def flattened(node: fx.Node) -> fx.Node | None:
     return arguments[0] if whole and dims in ((1, -1), (1, 3)) else None
 
 
+def is_telemetry(node: fx.Node) -> bool:
+    """torchvision's count of who uses what, in the middle of a network."""
+    return node.op == "call_function" and node.target is torch._C._log_api_usage_once and not node.users
+
+
 def unchanged(node: fx.Node) -> fx.Node | None:
     """The node whose very value this one has: a dropout in eval mode."""
     if node.op != "call_function" or not getattr(node.target, "__name__", "").startswith(("dropout", "feature_dropout")):

@@ -108,6 +108,7 @@ class _Pass:
             same = g.unchanged(node)
             if same is not None:
                 node.replace_all_uses_with(same)
+            if same is not None or g.is_telemetry(node):
                 graph.erase_node(node)
         for at, node in enumerate(graph.nodes):
             region += g.changes_mode(node)

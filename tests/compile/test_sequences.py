@@ -182,6 +182,21 @@ def test_dropout_in_eval_mode_is_what_it_was_given():
     assert got[1] is x
 
 
+@torch.no_grad()
+def test_telemetry_between_two_layers():
+    body, after = sequential(16, 16), sequential(16, 16)
+
+    def model(x):
+        y = body(x)
+        torch._C._log_api_usage_once("dwconv_ext.tests")
+        return after(y + x)
+
+    x = picture()
+    compiled = fast(model)
+    assert_same(compiled(x), model(x))
+    assert calls_of(compiled, x) == ["run_steps"]
+
+
 POOLS = {
     "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
     "adaptive_pair": lambda x: torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1),

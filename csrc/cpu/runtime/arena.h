@@ -21,7 +21,7 @@ class Arena {
   Arena() = default;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  ~Arena() { free(data_); }
+  ~Arena() { unmap(); }
 
   // Forgets all blocks, and makes room for as much as the call before this one had in use at once; a large arena that it did not
   // half fill is made smaller.
@@ -60,22 +60,39 @@ class Arena {
  private:
   static constexpr int64_t kLine = 128, kPage = 2 << 20, kKept = 64 << 20;
 
+  // Straight from the system: what the allocator hands out again lies in small pages.
   void resize(int64_t bytes) {
-    free(data_);
-    size_ = round_up(bytes, kPage);
-    data_ = size_ > 0 ? static_cast<char*>(aligned_alloc(kPage, size_)) : nullptr;
-    if (data_ == nullptr) size_ = 0;
+    unmap();
+    bytes = round_up(bytes, kPage);
+    if (bytes == 0) return;
 #if defined(__linux__)
-    if (data_ != nullptr) madvise(data_, size_, MADV_HUGEPAGE);
+    void* const found = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (found == MAP_FAILED) return;
+    mapped_ = static_cast<char*>(found);
+    data_ = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(mapped_), uintptr_t{kPage}));
+    madvise(data_, bytes, MADV_HUGEPAGE);
+#else
+    mapped_ = data_ = static_cast<char*>(aligned_alloc(kPage, bytes));
+    if (data_ == nullptr) return;
 #endif
+    size_ = bytes;
+  }
+  void unmap() {
+#if defined(__linux__)
+    if (mapped_ != nullptr) munmap(mapped_, size_ + kPage);
+#else
+    free(mapped_);
+#endif
+    mapped_ = data_ = nullptr;
+    size_ = 0;
   }
 
   struct Block {
     int64_t begin, end;  // offsets
     const char* data;
   };
-  std::vector<Block> blocks_;  // in use, in order
-  char* data_ = nullptr;
+  std::vector<Block> blocks_;                 // in use, in order
+  char *mapped_ = nullptr, *data_ = nullptr;  // the second on a large page
   int64_t size_ = 0, wanted_ = 0;
 };
 
