@@ -24,7 +24,7 @@ COLOURS = {
     OURS[1]: "#e8833a",
     "backend": "#c1440e",
     "backend NCHW": "#8a2d06",
-    "frozen": "#e5a48a",
+    "freeze": "#e5a48a",
     "convert": "#e8833a",
     "forward": "#c1440e",
     "backward": "#3b6ea5",

@@ -9,7 +9,7 @@ import torch
 from cases import DTYPES, LAYOUTS
 from torch import nn
 
-import dwconv_ext
+from dwconv_ext.compile import freeze
 from dwconv_ext.nn.folded_layers import (
     ConvSettings,
     FoldedBlock,
@@ -188,6 +188,6 @@ def test_every_dtype_of_a_network():
     ).eval()
     for dtype in DTYPES:
         model, x = net.to(dtype), torch.randn(1, 3, 9, 9).to(dtype)
-        serve = dwconv_ext.compile.freeze(torch.export.export(model, (x,)))
+        serve = freeze(torch.export.export(model, (x,)))
         with torch.no_grad():
             torch.testing.assert_close(serve(x), model(x), rtol=0.1 if dtype.itemsize == 2 else 1e-4, atol=0.05)

@@ -23,12 +23,15 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   ~Arena() { unmap(); }
 
-  // Forgets all blocks, and makes room for as much as the call before this one had in use at once; a large arena that it did not
-  // half fill is made smaller.
+  // Forgets all blocks, and makes room for as much as the call before this one had in use at once; a large arena that no call of
+  // many has half filled is made smaller.
   void begin() {
     blocks_.clear();
     const int64_t last = std::exchange(wanted_, 0);
-    if (last > size_ || (size_ > kKept && last < size_ / 2)) resize(last);
+    most_ = std::max(most_, last);
+    calls_ = size_ > kKept && last < size_ / 2 ? calls_ + 1 : 0;
+    if (last > size_ || calls_ == kCalls) resize(calls_ == kCalls ? most_ : last);
+    if (calls_ == 0 || calls_ == kCalls) most_ = calls_ = 0;
   }
 
   // Gives the memory back; not during a call.
@@ -51,14 +54,14 @@ class Arena {
       if (block.data == nullptr) block.data = static_cast<const char*>(data);
     }
   }
-  // All blocks but those of `kept`, which end with the value that a step gave.
+  // All blocks but those that are still kept.
   template <class Keeps>  // keeps(begin, end) of the memory
   void release_unless(Keeps keeps) {
     std::erase_if(blocks_, [&](const Block& block) { return !keeps(block.data, block.data + (block.end - block.begin)); });
   }
 
  private:
-  static constexpr int64_t kLine = 128, kPage = 2 << 20, kKept = 64 << 20;
+  static constexpr int64_t kLine = 128, kPage = 2 << 20, kKept = 64 << 20, kCalls = 100;
 
   // Straight from the system: what the allocator hands out again lies in small pages.
   void resize(int64_t bytes) {
@@ -93,7 +96,8 @@ class Arena {
   };
   std::vector<Block> blocks_;                 // in use, in order
   char *mapped_ = nullptr, *data_ = nullptr;  // the second on a large page
-  int64_t size_ = 0, wanted_ = 0;
+  int64_t size_ = 0, wanted_ = 0;             // wanted: by the call so far
+  int64_t most_ = 0, calls_ = 0;              // by the latest calls that wanted little, and how many there were
 };
 
 inline Arena& thread_arena() {
