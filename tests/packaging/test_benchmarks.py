@@ -56,7 +56,7 @@ def test_whole_networks(tmp_path, capsys, threads):
     assert "over eager channels_last" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "network-float32.json").read_text())["results"]
     assert (
-        set(row["seconds"]) == {"eager", "eager channels_last", "convert", "backend", "backend NCHW", "frozen"}
+        set(row["seconds"]) == {"eager", "eager channels_last", "convert", "backend", "backend NCHW", "freeze"}
         and row["flops"] > 5e7
     )
     assert (tmp_path / "network-float32.png").read_bytes().startswith(b"\x89PNG")
