@@ -106,7 +106,8 @@ def _networks(results: list[dict]) -> tuple[list[str], Panels]:
     for batch in dict.fromkeys(r["batch"] for r in results):
         seconds = {r["network"]: r["seconds"] for r in results if r["batch"] == batch}
         ways = sorted(
-            (way for way in next(iter(seconds.values())) if way not in (base, "eager")), key=lambda w: "backend" not in w
+            (way for way in next(iter(seconds.values())) if way not in (base, "eager")),
+            key=lambda w: "backend" not in w and w != "freeze",
         )
         panels[f"batch {batch}"] = {
             way: [seconds[n][base] / seconds[n][way] if n in seconds else math.nan for n in names] for way in ways
