@@ -51,7 +51,7 @@ def readme_networks(results: dict) -> str:
     way; and speed-ups, medians over rounds of the ratio of what ran side by side in one round."""
     rows = {(row.network, row.batch): row for row in (Network(**r) for r in results["results"])}
     networks = dict.fromkeys(network for network, _ in rows)
-    header = ["CPU, float32", "eager", "fastest peer", "dwconv_ext", "over eager", "over peer"]
+    header = ["float32", "eager", "fastest peer", "dwconv_ext", "over eager", "over peer"]
     cells = [["", "batch 1", "", "", "", "", "batch 8", ""]]
     for network in networks:
         one, eight = (rows[network, batch] for batch in (1, 8))
