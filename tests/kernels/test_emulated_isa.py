@@ -20,7 +20,19 @@ BUILD = ROOT / "build" / "emulated"
 # Unoptimised, and without the kernels' forced inlining: the compiler takes minutes to schedule 64-byte vectors onto narrower
 # registers, and the tests are small.
 FLAGS = f"-O0 -w -Dalways_inline=unused {flags(ROOT)}"
-FILES = ("kernels", "memory", "plan", "depthwise", "separable", "pointwise", "inverted_residual", "fused_ds_conv", "batch_norm")
+FILES = (
+    "kernels",
+    "memory",
+    "plan",
+    "depthwise",
+    "separable",
+    "pointwise",
+    "inverted_residual",
+    "patches",
+    "channels",
+    "fused_ds_conv",
+    "batch_norm",
+)
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or "avx2" not in dwconv_ext._C.supported_isas(), reason="the emulation is compiled for AVX2"
