@@ -37,8 +37,8 @@ enum class Pass : int32_t {
 };
 
 static constexpr const char* op_name(Op op) {
-  constexpr const char* kNames[] = {"depthwise_conv2d", "separable_conv2d", "pointwise_conv2d", "inverted_residual", "patch_conv2d", "batch_norm_act",
-                                    "squeeze_excitation"};
+  constexpr const char* kNames[] = {"depthwise_conv2d", "separable_conv2d", "pointwise_conv2d",  "inverted_residual",
+                                    "patch_conv2d",     "batch_norm_act",   "squeeze_excitation"};
   return kNames[static_cast<int>(op)];
 }
 static constexpr const char* pass_name(Pass pass) {

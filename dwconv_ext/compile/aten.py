@@ -12,6 +12,7 @@ from torch import fx
 
 aten = torch.ops.aten
 
+_BOTH = ("silu", "hardswish", "leaky_relu", "hardtanh", "relu6")  # of new memory and in place
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.conv2d.default: torch.conv2d,
     aten.conv2d.padding: torch.conv2d,
@@ -26,13 +27,12 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.mul.Tensor: torch.mul,
     aten.add.Tensor: torch.add,
     aten.add_.Tensor: operator.iadd,
-    **{
-        getattr(aten, name).default: getattr(F, name) for name in ("gelu", "silu", "hardswish", "leaky_relu", "hardtanh", "relu6")
-    },
+    aten.gelu.default: F.gelu,
+    **{getattr(aten, name).default: getattr(F, name) for name in _BOTH},
     aten.dropout.default: F.dropout,
 }
 _IN_PLACE = {
-    **{getattr(aten, f"{name}_").default: getattr(F, name) for name in ("silu", "hardswish", "leaky_relu", "hardtanh", "relu6")},
+    **{getattr(aten, f"{name}_").default: getattr(F, name) for name in _BOTH},
     aten.dropout_.default: F.dropout,
 }
 

@@ -89,9 +89,14 @@ def _refuse_autocast(graph: fx.Graph) -> None:
                 raise ValueError("freeze: program must be exported outside of autocast; put autocast into the model's forward")
 
 
+def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
+    """Of an attribute by its dotted name: the module, and the name there."""
+    owner, _, leaf = name.rpartition(".")
+    return module.get_submodule(owner), leaf
+
+
 def _attribute(module: torch.nn.Module, node: fx.Node) -> Any:
-    owner, _, name = node.target.rpartition(".")
-    return getattr(module.get_submodule(owner), name)
+    return getattr(*_owner(module, node.target))
 
 
 def _constants(module: fx.GraphModule, layers: Layers) -> dict[fx.Node, Tensor]:
@@ -146,17 +151,16 @@ def _own_tensors(module: fx.GraphModule) -> None:
     for node in idle:
         module.graph.erase_node(node)
         if node.target not in used:
-            owner, _, name = node.target.rpartition(".")
-            if hasattr(module.get_submodule(owner), name):
-                delattr(module.get_submodule(owner), name)
+            owner, name = _owner(module, node.target)
+            if hasattr(owner, name):
+                delattr(owner, name)
     left = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
     constants = {n.target: _attribute(module, n) for n in module.graph.nodes if n.op == "get_attr"}
     left |= {name: value for name, value in constants.items() if isinstance(value, Tensor)}
     for name, value in copy.deepcopy({name: value.detach() for name, value in left.items()}).items():
-        owner, _, leaf = name.rpartition(".")
-        parent = module.get_submodule(owner)
-        delattr(parent, leaf)
-        parent.register_buffer(leaf, value)
+        owner, leaf = _owner(module, name)
+        delattr(owner, leaf)
+        owner.register_buffer(leaf, value)
 
 
 def _check_inputs(graph: fx.Graph) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..nn.fixed_layers import FoldedPool
 from ..nn.folded_layers import (
     ConvSettings,
     Folded,
@@ -32,7 +33,6 @@ from ..nn.folded_layers import (
     FoldedConv,
     FoldedInvertedResidual,
     FoldedLinear,
-    FoldedPool,
     FoldedSqueeze,
     Frozen,
     folded,

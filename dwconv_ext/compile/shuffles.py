@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch._prims_common import suggest_memory_format
 
-from ..nn.folded_layers import Folded, FoldedInterleave, FoldedNarrow, FoldedPool, folded
+from ..nn.fixed_layers import FoldedInterleave, FoldedNarrow, FoldedPool
+from ..nn.folded_layers import Folded, folded
 from ..ops.functional import DTYPES, as_weights_layout
 from . import graph as g
 
@@ -75,7 +76,7 @@ def fuse_shuffles(graph: fx.Graph, layers: dict[fx.Node, Any], insert: Callable,
     """How many. insert, swap, undisturbed: the pass's."""
     found = {nodes[0]: nodes for node in graph.nodes if _is(node, "view") and (nodes := _shuffle(node)) is not None}
 
-    def keeps_layout(user: fx.Node, node: fx.Node) -> bool:
+    def keeps_layout(user: fx.Node) -> bool:
         run = layers.get(user)
         return user.target is as_weights_layout or user in found or isinstance(getattr(run, "layer", run), FoldedPool)
 
@@ -91,7 +92,7 @@ def fuse_shuffles(graph: fx.Graph, layers: dict[fx.Node, Any], insert: Callable,
         readers = [(user, last) for user in last.users if user not in chunks]
         readers += [(user, half) for halves in chunks.values() for half, *_ in halves for user in half.users]
         changes = suggest_memory_format(values[0]) is torch.channels_last
-        if changes and not all(keeps_layout(*reader) for reader in readers):
+        if changes and not all(keeps_layout(user) for user, _ in readers):
             continue
         with graph.inserting_before(last):
             new = insert(folded(FoldedInterleave), a, b, [])

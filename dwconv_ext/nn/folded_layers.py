@@ -63,8 +63,14 @@ class ConvSettings(NamedTuple):
 
     def is_lopsided(self, weight: Tensor) -> bool:
         """Whether its padding is another at each end, which the ops do not have: 'same' with an even filter."""
-        dilation = (*self.dilation, *self.dilation)[:2] if isinstance(self.dilation, (tuple, list)) else (self.dilation,) * 2
-        return self.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(dilation, weight.shape[2:], strict=True))
+        if self.padding != "same":
+            return False
+        return any(padding_of("conv2d", "same", weight.shape[2:], (1, 1), to_pair("conv2d", "dilation", self.dilation))[1])
+
+    def pairs(self, op: str, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Stride, padding and dilation as the op takes them, where the padding is not lopsided."""
+        stride, dilation = to_pair(op, "stride", self.stride), to_pair(op, "dilation", self.dilation)
+        return stride, padding_of(op, self.padding, weight.shape[2:], stride, dilation)[0], dilation
 
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether it is one product of its weight with every pixel, all of them."""
@@ -142,10 +148,8 @@ def _pack(first: ConvSettings, second: ConvSettings, tensors: Tensors, dtype: to
     if not all(norm_fits(len(t[0]), dtype, t[2:]) for t in (one, two)):
         return None
     (dw, dw_bias), (pw, pw_bias) = fold(*one, first.eps), fold(*two, second.eps)
-    op = "separable_conv2d"
-    stride, dilation = to_pair(op, "stride", first.stride), to_pair(op, "dilation", first.dilation)
-    padding, more = padding_of(op, first.padding, dw.shape[2:], stride, dilation)
-    if any(more):
+    stride, padding, dilation = first.pairs("separable_conv2d", dw)
+    if first.is_lopsided(dw):
         return None
     activations = (_C.activations[s.activation] for s in (first, second))
     block = [pw.shape[0], *dw.shape[2:], *stride, *padding, *dilation, *activations]
@@ -328,23 +332,20 @@ class FoldedConv(Folded):
             return None
         folded = [None if t is None else t.to(dtype) for t in fold(*tensors, s.eps)]
         if s.is_depthwise(weight):
-            op = "depthwise_conv2d"
-            stride, dilation = to_pair(op, "stride", s.stride), to_pair(op, "dilation", s.dilation)
-            padding, _ = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
+            pairs = s.pairs("depthwise_conv2d", weight)
             if not s.is_lopsided(weight):
                 # Copies of what there was nothing to fold into: nothing may keep the model's own alive.
                 own = [t.detach().clone() if t is not None and any(t is o for o in tensors) else t for t in folded]
-                return Step(ops.depthwise_conv2d.default, *own, stride, padding, dilation, s.activation, s.slope)
+                return Step(ops.depthwise_conv2d.default, *own, *pairs, s.activation, s.slope)
         weight, bias = folded
         if weight is tensors[0]:
             return None
         return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
 
     def of_patches(self, tensors: Tensors, dtype: torch.dtype) -> Step:
-        s, op = self.settings, "patch_conv2d"
+        s = self.settings
         weight, bias = fold(*tensors, s.eps)
-        stride, dilation = to_pair(op, "stride", s.stride), to_pair(op, "dilation", s.dilation)
-        padding, _ = padding_of(op, s.padding, weight.shape[2:], stride, dilation)
+        stride, padding, dilation = s.pairs("patch_conv2d", weight)
         patches = weight.permute(0, 2, 3, 1).reshape(len(weight), -1, 1, 1)
         packed = ops.pointwise_conv2d_pack(patches, bias, _C.selected_isa(), name_of(dtype))
         filter = [len(weight), *weight.shape[2:], *stride, *padding, *dilation]
@@ -450,47 +451,3 @@ class FoldedSqueeze(Folded):
         reduce, first, expand, second = (None if t is None else t.to(input.dtype) for t in tensors)
         hidden = F.conv2d(input.mean((2, 3), keepdim=True), reduce, first)
         return GATES[self.gate](F.conv2d(activate(hidden, self.first.activation, self.first.slope), expand, second))
-
-
-class _Fixed(Folded):
-    """Of no tensors: a step that is always the same."""
-
-    step: Step
-
-    def kept(self, tensors: Tensors, dtype: torch.dtype) -> Step:
-        return self.step
-
-    def make(self, tensors: Tensors, dtype: torch.dtype) -> Step:
-        return self.step
-
-    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        return super().fits(input, tensors, residual) and input.dtype in DTYPES and input.numel() > 0
-
-
-class FoldedPool(_Fixed):
-    """``x.mean((2, 3), keepdim)``."""
-
-    def __init__(self, keepdim: bool) -> None:
-        self.step = Step(ops.global_average_pool.default, keepdim)
-
-    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
-        return input.mean((2, 3), keepdim=self.step.arguments[0])
-
-
-class FoldedInterleave(_Fixed):
-    """``torch.stack((a, b), 2).flatten(1, 2)``; b comes in the residual's place."""
-
-    step = Step(ops.interleave_channels.default, more=1)
-
-    def functional(self, input: Tensor, tensors: Tensors, residual: Tensor) -> Tensor:
-        return torch.stack((input, residual), 2).flatten(1, 2)
-
-
-class FoldedNarrow(_Fixed):
-    """Channels [start, start + length) of the input, a view."""
-
-    def __init__(self, start: int, length: int) -> None:
-        self.step = Step(torch.ops.aten.narrow.default, 1, start, length)
-
-    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
-        return input.narrow(*self.step.arguments)

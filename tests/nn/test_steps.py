@@ -10,15 +10,13 @@ from cases import DTYPES, LAYOUTS
 from torch import nn
 
 from dwconv_ext.compile import freeze
+from dwconv_ext.nn.fixed_layers import FoldedInterleave, FoldedNarrow, FoldedPool
 from dwconv_ext.nn.folded_layers import (
     ConvSettings,
     FoldedBlock,
     FoldedConv,
-    FoldedInterleave,
     FoldedInvertedResidual,
     FoldedLinear,
-    FoldedNarrow,
-    FoldedPool,
     FoldedSqueeze,
 )
 from dwconv_ext.nn.folded_sequence import FoldedSequence, Link

@@ -9,6 +9,7 @@ namespace dwconv {
 
 namespace {
 
+constexpr int64_t kMinPixels = 98;     // that a panel is worth reading for
 constexpr int64_t kSplitsAWorker = 4;  // tiles of a worker: enough to even out the tail
 
 const char* product_name(const KernelRow& row) {
@@ -58,7 +59,7 @@ BlockTiles block_tiles(const CpuProblem& p, int64_t out_channels, const Pointwis
                        const Machine& machine) {
   // The tile's depthwise result shares L2 with a panel; where the weights outgrow L2 it is as large as L2 allows, since they
   // are read once a tile. At least kMinPixels, for the panel's reuse.
-  constexpr int64_t kMinPixels = 98, kMiddleBytes = 256 << 10;
+  constexpr int64_t kMiddleBytes = 256 << 10;
   const int64_t unit = element_size(format.dtype);
   const int64_t weight_bytes = p.channels * out_channels * unit;
   const int64_t row_bytes = std::max<int64_t>(p.out_w * p.channels * unit, 1);
@@ -220,7 +221,7 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
 PatchPlan plan_patches(const CpuProblem& p, int64_t channels, int64_t out_channels, const IsaKernels& isa,
                        const Machine& machine) {
   // Patches overlap in L1: tiles of the fewest rows that are worth a panel.
-  constexpr int64_t kMinPixels = 98, kLine = 64, kMostRegisterRows = 16;
+  constexpr int64_t kLine = 64;
   PatchPlan plan;
   Plan& whole = plan.product.whole;
   whole.row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);  // in NCHW the one that transposes comes first
@@ -230,7 +231,7 @@ PatchPlan plan_patches(const CpuProblem& p, int64_t channels, int64_t out_channe
   plan.row_pitch = ((p.out_w - 1) * p.stride_w + reach_w) * channels;
   plan.scratch_offset = round_up(whole.row->scratch(p, rows), 2 * kLine);
   // The last register tile reads past the last pixel.
-  const int64_t past = (kMostRegisterRows * p.stride_w + reach_w) * channels;
+  const int64_t past = (whole.row->pointwise.rows * p.stride_w + reach_w) * channels;
   whole.scratch_bytes = plan.scratch_offset + (rows * std::max(p.stride_h, reach_h) * plan.row_pitch + past) * unit;
   const int64_t pixels = p.batch * p.out_h * p.out_w;
   whole.workers = workers_for(pixels * out_channels * p.channels / 16, whole.tiles, machine);

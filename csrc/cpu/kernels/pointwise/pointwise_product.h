@@ -76,7 +76,7 @@ DWCONV_INLINE void zero_tile(Vec<A> (&acc)[kRows][kColumns]) {
 // buffers for misses would hold up the product.
 template <class E, class A, int kRows, int kColumns>
 DWCONV_INLINE void add_to_tile(int64_t depth, const E* a, int64_t pitch, const E* panel, int rows, ProductPrefetch& upcoming,
-                             Vec<A> (&acc)[kRows][kColumns]) {
+                               Vec<A> (&acc)[kRows][kColumns]) {
   constexpr int64_t kPrefetchEvery = 32;
   constexpr int kVec = kLanes<A>;
   const RowSteps steps(pitch * static_cast<int64_t>(sizeof(E)));
