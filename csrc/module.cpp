@@ -96,10 +96,11 @@ std::optional<py::dict> plan(const std::string& op, const std::string& pass, con
   if (op == op_name(Op::kBatchNorm))
     return plan_dict(plan_batch_norm(p, parse_pass(pass, {Pass::kForward, Pass::kBackward}) == Pass::kBackward, isa, here));
   if (op == op_name(Op::kSqueezeExcitation)) return plan_dict(plan_squeeze(p, out_channels, isa, here).means);
+  if (op == op_name(Op::kLayerNorm)) return plan_dict(plan_layer_norm(p, isa, here));
   if (op != op_name(Op::kDepthwise))
     throw py::value_error(
-        "op: expected depthwise_conv2d, separable_conv2d, pointwise_conv2d, patch_conv2d, inverted_residual, batch_norm_act or "
-        "squeeze_excitation, got '" +
+        "op: expected depthwise_conv2d, separable_conv2d, pointwise_conv2d, patch_conv2d, inverted_residual, batch_norm_act, "
+        "squeeze_excitation or layer_norm2d, got '" +
         op + "'");
   const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
   const Plan found = plan_depthwise(p, which, multiplier, isa, here);

@@ -56,6 +56,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "squeeze_excitation(Tensor input, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, "
       "str act, str gate, float slope=0.01) -> Tensor");
+  // layer_norm(input.permute(0, 2, 3, 1), (C,), weight, bias, eps).permute(0, 3, 1, 2): over the channels of each pixel, with a
+  // channels_last result. weight and bias are in the accumulation type. On the CPU, without derivatives.
+  m.def("layer_norm2d(Tensor input, Tensor? weight, Tensor? bias, float eps=1e-05) -> Tensor");
   // torch.stack((first, second), 2).flatten(1, 2): channels by turns. On the CPU, without derivatives.
   m.def("interleave_channels(Tensor first, Tensor second) -> Tensor");
   // input.mean((2, 3), keepdim), on the CPU, without derivatives.

@@ -24,7 +24,16 @@ enum class ActivationKind : int32_t {
   kLeakyRelu,
 };
 
-enum class Op : int32_t { kDepthwise = 0, kSeparable, kPointwise, kInvertedResidual, kPatch, kBatchNorm, kSqueezeExcitation };
+enum class Op : int32_t {
+  kDepthwise = 0,
+  kSeparable,
+  kPointwise,
+  kInvertedResidual,
+  kPatch,
+  kBatchNorm,
+  kSqueezeExcitation,
+  kLayerNorm,
+};
 enum class Pass : int32_t {
   kForward = 0,
   kBackward,
@@ -37,8 +46,8 @@ enum class Pass : int32_t {
 };
 
 static constexpr const char* op_name(Op op) {
-  constexpr const char* kNames[] = {"depthwise_conv2d", "separable_conv2d", "pointwise_conv2d",  "inverted_residual",
-                                    "patch_conv2d",     "batch_norm_act",   "squeeze_excitation"};
+  constexpr const char* kNames[] = {"depthwise_conv2d", "separable_conv2d", "pointwise_conv2d",   "inverted_residual",
+                                    "patch_conv2d",     "batch_norm_act",   "squeeze_excitation", "layer_norm2d"};
   return kNames[static_cast<int>(op)];
 }
 static constexpr const char* pass_name(Pass pass) {

@@ -41,6 +41,10 @@ def _batch_norm(input, weight, bias, mean, variance, training, momentum, eps, cu
     return (input, mean, variance, weight, bias, training, momentum, eps)
 
 
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    return (input, normalized_shape, weight, bias, eps)
+
+
 def as_torch(graph: fx.Graph) -> None:
     """Each node that has one in the place of its ATen operation; the rest as they are."""
     for node in graph.nodes:
@@ -48,6 +52,8 @@ def as_torch(graph: fx.Graph) -> None:
             continue
         if node.target is aten.batch_norm.default:
             node.args, node.kwargs, node.target = _batch_norm(*node.args, **node.kwargs), {}, F.batch_norm
+        elif node.target is aten.layer_norm.default:
+            node.args, node.kwargs, node.target = _layer_norm(*node.args, **node.kwargs), {}, F.layer_norm
         elif node.target in _IN_PLACE:
             node.kwargs, node.target = {**node.kwargs, "inplace": True}, _IN_PLACE[node.target]
         elif node.target is aten.add_.Tensor and node.kwargs:  # alpha, which an operator does not have

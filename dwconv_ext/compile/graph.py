@@ -47,6 +47,16 @@ def is_plain(node: Any) -> bool:
     return value is None or (type(value) in (FakeTensor, *PLAIN) and value.layout is torch.strided)
 
 
+def calls(node: Any, name: str) -> bool:
+    """Whether it is a method, a function of torch or an ATen operation of this name."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_method":
+        return node.target == name
+    packet = node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
+    return node.op == "call_function" and packet in (getattr(torch, name, None), getattr(torch.ops.aten, name))
+
+
 def convolution(node: fx.Node) -> dict[str, Any] | None:
     """The arguments of a 2-D convolution by name; None too where its numbers are none, as Dynamo has numpy's."""
     if node.op != "call_function" or node.target not in (torch.conv2d, F.conv2d, torch.ops.dwconv_ext.depthwise_conv2d.default):
@@ -164,12 +174,20 @@ def gate(node: fx.Node) -> str | None:
     return _GATES.get(node.target) if node.op in ("call_function", "call_method") and node.args else None
 
 
+def factors(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors whose product the node is."""
+    times = node.op == "call_function" and node.target in (operator.mul, torch.mul)
+    times = times or (node.op == "call_method" and node.target == "mul")
+    whole = times and not node.kwargs and len(node.args) == 2 and all(tensor_of(a) is not None for a in node.args)
+    return tuple(node.args) if whole else None
+
+
 def product(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """A tensor (N, C, H, W) and its factor (N, C, 1, 1), of one dtype, where the node is their product."""
-    times = node.op == "call_function" and node.target in (operator.mul, torch.mul)
-    if not times or node.kwargs or len(node.args) != 2 or any(tensor_of(a) is None for a in node.args):
+    both = factors(node)
+    if both is None:
         return None
-    for input, factor in (node.args, node.args[::-1]):
+    for input, factor in (both, both[::-1]):
         a, b = tensor_of(input), tensor_of(factor)
         if a.dim() == b.dim() == 4 and a.dtype is b.dtype and b.shape[2:] == (1, 1) and a.shape[:2] == b.shape[:2]:
             return (input, factor) if a.shape[2:] != (1, 1) else None

@@ -6,6 +6,7 @@ In inference (the result wants no derivative):
     pointwise [- BN] [- act] - such a block                              FoldedInvertedResidual
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
     linear [- act]                                                       FoldedLinear
+    LayerNorm, linear [- act] over an image's channels                   FoldedLayerNorm, FoldedImageLinear (channel_layers.py)
     mean over the pixels [- flatten]                                     FoldedPool
     mean over the pixels - pointwise [- act] - pointwise - (hard)sigmoid FoldedSqueeze
     a channel shuffle of two tensors, and its halves                     FoldedInterleave, FoldedNarrow (shuffles.py)
@@ -32,16 +33,16 @@ from ..nn.folded_layers import (
     FoldedBlock,
     FoldedConv,
     FoldedInvertedResidual,
-    FoldedLinear,
-    FoldedSqueeze,
     Frozen,
     folded,
 )
+from ..nn.folded_linear import FoldedLinear, FoldedSqueeze
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .aten import as_torch
+from .channel_layers import ChannelLayers
 from .report import Report
 from .sequences import Layers, as_function, merge
 from .shuffles import fuse_shuffles
@@ -84,7 +85,7 @@ class Layer:
 
 
 @dataclass
-class _Pass:
+class Pass:
     """packed: whether fused layers may keep packed weights; not where the next backend takes them apart. frozen: once for all.
     sequences: whether fused layers that follow each other become one call."""
 
@@ -125,6 +126,8 @@ class _Pass:
                 self.convolution(node)
             elif isinstance(node.target, torch._ops.HigherOrderOperator):
                 self.report.refuse(node, "a subgraph (checkpoint, condition) is left unchanged")
+        if self.packed:
+            ChannelLayers(self).fuse()
         for node in nodes:
             if node not in self.used and self.packed:
                 self.linear(node)
@@ -175,6 +178,12 @@ class _Pass:
         if norm is not None and norm["input"] is node and norm["training"] is False and norm["running_mean"] is not None:
             layer.norm = norm
             layer.nodes.append(after)
+        self.activate(layer)
+        return layer
+
+    def activated(self, arguments: dict[str, Any], node: fx.Node) -> Layer:
+        """Of a linear layer or a BatchNorm."""
+        layer = Layer(arguments, [node])
         self.activate(layer)
         return layer
 
@@ -347,8 +356,7 @@ class _Pass:
         arguments = g.linear(node)
         if arguments is None or g.tensor_of(node).requires_grad or g.tensor_of(node).device.type != "cpu":
             return
-        layer = Layer(arguments, [node])
-        self.activate(layer)
+        layer = self.activated(arguments, node)
         tensors = [arguments["weight"], arguments["bias"]]
         weight, bias = map(g.tensor_of, tensors)
         if not all(map(g.is_plain, (arguments["input"], *tensors))) or (bias is not None and bias.dtype != weight.dtype):
@@ -440,8 +448,7 @@ class _Pass:
         input = g.tensor_of(norm["input"])
         if input is None or input.dim() != 4 or input.device.type != "cpu":
             return
-        layer = Layer({}, [node])
-        self.activate(layer)
+        layer = self.activated({}, node)
         if not self.undisturbed(layer.nodes):
             layer = Layer({}, [node])
         names = ("input", *_TENSORS, "momentum", "eps")
@@ -453,7 +460,7 @@ class _Pass:
 
 
 def fuse(module: fx.GraphModule, packed: bool, frozen: bool, sequences: bool, report: Report) -> Layers:
-    """Puts the fused operations into the graph; packed, frozen, sequences: see ``_Pass``. Those that may keep packed weights."""
-    whole = _Pass(module, packed, frozen, sequences, report)
+    """Puts the fused operations into the graph; packed, frozen, sequences: see ``Pass``. Those that may keep packed weights."""
+    whole = Pass(module, packed, frozen, sequences, report)
     whole.run()
     return whole.layers

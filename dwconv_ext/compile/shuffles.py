@@ -23,22 +23,12 @@ from ..ops.functional import DTYPES, as_weights_layout
 from . import graph as g
 
 
-def _is(node: Any, name: str) -> bool:
-    """A method, a function of torch or an ATen operation of this name."""
-    if not isinstance(node, fx.Node):
-        return False
-    if node.op == "call_method":
-        return node.target == name
-    packet = node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
-    return node.op == "call_function" and packet in (getattr(torch, name, None), getattr(torch.ops.aten, name))
-
-
 def _shuffle(last: fx.Node) -> list[fx.Node] | None:
     """The nodes of the shuffle that ends here, the concatenation first."""
     nodes = [last]
     for name in ("contiguous", "transpose", "view", "cat"):
         before = nodes[0].args[0] if nodes[0].args else None
-        if not _is(before, name) or len(before.users) != 1:
+        if not g.calls(before, name) or len(before.users) != 1:
             return None
         nodes.insert(0, before)
     cat, _, swapped, contiguous, _ = nodes
@@ -61,7 +51,7 @@ def _halves(node: fx.Node) -> list[tuple[fx.Node, int, int]] | None:
     """What is taken of a chunk along the channels: node, first channel, how many; None where the node is none."""
     arguments = {**dict(enumerate(node.args)), **node.kwargs}
     parts = g.value_of(node)
-    if not _is(node, "chunk") or arguments.get(2, arguments.get("dim", 0)) != 1 or not isinstance(parts, (tuple, list)):
+    if not g.calls(node, "chunk") or arguments.get(2, arguments.get("dim", 0)) != 1 or not isinstance(parts, (tuple, list)):
         return None
     found = []
     for user in node.users:
@@ -74,7 +64,7 @@ def _halves(node: fx.Node) -> list[tuple[fx.Node, int, int]] | None:
 
 def fuse_shuffles(graph: fx.Graph, layers: dict[fx.Node, Any], insert: Callable, swap: Callable, undisturbed: Callable) -> int:
     """How many. insert, swap, undisturbed: the pass's."""
-    found = {nodes[0]: nodes for node in graph.nodes if _is(node, "view") and (nodes := _shuffle(node)) is not None}
+    found = {nodes[0]: nodes for node in graph.nodes if g.calls(node, "view") and (nodes := _shuffle(node)) is not None}
 
     def keeps_layout(user: fx.Node) -> bool:
         run = layers.get(user)

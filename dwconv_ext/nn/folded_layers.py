@@ -1,5 +1,4 @@
-"""Convolutions with the BatchNorms after them folded in: the depthwise-separable block, any single convolution, a linear layer;
-and squeeze-and-excitation.
+"""Convolutions with the BatchNorms after them folded in: the depthwise-separable block, the inverted residual, any single one.
 
 They take their tensors at every call and keep what they make of them (folded_weights.py). Where a derivative is wanted, and under
 torch.compile, torch.export and torch.func, they are the same computation in differentiable operations. There is one of each kind
@@ -17,20 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._extension import _C
-from ..ops.activations import ACTIVATIONS, GATES, SLOPE, activate
+from ..ops.activations import ACTIVATIONS, SLOPE, activate
 from ..ops.arguments import IntOrPair, to_pair
 from ..ops.autograd import PLAIN, is_traced_or_transformed
 from ..ops.batch_norm import norm_fits
 from ..ops.functional import (
     DTYPES,
-    accumulation_dtype,
     as_weights_layout,
     depthwise_conv2d,
     name_of,
     padding_of,
     separable_conv2d,
 )
-from .folded_weights import Tensors, can_be_watched, fold, found, frozen, keep
+from .folded_weights import Tensors, fold, found, frozen, keep
 from .steps import Step
 
 ops = torch.ops.dwconv_ext
@@ -128,7 +126,7 @@ def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, s: ConvSetting
     return activate(output, s.activation, s.slope, inplace=not output.requires_grad)
 
 
-def _plus(output: Tensor, residual: Tensor | None) -> Tensor:
+def plus(output: Tensor, residual: Tensor | None) -> Tensor:
     return output if residual is None else output + residual
 
 
@@ -166,7 +164,7 @@ def _becomes_step(input: Tensor, settings: tuple[ConvSettings, ...], layers: tup
     )
 
 
-def _pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Tensor | None:
+def pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Tensor | None:
     """The pointwise convolution of these six tensors, as ``pointwise_conv2d`` takes it; None where it has no kernel."""
     if (
         not Folded.packs(tensors[0], dtype)
@@ -278,7 +276,7 @@ class FoldedBlock(Folded):
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         (one, first), (two, second) = layers = (tensors[:6], self.first), (tensors[6:], self.second)
         if not (_folds(input, one) and _folds(input, two)):
-            return _plus(_as_steps(_as_steps(input, one, first), two, second), residual)
+            return plus(_as_steps(_as_steps(input, one, first), two, second), residual)
         weights = (None if t is None else t.to(input.dtype) for layer, s in layers for t in fold(*layer, s.eps))
         return separable_conv2d(
             input, *weights, first.stride, first.padding, first.dilation, first.activation, second.activation, residual,
@@ -319,7 +317,7 @@ class FoldedConv(Folded):
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         s, weight = self.settings, tensors[0]
         if s.is_pointwise(weight):
-            packed = _pack_pointwise(s, tensors, dtype)
+            packed = pack_pointwise(s, tensors, dtype)
             if packed is None:
                 return None
             act = _C.activations[s.activation]
@@ -340,7 +338,7 @@ class FoldedConv(Folded):
         weight, bias = folded
         if weight is tensors[0]:
             return None
-        return lambda input, residual, gate: _plus(_convolve(input, weight, bias, s), residual)
+        return lambda input, residual, gate: plus(_convolve(input, weight, bias, s), residual)
 
     def of_patches(self, tensors: Tensors, dtype: torch.dtype) -> Step:
         s = self.settings
@@ -355,9 +353,9 @@ class FoldedConv(Folded):
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         s = self.settings
         if not _folds(input, tensors):
-            return _plus(_as_steps(input, tensors, s), residual)
+            return plus(_as_steps(input, tensors, s), residual)
         weights = (None if t is None else t.to(input.dtype) for t in fold(*tensors, s.eps))
-        return _plus(_convolve(input, *weights, s), residual)
+        return plus(_convolve(input, *weights, s), residual)
 
 
 class FoldedInvertedResidual(Folded):
@@ -378,7 +376,7 @@ class FoldedInvertedResidual(Folded):
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(1)
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
-        expand, block = _pack_pointwise(self.expand, tensors[:6], dtype), _pack(self.first, self.second, tensors[6:], dtype)
+        expand, block = pack_pointwise(self.expand, tensors[:6], dtype), _pack(self.first, self.second, tensors[6:], dtype)
         if expand is None or block is None:
             return None
         act = _C.activations[self.expand.activation]
@@ -387,67 +385,3 @@ class FoldedInvertedResidual(Folded):
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         expanded = folded(FoldedConv, self.expand).functional(input, tensors[:6])
         return folded(FoldedBlock, self.first, self.second).functional(expanded, tensors[6:], residual)
-
-
-# Rows up to which a linear layer is faster as a pointwise convolution of a picture one pixel high.
-MOST_ROWS = 256
-
-
-class FoldedLinear(Folded):
-    """``act(linear(x))``: of few rows on the pointwise kernel, of many torch's. Its two tensors: weight, bias (or None)."""
-
-    def __init__(self, settings: ConvSettings) -> None:
-        self.settings = settings
-
-    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        if type(input) is not Tensor or not input.is_cpu or input.dim() == 0 or input.shape[-1] != tensors[0].shape[1]:
-            return False
-        return 0 < input.shape[:-1].numel() <= MOST_ROWS
-
-    def is_step(self, input: Tensor, tensors: Tensors) -> bool:
-        rows = input.shape[:-1]  # a symbolic size would be fixed by a look at it
-        return all(type(size) is int for size in rows) and rows.numel() <= MOST_ROWS
-
-    def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
-        weight, bias = tensors
-        if not (self.packs(weight, dtype) and can_be_watched(weight) and weight.is_contiguous()) or 0 in weight.shape:
-            return None
-        if bias is not None and (not can_be_watched(bias) or bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype):
-            return None
-        packed = _pack_pointwise(self.settings, (weight[:, :, None, None], bias, *NO_NORM), dtype)
-        if packed is None:
-            return None
-        act = _C.activations[self.settings.activation]
-        return Step(ops.linear.default, packed, len(weight), act, self.settings.slope)
-
-    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
-        output = F.linear(input, *tensors)
-        return activate(output, self.settings.activation, self.settings.slope, inplace=not output.requires_grad)
-
-
-class FoldedSqueeze(Folded):
-    """``gate(conv2(act(conv1(x.mean((2, 3), keepdim=True)))))`` of squeeze-and-excitation (Hu et al., arXiv:1709.01507).
-
-    Its four tensors: weight, bias of the first pointwise convolution, and of the second; biases may be None.
-    """
-
-    def __init__(self, first: ConvSettings, gate: str) -> None:
-        self.first, self.gate = first, gate
-
-    def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
-        return super().fits(input, tensors, residual) and input.numel() > 0
-
-    def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
-        if not all(self.packs(t, dtype) for t in tensors if t is not None):
-            return None
-        wide = accumulation_dtype(dtype)
-        # Copies: a view would keep the weight alive.
-        reduce, first, expand, second = (None if t is None else t.detach().clone().to(wide) for t in tensors)
-        reduce, expand = reduce.flatten(1), expand.flatten(1).t().contiguous()
-        s = self.first
-        return Step(ops.squeeze_excitation.default, reduce, first, expand, second, s.activation, self.gate, s.slope)
-
-    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
-        reduce, first, expand, second = (None if t is None else t.to(input.dtype) for t in tensors)
-        hidden = F.conv2d(input.mean((2, 3), keepdim=True), reduce, first)
-        return GATES[self.gate](F.conv2d(activate(hidden, self.first.activation, self.first.slope), expand, second))

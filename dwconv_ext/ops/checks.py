@@ -202,6 +202,12 @@ class Checks:
         self.wide("weight", w, x.shape[1:2], x)
         self.wide("bias", b, x.shape[1:2], x)
 
+    def layer_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> None:
+        self.pixels(x)
+        self.that(eps >= 0, f"eps must be non-negative, but got {eps:g}")
+        self.wide("weight", w, x.shape[1:2], x)
+        self.wide("bias", b, x.shape[1:2], x)
+
     def batch_norm_backward(
         self, grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str
     ) -> None:

@@ -174,6 +174,12 @@ def _(x, keepdim):
     return x.new_empty((*x.shape[:2], 1, 1) if keepdim else x.shape[:2])
 
 
+@torch.library.register_fake("dwconv_ext::layer_norm2d")
+def _(x, w, b, eps=1e-5):
+    Checks("layer_norm2d").layer_norm(x, w, b, eps)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 @torch.library.register_fake("dwconv_ext::squeeze_excitation")
 def _(x, reduce, first, expand, second, act, gate, slope=SLOPE):
     Checks("squeeze_excitation").squeeze_excitation(x, reduce, first, expand, second, act, gate)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from small_models import assert_same, check, fast
 from torch import nn
 
-from dwconv_ext.nn import folded_layers
+from dwconv_ext.nn import folded_linear
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 def test_linear_layers(dtype, bias):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 40, bias), nn.GELU(), nn.Linear(40, 7, bias)).to(dtype)
-    few, many = 5, folded_layers.MOST_ROWS + 3
+    few, many = 5, folded_linear.MOST_ROWS + 3
     for shape in ((few,), (1,), (), (2, few), (few, 1, 2), (many,), (0,), (2, 0)):
         torch._dynamo.reset()
         check(model, torch.randn(*shape, 24).to(dtype), wanted={"linear layers": 2})

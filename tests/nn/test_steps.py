@@ -16,9 +16,8 @@ from dwconv_ext.nn.folded_layers import (
     FoldedBlock,
     FoldedConv,
     FoldedInvertedResidual,
-    FoldedLinear,
-    FoldedSqueeze,
 )
+from dwconv_ext.nn.folded_linear import FoldedImageLinear, FoldedLayerNorm, FoldedLinear, FoldedSqueeze
 from dwconv_ext.nn.folded_sequence import FoldedSequence, Link
 from dwconv_ext.nn.steps import Place, Program, Step
 
@@ -47,8 +46,10 @@ def layers():
         (FoldedNarrow(3, 8), Place(7), ()),  # 8
         (FoldedNarrow(8, 8), Place(7), ()),  # 9
         (FoldedConv(PW), Place(8, 9), convolution(8, 8)),  # 10, of a view, plus another
-        (FoldedPool(keepdim=False), Place(10), ()),  # 11
-        (FoldedLinear(PW), Place(11), (torch.randn(5, 8), torch.randn(5))),  # 12
+        (FoldedLayerNorm(1e-6), Place(10), (torch.randn(8), torch.randn(8))),  # 11
+        (FoldedImageLinear(ConvSettings()), Place(11, 10), (torch.randn(8, 8), None, torch.randn(8, 1, 1))),  # 12
+        (FoldedPool(keepdim=False), Place(12), ()),  # 13
+        (FoldedLinear(PW), Place(13), (torch.randn(5, 8), torch.randn(5))),  # 14
     ]
 
 
@@ -72,7 +73,7 @@ def one_by_one(parts, x, outputs):
 @torch.no_grad()
 def test_the_bits_of_the_single_calls(dtype, layout):
     parts = layers()
-    for outputs in ([12], [4, 12], [1, 7, 9, 12, 2], [8], [9, 8]):
+    for outputs in ([14], [4, 14], [1, 7, 9, 14, 2, 12], [8], [9, 8]):
         run, tensors = sequence(parts[: max(outputs)], outputs)
         x = torch.randn(2, 3, 17, 12).to(dtype).contiguous(memory_format=LAYOUTS[layout])
         want = one_by_one(parts[: max(outputs)], x, outputs)
@@ -89,18 +90,18 @@ def test_the_bits_of_the_single_calls(dtype, layout):
 @torch.no_grad()
 def test_sizes_may_change_from_call_to_call():
     parts = layers()
-    run, tensors = sequence(parts, [12])
+    run, tensors = sequence(parts, [14])
     for size in ((1, 9, 9), (3, 40, 41), (2, 5, 3), (1, 9, 9), (4, 64, 64), (1, 3, 3)):
         x = torch.randn(size[0], 3, *size[1:])
-        assert torch.equal(run([x], tensors), one_by_one(parts, x, [12])[0])
+        assert torch.equal(run([x], tensors), one_by_one(parts, x, [14])[0])
 
 
 @torch.no_grad()
 def test_threads_that_call_have_memory_of_their_own():
     parts = layers()
-    run, tensors = sequence(parts, [12])
+    run, tensors = sequence(parts, [14])
     inputs = [torch.randn(2, 3, 24 + n, 24) for n in range(4)]
-    want = [one_by_one(parts, x, [12])[0] for x in inputs]
+    want = [one_by_one(parts, x, [14])[0] for x in inputs]
     wrong = []
 
     def work(n):
@@ -141,7 +142,7 @@ def test_what_no_kernel_takes_is_run_by_torch():
 @torch.no_grad()
 def test_an_error_in_the_middle_leaves_nothing_behind():
     parts = layers()
-    run, tensors = sequence(parts, [12])
+    run, tensors = sequence(parts, [14])
     program = run.kept(tensors, torch.float32)
     x = torch.randn(1, 3, 9, 9)
     want = program([x])[0]

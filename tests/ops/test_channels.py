@@ -1,4 +1,4 @@
-"""The ops between convolutions: linear, global_average_pool, interleave_channels."""
+"""The ops between convolutions: linear, global_average_pool, interleave_channels, layer_norm2d."""
 
 from __future__ import annotations
 
@@ -64,3 +64,45 @@ def test_interleave_channels(layout, dtype, threads):
                 got = ops.interleave_channels(a, second)
                 assert torch.equal(got, want)
                 assert got.numel() == 0 or shape == (1, 1, 1, 1) or got.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 5, 3), (1, 16, 2, 2), (3, 65, 1, 9), (1, 96, 14, 14), (2, 130, 3, 1)], ids=str)
+def test_layer_norm2d(shape, layout, isa, threads):
+    channels = shape[1]
+    for dtype in DTYPES:
+        wide = torch.promote_types(dtype, torch.float32)
+        x = (3 * torch.randn(shape) + 5).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        weight, bias = torch.randn(channels, dtype=wide), torch.randn(channels, dtype=wide)
+        pixels = x.double().permute(0, 2, 3, 1)
+        for w, b, eps in [(weight, bias, 1e-6), (weight, None, 0.1), (None, bias, 1e-5), (None, None, 1e-5)]:
+            affine = [None if t is None else t.double() for t in (w, b)]
+            want = F.layer_norm(pixels, (channels,), *affine, eps).permute(0, 3, 1, 2)
+            # The mean's error, and those of the deviation, the scale and the affine map.
+            inverse = (pixels.var(-1, correction=0) + eps).rsqrt().unsqueeze(1)
+            mean_error = channels * pixels.abs().mean(-1).unsqueeze(1)
+            size = (x.double().abs() + mean_error) * inverse * (1 if w is None else w.double().abs().reshape(-1, 1, 1))
+            rest = (channels + 8) * want.abs() + (0 if b is None else 8 * b.double().abs().reshape(-1, 1, 1))
+            limit = accumulation_unit(dtype) * (2 * size + rest) + UNIT[dtype] * want.abs()
+            results = []
+            for count in (1, 2, 7):
+                threads(count)
+                results.append(ops.layer_norm2d(x, w, b, eps))
+            got = results[0]
+            assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
+            assert all(torch.equal(got, other) for other in results)
+            assert ((got.double() - want).abs() <= limit).all()
+
+
+def test_layer_norm2d_of_views():
+    x = torch.randn(2, 24, 9, 10).contiguous(memory_format=torch.channels_last)[:, 3:20, 1::2, ::3]
+    got = ops.layer_norm2d(x, None, None)
+    torch.testing.assert_close(got, F.layer_norm(x.permute(0, 2, 3, 1), (17,)).permute(0, 3, 1, 2))
+
+
+def test_layer_norm2d_keeps_nan_to_its_pixel():
+    x = torch.randn(1, 5, 2, 2)
+    x[0, 1, 1, 0] = torch.nan
+    got = ops.layer_norm2d(x, None, None)
+    assert torch.equal(got.isnan(), torch.tensor([[False, False], [True, False]]).expand(1, 5, 2, 2))

@@ -60,6 +60,9 @@ def valid(op: str, how: dict) -> dict:
             return first | last
         statistics = {"mean": vector(channels, wide), "variance": vector(channels, wide)}
         return {"grad_output": torch.zeros_like(x), **first, **statistics, **last}
+    if op == "layer_norm2d":
+        affine = {"weight": maybe(vector(channels, wide)), "bias": maybe(vector(channels, wide))}
+        return {"input": image(max(batch, 1), channels, 8, 7), **affine, "eps": 1e-5}
     if op == "global_average_pool":
         return {"input": image(max(batch, 1), channels, 8, 7), "keepdim": how["optional"]}
     if op == "squeeze_excitation":
@@ -129,6 +132,7 @@ OPS = (
     "patch_conv2d",
     "linear",
     "interleave_channels",
+    "layer_norm2d",
     "global_average_pool",
     "batch_norm_act",
     "batch_norm_act_backward",
@@ -229,6 +233,7 @@ ALLOWED = {
     *(("pointwise_conv2d_pack", "weight", name) for name in ("channels_other",)),
     ("pointwise_conv2d_pack", "input_dtype", "float16"),
     ("batch_norm_act", "input", "small"),
+    ("layer_norm2d", "input", "small"),
     ("squeeze_excitation", "input", "small"),
     ("global_average_pool", "input", "small"),
     *(("global_average_pool", "input", name) for name in ("channels_other", "other_float")),
@@ -240,6 +245,7 @@ ALLOWED = {
 OTHERS = {
     ("batch_norm_act", "weight"): VECTOR,
     ("batch_norm_act_backward", "weight"): VECTOR,
+    ("layer_norm2d", "weight"): VECTOR,
     ("squeeze_excitation", "gate"): ACTIVATION,
     ("pointwise_conv2d", "stride"): {"zero": lambda _: 0, "negative": lambda _: -1},
     ("inverted_residual", "hidden"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},

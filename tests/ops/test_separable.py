@@ -70,7 +70,9 @@ def test_activations_at_the_ends(activation, kernels):
     ours = dwconv_ext.separable_conv2d(x, one, None, one, None, dw_act="identity", pw_act=activation)
     want = ACTIVATIONS[activation](x.double()).float()  # torch's own float32 gelu is off by 1e-4 at -3 and NaN at infinity
     loose = 1e-3 if kernels.device == "cuda" else 2e-6  # tf32 may be on
-    torch.testing.assert_close(ours, want, equal_nan=True, rtol=loose, atol=1e-30)
+    # GELU is x times a probability that is right to 2e-7, torch's to 3.5e-7.
+    near = 3 * 2e-7 if activation == "gelu" else 1e-30
+    torch.testing.assert_close(ours, want, equal_nan=True, rtol=loose, atol=near)
 
 
 @pytest.mark.isa

@@ -24,31 +24,31 @@ DWCONV_INLINE Vec<float> exp(Vec<float> x) {
   return poly * (Vec<float>)(((U32)rounded + 127u) << 23);
 }
 
-// erfc by the Chebyshev fit of Numerical Recipes (erfcc), relative error below 1.2e-7 for every x.
-DWCONV_INLINE Vec<float> erfc(Vec<float> x) {
-  const Vec<float> z = x < 0.0f ? -x : x;
-  const Vec<float> t = 1.0f / (1.0f + 0.5f * z);
-  Vec<float> poly = t * 0.17087277f - 0.82215223f;
-  poly = poly * t + 1.48851587f;
-  poly = poly * t - 1.13520398f;
-  poly = poly * t + 0.27886807f;
-  poly = poly * t - 0.18628806f;
-  poly = poly * t + 0.09678418f;
-  poly = poly * t + 0.37409196f;
-  poly = poly * t + 1.00002368f;
-  poly = poly * t - 1.26551223f;
-  const Vec<float> result = t * exp(poly - z * z);
-  return x < 0.0f ? 2.0f - result : result;
+// The normal distribution's cumulative function: 1/2 + x P(x^2) / Q(x^2), a minimax fit of its difference from 1/2 for |x| <= 5.5
+// (relative error 2e-8). In float32 within 2e-7; torch's own within 3.5e-7. Below -5.5, where it is less than 2e-8, it is zero.
+DWCONV_INLINE Vec<float> normal_cdf(Vec<float> x) {
+  constexpr float kFar = 5.5f;
+  const Vec<float> near = at_most(at_least(x, -kFar), kFar), u = near * near;
+  Vec<float> p = u * 2.29287389e-8f + 6.30198997e-6f;
+  Vec<float> q = u * 1.19898696e-6f + 7.2181128e-5f;
+  p = p * u + 1.64616077e-4f, q = q * u + 1.86088677e-3f;
+  p = p * u + 4.65174351e-3f, q = q * u + 2.84184664e-2f;
+  p = p * u + 3.3462909e-2f, q = q * u + 2.50545474e-1f;
+  p = p * u + 3.98942274e-1f, q = q * u + 1.0f;
+  return x <= -kFar ? Vec<float>{} : near * p / q + 0.5f;
 }
 
-#define DWCONV_LANEWISE(name, expression)                                  \
-  DWCONV_INLINE Vec<double> name(Vec<double> x) {                          \
-    Vec<double> result = x;                                                \
-    for (int i = 0; i < kLanes<double>; ++i) result[i] = expression(x[i]); \
-    return result;                                                         \
+#define DWCONV_LANEWISE(name, expression)         \
+  DWCONV_INLINE Vec<double> name(Vec<double> x) { \
+    Vec<double> result = x;                       \
+    for (int i = 0; i < kLanes<double>; ++i) {    \
+      const double lane = x[i];                   \
+      result[i] = expression;                     \
+    }                                             \
+    return result;                                \
   }
-DWCONV_LANEWISE(exp, __builtin_exp)
-DWCONV_LANEWISE(erfc, __builtin_erfc)
+DWCONV_LANEWISE(exp, __builtin_exp(lane))
+DWCONV_LANEWISE(normal_cdf, 0.5 * __builtin_erfc(lane * -0.70710678118654752440))
 #undef DWCONV_LANEWISE
 
 template <class A>
@@ -64,9 +64,9 @@ DWCONV_INLINE Vec<A> activate(Vec<A> x, const Activation& activation) {
     case ActivationKind::kSilu:
       return x / (A(1) + exp(-x));
     case ActivationKind::kHardswish:
-      return x * at_most(at_least(x + A(3), A(0)), A(6)) / A(6);
+      return x * at_most(at_least(x + A(3), A(0)), A(6)) * A(1.0 / 6);
     case ActivationKind::kGelu:
-      return x * A(0.5) * erfc(x * A(-0.70710678118654752440));
+      return x * normal_cdf(x);
     case ActivationKind::kGeluTanh: {
       // 0.5 (1 + tanh(u)) = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
       const Vec<A> u = A(0.79788456080286535588) * (x + A(0.044715) * x * x * x);
@@ -113,7 +113,7 @@ DWCONV_INLINE Vec<A> activate_backward(Vec<A> grad, Vec<A> x, const Activation& 
     }
     case ActivationKind::kGelu: {  // the normal distribution and x times its density
       const Vec<A> density = A(0.39894228040143267794) * exp(x * x * A(-0.5));
-      return grad * (A(0.5) * erfc(x * A(-0.70710678118654752440)) + x * density);
+      return grad * (normal_cdf(x) + x * density);
     }
     case ActivationKind::kGeluTanh: {
       const Vec<A> u = A(0.79788456080286535588) * (x + A(0.044715) * x * x * x);
@@ -127,10 +127,32 @@ DWCONV_INLINE Vec<A> activate_backward(Vec<A> grad, Vec<A> x, const Activation& 
   return grad;
 }
 
-// Out of line: an exponential in each of a register tile's places would be most of the kernel.
+template <class A, ActivationKind kKind>
+DWCONV_INLINE void activate_each(Vec<A>* values, int count, double slope) {
+  const Activation known = {kKind, slope};
+  for (int i = 0; i < count; ++i) values[i] = activate<A>(values[i], known);
+}
+
+// Out of line: an exponential in each of a register tile's places would be most of the kernel. A loop for each activation keeps
+// its constants in registers: 15 cycles for 16 elements of SiLU, with all of them in one loop 22 (Zen 4).
 template <class A>
 __attribute__((noinline)) void activate_array(Vec<A>* values, int count, const Activation& activation) {
-  for (int i = 0; i < count; ++i) values[i] = activate<A>(values[i], activation);
+  switch (activation.kind) {
+    case ActivationKind::kSilu:
+      return activate_each<A, ActivationKind::kSilu>(values, count, activation.slope);
+    case ActivationKind::kHardswish:
+      return activate_each<A, ActivationKind::kHardswish>(values, count, activation.slope);
+    case ActivationKind::kGelu:
+      return activate_each<A, ActivationKind::kGelu>(values, count, activation.slope);
+    case ActivationKind::kGeluTanh:
+      return activate_each<A, ActivationKind::kGeluTanh>(values, count, activation.slope);
+    case ActivationKind::kLeakyRelu:
+      return activate_each<A, ActivationKind::kLeakyRelu>(values, count, activation.slope);
+    case ActivationKind::kIdentity:
+    case ActivationKind::kRelu:
+    case ActivationKind::kRelu6:
+      return;  // clamp_all's
+  }
 }
 
 // Those that only cut values off.

@@ -171,6 +171,17 @@ struct SqueezeArgs {
   void* output = nullptr;  // [batch][channels]
 };
 using SqueezeKernel = void (*)(const SqueezeArgs&, void* scratch, Tiles);
+// LayerNorm over the channels of each pixel, channels_last; the output is dense. Weight and bias are in the accumulation type.
+struct LayerNormArgs {
+  CpuProblem problem;
+  double eps = 0;
+  const void* input = nullptr;
+  const void* weight = nullptr;  // or null
+  const void* bias = nullptr;    // or null
+  void* output = nullptr;
+  int64_t rows_per_tile = 1;
+};
+using LayerNormKernel = void (*)(const LayerNormArgs&, void* scratch, Tiles);
 constexpr int64_t kMostLanes = 16;  // of any set's vector of accumulation types
 constexpr int kMeanVectors = 4;     // of channels, of which a channels_last tile takes the means
 

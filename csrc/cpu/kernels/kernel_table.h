@@ -38,6 +38,7 @@ struct KernelRow {
   BackwardInputKernel backward_input;
   BatchNormKernel batch_norm;
   SqueezeKernel squeeze;
+  LayerNormKernel layer_norm;
   PointwiseFormat pointwise;  // of a fused block's kernel
 };
 

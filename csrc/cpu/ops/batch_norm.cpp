@@ -18,17 +18,14 @@ constexpr int64_t kConstants = 5, kVector = 16;  // values of a channel; element
 BatchNormArgs common_args(const char* op, const Tensor& input, const std::optional<Tensor>& weight,
                           const std::optional<Tensor>& bias, double eps, const std::string& act, double slope,
                           std::vector<Tensor>* kept) {
-  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  const DType dtype = check_dtype(op, "input", input);
-  DWCONV_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
-  DWCONV_CHECK(eps >= 0, op, ": eps must be non-negative, but got ", eps);
   BatchNormArgs args;
-  args.eps = eps;
   CpuProblem& p = args.problem;
-  p = pixelwise_problem(input, dtype);
+  p = pixelwise_problem(op, input);
+  DWCONV_CHECK(eps >= 0, op, ": eps must be non-negative, but got ", eps);
+  args.eps = eps;
   p.activation = check_activation(op, "act", act, slope);
   const auto values = [&](const char* name, const Tensor& t) -> const void* {
-    check_wide(op, name, t, {input.size(1)}, input, dtype);
+    check_wide(op, name, t, {input.size(1)}, input, p.dtype);
     kept->push_back(torch::stable::contiguous(t));
     return kept->back().const_data_ptr();
   };

@@ -21,6 +21,7 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
 Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, const OptionalTensor& reduce_bias,
                           const Tensor& expand_weight, const OptionalTensor& expand_bias, const std::string act,
                           const std::string gate, double slope);
+Tensor layer_norm2d(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, double eps);
 Tensor interleave_channels(const Tensor& first, const Tensor& second);
 Tensor global_average_pool(const Tensor& input, bool keepdim);
 

@@ -13,10 +13,7 @@ constexpr const char* kPool = "global_average_pool";
 
 // A problem over the input's pixels, which `x` holds.
 CpuProblem pixels(const char* op, const Tensor& input, Tensor* x) {
-  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
-  const DType dtype = check_dtype(op, "input", input);
-  DWCONV_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
-  CpuProblem p = pixelwise_problem(input, dtype);
+  CpuProblem p = pixelwise_problem(op, input);
   *x = as_layout(input, p.layout);
   set_input(p, *x);
   return p;

@@ -133,6 +133,11 @@ constexpr Op kOps[] = {
        const std::string &act = read.word(), &gate = read.word();
        return squeeze_excitation(input, reduce, first, expand, second, act, gate, read.number());
      }},
+    {"layer_norm2d",
+     [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
+       const OptionalTensor weight = read.optional_tensor(), bias = read.optional_tensor();
+       return layer_norm2d(input, weight, bias, read.number());
+     }},
     {"interleave_channels",
      [](const Tensor& input, const OptionalTensor& second, const OptionalTensor&, Reader& read) {
        read.check(second.has_value());

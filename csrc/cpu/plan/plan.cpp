@@ -255,4 +255,18 @@ SqueezePlan plan_squeeze(const CpuProblem& p, int64_t squeezed, const IsaKernels
   return stages;
 }
 
+Plan plan_layer_norm(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
+  constexpr int64_t kTileElements = 8 << 10;
+  Plan plan;
+  plan.row = choose_row(isa, machine, Op::kLayerNorm, Pass::kForward, p);
+  const int64_t rows = p.batch * p.in_h, row = p.in_w * p.channels;
+  plan.rows_per_tile = std::clamp<int64_t>(kTileElements / row, 1, rows);
+  plan.tiles = ceil_div(rows, plan.rows_per_tile);
+  plan.workers = workers_for(rows * row, plan.tiles, machine);
+  plan.bytes = element_size(p.dtype) * 2 * rows * row;
+  plan.flops = rows * row * 8;
+  if (machine.with_reasons) plan.reason = describe(*plan.row);
+  return plan;
+}
+
 }  // namespace dwconv

@@ -38,6 +38,9 @@ struct SqueezePlan {
 };
 SqueezePlan plan_squeeze(const CpuProblem& problem, int64_t squeezed, const IsaKernels& isa, const Machine& machine);
 
+// LayerNorm over channels; problem as in LayerNormArgs.
+Plan plan_layer_norm(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
+
 struct SeparablePlan {
   Plan depthwise;      // of the first stage
   Plan whole;          // its row has the format of the pointwise weights
