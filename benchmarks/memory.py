@@ -7,15 +7,17 @@ shares (anonymous pages, and pages of shared memory), not what an allocator says
 
     held     after loading and some calls: weights, what is made of them, what is kept for the next call
     peak     the most during some more calls: the same with all that lies between layers
-    loading  the most until the first result, which compiles; in the JSON file alone
+    loading  the most until the first results, which compile; in the JSON file, as is:
+    left     after all is let go again; what a process keeps of its first network, and of others little more
 
     eager channels_last   the model as it is
     backend               torch.compile(model, backend="dwconv_ext"), in channels_last
     freeze                dwconv_ext.compile.freeze of a program that torch.export saved, in channels_last
     ONNX Runtime, OpenVINO   the model from its ONNX file
 
-Files are written by a process of their own. All must agree with the plain model. Figures are the same within half a MB on a busy
-machine too: nothing is timed. Large pages of the kernel's own choice (transparent_hugepage "always") would add to all ways.
+Ratios are of peaks. Files are written by a process of their own, runtimes have their default settings, and all must agree with
+the plain model. Nothing is timed: on a busy machine figures are the same within a MB. Where the system chooses large pages itself
+(transparent_hugepage "always") all ways have more.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import argparse
 import ctypes
 import gc
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -51,6 +54,7 @@ class Bytes(NamedTuple):
     held: int
     peak: int
     loading: int
+    left: int
 
 
 class Row(NamedTuple):
@@ -101,7 +105,9 @@ def write(network: str, batch: int, folder: Path, runtimes: bool) -> int:
             (folder / f"{name}.onnx").write_bytes(exported(model, x))
         model.to(memory_format=torch.channels_last)
         program = torch.export.export(model, (x.contiguous(memory_format=torch.channels_last),))
-        torch.export.save(program, folder / f"{name}.pt2")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights in channels_last, which it keeps so
+            torch.export.save(program, folder / f"{name}.pt2")
     return sum(t.nbytes for t in model.state_dict().values())
 
 
@@ -131,19 +137,26 @@ def measure(way: str, network: str, batch: int, folder: Path, threads: int) -> B
         for _ in range(CALLS):
             run()
 
+    def end() -> None:
+        nonlocal run
+        run = None
+        torch._dynamo.reset()
+        clear_caches()
+
     models = _models(network, batch)
     if way not in RUNTIMES:
         models = {name: (make, x.contiguous(memory_format=torch.channels_last)) for name, (make, x) in models.items()}
     begin("tiny")
-    run = None
-    torch._dynamo.reset()
-    clear_caches()
+    end()
     nothing = _resident()
     loading = _peak_of(lambda: begin("network"))
     held = _resident() - nothing
     peak = held + _peak_of(calls)
-    agree(network, way, torch.as_tensor(run()), torch.load(folder / "network.pt"))
-    return Bytes(held, peak, loading)
+    result = torch.as_tensor(run()).clone()
+    end()
+    left = _resident() - nothing
+    agree(network, way, result, torch.load(folder / "network.pt"))
+    return Bytes(held, peak, loading, left)
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
