@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import layer_suites, models, network, plot, sweep, traffic
+from . import layer_suites, memory, models, network, plot, sweep, traffic
 from .suites import LAYOUTS, Mismatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,6 +58,8 @@ SUITES = {
     "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", layer_suites.run, COMPARISON),
     "network": Suite("seven whole networks in inference, against the runtimes that serve them", network.run,
                      "names dtype threads batches rounds no-compile no-runtimes profile save", {"rounds": 5}),
+    "memory": Suite("bytes that seven whole networks take, against the same runtimes", memory.run,
+                    "names threads batches no-runtimes save", {"dtype": "float32"}),
     "models": Suite(
         "whole models: plain, compiled, converted",
         models.run,

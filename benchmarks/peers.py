@@ -55,7 +55,7 @@ def onnx_model(x: Tensor, convolutions: list[dict]) -> bytes:
     return model.SerializeToString()
 
 
-def onnx_runtime(x: Tensor, model: bytes, threads: int) -> Callable[[], numpy.ndarray]:
+def onnx_runtime(x: Tensor, model: bytes | str, threads: int) -> Callable[[], numpy.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -78,7 +78,7 @@ def openvino_core() -> Any:
     return ov.Core()
 
 
-def openvino(x: Tensor, model: bytes, threads: int, dtype: torch.dtype) -> Callable[[], numpy.ndarray]:
+def openvino(x: Tensor, model: bytes | str, threads: int, dtype: torch.dtype) -> Callable[[], numpy.ndarray]:
     import openvino as ov
 
     core = openvino_core()

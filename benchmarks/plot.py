@@ -54,7 +54,7 @@ def _draw(path: Path, saved: dict) -> list[Path]:
     if "model" in results[0]:
         _bars(bars, f"{title}\nall in the layout that plain PyTorch is faster in", *_models(results), "speed, plain PyTorch = 1")
         return [bars]
-    if "network" in results[0]:
+    if "network" in results[0] and "seconds" in results[0]:
         _bars(bars, title, *_networks(results), "speed, eager channels_last = 1")
         return [bars]
     if "layer" in results[0]:
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
     for path in options.files:
         pictures = draw(path)
         if not pictures:
-            print(f"{path} has neither layers nor models", file=sys.stderr)
+            print(f"{path} has no times of layers or models", file=sys.stderr)
             return 2
         print(*pictures, sep="\n")
     return 0

@@ -67,8 +67,8 @@ def freeze(program: ExportedProgram) -> Callable[..., Any]:
     _check_inputs(module.graph)
     _plain_arguments(module, program)
     module.graph.lint()
-    module.recompile()
-    forward = module.forward  # not the module, whose hooks check what has been checked
+    # Not the module, whose hooks check what has been checked.
+    forward = fx.GraphModule(module, _without_past(module.graph)).forward
 
     def serve(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
@@ -161,6 +161,14 @@ def _own_tensors(module: fx.GraphModule) -> None:
         owner, leaf = _owner(module, name)
         delattr(owner, leaf)
         owner.register_buffer(leaf, value)
+
+
+def _without_past(graph: fx.Graph) -> fx.Graph:
+    """The same, with its nodes alone: a graph keeps erased ones, for their names, and they the model's tensors."""
+    graph = copy.deepcopy(graph)
+    for node in graph.nodes:
+        node.meta.clear()
+    return graph
 
 
 def _check_inputs(graph: fx.Graph) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import plot, report, suites, sweep
+from benchmarks import memory, plot, report, suites, sweep
 from benchmarks.layers import depthwise_layers, separable_layers
 from benchmarks.timing import Stopwatch, geometric_mean
 
@@ -63,6 +63,26 @@ def test_whole_networks(tmp_path, capsys, threads):
     assert program.main([*command, "--profile"]) == 0
     printed = capsys.readouterr().out
     assert "FoldedBlock" in printed and "GFLOP/s" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_networks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "WAYS", ("eager channels_last", "freeze"))  # each is a process
+    command = ["memory", "shufflenet_v2_x0_5", "--batches", "1", "--threads", "1", "--no-runtimes", "--save", str(tmp_path)]
+    assert program.main(command) == 0
+    assert "held, peak" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "memory-float32.json").read_text())["results"]
+    assert row["weights"] > 5e6 and set(row["bytes"]) == {"eager channels_last", "freeze"}
+    for found in row["bytes"].values():
+        assert 0.9 * row["weights"] < found["held"] <= found["peak"] < 40e6
+    assert "shufflenet_v2_x0_5" in (tmp_path / "memory-float32.md").read_text()
+    assert program.main(["plot", str(tmp_path / "memory-float32.json")]) == 2
+
+
+def test_memory_is_measured_on_linux(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert program.main(["memory"]) == 2
+    assert "Linux" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -142,8 +162,9 @@ def test_no_such_layer(suite, capsys):
     assert "name contains 'nonsense'" in capsys.readouterr().err
 
 
-def test_no_such_network(capsys):
-    assert program.main(["network", "nonsense"]) == 2
+@pytest.mark.parametrize("suite", ["network", "memory"])
+def test_no_such_network(suite, capsys):
+    assert program.main([suite, "nonsense"]) == 2
     assert "neither torchvision nor timm has a model 'nonsense'" in capsys.readouterr().err
 
 
