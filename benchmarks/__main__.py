@@ -66,7 +66,7 @@ SUITES = {
         "device dtype threads layers batches layouts passes rounds no-compile save",
         {"rounds": 5},
     ),
-    "sweep": Suite("time per element at neighbouring sizes, and as N, C and H grow", sweep.run,
+    "sweep": Suite("time per multiply-add at neighbouring sizes, and as N, C and H grow", sweep.run,
                    "device dtype threads layers rounds save", {"rounds": 5}),
     "traffic": Suite("bytes that the CUDA kernels move, counted on the emulator", traffic.run,
                      "dtype layers batch save", {"dtype": "float16", "batch": 8}),

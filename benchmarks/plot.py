@@ -74,13 +74,19 @@ Panels = dict[str, dict[str, list[float]]]  # by panel and implementation, a spe
 
 
 def _layers(results: list[dict]) -> tuple[list[str], Panels]:
-    names = list(dict.fromkeys(r["layer"]["name"] for r in results))
+    by_panel: dict[str, dict[str, dict[str, float]]] = {}
+    for r in results:
+        batch = r["layer"]["batch"]
+        name = r["layer"]["name"].removesuffix(f"_b{batch}")
+        panel = r["pass"] if name == r["layer"]["name"] else f"{r['pass']}, batch {batch}"
+        by_panel.setdefault(panel, {})[name] = r["seconds"]
+    names = list(dict.fromkeys(name for seconds in by_panel.values() for name in seconds))
     panels: Panels = {}
-    for direction in dict.fromkeys(r["pass"] for r in results):
-        seconds = {r["layer"]["name"]: r["seconds"] for r in results if r["pass"] == direction}
+    for panel, seconds in by_panel.items():
         implementations = dict.fromkeys([*OURS, *(c for s in seconds.values() for c in s)])
-        panels[direction] = {
-            implementation: [seconds[name][BASELINE] / seconds[name].get(implementation, math.nan) for name in names]
+        rows = [seconds.get(name, {}) for name in names]
+        panels[panel] = {
+            implementation: [row.get(BASELINE, math.nan) / row.get(implementation, math.nan) for row in rows]
             for implementation in implementations
             if implementation not in (BASELINE, PRODUCT) and not implementation.endswith(FLOAT32)
         }
@@ -88,12 +94,11 @@ def _layers(results: list[dict]) -> tuple[list[str], Panels]:
 
 
 def _by_network(names: list[str], panels: Panels) -> tuple[list[str], Panels]:
-    """Means of pointwise layers, whose names begin with their networks' and end in the batch."""
+    """Means of pointwise layers, whose names begin with their networks'."""
     groups: dict[str, list[int]] = {}
     for at, name in enumerate(names):
-        networks, batch = re.split(r"_\d+x\d+_", name)[0], name.rsplit("_b")[-1]
-        for network in networks.split("+"):
-            groups.setdefault(f"{network}, batch {batch}", []).append(at)
+        for network in re.split(r"_\d+x\d+_", name)[0].split("+"):
+            groups.setdefault(network, []).append(at)
     means = {
         panel: {way: [geometric_mean(ratios[at] for at in group) for group in groups.values()] for way, ratios in series.items()}
         for panel, series in panels.items()

@@ -233,9 +233,18 @@ def test_pointwise_layers_are_the_networks(name):
 
 def test_a_picture_of_a_hundred_layers_is_of_their_networks():
     panels = {"forward": {"ours": [2.0, 8.0, 3.0]}}
-    names, means = plot._by_network(["one+two_7x7_8_8_b1", "one_7x7_8_16_b1", "two_7x7_8_8_b8"], panels)
-    assert names == ["one, batch 1", "two, batch 1", "two, batch 8"]
+    names, means = plot._by_network(["one+two_7x7_8_8", "one_7x7_8_16", "three_7x7_8_8"], panels)
+    assert names == ["one", "two", "three"]
     assert means["forward"]["ours"] == pytest.approx([4, 2, 3])
+
+
+def test_pictures_have_a_panel_for_each_batch():
+    seconds = dict.fromkeys((*suites.OURS, suites.BASELINE, suites.PRODUCT), 1.0)
+    results = [{"layer": layer._asdict(), "pass": "forward", "seconds": seconds} for layer in inverted_layers()[:18]]
+    names, panels = plot._layers(results)
+    assert len(names) == 17 and list(panels) == ["forward, batch 1", "forward, batch 8"]
+    assert panels["forward, batch 1"] == dict.fromkeys(suites.OURS, [1.0] * 17)
+    assert len([r for r in panels["forward, batch 8"][suites.OURS[0]] if r == 1]) == 1  # the others are n/a
 
 
 def test_timing_tells_slow_from_fast():
