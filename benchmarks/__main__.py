@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "keep the figures in DIR (default: benchmarks/results/<machine>)",
     },
     "names": {"nargs": "*", "metavar": "NAME", "help": "of torchvision's or timm's models (default: seven mobile networks)"},
-    "files": {"type": Path, "nargs": "+", "metavar": "JSON", "help": "of depthwise, separable, network or models"},
+    "files": {"type": Path, "nargs": "+", "metavar": "JSON", "help": "of any suite but sweep and traffic"},
 }
 
 
@@ -56,6 +56,8 @@ COMPARISON = "device dtype threads layers without batch rounds eager no-compile 
 SUITES = {
     "depthwise": Suite("depthwise convolution: forward, and gradients of input and weight", layer_suites.run, COMPARISON),
     "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", layer_suites.run, COMPARISON),
+    "pointwise": Suite("1x1 convolutions of seven networks, eval mode", layer_suites.run, COMPARISON),
+    "inverted": Suite("MobileNetV2's inverted residual blocks, eval mode", layer_suites.run, COMPARISON),
     "network": Suite("seven whole networks in inference, against the runtimes that serve them", network.run,
                      "names dtype threads batches rounds no-compile no-runtimes profile save", {"rounds": 5}),
     "memory": Suite("bytes that seven whole networks take, against the same runtimes", memory.run,
@@ -66,7 +68,7 @@ SUITES = {
         "device dtype threads layers batches layouts passes rounds no-compile save",
         {"rounds": 5},
     ),
-    "sweep": Suite("time per element at neighbouring sizes, and as N, C and H grow", sweep.run,
+    "sweep": Suite("time per multiply-add at neighbouring sizes, and as N, C and H grow", sweep.run,
                    "device dtype threads layers rounds save", {"rounds": 5}),
     "traffic": Suite("bytes that the CUDA kernels move, counted on the emulator", traffic.run,
                      "dtype layers batch save", {"dtype": "float16", "batch": 8}),

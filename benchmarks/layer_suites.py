@@ -1,7 +1,8 @@
 """One layer or block after another: our kernels against nn.Conv2d in both layouts, torch.compile, ONNX Runtime and OpenVINO.
 
-``depthwise`` times the forward pass and both gradients of 11 layers of known networks, ``separable`` MobileNetV1's blocks at
-batch 1 and 8. At 16 bits the peers run in float32 too.
+``depthwise`` times the forward pass and both gradients of 11 layers of known networks; ``separable`` MobileNetV1's blocks,
+``inverted`` MobileNetV2's, also as two ops, and ``pointwise`` the 1x1 convolutions of seven networks, each at batch 1 and 8. At
+16 bits the peers run in float32 too. "sgemm %" is the share of the rate of a large torch.mm in the same rounds.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from contextlib import nullcontext
 import torch
 
 from . import peers, plot, report
-from .layers import Layer, depthwise_layers, separable_layers
+from .layers import Layer, depthwise_layers, inverted_layers, pointwise_layers, separable_layers
 from .roofline import Roofline
-from .suites import Options, compare_depthwise, compare_separable
+from .suites import Options, compare
 from .timing import Stopwatch, keep_freed_memory
 
 SUITES = {
-    "depthwise": (depthwise_layers, compare_depthwise),
-    "separable": (separable_layers, compare_separable),
+    "depthwise": depthwise_layers,
+    "separable": separable_layers,
+    "pointwise": pointwise_layers,
+    "inverted": inverted_layers,
 }
 
 
 def chosen_layers(options: argparse.Namespace) -> list[Layer]:
-    layers = [layer for layer in SUITES[options.what][0]() if options.layers in layer.name]
+    layers = [layer for layer in SUITES[options.what]() if options.layers in layer.name]
     layers = [layer for layer in layers if not options.without or options.without not in layer.name]
     if not options.batch:
         return layers
@@ -64,7 +67,7 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
     # Graphs are captured on the stream on which the passes were made, and not on the default one.
     with torch.cuda.stream(torch.cuda.Stream()) if watch.graphs else nullcontext():
         for layer in progress(layers):
-            for comparison in SUITES[options.what][1](layer, settings):
+            for comparison in compare(layer, settings):
                 comparison.times = watch.interleaved(comparison.functions, options.rounds)
                 groups.setdefault(comparison.direction, []).append(report.Summary(comparison, roofline))
             figures = [figure for summaries in groups.values() for figure in map(report.figures_of, summaries)]

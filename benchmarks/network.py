@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import sys
 import time
 from collections.abc import Callable
@@ -68,14 +67,6 @@ def known(name: str) -> Model:
     raise ValueError(f"neither torchvision nor timm has a model {name!r}")
 
 
-def exported(model: nn.Module, x: Tensor) -> bytes:
-    """The model as ONNX, for the runtimes."""
-    buffer = io.BytesIO()
-    program = torch.onnx.export(model, (x,), dynamo=True, input_names=["x"], opset_version=18, verbose=False)
-    program.save(buffer)
-    return buffer.getvalue()
-
-
 def implementations(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     last = x.contiguous(memory_format=torch.channels_last)
     in_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -86,9 +77,8 @@ def implementations(model: nn.Module, x: Tensor, options: argparse.Namespace) ->
     found = {"eager": inference(model, x), "eager channels_last": inference(in_last, last)}
     if not options.no_compile:
         found["inductor"] = inference(compiled(in_last), last)
-    if not options.no_runtimes and peers.available("onnx"):
-        wide = copy.deepcopy(model).float(), x.float()  # the runtimes round float32 models themselves
-        found.update(peers.of_model(wide[1], exported(*wide), options.threads, x.dtype))
+    if not options.no_runtimes:  # which round float32 models themselves
+        found.update(peers.runtimes(copy.deepcopy(model).float(), x.float(), options.threads, x.dtype))
     found["convert"] = inference(convert(in_last, example_input=last), last)
     found["backend"] = inference(compiled(in_last, backend="dwconv_ext"), last)
     found["backend NCHW"] = inference(compiled(model, backend="dwconv_ext"), x)

@@ -14,7 +14,7 @@ from .network import OURS as WAYS
 from .network import PEERS, summary
 from .network import Row as Network
 from .report import RESULTS
-from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, OURS
+from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, NO_PEERS, OURS
 from .timing import geometric_mean
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +106,7 @@ def h200_blocks() -> str:
 
 def over_peers(rows: list[dict[str, float]]) -> str:
     """Our better layout over the fastest of all others at the same dtype; nothing where torch alone was timed."""
-    others = [[t for name, t in s.items() if name not in OURS and not name.endswith(FLOAT32)] for s in rows]
+    others = [[t for name, t in s.items() if name not in NO_PEERS and not name.endswith(FLOAT32)] for s in rows]
     if not rows or max(map(len, others)) == 2:
         return ""
     return RATIO(geometric_mean(min(t) / _better(s) for t, s in zip(others, rows, strict=True)))
@@ -120,10 +120,14 @@ def layers_table() -> str:
             ("depthwise forward", "depthwise", "forward"),
             ("depthwise backward", "depthwise", "backward"),
             ("block", "separable", "forward"),
+            ("pointwise", "pointwise", "forward"),
+            ("inverted residual", "inverted", "forward"),
         ):
-            cells.append([f"{name}, {dtype}", *(over_torch(_layers(m, suite, bits, direction)) for m in MACHINES)])
-        cells.append([f"block, {dtype}, best peer", *(over_peers(_layers(m, "separable", bits, "forward")) for m in MACHINES)])
-    return table(["over nn.Conv2d", *MACHINES], cells)
+            rows = [_layers(machine, suite, bits, direction) for machine in MACHINES]
+            cells.append([f"{name}, {dtype}", *map(over_torch, rows)])
+            if suite != "depthwise":
+                cells.append([f"{name}, {dtype}, best peer", *map(over_peers, rows)])
+    return table(["over nn.Conv2d", *MACHINES], [line for line in cells if any(line[1:])])
 
 
 def models_table() -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
-
-OPSET = 17
+from torch import Tensor, nn
 
 
 def available(package: str) -> bool:
@@ -19,40 +18,15 @@ def available(package: str) -> bool:
 
 
 def missing() -> list[str]:
-    return [p for p in ("onnx", "onnxruntime", "openvino") if not available(p)]
+    return [p for p in ("onnx", "onnxscript", "onnxruntime", "openvino") if not available(p)]
 
 
-def onnx_model(x: Tensor, convolutions: list[dict]) -> bytes:
-    """A chain of Conv (and Relu where asked) nodes: {weight, bias, stride, padding, groups, relu}, all float32."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, constants, name = [], [], "x"
-    for i, conv in enumerate(convolutions):
-        operands = [name, f"w{i}"]
-        constants.append(numpy_helper.from_array(conv["weight"].detach().numpy(), f"w{i}"))
-        if conv["bias"] is not None:
-            operands.append(f"b{i}")
-            constants.append(numpy_helper.from_array(conv["bias"].detach().numpy(), f"b{i}"))
-        name = f"y{i}"
-        pads = [*conv["padding"], *conv["padding"]]
-        nodes.append(
-            helper.make_node(
-                "Conv", operands, [name], pads=pads, strides=[conv["stride"]] * 2, group=conv["groups"], dilations=[1, 1]
-            )
-        )
-        if conv["relu"]:
-            nodes.append(helper.make_node("Relu", [name], [f"r{i}"]))
-            name = f"r{i}"
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = 9
-    return model.SerializeToString()
+def exported(model: nn.Module, x: Tensor) -> bytes:
+    """A float32 model as ONNX."""
+    buffer = io.BytesIO()
+    program = torch.onnx.export(model, (x,), dynamo=True, input_names=["x"], opset_version=18, verbose=False)
+    program.save(buffer)
+    return buffer.getvalue()
 
 
 def onnx_runtime(x: Tensor, model: bytes | str, threads: int) -> Callable[[], numpy.ndarray]:
@@ -98,18 +72,13 @@ def openvino(x: Tensor, model: bytes | str, threads: int, dtype: torch.dtype) ->
     return run
 
 
-def of_model(x: Tensor, model: bytes, threads: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """ONNX Runtime and OpenVINO on a NCHW input, as far as they are installed and have the dtype."""
-    found = {}
-    if available("onnxruntime") and dtype == torch.float32:
-        found["ONNX Runtime"] = onnx_runtime(x, model, threads)
-    if available("openvino") and dtype in (torch.float32, torch.bfloat16):
-        found["OpenVINO"] = openvino(x, model, threads, dtype)
-    return found
-
-
-def runtimes(x: Tensor, convolutions: list[dict], threads: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """The same of a chain of convolutions, with a float32 input."""
-    if x.device.type != "cpu" or not available("onnx"):
+def runtimes(model: nn.Module, x: Tensor, threads: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """ONNX Runtime and OpenVINO on a float32 model and input in NCHW, as far as they are installed and have the dtype."""
+    if x.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not all(map(available, ("onnx", "onnxscript"))):
         return {}
-    return of_model(x, onnx_model(x, convolutions), threads, dtype)
+    onnx, found = exported(model, x), {}
+    if available("onnxruntime") and dtype == torch.float32:
+        found["ONNX Runtime"] = onnx_runtime(x, onnx, threads)
+    if available("openvino"):
+        found["OpenVINO"] = openvino(x, onnx, threads, dtype)
+    return found

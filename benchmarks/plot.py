@@ -1,9 +1,10 @@
 """The pictures of saved results: ``python -m benchmarks plot benchmarks/results/<machine>/<suite>-<dtype>.json``.
 
 ``<suite>-<dtype>.png``: bars, each implementation's speed over the baseline (nn.Conv2d in NCHW for layers, the plain model for
-whole models), on a logarithmic scale; "n/a" where it was not timed. ``<suite>-<dtype>-roofline.png``, of layers: what the better
-of our layouts reaches, in GFLOP/s, over FLOP per byte that must be moved, and this machine's roof: what a matrix product reaches,
-and copy bandwidth, which depends on how much is copied. Nothing is measured here. --save draws the same.
+whole models), on a logarithmic scale; "n/a" where it was not timed; in place of a hundred layers the geometric means of their
+networks. ``<suite>-<dtype>-roofline.png``, of layers: what the better of our layouts reaches, in GFLOP/s, over FLOP per byte that
+must be moved, and this machine's roof: what a matrix product reaches, and copy bandwidth, which depends on how much is copied.
+Nothing is measured here. --save draws the same.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
-from .suites import BASELINE, FLOAT32, OURS
+from .suites import BASELINE, FLOAT32, OURS, PRODUCT, TWO_OPS
+from .timing import geometric_mean
 
 COLOURS = {
     OURS[0]: "#c1440e",
     OURS[1]: "#e8833a",
+    TWO_OPS[0]: "#8a2d06",
+    TWO_OPS[1]: "#e5a48a",
     "backend": "#c1440e",
     "backend NCHW": "#8a2d06",
     "freeze": "#e5a48a",
@@ -34,6 +39,7 @@ COLOURS = {
     "inductor": "#5f5f5f",
 }
 OTHER = "#a8a8a8"
+MOST_NAMES = 50  # in a picture of layers
 SAME = 1e-6  # relative difference of a figure that was computed twice
 
 
@@ -68,17 +74,36 @@ Panels = dict[str, dict[str, list[float]]]  # by panel and implementation, a spe
 
 
 def _layers(results: list[dict]) -> tuple[list[str], Panels]:
-    names = list(dict.fromkeys(r["layer"]["name"] for r in results))
+    by_panel: dict[str, dict[str, dict[str, float]]] = {}
+    for r in results:
+        batch = r["layer"]["batch"]
+        name = r["layer"]["name"].removesuffix(f"_b{batch}")
+        panel = r["pass"] if name == r["layer"]["name"] else f"{r['pass']}, batch {batch}"
+        by_panel.setdefault(panel, {})[name] = r["seconds"]
+    names = list(dict.fromkeys(name for seconds in by_panel.values() for name in seconds))
     panels: Panels = {}
-    for direction in dict.fromkeys(r["pass"] for r in results):
-        seconds = {r["layer"]["name"]: r["seconds"] for r in results if r["pass"] == direction}
+    for panel, seconds in by_panel.items():
         implementations = dict.fromkeys([*OURS, *(c for s in seconds.values() for c in s)])
-        panels[direction] = {
-            implementation: [seconds[name][BASELINE] / seconds[name].get(implementation, math.nan) for name in names]
+        rows = [seconds.get(name, {}) for name in names]
+        panels[panel] = {
+            implementation: [row.get(BASELINE, math.nan) / row.get(implementation, math.nan) for row in rows]
             for implementation in implementations
-            if implementation != BASELINE and not implementation.endswith(FLOAT32)
+            if implementation not in (BASELINE, PRODUCT) and not implementation.endswith(FLOAT32)
         }
-    return names, panels
+    return _by_network(names, panels) if len(names) > MOST_NAMES else (names, panels)
+
+
+def _by_network(names: list[str], panels: Panels) -> tuple[list[str], Panels]:
+    """Means of pointwise layers, whose names begin with their networks'."""
+    groups: dict[str, list[int]] = {}
+    for at, name in enumerate(names):
+        for network in re.split(r"_\d+x\d+_", name)[0].split("+"):
+            groups.setdefault(network, []).append(at)
+    means = {
+        panel: {way: [geometric_mean(ratios[at] for at in group) for group in groups.values()] for way, ratios in series.items()}
+        for panel, series in panels.items()
+    }
+    return list(groups), means
 
 
 def _models(results: list[dict]) -> tuple[list[str], Panels]:

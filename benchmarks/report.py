@@ -15,7 +15,7 @@ import torch
 from dwconv_ext.__main__ import report as build_report
 
 from .roofline import Roofline
-from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, OURS, Comparison
+from .suites import BASELINE, BASELINE_CHANNELS_LAST, FLOAT32, NO_PEERS, OURS, PRODUCT, PRODUCT_SIDE, TWO_OPS, Comparison
 from .timing import geometric_mean
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +48,7 @@ class Summary:
         self.comparison = comparison
         self.ours = {name: comparison.times[name] for name in OURS}
         self.best = min(self.ours.values())
-        others = {name: t for name, t in comparison.times.items() if name not in OURS}
+        others = {name: t for name, t in comparison.times.items() if name not in NO_PEERS}
         self.float32_peers = {name: t for name, t in others.items() if name.endswith(FLOAT32)}
         self.peers = {name: t for name, t in others.items() if name not in self.float32_peers}
         self.limit = roofline.seconds(comparison.bytes, comparison.flops)
@@ -63,9 +63,13 @@ class Summary:
         figures["better vs best peer"] = min(self.peers.values()) / self.best
         if self.float32_peers:
             figures["better vs best float32 peer"] = min(self.float32_peers.values()) / self.best
+        if TWO_OPS[0] in self.comparison.times:
+            figures["better vs own two ops"] = min(self.comparison.times[name] for name in TWO_OPS) / self.best
         figures["GB/s"] = self.comparison.bytes / self.best / 1e9
         figures["GFLOP/s"] = self.comparison.flops / self.best / 1e9
         figures["roofline %"] = 100 * self.limit / self.best
+        if PRODUCT in self.comparison.times:
+            figures["sgemm %"] = 100 * self.comparison.flops / self.best * self.comparison.times[PRODUCT] / (2 * PRODUCT_SIDE**3)
         return figures
 
 
@@ -83,8 +87,8 @@ def rows_of(summaries: list[Summary]) -> tuple[list[str], list[list[str]]]:
     cells = [[s.comparison.layer.name, *(text(c, s.row().get(c)) for c in columns)] for s in summaries]
     means = ["geometric mean"]
     for column in columns:
-        ratios = " vs " in column or column == "roofline %"
-        means.append(text(column, geometric_mean(s.row()[column] for s in summaries)) if ratios else "")
+        known = [s.row()[column] for s in summaries if column in s.row()] if " vs " in column or column.endswith(" %") else []
+        means.append(text(column, geometric_mean(known)) if known else "")
     return ["layer", *columns], [*cells, means]
 
 

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dwconv_ext import FusedDSConv, depthwise_conv2d
-from dwconv_ext.nn.folded_weights import fold
+from dwconv_ext import FusedDSConv, depthwise_conv2d, unfuse
+from dwconv_ext.models.mobilenet_v2 import InvertedResidual
+from dwconv_ext.nn.folded_layers import NO_NORM, ConvSettings, FoldedConv, folded
+from dwconv_ext.ops.activations import ACTIVATIONS, SLOPE
 
 from . import peers
 from .layers import Layer
@@ -21,6 +23,9 @@ OURS = ("dwconv_ext NCHW", "dwconv_ext channels_last")
 BASELINE = "nn.Conv2d NCHW"
 BASELINE_CHANNELS_LAST = "nn.Conv2d channels_last"
 COMPILED = "torch.compile channels_last"
+TWO_OPS = ("dwconv_ext two ops NCHW", "dwconv_ext two ops channels_last")  # an inverted residual that is not fused
+PRODUCT, PRODUCT_SIDE = "torch.mm 1024x1024", 1024  # what the machine's sgemm reaches in the same seconds
+NO_PEERS = (*OURS, *TWO_OPS, PRODUCT)
 FLOAT32 = " float32"  # ends the names of implementations at float32 where the others have another dtype
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -64,7 +69,6 @@ def _grads(y: Tensor, inputs: tuple[Tensor, ...], grad: Tensor) -> Function:
 
 def _compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> Function:
     """torch.compile with constant weights folded and packed (freezing), as a deployed model would be."""
-    torch._dynamo.reset()
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         compiled = torch.compile(function, dynamic=False)
         compiled(x)
@@ -94,7 +98,7 @@ def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
     random = torch.Generator().manual_seed(0)
     x = torch.randn(layer.batch, layer.channels, *layer.size, generator=random).to(options.device, options.dtype)
     w = torch.randn(layer.channels, 1, *layer.kernel, generator=random).to(options.device, options.dtype)
-    conv = _depthwise_module(layer).to(options.device, options.dtype)
+    conv = _depthwise_module(layer).eval().to(options.device, options.dtype)
     conv.weight.data.copy_(w)
 
     def theirs(x: Tensor, w: Tensor) -> Tensor:
@@ -125,20 +129,10 @@ def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
     if options.compile:
         forward[COMPILED] = _compiled(conv.requires_grad_(False), x.contiguous(memory_format=torch.channels_last))
     if options.runtimes:
-        node = {
-            "weight": w.float().cpu(),
-            "bias": None,
-            "stride": layer.stride,
-            "padding": layer.padding,
-            "groups": layer.channels,
-            "relu": False,
-        }
-        forward.update(peers.runtimes(x.float(), [node], options.threads, options.dtype))
-    outputs = layer.batch * layer.channels * layer.out_size[0] * layer.out_size[1]
-    taps = layer.kernel[0] * layer.kernel[1]
-    unit = x.element_size()
-    yield Comparison(layer, "forward", forward, unit * (x.numel() + outputs + w.numel()), 2 * outputs * taps)
-    yield Comparison(layer, "backward", backward, unit * (2 * x.numel() + outputs + 2 * w.numel()), 4 * outputs * taps)
+        forward.update(peers.runtimes(copy.deepcopy(conv).float(), x.float(), options.threads, options.dtype))
+    unit, inputs, outputs, weights = x.element_size(), x.numel(), layer.outputs, w.numel()
+    yield Comparison(layer, "forward", forward, unit * layer.elements, layer.flops)
+    yield Comparison(layer, "backward", backward, unit * (2 * inputs + outputs + 2 * weights), 2 * layer.flops)
 
 
 def _exact_grads(function: Callable[..., Tensor], x: Tensor, w: Tensor, grad: Tensor) -> list[Tensor]:
@@ -147,55 +141,89 @@ def _exact_grads(function: Callable[..., Tensor], x: Tensor, w: Tensor, grad: Te
     return [y.detach(), *torch.autograd.grad(y, (a, b), grad.double().contiguous())]
 
 
-def _unfused(block: FusedDSConv, layer: Layer) -> nn.Sequential:
-    """The block as everybody writes it, with the block's weights."""
-    depthwise = _depthwise_module(layer)
-    depthwise.load_state_dict(block.depthwise.state_dict())
-    return nn.Sequential(depthwise, block.bn1, nn.ReLU(), block.pointwise, block.bn2, nn.ReLU())
+class Pointwise(nn.Sequential):
+    """A 1x1 convolution and its activation, on the package's op with packed weights."""
+
+    def __init__(self, layer: Layer) -> None:
+        activation = ACTIVATIONS[layer.activation].module(SLOPE)
+        super().__init__(nn.Conv2d(layer.channels, layer.out_channels, 1), activation)
+        self.op = folded(FoldedConv, ConvSettings(activation=layer.activation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x, (self[0].weight, self[0].bias, *NO_NORM))
 
 
-def _baselines(plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, nodes: list[dict]) -> dict[str, Function]:
+def module_of(layer: Layer) -> nn.Module:
+    """Ours, in eval mode."""
+    if layer.kind == "pointwise":
+        ours = Pointwise(layer)
+    elif layer.kind == "inverted":
+        ours = InvertedResidual(layer.channels, layer.out_channels, layer.stride, layer.expand)
+    else:
+        ours = FusedDSConv(layer.channels, layer.out_channels, layer.kernel, layer.stride, layer.padding)
+    return ours.eval().requires_grad_(False)
+
+
+def _plain(ours: nn.Module) -> nn.Module:
+    """The same as everybody writes it. A copy: our BatchNorms will change their dtype."""
+    return copy.deepcopy(nn.Sequential(*ours) if isinstance(ours, Pointwise) else unfuse(ours)).eval()
+
+
+def _in_two_ops(block: InvertedResidual) -> InvertedResidual:
+    """Its expansion as one op and the rest as another."""
+    block = copy.deepcopy(block)
+    block.conv = nn.Sequential(block.conv[:1], block.conv[1:])
+    return block
+
+
+def _product(options: Options) -> Function:
+    a = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(options.device, options.dtype)
+    return lambda: torch.mm(a, a)
+
+
+def _baselines(plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype) -> dict[str, Function]:
     """Everybody else on one float32 input, at a dtype: nn.Conv2d in both layouts, torch.compile, the runtimes."""
-    plain = copy.deepcopy(plain).to(options.device, dtype)
-    typed = x.to(options.device, dtype)
+    typed, y = copy.deepcopy(plain).to(options.device, dtype), x.to(options.device, dtype)
     functions: dict[str, Function] = {}
     for layout, memory_format in LAYOUTS.items():
-        functions[f"nn.Conv2d {layout}"] = _without_grad(plain, typed.contiguous(memory_format=memory_format))
+        functions[f"nn.Conv2d {layout}"] = _without_grad(typed, y.contiguous(memory_format=memory_format))
     if options.compile:
-        functions[COMPILED] = _compiled(plain, typed.contiguous(memory_format=torch.channels_last))
+        functions[COMPILED] = _compiled(typed, y.contiguous(memory_format=torch.channels_last))
     if options.runtimes and options.device == "cpu":
-        functions.update(peers.runtimes(x, nodes, options.threads, dtype))
+        functions.update(peers.runtimes(plain, x, options.threads, dtype))
     return functions
 
 
-def _compare_inference(
-    layer: Layer,
-    options: Options,
-    ours: nn.Module,
-    plain: nn.Module,
-    work: tuple[float, float],
-    nodes: list[dict],
-) -> Comparison:
-    """Two models in eval mode, float32 on the CPU, with the same weights; work: elements moved at least, and operations.
-
-    At a narrower dtype the others run at float32 too, under names that end in it.
-    """
+def compare_inference(layer: Layer, options: Options) -> Iterator[Comparison]:
+    """A block or a pointwise layer in eval mode; at a narrower dtype the others at float32 too, under names that end in it."""
+    torch.manual_seed(0)
+    block = module_of(layer)
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            _randomize(module)
+    plain = _plain(block)
     x = torch.randn(layer.batch, layer.channels, *layer.size)
     exact = copy.deepcopy(plain).to(options.device, torch.float64)(x.to(options.device, torch.float64))
-    functions: dict[str, Function] = {}
-    ours = ours.to(options.device, options.dtype)
     typed = x.to(options.device, options.dtype)
-    for layout, memory_format in LAYOUTS.items():
-        functions[f"dwconv_ext {layout}"] = _without_grad(ours, typed.contiguous(memory_format=memory_format))
-    functions.update(_baselines(plain, x, options, options.dtype, nodes))
-    for layout in LAYOUTS:
-        results = (functions[f"{who} {layout}"]() for who in ("dwconv_ext", "nn.Conv2d"))
-        _check(f"{layer.name} {layout} output", *results, exact)
+    ours = {"dwconv_ext": block.to(options.device, options.dtype)}
+    if layer.expand != 1:
+        ours["dwconv_ext two ops"] = _in_two_ops(block)
+    functions = {
+        f"{who} {layout}": _without_grad(module, typed.contiguous(memory_format=memory_format))
+        for who, module in ours.items()
+        for layout, memory_format in LAYOUTS.items()
+    }
+    functions.update(_baselines(plain, x, options, options.dtype))
+    for who in ours:
+        for layout in LAYOUTS:
+            results = (functions[f"{each} {layout}"]() for each in (who, "nn.Conv2d"))
+            _check(f"{layer.name} {who} {layout} output", *results, exact)
+    if layer.kind == "pointwise":
+        functions[PRODUCT] = _product(options)
     if options.device == "cpu" and options.dtype != torch.float32:
-        wide = _baselines(plain, x, options, torch.float32, nodes)
+        wide = _baselines(plain, x, options, torch.float32)
         functions.update({f"{name}{FLOAT32}": function for name, function in wide.items()})
-    elements, operations = work
-    return Comparison(layer, "forward", functions, typed.element_size() * elements, operations)
+    yield Comparison(layer, "forward", functions, typed.element_size() * layer.elements, layer.flops)
 
 
 def _randomize(bn: nn.BatchNorm2d) -> None:
@@ -205,27 +233,6 @@ def _randomize(bn: nn.BatchNorm2d) -> None:
     nn.init.normal_(bn.bias)
 
 
-def _block_nodes(block: FusedDSConv, stride: int, padding: tuple[int, int]) -> list[dict]:
-    (first, second), tensors = block._settings(), block._tensors()
-    (dw, db), (pw, pb) = fold(*tensors[:6], first.eps), fold(*tensors[6:], second.eps)
-    return [
-        {"weight": dw, "bias": db, "stride": stride, "padding": padding, "groups": len(dw), "relu": True},
-        {"weight": pw, "bias": pb, "stride": 1, "padding": (0, 0), "groups": 1, "relu": True},
-    ]
-
-
-def compare_separable(layer: Layer, options: Options) -> Iterator[Comparison]:
-    """The block in eval mode: depthwise, BatchNorm, ReLU, pointwise, BatchNorm, ReLU."""
-    torch.manual_seed(0)
-    block = FusedDSConv(layer.channels, layer.out_channels, layer.kernel, layer.stride, layer.padding)
-    _randomize(block.bn1)
-    _randomize(block.bn2)
-    block.eval().requires_grad_(False)
-    pixels = layer.batch * layer.out_size[0] * layer.out_size[1]
-    inputs = layer.batch * layer.channels * layer.size[0] * layer.size[1]
-    moved = inputs + pixels * layer.out_channels + layer.channels * layer.out_channels
-    flops = 2 * pixels * layer.channels * (layer.kernel[0] * layer.kernel[1] + layer.out_channels)
-    # A copy: the block's BatchNorms will change their dtype with it.
-    plain = copy.deepcopy(_unfused(block, layer)).eval().requires_grad_(False)
-    nodes = _block_nodes(block, layer.stride, layer.padding)
-    yield _compare_inference(layer, options, block, plain, (moved, flops), nodes)
+def compare(layer: Layer, options: Options) -> Iterator[Comparison]:
+    torch._dynamo.reset()  # once: what is compiled before a reset is compiled anew at its next call, without freezing
+    return (compare_depthwise if layer.kind == "depthwise" else compare_inference)(layer, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ class Layer(NamedTuple):
     size: tuple[int, int]
     kernel: tuple[int, int]
     stride: int
+    kind: str = "depthwise"  # the suite's name
+    activation: str = "identity"  # of a pointwise layer
+    expand: int = 1  # an inverted residual's
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -25,6 +29,29 @@ class Layer(NamedTuple):
     def out_size(self) -> tuple[int, int]:
         h, w = ((s + 2 * p - k) // self.stride + 1 for s, p, k in zip(self.size, self.padding, self.kernel, strict=True))
         return h, w
+
+    @property
+    def outputs(self) -> int:
+        return self.batch * prod(self.out_size) * self.out_channels
+
+    def stages(self) -> list[tuple[int, int]]:
+        """Pixels and weights of each convolution in it."""
+        hidden, after = self.channels * self.expand, self.batch * prod(self.out_size)
+        stages = [(self.batch * prod(self.size), self.channels * hidden)] if self.expand != 1 else []
+        if self.kind != "pointwise":
+            stages.append((after, hidden * prod(self.kernel)))
+        if self.kind != "depthwise":
+            stages.append((after, hidden * self.out_channels))
+        return stages
+
+    @property
+    def flops(self) -> int:
+        return sum(2 * pixels * weights for pixels, weights in self.stages())
+
+    @property
+    def elements(self) -> int:
+        """Every operand once."""
+        return self.batch * self.channels * prod(self.size) + self.outputs + sum(weights for _, weights in self.stages())
 
 
 def rows(file: str) -> list[list[str]]:
@@ -45,5 +72,24 @@ def separable_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:
     for batch in batches:
         for name, *numbers in rows("separable.txt"):
             c, o, h, w, kh, kw, s = map(int, numbers)
-            layers.append(Layer(f"{name}_b{batch}", batch, c, o, (h, w), (kh, kw), s))
+            layers.append(Layer(f"{name}_b{batch}", batch, c, o, (h, w), (kh, kw), s, "separable"))
+    return layers
+
+
+def pointwise_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:
+    layers = []
+    for batch in batches:
+        for networks, *numbers, activation in rows("pointwise.txt"):
+            c, o, h, w = map(int, numbers)
+            name = f"{networks}_{h}x{w}_{c}_{o}_b{batch}"
+            layers.append(Layer(name, batch, c, o, (h, w), (1, 1), 1, "pointwise", activation))
+    return layers
+
+
+def inverted_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:
+    layers = []
+    for batch in batches:
+        for name, *numbers in rows("inverted.txt"):
+            c, o, h, w, s, t = map(int, numbers)
+            layers.append(Layer(f"{name}_b{batch}", batch, c, o, (h, w), (3, 3), s, "inverted", expand=t))
     return layers

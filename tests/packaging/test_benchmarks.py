@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import memory, plot, report, suites, sweep
-from benchmarks.layers import depthwise_layers, separable_layers
+from benchmarks import memory, network, plot, report, suites, sweep
+from benchmarks.layers import depthwise_layers, inverted_layers, pointwise_layers, separable_layers
+from benchmarks.models import build
 from benchmarks.timing import Stopwatch, geometric_mean
+from dwconv_ext.models.mobilenet_v2 import InvertedResidual, MobileNetV2
+from dwconv_ext.nn.folded_layers import Folded
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +29,8 @@ ROOT = Path(__file__).parents[2]
         ("depthwise", "7x7_c1024", "float32"),
         ("depthwise", "7x7_c1024", "bfloat16"),
         ("separable", "block13", "bfloat16"),
+        ("pointwise", "shufflenet_v2_x1_0_7x7_232_232", "bfloat16"),
+        ("inverted", "inverted15_7x7", "float32"),
     ],
 )
 def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
@@ -41,9 +48,13 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
         assert {*suites.OURS, suites.BASELINE, suites.BASELINE_CHANNELS_LAST} <= set(result["seconds"])
         wide = f"{suites.BASELINE}{suites.FLOAT32}"
         assert (wide in result["seconds"]) == (what != "depthwise" and dtype != "float32")
+        assert (suites.PRODUCT in result["seconds"]) == (what == "pointwise")
+        assert ({*suites.TWO_OPS} <= set(result["seconds"])) == (what == "inverted")
         assert all(t > 0 for t in result["seconds"].values()) and result["roofline_seconds"] > 0
     assert data["threads"] == 2 and torch.__version__ in data["torch"] and data["commit"]
-    assert files["md"].read_text().count("| geometric mean |") == len(passes)
+    table = files["md"].read_text()
+    assert table.count("| geometric mean |") == len(passes)
+    assert ("sgemm %" in table, "own two ops" in table) == (what == "pointwise", what == "inverted")
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     roofline = files["png"].with_stem(f"{what}-{dtype}-roofline")
     assert roofline.read_bytes().startswith(b"\x89PNG")
@@ -128,25 +139,32 @@ def test_sweep_of_neighbours_and_growth(tmp_path, capsys, monkeypatch, threads):
     assert "neighbours" in capsys.readouterr().out
     points = json.loads(files[0].read_text())["points"]
     changes = {p["change"] for p in points if p["layer"] == "mobilenet_v1_7x7_c1024"}
-    assert changes == {"itself", "H-1", "H+1", "C+1", "C+16", "C-16"}
-    assert len(points) == 2 * 6 + 2 * 2 * 13
+    assert changes == {"itself", "H-1", "H+1", "C+1", "C+8", "C-8", "at 320"}  # 7x7 at 192 is H-1
+    assert len(points) == 2 * 7 + 4 * 2 * 13
     assert all(p["ns"] > 0 and p["megabytes"] > 0 and (p["ratio"] == 1) >= (p["change"] == "itself") for p in points)
-    assert files[1].read_text().count("### sweep") == 2
+    assert files[1].read_text().count("### sweep") == 3
 
 
-@pytest.mark.parametrize("what", ["depthwise", "separable"])
+def test_a_sweep_names_the_worst_neighbour():
+    ratios = {"itself": 1, "H-1": 1.25, "H+1": 1.3, "C+1": 0.5}
+    points = [sweep.Point("pointwise", "layer", "NCHW", change, 1, ratio, 1) for change, ratio in ratios.items()]
+    assert sweep.summary(points)[1] == [["pointwise", "2 of 3", "1.30", "layer NCHW H+1"]]
+
+
+def test_a_sweep_has_layers_of_every_kind():
+    layers = sweep.listed()
+    assert Counter(layer.kind for layer in layers) == {"depthwise": 11, "separable": 9, "pointwise": 11, "inverted": 12}
+    changed = sweep.neighbours(layers[-1])
+    assert changed["at 320"].size == (10, 10) and changed["C-8"].flops < changed["itself"].flops
+
+
+@pytest.mark.parametrize("what", ["depthwise", "separable", "pointwise", "inverted"])
 def test_a_wrong_result_is_not_timed(what, monkeypatch, capsys):
-    name = "depthwise_conv2d" if what == "depthwise" else "FusedDSConv"
-    right = getattr(suites, name)
-    if what == "depthwise":
-        monkeypatch.setattr(suites, name, lambda *args: right(*args) * 1.001)
-    else:
-        monkeypatch.setattr(right, "forward", lambda self, x: x.new_ones(1))
-    try:
-        status = program.main([what, "--layers", "7x7", "--batch", "1", "--rounds", "1", "--no-compile", "--no-runtimes"])
-    except RuntimeError:
-        status = 1  # a result of the wrong shape
-    assert status == 1
+    owner, name = (suites, "depthwise_conv2d") if what == "depthwise" else (Folded, "__call__")
+    right = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: right(*args) * 1.001)
+    assert program.main([what, "--layers", "7x7", "--batch", "1", "--rounds", "1", "--no-compile", "--no-runtimes"]) == 1
+    assert "wrong result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["depthwise", "--threads", "0"], ["depthwise", "--dtype", "int8"], [], ["sideways"]])
@@ -182,11 +200,72 @@ def test_every_suite_has_help(capsys):
 
 
 def test_layer_lists():
-    assert len(depthwise_layers()) == 11 and len(separable_layers()) == 18
-    names = [layer.name for layer in (*depthwise_layers(), *separable_layers())]
+    lists = [depthwise_layers(), separable_layers(), pointwise_layers(), inverted_layers()]
+    assert [*map(len, lists)] == [11, 18, 172, 34]
+    names = [layer.name for layers in lists for layer in layers]
     assert len(set(names)) == len(names)
     first = separable_layers()[1]
     assert (first.out_size, first.padding) == ((56, 56), (1, 1))
+    assert first.flops == 2 * 56 * 56 * 64 * (9 + 128)
+    assert first.elements == 64 * 112 * 112 + 128 * 56 * 56 + 64 * (9 + 128)
+
+
+def test_inverted_layers_are_the_networks():
+    found, model = [], MobileNetV2().eval()
+    for block in model.modules():
+        if isinstance(block, InvertedResidual):
+            block.register_forward_hook(lambda block, inputs, output: found.append((*inputs[0].shape[1:], *output.shape[1:])))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 224, 224))
+    layers = inverted_layers((1,))
+    assert [(x.channels, *x.size, x.out_channels, *x.out_size) for x in layers] == found
+    assert [layer.expand for layer in layers] == [1] + [6] * 16
+
+
+ACTIVATIONS = {"hardtanh_": "relu6", "relu_": "relu", "silu_": "silu", "hardswish_": "hardswish", "gelu": "gelu"}
+
+
+@pytest.mark.parametrize("name", network.NETWORKS)
+def test_pointwise_layers_are_the_networks(name):
+    for package in ("torchvision", "timm"):
+        pytest.importorskip(package)
+    aten, found = torch.ops.aten, set()
+    exported = torch.export.export(build(network.known(name)).eval(), (torch.randn(1, 3, 224, 224),))
+    for node in exported.graph.nodes:
+        linear = node.target is aten.linear.default
+        if not linear and node.target is not aten.conv2d.default:
+            continue
+        (_, *x), (_, *y) = (n.meta["val"].shape for n in (node.args[0], node))
+        o, c, *kernel = node.args[1].meta["val"].shape
+        if kernel not in ([], [1, 1]) or len(x) != 3 or (not linear and (c != x[0] or x[1:] == [1, 1])):
+            continue  # other filters, classifiers, depthwise convolutions, squeeze-and-excitation
+        size = x[:2] if linear else x[1:]
+        assert size == (y[:2] if linear else y[1:])  # stride 1
+        after = node
+        while after is node or after.target is aten.batch_norm.default:
+            after, *more = after.users
+            if more:
+                break
+        activation = "identity" if more else ACTIVATIONS.get(getattr(after.target, "__name__", "").split(".")[0], "identity")
+        found.add((c, o, *size, activation))
+    named = [layer for layer in pointwise_layers((1,)) if name in re.split(r"_\d+x", layer.name)[0].split("+")]
+    assert {(x.channels, x.out_channels, *x.size, x.activation) for x in named} == found and len(named) == len(found)
+
+
+def test_a_picture_of_a_hundred_layers_is_of_their_networks():
+    panels = {"forward": {"ours": [2.0, 8.0, 3.0]}}
+    names, means = plot._by_network(["one+two_7x7_8_8", "one_7x7_8_16", "three_7x7_8_8"], panels)
+    assert names == ["one", "two", "three"]
+    assert means["forward"]["ours"] == pytest.approx([4, 2, 3])
+
+
+def test_pictures_have_a_panel_for_each_batch():
+    seconds = dict.fromkeys((*suites.OURS, suites.BASELINE, suites.PRODUCT), 1.0)
+    results = [{"layer": layer._asdict(), "pass": "forward", "seconds": seconds} for layer in inverted_layers()[:18]]
+    names, panels = plot._layers(results)
+    assert len(names) == 17 and list(panels) == ["forward, batch 1", "forward, batch 8"]
+    assert panels["forward, batch 1"] == dict.fromkeys(suites.OURS, [1.0] * 17)
+    assert len([r for r in panels["forward, batch 8"][suites.OURS[0]] if r == 1]) == 1  # the others are n/a
 
 
 def test_timing_tells_slow_from_fast():
