@@ -42,7 +42,7 @@ from dwconv_ext.compile import freeze
 
 from . import peers, report
 from .models import agree, build, inference
-from .network import NETWORKS, exported, known
+from .network import NETWORKS, known
 from .timing import geometric_mean
 
 RUNTIMES = ("ONNX Runtime", "OpenVINO")
@@ -102,7 +102,7 @@ def write(network: str, batch: int, folder: Path, runtimes: bool) -> int:
         model = make().eval().requires_grad_(False)
         torch.save(inference(model, x)(), folder / f"{name}.pt")
         if runtimes:
-            (folder / f"{name}.onnx").write_bytes(exported(model, x))
+            (folder / f"{name}.onnx").write_bytes(peers.exported(model, x))
         model.to(memory_format=torch.channels_last)
         program = torch.export.export(model, (x.contiguous(memory_format=torch.channels_last),))
         with warnings.catch_warnings():

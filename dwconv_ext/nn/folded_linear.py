@@ -63,8 +63,8 @@ class FoldedLinear(Folded):
 class FoldedImageLinear(Folded):
     """``act(linear(x)) [* scale] [+ residual]`` over the channels of a channels_last image, (N, C, H, W).
 
-    Its three tensors: weight, bias (or None), and a scale of as many elements as there are outputs, in any shape (or None; with an
-    activation there is none).
+    Its three tensors: weight, bias (or None), and a scale of as many elements as there are outputs, in any shape (or None; always
+    None with an activation).
     """
 
     def __init__(self, settings: ConvSettings) -> None:
