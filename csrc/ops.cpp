@@ -59,6 +59,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   // layer_norm(input.permute(0, 2, 3, 1), (C,), weight, bias, eps).permute(0, 3, 1, 2): over the channels of each pixel, with a
   // channels_last result. weight and bias are in the accumulation type. On the CPU, without derivatives.
   m.def("layer_norm2d(Tensor input, Tensor? weight, Tensor? bias, float eps=1e-05) -> Tensor");
+  // nn.functional.max_pool2d, with input's layout. On the CPU, without derivatives.
+  m.def("max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) -> Tensor");
   // torch.stack((first, second), 2).flatten(1, 2): channels by turns. On the CPU, without derivatives.
   m.def("interleave_channels(Tensor first, Tensor second) -> Tensor");
   // input.mean((2, 3), keepdim), on the CPU, without derivatives.

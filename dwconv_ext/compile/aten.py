@@ -17,6 +17,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.conv2d.default: torch.conv2d,
     aten.conv2d.padding: torch.conv2d,
     aten.linear.default: F.linear,
+    aten.max_pool2d.default: F.max_pool2d,
     aten.sigmoid.default: torch.sigmoid,
     aten.relu.default: torch.relu,
     aten.relu_.default: torch.relu_,

@@ -141,6 +141,22 @@ def mean_of_pixels(node: fx.Node) -> tuple[fx.Node, bool] | None:
     return (input, value.dim() == 4) if dims == [2, 3] else None
 
 
+def max_pool(node: fx.Node) -> tuple[fx.Node, tuple[tuple[int, int], ...]] | None:
+    """The input of a max pooling, and its kernel size, stride, padding and dilation; None where it rounds up or wants indices."""
+    if node.op != "call_function" or node.target is not F.max_pool2d:
+        return None
+    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    how = {"stride": None, "padding": 0, "dilation": 1, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if how.get("ceil_mode") or how.get("return_indices") or tensor_of(how["input"]) is None or tensor_of(how["input"]).dim() != 4:
+        return None
+    window = [how[name] for name in ("kernel_size", "stride", "padding", "dilation")]
+    window[1] = window[1] or window[0]
+    window = [tuple(w) if isinstance(w, (tuple, list)) else (w, w) for w in window]
+    window = [w * 2 if len(w) == 1 else w for w in window]
+    whole = all(len(w) == 2 and all(type(v) is int for v in w) for w in window)
+    return (how["input"], tuple(window)) if whole else None
+
+
 def flattened(node: fx.Node) -> fx.Node | None:
     """The (N, C, 1, 1) that the node makes (N, C)."""
     method = node.op == "call_method" and node.target == "flatten"

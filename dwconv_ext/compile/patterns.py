@@ -7,7 +7,7 @@ In inference (the result wants no derivative):
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
     linear [- act]                                                       FoldedLinear
     LayerNorm, linear [- act] over an image's channels                   FoldedLayerNorm, FoldedImageLinear (channel_layers.py)
-    mean over the pixels [- flatten]                                     FoldedPool
+    mean over the pixels [- flatten], max pooling                        FoldedPool, FoldedMaxPool
     mean over the pixels - pointwise [- act] - pointwise - (hard)sigmoid FoldedSqueeze
     a channel shuffle of two tensors, and its halves                     FoldedInterleave, FoldedNarrow (shuffles.py)
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..nn.fixed_layers import FoldedPool
+from ..nn.fixed_layers import FoldedMaxPool, FoldedPool
 from ..nn.folded_layers import (
     ConvSettings,
     Folded,
@@ -121,6 +121,8 @@ class Pass:
             found = g.mean_of_pixels(node) if self.packed and node not in self.used else None
             if found is not None and not self.squeeze(node, *found):
                 self.pool(node, *found)
+            if self.packed:
+                self.max_pool(node)
         for node in nodes:
             if node not in self.used and g.convolution(node) is not None:
                 self.convolution(node)
@@ -323,6 +325,18 @@ class Pass:
                 pooled = self.insert(folded(FoldedPool, keepdim), input, None, [])
             self.swap(nodes, pooled)
             self.report.fused["poolings"] += 1
+
+    def max_pool(self, node: fx.Node) -> None:
+        input, window = g.max_pool(node) or (None, ())
+        value = g.tensor_of(node)
+        if input is None or value.requires_grad or not g.is_plain(input):
+            return
+        if value.device.type != "cpu" or value.dtype not in DTYPES:
+            return
+        with self.module.graph.inserting_before(node):
+            pooled = self.insert(folded(FoldedMaxPool, *window), input, None, [])
+        self.swap([node], pooled)
+        self.report.fused["poolings"] += 1
 
     def squeeze(self, node: fx.Node, input: fx.Node, keepdim: bool) -> bool:
         """Squeeze-and-excitation's gate, from the mean on; whether it is one."""

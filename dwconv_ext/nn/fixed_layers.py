@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.functional import DTYPES
@@ -36,6 +37,16 @@ class FoldedPool(_Fixed):
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         return input.mean((2, 3), keepdim=self.step.arguments[0])
+
+
+class FoldedMaxPool(_Fixed):
+    """``max_pool2d(x, kernel_size, stride, padding, dilation)``, of pairs."""
+
+    def __init__(self, *window: tuple[int, int]) -> None:
+        self.step = Step(ops.max_pool2d.default, *window)
+
+    def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
+        return F.max_pool2d(input, *self.step.arguments)
 
 
 class FoldedInterleave(_Fixed):

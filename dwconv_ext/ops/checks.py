@@ -85,14 +85,17 @@ class Checks:
         )
         return (padded - reach) // stride + 1
 
+    def pair(self, name: str, pair: Sequence[Any], least: int) -> None:
+        self.that(len(pair) == 2, f"{name} must be a pair, but got {len(pair)} values")
+        for value in pair:
+            self.that(value >= least, f"{name} must be {'positive' if least else 'non-negative'}, but got {tuple(pair)}")
+
     def filter(self, x: Tensor, weight_name: str, kernel: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
         """Of a filter on an image with at least one pixel; the output's height and width."""
         for size in x.shape[2:]:
             self.that(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
         for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-            self.that(len(pair) == 2, f"{name} must be a pair, but got {len(pair)} values")
-            for value in pair:
-                self.that(value >= least, f"{name} must be {'positive' if least else 'non-negative'}, but got {tuple(pair)}")
+            self.pair(name, pair, least)
         axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
         return [self.output_size(weight_name, i, *axis) for i, axis in enumerate(axes)]
 
@@ -201,6 +204,16 @@ class Checks:
         self.activation("act", act)
         self.wide("weight", w, x.shape[1:2], x)
         self.wide("bias", b, x.shape[1:2], x)
+
+    def pool(self, x: Tensor, kernel: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> tuple[Any, ...]:
+        """The output's shape."""
+        self.pixels(x)
+        self.pair("kernel_size", kernel, 1)
+        size = self.filter(x, "kernel_size", kernel, stride, padding, dilation)
+        for pad, side in zip(padding, kernel, strict=True):
+            self.that(pad <= side // 2, f"padding must be at most half of kernel_size, {side}, but got {pad}")
+        self.output(x, (*x.shape[:2], *size), padding)
+        return (*x.shape[:2], *size)
 
     def layer_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> None:
         self.pixels(x)

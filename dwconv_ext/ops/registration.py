@@ -174,6 +174,11 @@ def _(x, keepdim):
     return x.new_empty((*x.shape[:2], 1, 1) if keepdim else x.shape[:2])
 
 
+@torch.library.register_fake("dwconv_ext::max_pool2d")
+def _(x, kernel_size, stride, padding, dilation):
+    return _like(x, Checks("max_pool2d").pool(x, kernel_size, stride, padding, dilation))
+
+
 @torch.library.register_fake("dwconv_ext::layer_norm2d")
 def _(x, w, b, eps=1e-5):
     Checks("layer_norm2d").layer_norm(x, w, b, eps)

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from blocks import randomised, sequential
 from cases import LAYOUTS
-from small_models import assert_same, fast, fused, picture
+from small_models import assert_same, check, fast, fused, picture
 from torch import nn
+
+from dwconv_ext.compile import freeze
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -29,6 +31,30 @@ def test_one_call_or_a_call_a_layer():
     assert calls_of(fast(model, options={"freeze": True}), x) == ["run_steps"]
     with pytest.raises(Exception, match="backend: sequences must be True or False, but got 1"):
         fast(model, options={"sequences": 1})(x)
+
+
+def test_max_pooling_is_a_step():
+    pools = [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2), nn.MaxPool2d((3, 2), (1, 2), (1, 0), 2)]
+    for layout in LAYOUTS.values():
+        for pool in pools:
+            torch._dynamo.reset()
+            model, x = nn.Sequential(sequential(16, 16), pool, sequential(16, 16)), picture().contiguous(memory_format=layout)
+            compiled = check(model, x, wanted={"blocks": 2, "poolings": 1})
+            assert calls_of(compiled, x) == ["run_steps"]
+            with torch.no_grad():
+                assert compiled(x).stride() == model(x).stride()
+                assert_same(freeze(torch.export.export(model.eval(), (x,)))(x), model(x))
+    for other in (
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+        nn.MaxPool2d(3, 1, 1),
+    ):
+        torch._dynamo.reset()
+        x = picture(requires_grad=isinstance(other, nn.MaxPool2d) and not other.ceil_mode)
+        assert_same(fast(other)(x), other(x))
+        assert "poolings" not in fused()
+    with torch.no_grad():
+        assert fast(pools[0])(torch.empty(0, 16, 8, 8)).shape == (0, 16, 4, 4)
 
 
 class Used(nn.Module):

@@ -10,7 +10,7 @@ from cases import DTYPES, LAYOUTS
 from torch import nn
 
 from dwconv_ext.compile import freeze
-from dwconv_ext.nn.fixed_layers import FoldedInterleave, FoldedNarrow, FoldedPool
+from dwconv_ext.nn.fixed_layers import FoldedInterleave, FoldedMaxPool, FoldedNarrow, FoldedPool
 from dwconv_ext.nn.folded_layers import (
     ConvSettings,
     FoldedBlock,
@@ -48,8 +48,9 @@ def layers():
         (FoldedConv(PW), Place(8, 9), convolution(8, 8)),  # 10, of a view, plus another
         (FoldedLayerNorm(1e-6), Place(10), (torch.randn(8), torch.randn(8))),  # 11
         (FoldedImageLinear(ConvSettings()), Place(11, 10), (torch.randn(8, 8), None, torch.randn(8, 1, 1))),  # 12
-        (FoldedPool(keepdim=False), Place(12), ()),  # 13
-        (FoldedLinear(PW), Place(13), (torch.randn(5, 8), torch.randn(5))),  # 14
+        (FoldedMaxPool((3, 2), (2, 2), (1, 0), (1, 1)), Place(12), ()),  # 13
+        (FoldedPool(keepdim=False), Place(13), ()),  # 14
+        (FoldedLinear(PW), Place(14), (torch.randn(5, 8), torch.randn(5))),  # 15
     ]
 
 
@@ -73,7 +74,7 @@ def one_by_one(parts, x, outputs):
 @torch.no_grad()
 def test_the_bits_of_the_single_calls(dtype, layout):
     parts = layers()
-    for outputs in ([14], [4, 14], [1, 7, 9, 14, 2, 12], [8], [9, 8]):
+    for outputs in ([15], [4, 15], [1, 7, 9, 15, 2, 12, 13], [8], [9, 8]):
         run, tensors = sequence(parts[: max(outputs)], outputs)
         x = torch.randn(2, 3, 17, 12).to(dtype).contiguous(memory_format=LAYOUTS[layout])
         want = one_by_one(parts[: max(outputs)], x, outputs)
@@ -90,18 +91,18 @@ def test_the_bits_of_the_single_calls(dtype, layout):
 @torch.no_grad()
 def test_sizes_may_change_from_call_to_call():
     parts = layers()
-    run, tensors = sequence(parts, [14])
+    run, tensors = sequence(parts, [15])
     for size in ((1, 9, 9), (3, 40, 41), (2, 5, 3), (1, 9, 9), (4, 64, 64), (1, 3, 3)):
         x = torch.randn(size[0], 3, *size[1:])
-        assert torch.equal(run([x], tensors), one_by_one(parts, x, [14])[0])
+        assert torch.equal(run([x], tensors), one_by_one(parts, x, [15])[0])
 
 
 @torch.no_grad()
 def test_threads_that_call_have_memory_of_their_own():
     parts = layers()
-    run, tensors = sequence(parts, [14])
+    run, tensors = sequence(parts, [15])
     inputs = [torch.randn(2, 3, 24 + n, 24) for n in range(4)]
-    want = [one_by_one(parts, x, [14])[0] for x in inputs]
+    want = [one_by_one(parts, x, [15])[0] for x in inputs]
     wrong = []
 
     def work(n):
@@ -142,7 +143,7 @@ def test_what_no_kernel_takes_is_run_by_torch():
 @torch.no_grad()
 def test_an_error_in_the_middle_leaves_nothing_behind():
     parts = layers()
-    run, tensors = sequence(parts, [14])
+    run, tensors = sequence(parts, [15])
     program = run.kept(tensors, torch.float32)
     x = torch.randn(1, 3, 9, 9)
     want = program([x])[0]

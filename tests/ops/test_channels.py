@@ -1,4 +1,4 @@
-"""The ops between convolutions: linear, global_average_pool, interleave_channels, layer_norm2d."""
+"""The ops between convolutions: linear, poolings, interleave_channels, layer_norm2d."""
 
 from __future__ import annotations
 
@@ -49,6 +49,34 @@ def test_global_average_pool(shape, layout, isa):
             got = ops.global_average_pool(x, keepdim)
             assert got.shape == x.mean((2, 3), keepdim).shape and got.dtype == dtype and got.is_contiguous()
             assert ((got.double().reshape(want.shape) - want).abs() <= limit).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_max_pool2d(layout, dtype, threads):
+    windows = [
+        (3, 2, 1, 1),
+        (2, 2, 0, 1),
+        (3, 1, 1, 2),
+        ((5, 2), (3, 1), (2, 1), (1, 3)),
+        (1, 1, 0, 1),
+        ((1, 7), (4, 2), (0, 3), 1),
+    ]
+    for shape in [(2, 24, 13, 17), (1, 3, 9, 9), (3, 70, 8, 7)]:
+        whole = torch.randn(2 * shape[0], *shape[1:]).round(decimals=1).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        whole[0, 1, 3, 4], whole[1, 0, 5, 5] = torch.nan, torch.inf
+        whole[0, 2] = -torch.inf
+        x = whole[::2, 1:]  # a view of a larger tensor
+        for window in windows:
+            want = F.max_pool2d(x, *window)
+            pairs = [w if isinstance(w, tuple) else (w, w) for w in window]
+            for count in (1, 2, 7):
+                threads(count)
+                got = ops.max_pool2d(x, *pairs)
+                assert torch.equal(got.nan_to_num(nan=0.125), want.nan_to_num(nan=0.125)) and torch.equal(
+                    got.isnan(), want.isnan()
+                )
+                assert got.dtype == dtype and got.stride() == ops.max_pool2d(torch.clone(x), *pairs).stride() == want.stride()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

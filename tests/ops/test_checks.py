@@ -60,6 +60,9 @@ def valid(op: str, how: dict) -> dict:
             return first | last
         statistics = {"mean": vector(channels, wide), "variance": vector(channels, wide)}
         return {"grad_output": torch.zeros_like(x), **first, **statistics, **last}
+    if op == "max_pool2d":
+        window = {"kernel_size": (kernel, kernel), **conv, "padding": [min(pad, kernel // 2) for pad in how["padding"]]}
+        return {"input": image(max(batch, 1), channels, 8, 7), **window}
     if op == "layer_norm2d":
         affine = {"weight": maybe(vector(channels, wide)), "bias": maybe(vector(channels, wide))}
         return {"input": image(max(batch, 1), channels, 8, 7), **affine, "eps": 1e-5}
@@ -133,6 +136,7 @@ OPS = (
     "linear",
     "interleave_channels",
     "layer_norm2d",
+    "max_pool2d",
     "global_average_pool",
     "batch_norm_act",
     "batch_norm_act_backward",
@@ -236,7 +240,8 @@ ALLOWED = {
     ("layer_norm2d", "input", "small"),
     ("squeeze_excitation", "input", "small"),
     ("global_average_pool", "input", "small"),
-    *(("global_average_pool", "input", name) for name in ("channels_other", "other_float")),
+    *((op, "input", name) for op in ("global_average_pool", "max_pool2d") for name in ("channels_other", "other_float")),
+    *(("max_pool2d", "stride", name) for name in LARGE),
     *(("linear", "input", name) for name in ("rank_less", "rank_more")),
 }
 
@@ -246,6 +251,13 @@ OTHERS = {
     ("batch_norm_act", "weight"): VECTOR,
     ("batch_norm_act_backward", "weight"): VECTOR,
     ("layer_norm2d", "weight"): VECTOR,
+    ("max_pool2d", "kernel_size"): {
+        "one": lambda k: k[:1],
+        "none": lambda _: (0, 3),
+        "negative": lambda _: (3, -1),
+        "high": lambda _: (9, 3),
+        "huge": lambda _: (2**62, 3),
+    },
     ("squeeze_excitation", "gate"): ACTIVATION,
     ("pointwise_conv2d", "stride"): {"zero": lambda _: 0, "negative": lambda _: -1},
     ("inverted_residual", "hidden"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},

@@ -22,6 +22,7 @@ Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, cons
                           const Tensor& expand_weight, const OptionalTensor& expand_bias, const std::string act,
                           const std::string gate, double slope);
 Tensor layer_norm2d(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, double eps);
+Tensor max_pool2d(const Tensor& input, const Ints kernel_size, const Ints stride, const Ints padding, const Ints dilation);
 Tensor interleave_channels(const Tensor& first, const Tensor& second);
 Tensor global_average_pool(const Tensor& input, bool keepdim);
 

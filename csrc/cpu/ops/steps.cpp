@@ -138,6 +138,11 @@ constexpr Op kOps[] = {
        const OptionalTensor weight = read.optional_tensor(), bias = read.optional_tensor();
        return layer_norm2d(input, weight, bias, read.number());
      }},
+    {"max_pool2d",
+     [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
+       const Ints kernel = read.integers(2), stride = read.integers(2), padding = read.integers(2);
+       return max_pool2d(input, kernel, stride, padding, read.integers(2));
+     }},
     {"interleave_channels",
      [](const Tensor& input, const OptionalTensor& second, const OptionalTensor&, Reader& read) {
        read.check(second.has_value());

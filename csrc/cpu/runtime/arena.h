@@ -61,21 +61,22 @@ class Arena {
   }
 
  private:
-  static constexpr int64_t kLine = 128, kPage = 2 << 20, kKept = 64 << 20, kCalls = 100;
+  static constexpr int64_t kLine = 128, kPage = 2 << 20, kSmallPage = 4096, kKept = 64 << 20, kCalls = 100;
 
-  // Straight from the system: what the allocator hands out again lies in small pages.
+  // Straight from the system: what the allocator hands out again lies in small pages. The end, less than a large page, does too,
+  // lest a small network pays for what it does not use.
   void resize(int64_t bytes) {
     unmap();
-    bytes = round_up(bytes, kPage);
+    bytes = round_up(bytes, kSmallPage);
     if (bytes == 0) return;
 #if defined(__linux__)
     void* const found = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (found == MAP_FAILED) return;
     mapped_ = static_cast<char*>(found);
     data_ = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(mapped_), uintptr_t{kPage}));
-    madvise(data_, bytes, MADV_HUGEPAGE);
+    madvise(data_, bytes / kPage * kPage, MADV_HUGEPAGE);
 #else
-    mapped_ = data_ = static_cast<char*>(aligned_alloc(kPage, bytes));
+    mapped_ = data_ = static_cast<char*>(aligned_alloc(kSmallPage, bytes));
     if (data_ == nullptr) return;
 #endif
     size_ = bytes;
