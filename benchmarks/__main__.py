@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import layer_suites, memory, models, network, plot, sweep, traffic
+from . import activations, layer_suites, memory, models, network, plot, sweep, traffic
 from .suites import LAYOUTS, Mismatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,6 +68,8 @@ SUITES = {
         "device dtype threads layers batches layouts passes rounds no-compile save",
         {"rounds": 5},
     ),
+    "activations": Suite("what an activation costs in a kernel's registers, and in torch", activations.run,
+                         "dtype threads rounds save"),
     "sweep": Suite("time per multiply-add at neighbouring sizes, and as N, C and H grow", sweep.run,
                    "device dtype threads layers rounds save", {"rounds": 5}),
     "traffic": Suite("bytes that the CUDA kernels move, counted on the emulator", traffic.run,

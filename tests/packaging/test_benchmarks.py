@@ -76,6 +76,14 @@ def test_whole_networks(tmp_path, capsys, threads):
     assert "FoldedBlock" in printed and "GFLOP/s" in printed
 
 
+def test_costs_of_activations(tmp_path, capsys, threads):
+    threads(torch.get_num_threads())
+    assert program.main(["activations", "--rounds", "1", "--threads", "1", "--save", str(tmp_path)]) == 0
+    assert "gelu_tanh" in capsys.readouterr().out
+    seconds = json.loads((tmp_path / "activations-float32.json").read_text())["seconds"]
+    assert {"silu", "torch silu", "identity"} <= seconds.keys() and all(t > 0 for t in seconds.values())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_networks(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "WAYS", ("eager channels_last", "freeze"))  # each is a process
