@@ -16,7 +16,7 @@ from torch import fx
 from torch._prims_common import suggest_memory_format
 
 from ..nn.folded_layers import ConvSettings, Folded, folded
-from ..nn.folded_linear import FoldedImageLinear, FoldedLayerNorm
+from ..nn.folded_linear import FoldedImageLinear, FoldedLayerNorm, FoldedLinear
 from ..ops.functional import DTYPES
 from . import graph as g
 
@@ -154,3 +154,17 @@ class ChannelLayers:
         while scale is not None and factor is not scale and not factor.users:
             factor, view = factor.args[0], factor
             self.graph.erase_node(view)
+
+
+def fuse_linear(whole: Pass, node: fx.Node) -> None:
+    arguments = g.linear(node)
+    if arguments is None or g.tensor_of(node).requires_grad or g.tensor_of(node).device.type != "cpu":
+        return
+    layer = whole.activated(arguments, node)
+    tensors = [arguments["weight"], arguments["bias"]]
+    weight, bias = map(g.tensor_of, tensors)
+    if not all(map(g.is_plain, (arguments["input"], *tensors))) or (bias is not None and bias.dtype != weight.dtype):
+        return
+    if weight.dim() == 2 and not whole.why_not_folded(layer):
+        whole.replace(layer.nodes, arguments["input"], None, folded(FoldedLinear, layer.settings), tensors)
+        whole.report.fused["linear layers"] += 1

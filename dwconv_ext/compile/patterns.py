@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..nn.fixed_layers import FoldedMaxPool, FoldedPool
 from ..nn.folded_layers import (
     ConvSettings,
     Folded,
@@ -36,13 +35,13 @@ from ..nn.folded_layers import (
     Frozen,
     folded,
 )
-from ..nn.folded_linear import FoldedLinear, FoldedSqueeze
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .aten import as_torch
-from .channel_layers import ChannelLayers
+from .channel_layers import ChannelLayers, fuse_linear
+from .poolings import fuse_poolings
 from .report import Report
 from .sequences import Layers, as_function, merge
 from .shuffles import fuse_shuffles
@@ -118,11 +117,8 @@ class Pass:
                 self.writes.append(at)
         nodes = list(graph.nodes)
         for node in nodes:
-            found = g.mean_of_pixels(node) if self.packed and node not in self.used else None
-            if found is not None and not self.squeeze(node, *found):
-                self.pool(node, *found)
-            if self.packed:
-                self.max_pool(node)
+            if self.packed and node not in self.used:
+                fuse_poolings(self, node)
         for node in nodes:
             if node not in self.used and g.convolution(node) is not None:
                 self.convolution(node)
@@ -132,7 +128,7 @@ class Pass:
             ChannelLayers(self).fuse()
         for node in nodes:
             if node not in self.used and self.packed:
-                self.linear(node)
+                fuse_linear(self, node)
                 self.training_norm(node)
         if self.packed:
             self.report.fused["channel shuffles"] += fuse_shuffles(graph, self.layers, self.insert, self.swap, self.undisturbed)
@@ -311,73 +307,6 @@ class Pass:
             return node, None
         plain = all(map(g.is_plain, found)) and g.tensor_of(node).dtype is g.tensor_of(layer.nodes[0]).dtype
         return found if plain else (node, None)
-
-    def pool(self, node: fx.Node, input: fx.Node, keepdim: bool) -> None:
-        """The mean over all pixels, and the flattening that follows."""
-        nodes, after = [node], self.next(node)
-        if keepdim and after is not None and g.flattened(after) is node:
-            nodes, keepdim = [node, after], False
-        value = g.tensor_of(node)
-        if value.requires_grad or value.device.type != "cpu" or value.dtype not in DTYPES or not g.is_plain(input):
-            return
-        if value.dtype is g.tensor_of(input).dtype and self.undisturbed(nodes):
-            with self.module.graph.inserting_before(nodes[-1]):
-                pooled = self.insert(folded(FoldedPool, keepdim), input, None, [])
-            self.swap(nodes, pooled)
-            self.report.fused["poolings"] += 1
-
-    def max_pool(self, node: fx.Node) -> None:
-        input, window = g.max_pool(node) or (None, ())
-        value = g.tensor_of(node)
-        if input is None or value.requires_grad or not g.is_plain(input):
-            return
-        if value.device.type != "cpu" or value.dtype not in DTYPES:
-            return
-        with self.module.graph.inserting_before(node):
-            pooled = self.insert(folded(FoldedMaxPool, *window), input, None, [])
-        self.swap([node], pooled)
-        self.report.fused["poolings"] += 1
-
-    def squeeze(self, node: fx.Node, input: fx.Node, keepdim: bool) -> bool:
-        """Squeeze-and-excitation's gate, from the mean on; whether it is one."""
-        nodes, convs = [node], []
-        for _ in range(2):
-            after = self.next(nodes[-1])
-            layer = None if after is None else self.layer(after)
-            if layer is None or layer.conv["input"] is not nodes[-1] or layer.norm is not None or not layer.is_pointwise:
-                return False
-            convs.append(layer)
-            nodes += layer.nodes
-        last = self.next(nodes[-1])
-        kind = None if last is None else g.gate(last)
-        if kind is None or convs[1].activation != "identity" or not g.is_plain(input):
-            return False
-        nodes.append(last)
-        dtypes = {g.tensor_of(n).dtype for n in (input, *nodes)}
-        if len(dtypes) > 1 or g.tensor_of(last).requires_grad or g.tensor_of(input).device.type != "cpu":
-            return False
-        if not self.undisturbed(nodes) or any(map(self.why_not_folded, convs)):
-            return False
-        tensors = [convs[0].conv["weight"], convs[0].conv["bias"], convs[1].conv["weight"], convs[1].conv["bias"]]
-        with self.module.graph.inserting_before(last):
-            layer = folded(FoldedSqueeze, convs[0].settings._replace(stride=1, padding=0, dilation=1), kind)
-            gate = self.insert(layer, input, None, tensors)
-        self.swap(nodes, gate)
-        self.report.fused["squeeze-and-excitations"] += 1
-        return True
-
-    def linear(self, node: fx.Node) -> None:
-        arguments = g.linear(node)
-        if arguments is None or g.tensor_of(node).requires_grad or g.tensor_of(node).device.type != "cpu":
-            return
-        layer = self.activated(arguments, node)
-        tensors = [arguments["weight"], arguments["bias"]]
-        weight, bias = map(g.tensor_of, tensors)
-        if not all(map(g.is_plain, (arguments["input"], *tensors))) or (bias is not None and bias.dtype != weight.dtype):
-            return
-        if weight.dim() == 2 and not self.why_not_folded(layer):
-            self.replace(layer.nodes, arguments["input"], None, folded(FoldedLinear, layer.settings), tensors)
-            self.report.fused["linear layers"] += 1
 
     def replace(
         self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any],

@@ -1,0 +1,81 @@
+"""What is taken of all pixels of an image: pooling, and squeeze-and-excitation's gate (Hu et al., arXiv:1709.01507)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from ..nn.fixed_layers import FoldedMaxPool, FoldedPool
+from ..nn.folded_layers import folded
+from ..nn.folded_linear import FoldedSqueeze
+from ..ops.functional import DTYPES
+from . import graph as g
+
+if TYPE_CHECKING:
+    from .patterns import Pass
+
+
+def fuse_poolings(whole: Pass, node: fx.Node) -> None:
+    """What begins at this node, if it is a mean over the pixels or a max pooling."""
+    found = g.mean_of_pixels(node)
+    if found is not None and not squeeze(whole, node, *found):
+        pool(whole, node, *found)
+    max_pool(whole, node)
+
+
+def pool(whole: Pass, node: fx.Node, input: fx.Node, keepdim: bool) -> None:
+    """The mean over all pixels, and the flattening that follows."""
+    nodes, after = [node], whole.next(node)
+    if keepdim and after is not None and g.flattened(after) is node:
+        nodes, keepdim = [node, after], False
+    value = g.tensor_of(node)
+    if value.requires_grad or value.device.type != "cpu" or value.dtype not in DTYPES or not g.is_plain(input):
+        return
+    if value.dtype is g.tensor_of(input).dtype and whole.undisturbed(nodes):
+        with whole.module.graph.inserting_before(nodes[-1]):
+            pooled = whole.insert(folded(FoldedPool, keepdim), input, None, [])
+        whole.swap(nodes, pooled)
+        whole.report.fused["poolings"] += 1
+
+
+def max_pool(whole: Pass, node: fx.Node) -> None:
+    input, window = g.max_pool(node) or (None, ())
+    value = g.tensor_of(node)
+    if input is None or value.requires_grad or not g.is_plain(input):
+        return
+    if value.device.type != "cpu" or value.dtype not in DTYPES:
+        return
+    with whole.module.graph.inserting_before(node):
+        pooled = whole.insert(folded(FoldedMaxPool, *window), input, None, [])
+    whole.swap([node], pooled)
+    whole.report.fused["poolings"] += 1
+
+
+def squeeze(whole: Pass, node: fx.Node, input: fx.Node, keepdim: bool) -> bool:
+    """Squeeze-and-excitation's gate, from the mean on; whether it is one."""
+    nodes, convs = [node], []
+    for _ in range(2):
+        after = whole.next(nodes[-1])
+        layer = None if after is None else whole.layer(after)
+        if layer is None or layer.conv["input"] is not nodes[-1] or layer.norm is not None or not layer.is_pointwise:
+            return False
+        convs.append(layer)
+        nodes += layer.nodes
+    last = whole.next(nodes[-1])
+    kind = None if last is None else g.gate(last)
+    if kind is None or convs[1].activation != "identity" or not g.is_plain(input):
+        return False
+    nodes.append(last)
+    dtypes = {g.tensor_of(n).dtype for n in (input, *nodes)}
+    if len(dtypes) > 1 or g.tensor_of(last).requires_grad or g.tensor_of(input).device.type != "cpu":
+        return False
+    if not whole.undisturbed(nodes) or any(map(whole.why_not_folded, convs)):
+        return False
+    tensors = [convs[0].conv["weight"], convs[0].conv["bias"], convs[1].conv["weight"], convs[1].conv["bias"]]
+    with whole.module.graph.inserting_before(last):
+        layer = folded(FoldedSqueeze, convs[0].settings._replace(stride=1, padding=0, dilation=1), kind)
+        gate = whole.insert(layer, input, None, tensors)
+    whole.swap(nodes, gate)
+    whole.report.fused["squeeze-and-excitations"] += 1
+    return True
