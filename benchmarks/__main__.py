@@ -1,6 +1,6 @@
 """``python -m benchmarks SUITE``: checks results, then times dwconv_ext against nn.Conv2d, torch.compile and other runtimes.
 
-Every suite checks against float64 before it times, and interleaves its implementations: read the ratios. ``--save`` keeps the
+What is compared is checked against float64 first, and implementations are interleaved: read the ratios. ``--save`` keeps the
 figures, with machine, versions and commit, as ``benchmarks/results/<machine>/<suite>-<dtype>.json``, ``.md`` and ``.png``.
 """
 

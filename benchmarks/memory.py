@@ -176,14 +176,13 @@ def compare(network: str, batch: int, options: argparse.Namespace) -> Row:
 
 def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     ways = list(rows[0].bytes)
+    runtimes = [way for way in RUNTIMES if way in ways]
     header = ["network", "batch", "weights MB", *(f"{way} MB: held, peak" for way in ways)]
-    header += ["freeze over the best runtime", "freeze over ONNX Runtime"]
+    header += [f"freeze over {way}" for way in runtimes]
 
     def ratios(row: Row) -> list[float]:
         """Of peaks."""
-        peaks = {way: row.bytes[way]["peak"] for way in RUNTIMES if way in row.bytes}
-        best = min(peaks.values(), default=float("nan")), peaks.get("ONNX Runtime", float("nan"))
-        return [row.bytes["freeze"]["peak"] / peak for peak in best]
+        return [row.bytes["freeze"]["peak"] / row.bytes[way]["peak"] for way in runtimes]
 
     def cells(row: Row) -> list[str]:
         each = (f"{row.bytes[way]['held'] / 1e6:.1f}, {row.bytes[way]['peak'] / 1e6:.1f}" for way in ways)

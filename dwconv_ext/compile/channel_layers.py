@@ -46,7 +46,13 @@ def _vector(node: Any, image: torch.Tensor) -> fx.Node | None:
     while g.calls(node, "reshape") or g.calls(node, "view"):
         node = node.args[0]
     own = isinstance(node, fx.Node) and node.op in ("placeholder", "get_attr") and g.is_plain(node)
-    return node if own and g.tensor_of(node).numel() == image.shape[1] else None
+    vector = own and g.tensor_of(node).numel() == image.shape[1] and g.tensor_of(node).dtype is image.dtype
+    return node if vector else None
+
+
+def _packs(weight: torch.Tensor) -> bool:
+    """A linear layer's."""
+    return weight.dim() == 2 and weight.is_contiguous()
 
 
 class ChannelLayers:
@@ -55,6 +61,7 @@ class ChannelLayers:
     def __init__(self, whole: Pass) -> None:
         self.whole, self.graph = whole, whole.module.graph
         self.images: dict[fx.Node, fx.Node] = {}  # by the node of its pixels
+        self.own: set[fx.Node] = set()  # pixels of images made here, which nothing else has
         self.linears: dict[fx.Node, tuple[ConvSettings, list[Any]]] = {}  # layers made here, by their images
 
     def fuse(self) -> None:
@@ -64,7 +71,7 @@ class ChannelLayers:
             permutation = _permutation(node)
             if permutation == _TO_PIXELS and g.is_plain(node.args[0]):
                 self.images[node] = node.args[0]
-            elif permutation == _TO_IMAGE and node.args[0] in self.images:
+            elif permutation == _TO_IMAGE and node.args[0] in self.own:
                 self.back(node)
             elif node.args and isinstance(node.args[0], fx.Node) and node.args[0] in self.images:
                 self.layer_norm(node) or self.linear(node)
@@ -80,9 +87,10 @@ class ChannelLayers:
         tensors, input = [how["weight"], how["bias"]], g.tensor_of(how["input"])
         if how["weight"] is None or len(how["normalized_shape"]) != 1 or not self.computes(node, tensors):
             return False
-        if g.tensor_of(node).dtype is not input.dtype or input.numel() == 0:
+        eps = float(g.number_of(how["eps"]))
+        if g.tensor_of(node).dtype is not input.dtype or input.numel() == 0 or not eps >= 0:
             return False
-        self.replace([node], self.images[node.args[0]], folded(FoldedLayerNorm, float(g.number_of(how["eps"]))), tensors)
+        self.replace([node], self.images[node.args[0]], folded(FoldedLayerNorm, eps), tensors)
         self.whole.report.fused["LayerNorms of images"] += 1
         return True
 
@@ -93,7 +101,12 @@ class ChannelLayers:
         found = self.whole.activated(arguments, node)
         tensors = [arguments["weight"], arguments["bias"]]
         weight, bias = map(g.tensor_of, tensors)
-        if weight is None or weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        if (
+            weight is None
+            or weight.dim() != 2
+            or not weight.is_contiguous()
+            or (bias is not None and bias.shape != weight.shape[:1])
+        ):
             return False
         if not self.computes(found.nodes[-1], tensors) or self.whole.why_not_folded(found):
             return False
@@ -123,12 +136,14 @@ class ChannelLayers:
             pixels = self.graph.call_method("permute", (image, _TO_PIXELS))
         self.whole.swap(nodes, pixels)
         self.images[pixels] = image
+        self.own.add(pixels)
         return image
 
     def back(self, node: fx.Node) -> None:
-        """The permutation back is the image; and what follows a linear layer becomes part of it."""
+        """The first permutation back is the image (two are two tensors); what follows a linear layer becomes part of it."""
         pixels = node.args[0]
         image = self.images[pixels]
+        self.own.remove(pixels)
         node.replace_all_uses_with(image)
         self.graph.erase_node(node)
         if not pixels.users:
@@ -165,6 +180,6 @@ def fuse_linear(whole: Pass, node: fx.Node) -> None:
     weight, bias = map(g.tensor_of, tensors)
     if not all(map(g.is_plain, (arguments["input"], *tensors))) or (bias is not None and bias.dtype != weight.dtype):
         return
-    if weight.dim() == 2 and not whole.why_not_folded(layer):
+    if _packs(weight) and not whole.why_not_folded(layer):
         whole.replace(layer.nodes, arguments["input"], None, folded(FoldedLinear, layer.settings), tensors)
         whole.report.fused["linear layers"] += 1

@@ -79,6 +79,11 @@ class Layer:
         return self.settings.is_pointwise(g.tensor_of(self.conv["weight"]))
 
     @property
+    def is_product(self) -> bool:
+        """Pointwise, of any stride."""
+        return self.settings.product_stride(g.tensor_of(self.conv["weight"])) is not None
+
+    @property
     def starts_a_block(self) -> bool:
         return self.is_depthwise and self.conv["groups"] == g.tensor_of(self.conv["weight"]).shape[0]
 
@@ -224,7 +229,7 @@ class Pass:
             return
         why = self.why_not_folded(layer)
         if why:
-            if layer.is_depthwise or layer.is_pointwise or layer.norm is not None:
+            if layer.is_depthwise or layer.is_product or layer.norm is not None:
                 self.report.refuse(node, why)
             if layer.is_depthwise:
                 self.replace_in_training(layer)
@@ -234,7 +239,7 @@ class Pass:
             if not why:
                 return
             self.report.refuse(node, why)
-        elif layer.norm is None and layer.activation == "identity" and not (layer.is_pointwise or layer.is_depthwise):
+        elif layer.norm is None and layer.activation == "identity" and not (layer.is_product or layer.is_depthwise):
             return  # torch's own, as it is
         self.single(layer)
 
@@ -289,14 +294,14 @@ class Pass:
         return value.dtype == g.tensor_of(nodes[-1]).dtype and as_weights_layout(value, g.tensor_of(weight)) is value
 
     def single(self, layer: Layer) -> None:
-        nodes, residual = self.with_shortcut(layer.nodes) if layer.is_pointwise else (layer.nodes, None)
-        input, gate = self.gated(layer) if layer.is_pointwise and self.packed else (layer.conv["input"], None)
+        nodes, residual = self.with_shortcut(layer.nodes) if layer.is_product else (layer.nodes, None)
+        input, gate = self.gated(layer) if layer.is_product and self.packed else (layer.conv["input"], None)
         if gate is not None:
             nodes = [layer.conv["input"], *nodes]
         fused = self.replace(nodes, input, residual, folded(FoldedConv, layer.settings), layer.tensors, gate)
         if layer.is_pointwise and residual is None and gate is None and self.packed:
             self.pointwise[fused] = layer
-        kind = "depthwise" if layer.is_depthwise else "pointwise" if layer.is_pointwise else "other"
+        kind = "depthwise" if layer.is_depthwise else "pointwise" if layer.is_product else "other"
         self.report.fused[f"{kind} convolutions"] += 1
 
     def gated(self, layer: Layer) -> tuple[fx.Node, fx.Node | None]:

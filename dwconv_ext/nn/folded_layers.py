@@ -57,7 +57,7 @@ class ConvSettings(NamedTuple):
     def has_few_channels(self, weight: Tensor) -> bool:
         """Whether it is a dense convolution that is best computed by patches: a network's first, of colours."""
         few = self.groups == 1 and weight.dim() == 4 and weight.shape[1] <= MOST_PATCH_CHANNELS
-        return few and max(weight.shape[2:]) <= MOST_PATCH_SIDE and not self.is_pointwise(weight)
+        return few and max(weight.shape[2:]) <= MOST_PATCH_SIDE and self.product_stride(weight) is None
 
     def is_lopsided(self, weight: Tensor) -> bool:
         """Whether its padding is another at each end, which the ops do not have: 'same' with an even filter."""
@@ -72,10 +72,16 @@ class ConvSettings(NamedTuple):
 
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether it is one product of its weight with every pixel, all of them."""
+        return self.product_stride(weight) == 1
+
+    def product_stride(self, weight: Tensor) -> int | None:
+        """The stride, where it is a product of its weight with pixels: a 1x1 convolution; else None."""
         if weight.dim() != 4 or weight.shape[2:] != (1, 1) or self.groups != 1:
-            return False
+            return None
         no_padding = self.padding in (0, (0,), (0, 0), "valid", "same")
-        return no_padding and self.stride in _ONES and self.dilation in _ONES
+        strides = {self.stride} if type(self.stride) is int else set(self.stride)
+        same = len(strides) == 1 and (self.padding != "same" or strides == {1})
+        return strides.pop() if no_padding and same and self.dilation in _ONES else None
 
 
 def wants_derivative(input: Tensor, residual: Tensor | None, tensors: Tensors) -> bool:
@@ -296,7 +302,7 @@ class FoldedConv(Folded):
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         s, weight = self.settings, tensors[0]
-        if s.is_pointwise(weight):
+        if s.product_stride(weight):
             return super().fits(input, tensors, residual) and input.size(1) == weight.size(1)
         if s.is_depthwise(weight) or s.has_few_channels(weight):
             return type(input) is Tensor and type(weight) in PLAIN and input.dim() == 4 and residual is None
@@ -307,7 +313,7 @@ class FoldedConv(Folded):
         if s.is_depthwise(weight):
             folds = norm_fits(len(weight), input.dtype, tensors[2:]) and not self.beyond_float16(input.dtype, tensors)
             return folds and not s.is_lopsided(weight)
-        return (s.is_pointwise(weight) or s.has_few_channels(weight)) and _becomes_step(input, (s,), (tensors,))
+        return bool(s.product_stride(weight) or s.has_few_channels(weight)) and _becomes_step(input, (s,), (tensors,))
 
     @staticmethod
     def beyond_float16(dtype: torch.dtype, tensors: Tensors) -> bool:
@@ -316,12 +322,12 @@ class FoldedConv(Folded):
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         s, weight = self.settings, tensors[0]
-        if s.is_pointwise(weight):
+        if stride := s.product_stride(weight):
             packed = pack_pointwise(s, tensors, dtype)
             if packed is None:
                 return None
             act = _C.activations[s.activation]
-            return Step(ops.pointwise_conv2d.default, packed, len(weight), 1, act, s.slope, more=2)
+            return Step(ops.pointwise_conv2d.default, packed, len(weight), stride, act, s.slope, more=2)
         if not norm_fits(len(weight), dtype, tensors[2:]):
             return None
         if s.has_few_channels(weight) and self.packs(weight, dtype) and not s.is_lopsided(weight):

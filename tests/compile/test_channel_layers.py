@@ -168,6 +168,51 @@ def test_what_is_written_in_between():
         check(lambda x, model=model: (model(x), x), x)
 
 
+def test_permutations_of_other_tensors_stay():
+    """A view is a tensor of its own, with the mode's gradients."""
+
+    def stops_the_gradient(x):
+        z = x * 1
+        with torch.no_grad():
+            y = z.permute(0, 2, 3, 1).permute(0, 3, 1, 2)
+        return y * 2 + z
+
+    x = picture(requires_grad=True)
+    assert_same(*(torch.autograd.grad(f(x).sum(), x)[0] for f in (fast(stops_the_gradient), stops_the_gradient)))
+
+    def is_transposed(x):
+        z = x * 1
+        y = z.permute(0, 2, 3, 1).permute(0, 3, 1, 2)
+        y.transpose_(1, 2)
+        return y.shape[1] + z, y
+
+    check(is_transposed, picture())
+    block = Block()
+
+    def is_transposed_once(x):
+        pixels = block.norm(x.permute(0, 2, 3, 1))
+        y, z = pixels.permute(0, 3, 1, 2), pixels.permute(0, 3, 1, 2)
+        y.transpose_(1, 2)
+        return y, z, pixels
+
+    check(is_transposed_once, picture())
+
+
+def test_what_no_kernel_takes():
+    block, norm = Block(), nn.LayerNorm(16, eps=-0.01)
+    check(lambda x: norm(10 * x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), picture(), wanted={})
+    torch._dynamo.reset()
+    block.one.weight = nn.Parameter(torch.randn(16, 64).t())
+    check(block, picture(), wanted={"depthwise convolutions": 1, "LayerNorms of images": 1, "linear layers": 1})
+    bits = torch.randn(16).view(torch.int32)
+
+    def scaled(x):
+        y = block.two(block.one(block.norm(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+        return y * bits.view(torch.float32).reshape(16, 1, 1)
+
+    check(scaled, picture())
+
+
 def test_factors_that_are_no_scale():
     block = Block()
     factors = (torch.randn(2, 16, 1, 1), torch.randn(16, 8, 8), torch.randn(1), torch.randn(1, 1, 8, 8), torch.randn(2, 16, 8, 8))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import randomised, sequential
+from cases import LAYOUTS
 from small_models import STYLES, TOLERANCE, Shortcut, assert_same, check, fast, fused, picture
 from torch import nn
 
@@ -195,3 +196,21 @@ def test_dead_channel_in_float16_where_a_derivative_is_wanted():
         block.depthwise.weight.zero_()[:, 0, 1, 1] = 300
         block.bn1.running_mean.fill_(300), block.bn1.running_var.fill_(1e-12)
     assert block.half()(torch.ones(1, 16, 8, 8).half()).isfinite().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pointwise_convolutions_of_any_stride(layout):
+    """A residual network's shortcuts: the pixels that a stride skips are not read."""
+    for stride in (2, (3, 3)):
+        torch._dynamo.reset()
+        layers = [nn.Conv2d(16, 24, 1, stride, bias=False), nn.BatchNorm2d(24), nn.SiLU()]
+        model = randomised(nn.Sequential(*layers))
+        x = picture(2, 16, 9, 7).contiguous(memory_format=LAYOUTS[layout])
+        check(model, x, wanted={"pointwise convolutions": 1})
+        torch._dynamo.reset()
+        check(lambda x, y, model=model: model(x) * 2 + y, x, model.eval()(x).detach())
+        torch._dynamo.reset()
+        check(lambda x, y, model=model: model[0](x) + y, x, model(x).detach(), wanted={"pointwise convolutions": 1})
+    torch._dynamo.reset()
+    uneven = nn.Sequential(nn.Conv2d(16, 24, 1, (1, 2)), nn.ReLU())
+    check(uneven, picture(), wanted={"other convolutions": 1})

@@ -143,6 +143,32 @@ def test_gradcheck(act, layout):
     assert gradgradcheck(output, given)
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("act", ["silu", "hardswish", "gelu", "gelu_tanh"])
+def test_slopes_far_out(act, layout, isa):
+    """From where an exponential is nothing to where a square is infinite: zero or one, as the slope is."""
+    magnitudes = torch.cat((torch.logspace(-3, 38, 200), torch.linspace(0, 20, 333), torch.tensor([0.0, 1e-40])))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        wide = torch.promote_types(dtype, torch.float32)
+        z = torch.cat((magnitudes, -magnitudes)).to(wide)  # a weight of zero: the activation sees the bias
+        x = (
+            torch.tensor([1.0, -1.0])
+            .reshape(2, 1, 1, 1)
+            .expand(2, len(z), 2, 2)
+            .to(dtype)
+            .contiguous(memory_format=LAYOUTS[layout])
+        )
+        grad = torch.full_like(x, 0.125)
+        zeros, ones = torch.zeros(len(z), dtype=wide), torch.ones(len(z), dtype=wide)
+        got = ops.batch_norm_act_backward(grad, x, zeros, z, zeros, ones, 1e-5, act)[2]
+        exact = z.double().requires_grad_()
+        (want,) = torch.autograd.grad(ACTIVATIONS[act].forward(exact, 0.0, False).sum(), exact)
+        limit = 1e-12 if dtype == torch.float64 else 2e-6
+        same = (got.double() - want).abs() <= limit
+        assert (same | want.isnan()).all(), (dtype, z[~same & ~want.isnan()])
+
+
 def test_opcheck():
     x, w, b = operands((2, 3, 5, 4))
     _, mean, variance = ops.batch_norm_act(x, w, b, 1e-5, "silu")

@@ -78,6 +78,16 @@ DWCONV_INLINE Vec<A> activate(Vec<A> x, const Activation& activation) {
   return x;
 }
 
+// Beyond it e^-x is next to nothing, and a product of the two would be something again.
+template <class A>
+inline constexpr A kFarGate = sizeof(A) == sizeof(float) ? 80 : 700;
+template <class A>
+inline constexpr A kFarNormal = sizeof(A) == sizeof(float) ? 20 : 60;  // the same of the normal distribution
+template <class A>
+DWCONV_INLINE Vec<A> within(Vec<A> x, A limit) {
+  return at_least(at_most(x, limit), -limit);
+}
+
 // 1 / (1 + e^-x) and one less it, neither by a difference that cancels.
 template <class A>
 struct Gate {
@@ -85,7 +95,7 @@ struct Gate {
 };
 template <class A>
 DWCONV_INLINE Gate<A> sigmoid(Vec<A> x) {
-  const Vec<A> e = exp(at_most(-x, A(80)));
+  const Vec<A> e = exp(at_most(-x, kFarGate<A>));
   const Vec<A> open = A(1) / (A(1) + e);
   return {open, e * open};
 }
@@ -105,17 +115,19 @@ DWCONV_INLINE Vec<A> activate_backward(Vec<A> grad, Vec<A> x, const Activation& 
       return x >= A(6) ? zero : grad;
     case ActivationKind::kSilu: {
       const Gate<A> gate = sigmoid<A>(x);
-      return grad * gate.open * (x * gate.shut + A(1));
+      return grad * gate.open * (within<A>(x, kFarGate<A>) * gate.shut + A(1));
     }
     case ActivationKind::kHardswish: {
       const Vec<A> slope = x * A(1.0 / 3) + A(0.5);
-      return grad * (x < A(-3) ? zero : x <= A(3) ? slope : one);
+      return grad * (x <= A(-3) ? zero : x < A(3) ? slope : one);
     }
     case ActivationKind::kGelu: {  // the normal distribution and x times its density
-      const Vec<A> density = A(0.39894228040143267794) * exp(x * x * A(-0.5));
-      return grad * (normal_cdf(x) + x * density);
+      const Vec<A> near = within<A>(x, kFarNormal<A>);
+      const Vec<A> density = A(0.39894228040143267794) * exp(near * near * A(-0.5));
+      return grad * (normal_cdf(x) + near * density);
     }
     case ActivationKind::kGeluTanh: {
+      x = within<A>(x, kFarNormal<A>);
       const Vec<A> u = A(0.79788456080286535588) * (x + A(0.044715) * x * x * x);
       const Gate<A> gate = sigmoid<A>(u + u);
       const Vec<A> du = A(0.79788456080286535588) * (A(0.134145) * x * x + A(1));
