@@ -19,66 +19,70 @@ A greater(A value, A best) {
   return value > best || value != value ? value : best;
 }
 
-struct Taps {
-  int64_t begin, end;  // those inside the image
+struct Span {
+  int64_t begin, end;
 };
-Taps taps_inside(int64_t origin, int64_t kernel, int64_t dilation, int64_t size) {
-  const int64_t begin = origin >= 0 ? 0 : ceil_div(-origin, dilation);
-  const int64_t end = size <= origin ? 0 : ceil_div(size - origin, dilation);
-  return {begin, std::min(kernel, end)};
+// Of 0, 1, ... count - 1 those whose sample, origin + step times it, lies inside the image: taps of an output, outputs of a tap.
+Span inside(int64_t origin, int64_t count, int64_t step, int64_t size) {
+  const int64_t begin = origin >= 0 ? 0 : ceil_div(-origin, step);
+  const int64_t end = size <= origin ? 0 : ceil_div(size - origin, step);
+  return {begin, std::min(count, end)};
 }
 
-// Calls body(sample's row, sample's column) for the taps of output (y, x) inside the image.
-template <class Body>
-void for_each_tap(const ConvolutionShape& s, int64_t y, int64_t x, Body body) {
-  const int64_t top = y * s.stride_h - s.pad_h, left = x * s.stride_w - s.pad_w;
-  const Taps rows = taps_inside(top, s.kernel_h, s.dilation_h, s.in_h);
-  const Taps columns = taps_inside(left, s.kernel_w, s.dilation_w, s.in_w);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    for (int64_t c = columns.begin; c < columns.end; ++c) body(top + r * s.dilation_h, left + c * s.dilation_w);
-  }
-}
-
-// Rows [begin, end) of the batch's output, channels_last.
+// Rows [begin, end) of the batch's output, channels_last: the channels of a pixel tap by tap.
 template <class T>
 void pool_pixels(const ConvolutionShape& s, const Tensor& input, const Tensor& output, int64_t begin, int64_t end) {
   using A = typename AccumulateType<T>::type;
   constexpr int64_t kChunk = 64;  // channels at a time
   const int64_t step_h = input.stride(2), step_w = input.stride(3);
   T* to = static_cast<T*>(output.mutable_data_ptr()) + begin * s.out_w * s.channels;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* const image = static_cast<const T*>(input.const_data_ptr()) + row / s.out_h * input.stride(0);
+  for (int64_t y = begin; y < end; ++y) {
+    const T* const image = static_cast<const T*>(input.const_data_ptr()) + y / s.out_h * input.stride(0);
+    const int64_t top = y % s.out_h * s.stride_h - s.pad_h;
+    const Span rows = inside(top, s.kernel_h, s.dilation_h, s.in_h);
     for (int64_t x = 0; x < s.out_w; ++x, to += s.channels) {
+      const int64_t left = x * s.stride_w - s.pad_w;
+      const Span columns = inside(left, s.kernel_w, s.dilation_w, s.in_w);
       for (int64_t first = 0; first < s.channels; first += kChunk) {
         const int64_t count = std::min(kChunk, s.channels - first);
         A best[kChunk];
         std::fill(best, best + kChunk, -std::numeric_limits<A>::infinity());
-        for_each_tap(s, row % s.out_h, x, [&](int64_t h, int64_t w) {
-          const T* const from = image + h * step_h + w * step_w + first;
-          for (int64_t i = 0; i < count; ++i) best[i] = greater(static_cast<A>(to_accumulate(from[i])), best[i]);
-        });
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+          for (int64_t c = columns.begin; c < columns.end; ++c) {
+            const T* const from = image + (top + r * s.dilation_h) * step_h + (left + c * s.dilation_w) * step_w + first;
+            for (int64_t i = 0; i < count; ++i) best[i] = greater(static_cast<A>(to_accumulate(from[i])), best[i]);
+          }
+        }
         for (int64_t i = 0; i < count; ++i) from_accumulate(best[i], to + first + i);
       }
     }
   }
 }
 
-// Planes [begin, end) of the batch's, NCHW.
+// Planes [begin, end) of the batch's, NCHW: a row of outputs tap by tap.
 template <class T>
 void pool_planes(const ConvolutionShape& s, const Tensor& input, const Tensor& output, int64_t begin, int64_t end) {
   using A = typename AccumulateType<T>::type;
+  std::vector<A> best(s.out_w);
   T* to = static_cast<T*>(output.mutable_data_ptr()) + begin * s.out_h * s.out_w;
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t offset = plane / s.channels * input.stride(0) + plane % s.channels * input.stride(1);
-    const T* const from = static_cast<const T*>(input.const_data_ptr()) + offset;
+    const T* const image = static_cast<const T*>(input.const_data_ptr()) + offset;
     for (int64_t y = 0; y < s.out_h; ++y) {
-      for (int64_t x = 0; x < s.out_w; ++x, ++to) {
-        A best = -std::numeric_limits<A>::infinity();
-        for_each_tap(s, y, x, [&](int64_t h, int64_t w) {
-          best = greater(static_cast<A>(to_accumulate(from[h * input.stride(2) + w * input.stride(3)])), best);
-        });
-        from_accumulate(best, to);
+      std::fill(best.begin(), best.end(), -std::numeric_limits<A>::infinity());
+      const int64_t top = y * s.stride_h - s.pad_h;
+      const Span rows = inside(top, s.kernel_h, s.dilation_h, s.in_h);
+      for (int64_t r = rows.begin; r < rows.end; ++r) {
+        const T* const row = image + (top + r * s.dilation_h) * input.stride(2);
+        for (int64_t c = 0; c < s.kernel_w; ++c) {
+          const int64_t left = c * s.dilation_w - s.pad_w;
+          const Span outputs = inside(left, s.out_w, s.stride_w, s.in_w);
+          for (int64_t x = outputs.begin; x < outputs.end; ++x) {
+            best[x] = greater(static_cast<A>(to_accumulate(row[left + x * s.stride_w])), best[x]);
+          }
+        }
       }
+      for (int64_t x = 0; x < s.out_w; ++x) from_accumulate(best[x], to++);
     }
   }
 }
