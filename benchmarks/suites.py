@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from dwconv_ext import FusedDSConv, depthwise_conv2d, unfuse
 from dwconv_ext.models.mobilenet_v2 import InvertedResidual
-from dwconv_ext.nn.folded_layers import NO_NORM, ConvSettings, FoldedConv, folded
+from dwconv_ext.nn.folded_layers import (
+    NO_NORM,
+    ConvSettings,
+    FoldedBlock,
+    FoldedConv,
+    FoldedInvertedResidual,
+    Frozen,
+    folded,
+)
+from dwconv_ext.nn.folded_sequence import FoldedSequence, Link
+from dwconv_ext.nn.steps import Place
 from dwconv_ext.ops.activations import ACTIVATIONS, SLOPE
 
 from . import peers
@@ -169,11 +179,30 @@ def _plain(ours: nn.Module) -> nn.Module:
     return copy.deepcopy(nn.Sequential(*ours) if isinstance(ours, Pointwise) else unfuse(ours)).eval()
 
 
-def _in_two_ops(block: InvertedResidual) -> InvertedResidual:
-    """Its expansion as one op and the rest as another."""
-    block = copy.deepcopy(block)
-    block.conv = nn.Sequential(block.conv[:1], block.conv[1:])
-    return block
+class Steps(nn.Module):
+    """An inverted residual as a frozen graph has it, in one call: as one op, or its expansion as one and the rest as another."""
+
+    def __init__(self, block: InvertedResidual, *, apart: bool) -> None:
+        super().__init__()
+        layers = [m for m in block.conv.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+        settings, tensors = [], []
+        for at, (conv, norm) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+            last = 2 * at + 2 == len(layers)
+            act = "identity" if last else "relu6"
+            settings.append(ConvSettings(conv.stride, conv.padding, conv.dilation, conv.groups, act, eps=norm.eps))
+            tensors += [conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        residual = 0 if block.use_shortcut else -1
+        if apart:
+            first, rest = folded(FoldedConv, settings[0]), folded(FoldedBlock, *settings[1:])
+            links = [Link(first, Place(0), 0, 6), Link(rest, Place(1, residual), 6, 12)]
+        else:
+            kind = FoldedInvertedResidual if len(settings) == 3 else FoldedBlock
+            links = [Link(folded(kind, *settings), Place(0, residual), 0, len(tensors))]
+        self.sequence = Frozen(FoldedSequence(links, 1, [len(links)]))
+        self.tensors = tuple(tensors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sequence([x], self.tensors)
 
 
 def _product(options: Options) -> Function:
@@ -206,8 +235,10 @@ def compare_inference(layer: Layer, options: Options) -> Iterator[Comparison]:
     exact = copy.deepcopy(plain).to(options.device, torch.float64)(x.to(options.device, torch.float64))
     typed = x.to(options.device, options.dtype)
     ours = {"dwconv_ext": block.to(options.device, options.dtype)}
-    if layer.expand != 1:
-        ours["dwconv_ext two ops"] = _in_two_ops(block)
+    if layer.kind == "inverted":
+        ours["dwconv_ext"] = Steps(block, apart=False)
+        if layer.expand != 1:
+            ours["dwconv_ext two ops"] = Steps(block, apart=True)
     functions = {
         f"{who} {layout}": _without_grad(module, typed.contiguous(memory_format=memory_format))
         for who, module in ours.items()
