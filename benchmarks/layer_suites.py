@@ -1,8 +1,9 @@
 """One layer or block after another: our kernels against nn.Conv2d in both layouts, torch.compile, ONNX Runtime and OpenVINO.
 
 ``depthwise`` times the forward pass and both gradients of 11 layers of known networks; ``separable`` MobileNetV1's blocks,
-``inverted`` MobileNetV2's as frozen graphs call them, also as two ops, and ``pointwise`` the 1x1 convolutions of seven networks, each at batch 1 and 8. At
-16 bits the peers run in float32 too. "sgemm %" is the share of the rate of a large torch.mm in the same rounds.
+``inverted`` MobileNetV2's, called as in frozen graphs, also as two ops, and ``pointwise`` the 1x1 convolutions of seven networks,
+each at batch 1 and 8. At 16 bits the peers run in float32 too. "sgemm %" is the share of the rate of a large torch.mm in the same
+rounds.
 """
 
 from __future__ import annotations
