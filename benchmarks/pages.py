@@ -22,6 +22,7 @@ README, BENCHMARKS = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
 # Columns of the table of layers: a machine's files, and of the H200 the batch, whose files are one.
 MACHINES = {
+    "zen4": ("amd-epyc-l1-32k-avx512-bf16", 0),
     "zen5": ("amd-epyc-l1-48k-avx512-bf16", 0),
     "xeon": ("intel-xeon-l1-48k-amx", 0),
     "avx2": ("amd-epyc-l1-32k-avx2", 0),
