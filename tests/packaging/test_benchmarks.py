@@ -168,7 +168,8 @@ def test_a_sweep_has_layers_of_every_kind():
 
 @pytest.mark.parametrize("what", ["depthwise", "separable", "pointwise", "inverted"])
 def test_a_wrong_result_is_not_timed(what, monkeypatch, capsys):
-    owner, name = (suites, "depthwise_conv2d") if what == "depthwise" else (Folded, "__call__")
+    owners = {"depthwise": (suites, "depthwise_conv2d"), "inverted": (suites.Steps, "forward")}
+    owner, name = owners.get(what, (Folded, "__call__"))
     right = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda *args: right(*args) * 1.001)
     assert program.main([what, "--layers", "7x7", "--batch", "1", "--rounds", "1", "--no-compile", "--no-runtimes"]) == 1
