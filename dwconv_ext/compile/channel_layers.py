@@ -50,6 +50,11 @@ def _vector(node: Any, image: torch.Tensor) -> fx.Node | None:
     return node if vector else None
 
 
+def _stays(node: fx.Node) -> bool:
+    """Whether nothing is done to the tensor in place: what transposes it in place leaves its other views as they are."""
+    return not any(g.may_write(user) and user.args and user.args[0] is node for user in node.users)
+
+
 def _packs(weight: torch.Tensor) -> bool:
     """A linear layer's."""
     return weight.dim() == 2 and weight.is_contiguous()
@@ -68,12 +73,13 @@ class ChannelLayers:
         for node in list(self.graph.nodes):
             if node in self.whole.used:
                 continue
+            source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
             permutation = _permutation(node)
-            if permutation == _TO_PIXELS and g.is_plain(node.args[0]):
-                self.images[node] = node.args[0]
-            elif permutation == _TO_IMAGE and node.args[0] in self.own:
+            if permutation == _TO_PIXELS and g.is_plain(source) and _stays(source) and _stays(node):
+                self.images[node] = source
+            elif permutation == _TO_IMAGE and source in self.own and _stays(source):
                 self.back(node)
-            elif node.args and isinstance(node.args[0], fx.Node) and node.args[0] in self.images:
+            elif source in self.images and _stays(source):
                 self.layer_norm(node) or self.linear(node)
         for pixels in reversed(list(self.images)):
             if not pixels.users:
@@ -101,12 +107,7 @@ class ChannelLayers:
         found = self.whole.activated(arguments, node)
         tensors = [arguments["weight"], arguments["bias"]]
         weight, bias = map(g.tensor_of, tensors)
-        if (
-            weight is None
-            or weight.dim() != 2
-            or not weight.is_contiguous()
-            or (bias is not None and bias.shape != weight.shape[:1])
-        ):
+        if weight is None or not _packs(weight) or (bias is not None and bias.shape != weight.shape[:1]):
             return False
         if not self.computes(found.nodes[-1], tensors) or self.whole.why_not_folded(found):
             return False

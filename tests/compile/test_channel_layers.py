@@ -198,6 +198,35 @@ def test_permutations_of_other_tensors_stay():
     check(is_transposed_once, picture())
 
 
+def test_views_that_are_transposed_in_place():
+    block = Block()
+
+    def the_pixels(x):
+        pixels = x.permute(0, 2, 3, 1)
+        pixels.transpose_(1, 2)
+        return block.norm(pixels)
+
+    def the_image(x):
+        image = x * 1
+        pixels = image.permute(0, 2, 3, 1)
+        image.transpose_(2, 3)
+        return block.norm(pixels), image
+
+    def the_result(x):
+        pixels = block.norm(x.permute(0, 2, 3, 1))
+        pixels.transpose_(1, 2)
+        return pixels.permute(0, 3, 1, 2)
+
+    def what_is_multiplied(x):
+        pixels = block.norm(x.permute(0, 2, 3, 1))
+        pixels.transpose_(1, 2)
+        return block.one(pixels).permute(0, 3, 1, 2)
+
+    for model in (the_pixels, the_image, the_result, what_is_multiplied):
+        torch._dynamo.reset()
+        check(model, torch.randn(2, 16, 8, 5))
+
+
 def test_what_no_kernel_takes():
     block, norm = Block(), nn.LayerNorm(16, eps=-0.01)
     check(lambda x: norm(10 * x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), picture(), wanted={})
