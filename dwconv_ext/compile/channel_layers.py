@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 from torch._prims_common import suggest_memory_format
 
@@ -34,19 +33,15 @@ def _permutation(node: fx.Node) -> tuple[int, ...] | None:
     return tuple(d % 4 for d in dims) if all(type(d) is int for d in dims) else None
 
 
-def _shapes(channels: int) -> tuple[tuple[int, ...], ...]:
-    return (channels, 1, 1), (1, channels, 1, 1)
-
-
 def _vector(node: Any, image: torch.Tensor) -> fx.Node | None:
     """The weight that this factor of an image is, one value a channel, where it is one in some shape."""
-    value = g.tensor_of(node)
-    if value is None or value.dtype is not image.dtype or tuple(value.shape) not in _shapes(image.shape[1]):
+    value, channels = g.tensor_of(node), image.shape[1]
+    if value is None or value.dtype is not image.dtype or tuple(value.shape) not in ((channels, 1, 1), (1, channels, 1, 1)):
         return None
     while g.calls(node, "reshape") or g.calls(node, "view"):
         node = node.args[0]
     own = isinstance(node, fx.Node) and node.op in ("placeholder", "get_attr") and g.is_plain(node)
-    vector = own and g.tensor_of(node).numel() == image.shape[1] and g.tensor_of(node).dtype is image.dtype
+    vector = own and g.tensor_of(node).numel() == channels and g.tensor_of(node).dtype is image.dtype
     return node if vector else None
 
 
@@ -86,10 +81,9 @@ class ChannelLayers:
                 self.graph.erase_node(pixels)
 
     def layer_norm(self, node: fx.Node) -> bool:
-        if node.op != "call_function" or node.target is not F.layer_norm:
+        how = g.layer_norm(node)
+        if how is None:
             return False
-        names = ("input", "normalized_shape", "weight", "bias", "eps")
-        how = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(names, node.args, strict=False)), **node.kwargs}
         tensors, input = [how["weight"], how["bias"]], g.tensor_of(how["input"])
         if how["weight"] is None or len(how["normalized_shape"]) != 1 or not self.computes(node, tensors):
             return False

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
 from ..ops.activations import ACTIVATIONS, GATES, GELU_OF, SLOPE
+from ..ops.arguments import to_pair
 from ..ops.autograd import PLAIN
 
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -103,6 +104,11 @@ def _bound(node: fx.Node) -> dict[str, Any]:
     return bound.arguments
 
 
+def layer_norm(node: fx.Node) -> dict[str, Any] | None:
+    """The arguments of a LayerNorm by name."""
+    return _bound(node) if node.op == "call_function" and node.target is F.layer_norm else None
+
+
 def activation(node: fx.Node) -> tuple[str, float] | None:
     """The op's name and slope of an activation of node.args[0]; "identity" of what does nothing in eval mode."""
     if node.op == "call_method":
@@ -149,12 +155,9 @@ def max_pool(node: fx.Node) -> tuple[fx.Node, tuple[tuple[int, int], ...]] | Non
     how = {"stride": None, "padding": 0, "dilation": 1, **dict(zip(names, node.args, strict=False)), **node.kwargs}
     if how.get("ceil_mode") or how.get("return_indices") or tensor_of(how["input"]) is None or tensor_of(how["input"]).dim() != 4:
         return None
-    window = [how[name] for name in ("kernel_size", "stride", "padding", "dilation")]
-    window[1] = window[1] or window[0]
-    window = [tuple(w) if isinstance(w, (tuple, list)) else (w, w) for w in window]
-    window = [w * 2 if len(w) == 1 else w for w in window]
-    whole = all(len(w) == 2 and all(type(v) is int for v in w) for w in window)
-    return (how["input"], tuple(window)) if whole else None
+    how["stride"] = how["stride"] or how["kernel_size"]
+    window = tuple(to_pair("max_pool2d", name, how[name]) for name in ("kernel_size", "stride", "padding", "dilation"))
+    return (how["input"], window) if all(type(v) is int for pair in window for v in pair) else None
 
 
 def flattened(node: fx.Node) -> fx.Node | None:

@@ -4,9 +4,9 @@
 
 #include <limits>
 
-#include "cpu/kernels/scalar_types.h"
 #include "cpu/ops/calls.h"
 #include "cpu/ops/launch.h"
+#include "cpu/runtime/with_type.h"
 
 namespace dwconv {
 namespace {
@@ -111,20 +111,7 @@ Tensor max_pool2d(const Tensor& input, const Ints kernel_size, const Ints stride
   check_output(kOp, input, s, s.channels, padding);
   const Tensor x = as_layout(input, p.layout);
   const Tensor output = fresh_output(input, {s.batch, s.channels, s.out_h, s.out_w}, p.layout);
-  switch (p.dtype) {
-    case DType::kFloat32:
-      pool<float>(s, p.layout, x, output);
-      break;
-    case DType::kFloat64:
-      pool<double>(s, p.layout, x, output);
-      break;
-    case DType::kBFloat16:
-      pool<BFloat16>(s, p.layout, x, output);
-      break;
-    case DType::kFloat16:
-      pool<Float16>(s, p.layout, x, output);
-      break;
-  }
+  with_type(p.dtype, [&](auto zero) { pool<decltype(zero)>(s, p.layout, x, output); });
   return output;
 }
 

@@ -5,27 +5,9 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cpu/kernels/scalar_types.h"
+#include "cpu/runtime/with_type.h"
 
 namespace dwconv {
-
-namespace {
-
-template <class Body>
-void with_type(DType dtype, Body body) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return body(float{});
-    case DType::kFloat64:
-      return body(double{});
-    case DType::kBFloat16:
-      return body(BFloat16{});
-    case DType::kFloat16:
-      return body(Float16{});
-  }
-}
-
-}  // namespace
 
 void pack_depthwise(DType dtype, const void* weight, const DepthwisePacking& k, int64_t first, int64_t depth, void* packed) {
   with_type(dtype, [&](auto zero) {
