@@ -1,0 +1,269 @@
+// depthwise_conv2d_backward on the CPU: checks, output allocation, problem, plan, launch.
+#define TORCH_TARGET_VERSION 0x020a000000000000
+#include <torch/csrc/stable/library.h>
+
+#include <numeric>
+#include <tuple>
+
+#include "cpu/ops/depthwise_parts.h"
+
+namespace dwconv {
+namespace {
+
+constexpr const char* kBackward = "depthwise_conv2d_backward";
+
+Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H, W) -> (M, N, C, H, W), a view
+  const Tensor grouped = torch::stable::reshape(t, Ints{t.size(0), t.size(1) / multiplier, multiplier, t.size(2), t.size(3)});
+  // No permute: the headers have it from torch 2.14 on.
+  return torch::stable::transpose(torch::stable::transpose(grouped, 1, 2), 0, 1);
+}
+
+// Its row is null where the phases run one by one, each a forward problem.
+const Plan& backward_input_plan(const CpuProblem& p) {
+  return plan_for<Plan>(Op::kDepthwise, Pass::kBackwardInput, p, 0,
+                        [&](const IsaKernels& isa, const Machine& here) { return plan_backward_input(p, isa, here); });
+}
+
+// Channels-last tensor number m of a contiguous (M, N, H, W, C) buffer.
+Tensor channels_last_stack(const Tensor& like, int64_t multiplier, int64_t n, int64_t c, int64_t h, int64_t w) {
+  const Tensor stack = torch::stable::empty(Ints{multiplier, n, h, w, c}, like.scalar_type(), std::nullopt, like.device());
+  return torch::stable::transpose(torch::stable::transpose(stack, 2, 4), 3, 4);
+}
+
+// (N, C, H, W) -> (N, C * M, H, W), both channels_last.
+Tensor repeat_channels(const Tensor& x, int64_t multiplier) {
+  const Tensor repeated = fresh_output(x, {x.size(0), x.size(1) * multiplier, x.size(2), x.size(3)}, Layout::kNHWC);
+  char* const to = static_cast<char*>(repeated.mutable_data_ptr());
+  const int64_t height = x.size(2), row_bytes = repeated.stride(2) * x.element_size();
+  torch::stable::parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t row = begin; row < end; ++row) {
+                                  const int64_t n = row / height, y = row % height;
+                                  repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
+                                }
+                              });
+  return repeated;
+}
+
+// One phase of the input gradient along one axis: the samples a, a + stride, ... of grad_input as a stride-1 correlation of
+// grad_output. With i = a + q * stride, output o reaches sample i through tap k where o * stride + k * dilation - pad = i;
+// the taps that fit are first, first + step, ...; reversed, they form a filter of dilation `dilation`.
+struct Phase {
+  FilterSlice taps;
+  int64_t dilation, pad, size;
+};
+
+Phase input_phase(int64_t a, int64_t in_size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t common = std::gcd(stride, dilation);
+  const int64_t step = stride / common;
+  int64_t first = 0;
+  while (first < step && first < kernel && (a + pad - first * dilation) % stride != 0) ++first;
+  const int64_t count = first < step && first < kernel ? ceil_div(kernel - first, step) : 0;
+  Phase phase;
+  phase.taps = {first + (count - 1) * step, -step, count};
+  phase.dilation = dilation / common;
+  phase.pad = count > 0 ? (count - 1) * phase.dilation - (a + pad - first * dilation) / stride : 0;
+  phase.size = ceil_div(in_size - a, stride);
+  return phase;
+}
+
+struct PhasePair {
+  Phase h, w;
+  int64_t first_h, first_w;
+};
+
+std::vector<PhasePair> input_phases(const ConvolutionShape& s) {
+  std::vector<PhasePair> phases;
+  for (int64_t a = 0; a < std::min(s.stride_h, s.in_h); ++a) {
+    const Phase h = input_phase(a, s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
+    for (int64_t b = 0; b < std::min(s.stride_w, s.in_w); ++b) {
+      phases.push_back({h, input_phase(b, s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w), a, b});
+    }
+  }
+  return phases;
+}
+
+// Problem of the whole gradient: grad_output in, grad_input out, the forward pass's filter.
+CpuProblem gradient_problem(const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& grad_input) {
+  CpuProblem p = forward_problem(s, layout);
+  p.depth = s.multiplier;
+  std::swap(p.in_h, p.out_h);
+  std::swap(p.in_w, p.out_w);
+  p.in_stride_m = grad.stride(0), p.in_stride_n = grad.stride(1), p.in_stride_c = grad.stride(2);
+  p.in_stride_h = grad.stride(3), p.in_stride_w = grad.stride(4);
+  set_output(p, grad_input);
+  return p;
+}
+
+// One phase as a forward problem over the whole gradient.
+void run_phase_alone(const ConvolutionShape& s, const CpuProblem& whole, const PhasePair& phase, const Tensor& grad,
+                     const Tensor& weight, const Tensor& grad_input) {
+  const DType dtype = whole.dtype;
+  DepthwiseArgs args;
+  CpuProblem& p = args.problem;
+  p = whole;
+  p.stride_h = p.stride_w = 1;
+  p.out_h = phase.h.size, p.out_w = phase.w.size;
+  p.kernel_h = phase.h.taps.count, p.kernel_w = phase.w.taps.count;
+  p.dilation_h = phase.h.dilation, p.dilation_w = phase.w.dilation;
+  p.pad_h = phase.h.pad, p.pad_w = phase.w.pad;
+  args.output = offset(static_cast<char*>(grad_input.mutable_data_ptr()),
+                       phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w, dtype);
+  p.out_stride_h *= s.stride_h;
+  p.out_stride_w *= s.stride_w;
+  args.input = grad.const_data_ptr();
+  const Plan& plan = forward_plan(p);
+  log_plan(p, plan);
+  const int64_t weights = s.multiplier * p.kernel_h * p.kernel_w * plan.weight_pitch;
+  void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
+  pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
+  args.weight = packed;
+  args.weight_pitch = plan.weight_pitch;
+  args.rows_per_tile = plan.rows_per_tile;
+  set_prefetch(plan, &p);
+  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
+}
+
+// One axis of the input gradient, without the outputs that padding alone reaches; the first of those left.
+int64_t crop_outputs(int64_t in, int64_t kernel, int64_t* stride, int64_t* pad, int64_t dilation, int64_t* out) {
+  const Axis axis = {in, kernel, *out, *stride, *pad, dilation};
+  const int64_t first = outputs_of_tap(axis, kernel - 1).first, last = outputs_of_tap(axis, 0).last;
+  *out = std::max<int64_t>(last - first + 1, 0);
+  *pad -= first * *stride;
+  if (*out <= 1) *stride = 1;
+  return first;
+}
+
+void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor& weight, const Tensor& grad_input) {
+  // A stride beyond the image is a phase for each of its pixels; mostly one output is all that reads it.
+  if (s.stride_h > std::max(s.in_h, kMostUnchanged)) {
+    const int64_t first = crop_outputs(s.in_h, s.kernel_h, &s.stride_h, &s.pad_h, s.dilation_h, &s.out_h);
+    if (s.out_h > 0) grad = torch::stable::narrow(grad, 3, first, s.out_h);
+  }
+  if (s.stride_w > std::max(s.in_w, kMostUnchanged)) {
+    const int64_t first = crop_outputs(s.in_w, s.kernel_w, &s.stride_w, &s.pad_w, s.dilation_w, &s.out_w);
+    if (s.out_w > 0) grad = torch::stable::narrow(grad, 4, first, s.out_w);
+  }
+  if (s.out_h == 0 || s.out_w == 0) {
+    Tensor zeros = grad_input;
+    torch::stable::zero_(zeros);
+    return;
+  }
+  const std::vector<PhasePair> phases = input_phases(s);
+  const CpuProblem problem = gradient_problem(s, layout, grad, grad_input);
+  const bool strided = s.stride_h * s.stride_w > 1;
+  static const Plan one_phase;
+  const Plan& plan = strided ? backward_input_plan(problem) : one_phase;
+  if (plan.row == nullptr) {
+    for (const PhasePair& phase : phases) run_phase_alone(s, problem, phase, grad, weight, grad_input);
+    return;
+  }
+  log_plan(problem, plan);
+  BackwardInputArgs args;
+  args.problem = problem;
+  args.input = grad.const_data_ptr();
+  args.output = grad_input.mutable_data_ptr();
+  args.weight_pitch = plan.weight_pitch;
+  args.rows_per_tile = plan.rows_per_tile;
+  set_prefetch(plan, &args.problem);
+  // Each tap belongs to one phase: together the phases' weights are as many as the filter's.
+  const int64_t unit = accumulate_size(s.dtype);
+  char* packed = static_cast<char*>(
+      workspace(Workspace::kDepthwiseWeight, s.multiplier * s.kernel_h * s.kernel_w * plan.weight_pitch * unit));
+  std::vector<InputPhase> list;
+  for (const PhasePair& phase : phases) {
+    pack_depthwise(s.dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
+    list.push_back({phase.first_h, phase.first_w, phase.h.size, phase.w.size, phase.h.taps.count, phase.w.taps.count,
+                    phase.h.dilation, phase.w.dilation, phase.h.pad, phase.w.pad, packed});
+    packed += s.multiplier * phase.h.taps.count * phase.w.taps.count * plan.weight_pitch * unit;
+  }
+  args.phases = list.data();
+  args.phase_count = static_cast<int64_t>(list.size());
+  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_input(args, scratch, tiles); });
+}
+
+void backward_weight(const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input, Tensor* grad_weight,
+                     Tensor* grad_bias) {
+  const int64_t multiplier = s.multiplier;
+  const int64_t taps = s.kernel_h * s.kernel_w;
+  const int64_t unit = element_size(s.dtype);
+  BackwardWeightArgs args;
+  args.problem = forward_problem(s, layout);
+  set_input(args.problem, input);
+  CpuProblem& p = args.problem;
+  p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3),
+  p.out_stride_w = grad.stride(4);
+  const Plan& plan = plan_for<Plan>(Op::kDepthwise, Pass::kBackwardWeight, p, 0, [&](const IsaKernels& isa, const Machine& here) {
+    return plan_backward_weight(p, isa, here);
+  });
+  log_plan(p, plan);
+  args.parts = plan.parts;
+  args.rows_per_tile = plan.rows_per_tile;
+  set_prefetch(plan, &p);
+  args.input = input.const_data_ptr();
+  const int64_t sums = plan.parts * s.channels * accumulate_size(s.dtype);
+  args.partial = grad_weight ? workspace(Workspace::kPartial, sums * taps) : nullptr;
+  args.partial_bias = grad_bias ? workspace(Workspace::kPartialBias, sums) : nullptr;
+  for (int64_t m = 0; m < multiplier; ++m) {
+    args.grad_output = offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0), s.dtype);
+    run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_weight(args, scratch, tiles); });
+    if (grad_weight) {
+      reduce_parts(s.dtype, args.partial, plan.parts, s.channels, taps,
+                   static_cast<char*>(grad_weight->mutable_data_ptr()) + m * taps * unit, multiplier * taps);
+    }
+    if (grad_bias) {
+      reduce_parts(s.dtype, args.partial_bias, plan.parts, s.channels, 1,
+                   static_cast<char*>(grad_bias->mutable_data_ptr()) + m * unit, multiplier);
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                             const Ints stride, const Ints padding, const Ints dilation,
+                                                             const std::vector<bool> output_mask) {
+  const ConvolutionShape s = check_convolution(kBackward, input, "weight", weight, stride, padding, dilation);
+  check_grad_output(kBackward, grad_output, input, s);
+  check_mask(kBackward, output_mask);
+  const int64_t out_channels = s.channels * s.multiplier;
+  const Layout layout = layout_of(input);
+  const auto vector = [&](int64_t size) {
+    return torch::stable::empty(Ints{size}, input.scalar_type(), std::nullopt, input.device());
+  };
+  const Ints weight_size = {out_channels, 1, s.kernel_h, s.kernel_w};
+  Tensor grad_weight = output_mask[1] ? empty_output(input, weight_size, Layout::kNCHW) : vector(0);
+  Tensor grad_bias = vector(output_mask[2] ? out_channels : 0);
+  // The large one is allocated last and filled at once (workspace.h).
+  const auto new_grad_input = [&] {
+    return output_mask[0] ? fresh_output(input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : vector(0);
+  };
+  if (s.batch == 0) {  // sums over nothing
+    torch::stable::zero_(grad_weight);
+    torch::stable::zero_(grad_bias);
+    return {new_grad_input(), grad_weight, grad_bias};
+  }
+  const Tensor dy = as_layout(grad_output, layout);
+  const Tensor grad = split_multiplier(dy, s.multiplier);
+  const bool repeat = s.multiplier > 1 && layout == Layout::kNHWC;
+  if (output_mask[1] || output_mask[2]) {
+    const Tensor x = as_layout(input, layout);
+    backward_weight(repeat ? without_multiplier(s) : s, layout, repeat ? split_multiplier(dy, 1) : grad,
+                    repeat ? repeat_channels(x, s.multiplier) : x, output_mask[1] ? &grad_weight : nullptr,
+                    output_mask[2] ? &grad_bias : nullptr);
+  }
+  Tensor split = grad;
+  if (repeat && output_mask[0]) {
+    split = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
+    torch::stable::copy_(split, grad);
+  }
+  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor grad_input = new_grad_input();
+  if (output_mask[0]) backward_input(s, layout, split, w, grad_input);
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace dwconv
+
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&dwconv::depthwise_conv2d_backward));
+}
