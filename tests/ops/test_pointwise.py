@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -103,6 +105,16 @@ def test_views(layout, isa):
             x = dense[:1].expand(3, -1, -1, -1) if batch == "expanded" else torch.cat((dense, dense))[::2]
             each = [ops.pointwise_conv2d(image[None].clone(), bytes, 24, stride, 1) for image in x]
             torch.testing.assert_close(ops.pointwise_conv2d(x, bytes, 24, stride, 1), torch.cat(each), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_not_finite_stays_in_its_pixel(layout, isa):
+    """Also where channels are multiplied two at a time, and their number is odd."""
+    for dtype, channels in itertools.product(DTYPES, (1, 7, 8, 33)):
+        x = torch.randn(2, channels, 5, 6).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        x[0, -1, 1, 5], x[1, 0, 2, 0] = float("nan"), float("inf")
+        got = ops.pointwise_conv2d(x, packed(channels, 24, dtype)[2], 24, 1, 0)
+        assert torch.equal(got.isfinite(), x.isfinite().all(1, keepdim=True).expand_as(got))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -84,7 +84,7 @@ struct BlockFormat {
 };
 
 // The expansion of an inverted residual, a pointwise convolution before a fused block; the block's problem is that of the
-// expanded image, which is made a tile's rows at a time: [row][column][pitch] of the accumulation type.
+// expanded image, which is made a tile's rows at a time: [row][column][pitch] of the product's type.
 struct ExpandArgs {
   const void* input = nullptr;  // dense in its layout
   int64_t channels = 0;         // of the input
@@ -92,8 +92,8 @@ struct ExpandArgs {
   const void* weight = nullptr;  // as SeparableArgs's pw_weight
   const void* bias = nullptr;
   Activation activation;
-  // The scratch: most_pixels of the expanded image, `pitch` apart, kExpandPixels copies of the input's, copy_pitch apart, and as
-  // many rows of a panel.
+  // The scratch: most_pixels of the expanded image, `pitch` apart; kExpandPixels copies of the input's, as many more as a product
+  // reads past them, copy_pitch apart; and as many rows of a panel.
   int64_t scratch_offset = 0, most_pixels = 0, pitch = 0, copy_pitch = 0;
 };
 constexpr int64_t kExpandPixels = 168;  // multiplied at a time: whole register tiles of every set

@@ -176,7 +176,7 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   Plan& whole = plan.block.whole;
   whole.row = choose_row(isa, machine, Op::kSeparable, Pass::kForward, p);  // in NCHW the one that transposes comes first
   const PointwiseFormat& format = whole.row->pointwise;
-  const int64_t unit = accumulate_size(p.dtype), lanes = kLine / unit;
+  const int64_t unit = element_size(format.dtype), lanes = kLine / unit;
   plan.pitch = round_up(p.channels, lanes);
   if (plan.pitch * unit % 1024 == 0) plan.pitch += lanes;
   plan.copy_pitch = round_up(in_channels, lanes) + lanes;
@@ -192,23 +192,23 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   const bool beyond_caches = expanded >= std::min(kLarge, machine.l3_bytes / 4);
   const bool few_flops = expanded >= machine.threads * machine.l2_bytes && whole.flops < kFewFlops * elements;
   const bool forced = machine.forced.name != nullptr && whole.row->name == std::string_view(machine.forced.name);
-  const bool stages = whole.row->family != Family::kDirect && format.depth_multiple == 1;
+  const bool stages = whole.row->family != Family::kDirect;
   plan.fused = stages && affordable >= 1 && (beyond_caches || few_flops || forced);
   if (!plan.fused) return plan;
 
   CpuProblem stage = p;
   stage.batch = 1;
   stage.layout = Layout::kNHWC;
-  stage.dtype = p.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  stage.out_dtype = format.dtype;
+  stage.dtype = stage.out_dtype = format.dtype;
   stage.in_stride_w = plan.pitch, stage.out_stride_w = 2 * p.channels;  // whatever they are, pixels do not lie close together
   plan.block.depthwise = plan_forward(stage, set_of(p.dtype, isa), machine);
   set_tiles(plan.block, {rows, ceil_div(p.batch * p.out_h, rows), 1});
   whole.workers = workers_for(out_pixels * out_channels * p.channels / 16, whole.tiles, machine);
   plan.most_pixels = std::min((std::min(rows, p.out_h) - 1) * p.stride_h + reach, p.in_h) * p.in_w;
   plan.scratch_offset = round_up(whole.row->scratch(p, rows), 2 * kLine);
-  whole.scratch_bytes =
-      plan.scratch_offset + (plan.most_pixels * plan.pitch + kExpandPixels * (plan.copy_pitch + format.panel)) * unit;
+  const int64_t copies = kExpandPixels + 2 * format.rows;  // and as many sums: the product's last rows may lie past the pixels
+  whole.scratch_bytes = plan.scratch_offset + (plan.most_pixels * plan.pitch + copies * plan.copy_pitch) * unit +
+                        copies * format.panel * accumulate_size(p.dtype);
   whole.bytes =
       element_size(p.dtype) * (in_pixels * in_channels + out_pixels * out_channels + p.channels * (in_channels + out_channels));
   if (machine.with_reasons) {

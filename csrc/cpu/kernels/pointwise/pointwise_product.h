@@ -217,7 +217,7 @@ struct RegisterProduct {
   using A = typename Element<E>::Accumulate;
   using Middle = typename Element<E>::Middle;
   static constexpr int kDepthMultiple = Element<E>::kChannels, kRows = kGemmRows;
-  static constexpr bool kReadsInPlace = kDepthMultiple == 1;
+  static constexpr bool kReadsInPlace = true;  // rows that are any distance apart
 
   static int64_t padded_pixels(int64_t pixels) { return round_up(pixels, kGemmRows); }
 
@@ -258,8 +258,10 @@ struct RegisterProduct {
         };
         if (left > kHalf) {
           multiply_rows.template operator()<kGemmRows>();
-        } else {
+        } else if (left > 1) {
           multiply_rows.template operator()<kHalf>();
+        } else {  // a classifier's one row: as fast as the weights come
+          multiply_rows.template operator()<1>();
         }
       }
     }

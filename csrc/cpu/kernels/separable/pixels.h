@@ -115,12 +115,13 @@ void copy_stage(const SeparableArgs& args, int64_t row, int64_t rows, int64_t pi
 
 // Whether the product can read channels_last pixels where they lie: in its own type, all of them one after the other, and not
 // so that the rows of a register tile push one another out of L1.
-template <class T, class M>
+template <class T, class P>
 DWCONV_INLINE bool reads_in_place(const SeparableArgs& args) {
   const CpuProblem& p = args.depthwise.problem;
   const bool dense = p.in_stride_w == p.channels && p.in_stride_h == p.in_w * p.channels && p.in_h == p.out_h &&
                      p.in_w == p.out_w && (p.batch == 1 || p.in_stride_n == p.in_h * p.in_stride_h);
-  return kSame<T, M> && args.depthwise_kernel == nullptr && args.patches == nullptr && args.gate == nullptr && dense &&
+  return P::kReadsInPlace && kSame<T, typename P::Middle> && p.channels % P::kDepthMultiple == 0 &&
+         args.depthwise_kernel == nullptr && args.patches == nullptr && args.gate == nullptr && dense &&
          !lines_collide<T>(p.channels, 2 * kGemmRows, p.l1_ways);
 }
 

@@ -121,7 +121,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
   if (depth != p.channels) memset(middle, 0, middle_size * sizeof(M));  // the channels that no stage writes
   const P pointwise(tile_pixels);
   int64_t staged_row = -1;
-  const bool in_place = kNhwc && P::kReadsInPlace && reads_in_place<T, M>(args);
+  const bool in_place = kNhwc && reads_in_place<T, P>(args);
   ExpandedRows<T, P, kNhwc> expanded(args, pointwise, scratch);
   Patches<T, P> patches(args, scratch);
   for (int64_t tile; next_tile(tiles, &tile);) {
@@ -138,11 +138,11 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
           copy_pixels<A, T, M>(lying + placed * p.channels, p.channels, pixels - placed, p.channels, nullptr, pitch, middle);
       } else if (args.patches != nullptr) {
         patches.stage(row, rows);
-        if constexpr (!P::kReadsInPlace) patches.copy(row, rows, pitch, middle);
+        if constexpr (!kSame<A, M>) patches.copy(row, rows, pitch, middle);
       } else if (args.depthwise_kernel == nullptr) {
         copy_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
       } else if (args.expand != nullptr) {
-        if constexpr (P::kReadsInPlace) expanded.stage(row, rows, pitch, middle);
+        expanded.stage(row, rows, pitch, middle);
       } else {
         depthwise_stage<T, A, M, kNhwc>(args, row, rows, pitch, product, middle);
       }
@@ -164,7 +164,7 @@ void separable_tiles(const SeparableArgs& args, void* scratch, Tiles tiles) {
       const A* const bias = static_cast<const A*>(args.pw_bias) + j;
       if (panel + 1 < panels) upcoming.weights = {weight + depth * kPanel<A>, weight + 2 * depth * kPanel<A>, work};
       const auto multiply = [&](const auto& to) {
-        if constexpr (P::kReadsInPlace) {
+        if constexpr (kSame<A, M>) {
           if (args.patches != nullptr) return patches.multiply(row, rows, weight, bias, to, upcoming);
         }
         if (placed > 0) {
