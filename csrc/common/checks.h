@@ -125,6 +125,12 @@ inline void check_like_input(const char* op, const char* name, const Tensor& ten
                dtype_text(input.scalar_type()), ", but got ", dtype_text(tensor.scalar_type()));
 }
 
+// Of this shape, and of input's dtype and device.
+inline void check_shaped(const char* op, const char* name, const Tensor& tensor, const Ints& shape, const Tensor& input) {
+  check_like_input(op, name, tensor, input);
+  DWCONV_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", to_string(shape), ", but got ", to_string(tensor));
+}
+
 // Of this shape, in the accumulation type of an input of dtype.
 inline void check_wide(const char* op, const char* name, const Tensor& tensor, const Ints& shape, const Tensor& input,
                        DType dtype) {

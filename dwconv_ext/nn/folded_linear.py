@@ -134,7 +134,8 @@ class FoldedSqueeze(Folded):
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         if not all(self.packs(t, dtype) for t in tensors if t is not None):
             return None
-        reduce, first, expand, second = _wide_copies(tensors, dtype)
+        # A copy, even of the same dtype: a view would keep the model's own alive.
+        reduce, first, expand, second = (None if t is None else t.detach().clone().to(dtype) for t in tensors)
         reduce, expand = reduce.flatten(1), expand.flatten(1).t().contiguous()
         s = self.first
         return Step(ops.squeeze_excitation.default, reduce, first, expand, second, s.activation, self.gate, s.slope)

@@ -30,10 +30,10 @@ pytestmark = pytest.mark.isa
 def arguments(shape, dtype, layout, bias=True):
     torch.manual_seed(0)
     n, c, s, h, w = shape
-    wide = torch.promote_types(dtype, torch.float32)
     x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=layout)
-    reduce, expand = torch.randn(s, c, dtype=wide) / c**0.5, torch.randn(s, c, dtype=wide)
-    return x, reduce, torch.randn(s, dtype=wide) if bias else None, expand, torch.randn(c, dtype=wide) if bias else None
+    reduce, expand = torch.randn(s, c) / c**0.5, torch.randn(s, c)
+    first, second = (torch.randn(s), torch.randn(c)) if bias else (None, None)
+    return x, *(None if t is None else t.to(dtype) for t in (reduce, first, expand, second))
 
 
 def reference(x, reduce, first, expand, second, act, gate):
@@ -106,7 +106,7 @@ X, REDUCE, FIRST, EXPAND, SECOND = arguments((2, 6, 3, 4, 4), torch.float32, tor
     ({0: X.int()}, "input must be float32, float64, bfloat16 or float16"),
     ({0: X[:0]}, r"input must not be empty, but got shape \[0, 6, 4, 4\]"),
     ({1: REDUCE[:, :5]}, r"reduce_weight must have shape \[3, 6\]"),
-    ({1: REDUCE.double()}, "reduce_weight must be torch.float32 for this input, but got torch.float64"),
+    ({1: REDUCE.double()}, "reduce_weight must have the others' dtype, torch.float32, but got torch.float64"),
     ({1: REDUCE[:, :, None, None]}, r"reduce_weight must have shape \(S, 6\), but got \[3, 6, 1, 1\]"),
     ({2: FIRST[:2]}, r"reduce_bias must have shape \[3\], but got \[2\]"),
     ({3: EXPAND.t()}, r"expand_weight must have shape \[3, 6\]"),

@@ -152,7 +152,7 @@ struct BatchNormArgs {
 using BatchNormKernel = void (*)(const BatchNormArgs&, void* scratch, Tiles);
 
 // Squeeze-and-excitation. The problem gives the input's shape, strides, dtype and layout, and the activation between the layers.
-// Weights, means and hidden values are in the accumulation type.
+// Weights and biases have the input's dtype, means and hidden values the accumulation type.
 enum class SqueezeStage : int32_t { kMean = 0, kHidden, kGate };
 enum class GateKind : int32_t { kSigmoid = 0, kHardsigmoid };
 struct SqueezeArgs {
@@ -170,7 +170,7 @@ struct SqueezeArgs {
   int64_t hidden_pitch = 0;
   void* output = nullptr;  // [batch][channels]
 };
-using SqueezeKernel = void (*)(const SqueezeArgs&, void* scratch, Tiles);
+using SqueezeKernel = void (*)(const SqueezeArgs&, void* scratch, Tiles&);
 // LayerNorm over the channels of each pixel, channels_last; the output is dense. Weight and bias are in the accumulation type.
 struct LayerNormArgs {
   CpuProblem problem;

@@ -18,6 +18,7 @@ struct Tiles {
   int64_t grain = 1;         // tiles to take at once
   int64_t asked = 0;         // shares that were found empty
   int64_t at = 0, stop = 0;  // taken and not done
+  int64_t taken = 0;         // so far
 };
 
 // Tile 0 alone, for a kernel that runs within another.
@@ -38,6 +39,7 @@ static inline bool next_tile(Tiles& tiles, int64_t* tile) {
     }
     tiles.at = first;
     tiles.stop = first + tiles.grain < share.end ? first + tiles.grain : share.end;
+    tiles.taken += tiles.stop - tiles.at;
   }
   *tile = tiles.at++;
   return true;

@@ -26,12 +26,12 @@ BatchNormArgs common_args(const char* op, const Tensor& input, const std::option
   p.activation = check_activation(op, "act", act, slope);
   const auto values = [&](const char* name, const Tensor& t) -> const void* {
     check_wide(op, name, t, {input.size(1)}, input, p.dtype);
-    kept->push_back(torch::stable::contiguous(t));
+    kept->push_back(dense(t));
     return kept->back().const_data_ptr();
   };
   if (weight) args.weight = values("weight", *weight);
   if (bias) args.bias = values("bias", *bias);
-  kept->push_back(torch::stable::contiguous(input, memory_format(p.layout)));
+  kept->push_back(dense(input, p.layout));
   args.input = kept->back().const_data_ptr();
   return args;
 }
@@ -142,10 +142,10 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_ou
                ", but got ", to_string(grad_output));
   check_wide(kBackward, "mean", mean, {p.channels}, input, p.dtype);
   check_wide(kBackward, "variance", variance, {p.channels}, input, p.dtype);
-  const Tensor dense_mean = torch::stable::contiguous(mean), dense_variance = torch::stable::contiguous(variance);
+  const Tensor dense_mean = dense(mean), dense_variance = dense(variance);
   args.mean = dense_mean.mutable_data_ptr();
   args.variance = dense_variance.mutable_data_ptr();
-  const Tensor grad = torch::stable::contiguous(grad_output, memory_format(p.layout));
+  const Tensor grad = dense(grad_output, p.layout);
   args.grad_output = grad.const_data_ptr();
   const auto values = [&] { return torch::stable::empty(Ints{p.channels}, accumulate_scalar(p.dtype)); };
   const Tensor grad_weight = values(), grad_bias = values();

@@ -255,7 +255,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
     split = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
     torch::stable::copy_(split, grad);
   }
-  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor w = dense(weight);
   const Tensor grad_input = new_grad_input();
   if (output_mask[0]) backward_input(s, layout, split, w, grad_input);
   return {grad_input, grad_weight, grad_bias};

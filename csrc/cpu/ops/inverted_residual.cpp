@@ -40,7 +40,7 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
     return separable_conv2d_packed(expanded, packed, block, slopes, residual);
   }
   log_plan(p, plan->block.whole, b.out_channels);
-  const Tensor x = torch::stable::contiguous(input, memory_format(layout));
+  const Tensor x = dense(input, layout);
   const BlockWeights e = packed_weights(wanted, expand.const_data_ptr());
   ExpandArgs first;
   first.input = x.const_data_ptr();

@@ -8,6 +8,8 @@
 #endif
 
 #include <algorithm>
+#include <initializer_list>
+#include <thread>
 
 #include "common/log_plan.h"
 #include "common/plan_cache.h"
@@ -41,10 +43,23 @@ inline Tensor fresh_output(const Tensor& like, const Ints& size, Layout layout) 
   return output;
 }
 
+inline void share_tiles(int64_t tiles, int64_t workers, TileShare* shares) {
+  for (int64_t i = 0; i < workers; ++i) shares[i] = {tiles * i / workers, tiles * (i + 1) / workers};
+}
+
+inline Tiles tiles_of(TileShare* shares, int64_t workers, int64_t worker, int64_t all) {
+  constexpr int64_t kClaims = 16;  // of a worker; each is one atomic addition
+  Tiles tiles;
+  tiles.shares = shares;
+  tiles.count = workers;
+  tiles.own = worker;
+  tiles.grain = std::max<int64_t>(all / (workers * kClaims), 1);
+  return tiles;
+}
+
 template <class Body>  // body(scratch, tiles)
 void run_tiles(const Plan& plan, Body body) {
   if (plan.tiles == 0) return;
-  constexpr int64_t kClaims = 16;  // of a worker; each is one atomic addition
   const int64_t workers = plan.workers;
   const int64_t pitch = round_up(plan.scratch_bytes, 128);
   char* const base = static_cast<char*>(workspace(Workspace::kScratch, pitch * workers));
@@ -52,15 +67,42 @@ void run_tiles(const Plan& plan, Body body) {
   if (pitch > 0) memset(base, 0xff, pitch * workers);
 #endif
   TileShare* const shares = static_cast<TileShare*>(workspace(Workspace::kShares, workers * sizeof(TileShare)));
-  for (int64_t i = 0; i < workers; ++i) shares[i] = {plan.tiles * i / workers, plan.tiles * (i + 1) / workers};
+  share_tiles(plan.tiles, workers, shares);
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      Tiles tiles;
-      tiles.shares = shares;
-      tiles.count = workers;
-      tiles.own = worker;
-      tiles.grain = std::max<int64_t>(plan.tiles / (workers * kClaims), 1);
-      body(base + worker * pitch, tiles);
+      body(base + worker * pitch, tiles_of(shares, workers, worker, plan.tiles));
+    }
+  });
+}
+
+// Stages without scratch, none of which begins before the one before it is done, in one launch. A worker waits for tiles that
+// others have taken and are at, never for tiles that nobody has taken: any number of threads may run the workers, one too.
+template <class Body>  // body(number of the stage, tiles)
+void run_stages(std::initializer_list<const Plan*> stages, Body body) {
+  struct alignas(64) Done {
+    int64_t tiles;
+  };
+  int64_t workers = 1;
+  for (const Plan* stage : stages) workers = std::max(workers, stage->workers);
+  const int64_t count = static_cast<int64_t>(stages.size());
+  TileShare* const shares = static_cast<TileShare*>(workspace(Workspace::kShares, count * (workers + 1) * sizeof(TileShare)));
+  Done* const done = reinterpret_cast<Done*>(shares + count * workers);
+  for (int64_t s = 0; s < count; ++s) {
+    share_tiles(stages.begin()[s]->tiles, workers, shares + s * workers);
+    done[s].tiles = 0;
+  }
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t s = 0; s < count; ++s) {
+        const int64_t all = stages.begin()[s]->tiles;
+        Tiles tiles = tiles_of(shares + s * workers, workers, worker, all);
+        body(s, tiles);
+        __atomic_fetch_add(&done[s].tiles, tiles.taken, __ATOMIC_RELEASE);
+        constexpr int kSpins = 1000;  // then somebody else may need the core
+        for (int spins = 0; __atomic_load_n(&done[s].tiles, __ATOMIC_ACQUIRE) < all; ++spins) {
+          if (spins > kSpins) std::this_thread::yield();
+        }
+      }
     }
   });
 }

@@ -16,8 +16,8 @@ Tensor layer_norm2d(const Tensor& input, const OptionalTensor& weight, const Opt
   DWCONV_CHECK(eps >= 0, kOp, ": eps must be non-negative, but got ", eps);
   if (weight) check_wide(kOp, "weight", *weight, {p.channels}, input, p.dtype);
   if (bias) check_wide(kOp, "bias", *bias, {p.channels}, input, p.dtype);
-  const Tensor scale = weight ? torch::stable::contiguous(*weight) : input;
-  const Tensor shift = bias ? torch::stable::contiguous(*bias) : input;
+  const Tensor scale = weight ? dense(*weight) : input;
+  const Tensor shift = bias ? dense(*bias) : input;
   const Tensor x = as_layout(input, Layout::kNHWC);
   set_input(p, x);
   args.eps = eps;

@@ -4,6 +4,7 @@
 
 #include "cpu/ops/calls.h"
 #include "cpu/ops/packed.h"
+#include "cpu/runtime/with_type.h"
 
 namespace dwconv {
 namespace {
@@ -25,19 +26,25 @@ Tensor pointwise_conv2d_pack(const Tensor& weight, const std::optional<Tensor>& 
   const DType dtype = packed_dtype(kPack, weights, input_dtype);
   if (bias) check_vector(kPack, "bias", *bias, weight.size(0), weight);
   const BlockFormat format = format_of(dtype, weight.size(1), weight.size(0));
-  return packed_tensor(format, weight, [&](void* packed) { pack(format, weights, nullptr, std::nullopt, weight, bias, packed); });
+  return packed_tensor(format, weight,
+                       [&](void* packed) { pack(format, weights, std::nullopt, std::nullopt, weight, bias, packed); });
 }
 
 // The gate in the accumulation type, each image's followed by as much as the kernels read past it.
-template <class A>
-const A* widened_gate(const Tensor& gate, int64_t batch, int64_t channels, int64_t pitch, ScalarType wide) {
-  const Tensor values = torch::stable::contiguous(torch::stable::to(gate, wide));
-  A* const to = static_cast<A*>(workspace(Workspace::kDepthwiseWeight, batch * pitch * static_cast<int64_t>(sizeof(A))));
-  memset(to, 0, batch * pitch * sizeof(A));
-  for (int64_t n = 0; n < batch; ++n) {
-    memcpy(to + n * pitch, static_cast<const A*>(values.const_data_ptr()) + n * channels, channels * sizeof(A));
-  }
-  return to;
+const void* widened_gate(const Tensor& gate, DType dtype, int64_t batch, int64_t channels, int64_t pitch) {
+  const Tensor values = dense(gate);
+  void* const wide = workspace(Workspace::kDepthwiseWeight, batch * pitch * accumulate_size(dtype));
+  with_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename AccumulateType<T>::type;
+    const T* from = static_cast<const T*>(values.const_data_ptr());
+    A* to = static_cast<A*>(wide);
+    for (int64_t n = 0; n < batch; ++n, from += channels, to += pitch) {
+      for (int64_t c = 0; c < channels; ++c) to[c] = to_accumulate(from[c]);
+      memset(to + channels, 0, (pitch - channels) * sizeof(A));
+    }
+  });
+  return wide;
 }
 
 // channels_last pixels one after the other.
@@ -74,8 +81,8 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   CpuProblem& p = args.depthwise.problem;
   p = forward_problem(s, layout);
   set_input(p, x);
-  const bool dense = layout == Layout::kNHWC && is_dense(x) && stride == 1;
-  if (dense && !gate) {  // one column of pixels, cut anywhere
+  const bool one_column = layout == Layout::kNHWC && is_dense(x) && stride == 1;
+  if (one_column && !gate) {  // one column of pixels, cut anywhere
     p.in_h = p.out_h = s.batch * s.out_h * s.out_w;
     p.batch = p.in_w = p.out_w = 1;
     p.in_stride_n = p.in_h * channels, p.in_stride_h = p.in_stride_w = channels;
@@ -88,10 +95,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   args.depthwise.input = x.const_data_ptr();
   if (gate) {
     args.gate_pitch = channels + kMostLanes;
-    const ScalarType wide = accumulate_scalar(dtype);
-    args.gate = dtype == DType::kFloat64
-                    ? static_cast<const void*>(widened_gate<double>(*gate, s.batch, channels, args.gate_pitch, wide))
-                    : widened_gate<float>(*gate, s.batch, channels, args.gate_pitch, wide);
+    args.gate = widened_gate(*gate, dtype, s.batch, channels, args.gate_pitch);
   }
   const Activation activation = {static_cast<ActivationKind>(act), slope};
   return run_product(args, plan, w, activation, residual, input, size, layout);
@@ -106,8 +110,7 @@ Tensor linear(const Tensor& input, const Tensor& packed, int64_t out_features, i
   Ints size = shape_of(input);
   const int64_t features = size.back(), rows = input.numel() / features;
   check_packed(kLinear, "packed", kPack, packed, format_of(dtype, features, out_features), true);
-  const Tensor x =
-      reinterpreted(torch::stable::contiguous(input), {1, features, rows, 1}, {rows * features, 1, features, features});
+  const Tensor x = reinterpreted(dense(input), {1, features, rows, 1}, {rows * features, 1, features, features});
   const Tensor y = pointwise_conv2d(x, packed, out_features, 1, act, slope, std::nullopt, std::nullopt);
   size.back() = out_features;
   Ints strides(size.size(), 1);

@@ -4,6 +4,7 @@
 
 #include "cpu/ops/calls.h"
 #include "cpu/ops/launch.h"
+#include "cpu/runtime/with_type.h"
 
 namespace dwconv {
 namespace {
@@ -24,10 +25,6 @@ const SqueezePlan& plan_of(const CpuProblem& p, int64_t squeezed) {
                                [&](const IsaKernels& isa, const Machine& here) { return plan_squeeze(p, squeezed, isa, here); });
 }
 
-void run(const SqueezeArgs& args, const Plan& plan) {
-  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->squeeze(args, scratch, tiles); });
-}
-
 }  // namespace
 
 Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, const std::optional<Tensor>& reduce_bias,
@@ -43,12 +40,11 @@ Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, cons
   DWCONV_CHECK(reduce_weight.dim() == 2 && reduce_weight.size(0) > 0, kOp, ": reduce_weight must have shape (S, ", channels,
                "), but got ", to_string(reduce_weight));
   args.squeezed = reduce_weight.size(0);
-  check_wide(kOp, "reduce_weight", reduce_weight, {args.squeezed, channels}, input, dtype);
-  if (reduce_bias) check_wide(kOp, "reduce_bias", *reduce_bias, {args.squeezed}, input, dtype);
-  check_wide(kOp, "expand_weight", expand_weight, {args.squeezed, channels}, input, dtype);
-  if (expand_bias) check_wide(kOp, "expand_bias", *expand_bias, {channels}, input, dtype);
+  check_shaped(kOp, "reduce_weight", reduce_weight, {args.squeezed, channels}, input);
+  if (reduce_bias) check_shaped(kOp, "reduce_bias", *reduce_bias, {args.squeezed}, input);
+  check_shaped(kOp, "expand_weight", expand_weight, {args.squeezed, channels}, input);
+  if (expand_bias) check_shaped(kOp, "expand_bias", *expand_bias, {channels}, input);
   p.activation = check_activation(kOp, "act", act, slope);
-  const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
   const Tensor reduce = dense(reduce_weight), expand = dense(expand_weight);
   const Tensor first = reduce_bias ? dense(*reduce_bias) : reduce, second = expand_bias ? dense(*expand_bias) : expand;
   args.input = x.const_data_ptr();
@@ -61,15 +57,15 @@ Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, cons
   args.hidden_pitch = round_up(args.squeezed, kMostLanes);
   args.mean = workspace(Workspace::kPartial, p.batch * channels * unit);
   args.hidden = workspace(Workspace::kPartialBias, p.batch * args.hidden_pitch * unit);
-  const Tensor output = empty_output(input, {p.batch, channels, 1, 1}, Layout::kNCHW);
-  args.output = output.mutable_data_ptr();
   const SqueezePlan& plan = plan_of(p, args.squeezed);
   log_plan(p, plan.means);
-  run(args, plan.means);
-  args.stage = SqueezeStage::kHidden;
-  run(args, plan.hidden);
-  args.stage = SqueezeStage::kGate;
-  run(args, plan.gates);
+  const Tensor output = fresh_output(input, {p.batch, channels, 1, 1}, Layout::kNCHW);
+  args.output = output.mutable_data_ptr();
+  run_stages({&plan.means, &plan.hidden, &plan.gates}, [&](int64_t stage, Tiles& tiles) {
+    SqueezeArgs now = args;
+    now.stage = static_cast<SqueezeStage>(stage);
+    plan.means.row->squeeze(now, nullptr, tiles);
+  });
   return output;
 }
 
@@ -78,15 +74,21 @@ Tensor global_average_pool(const Tensor& input, bool keepdim) {
   Tensor x;
   args.problem = pixels(kPool, input, &x);
   const CpuProblem& p = args.problem;
+  const int64_t count = p.batch * p.channels;
   args.input = x.const_data_ptr();
-  const ScalarType wide = accumulate_scalar(p.dtype);
-  const Tensor means = torch::stable::empty(keepdim ? Ints{p.batch, p.channels, 1, 1} : Ints{p.batch, p.channels}, wide,
-                                            std::nullopt, input.device());
-  args.mean = means.mutable_data_ptr();
   const SqueezePlan& plan = plan_of(p, 0);
   log_plan(p, plan.means);
-  run(args, plan.means);
-  return input.scalar_type() == wide ? means : torch::stable::to(means, input.scalar_type());
+  const Tensor output = fresh_output(input, {p.batch, p.channels, 1, 1}, Layout::kNCHW);
+  with_type(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename AccumulateType<T>::type;
+    T* const to = static_cast<T*>(output.mutable_data_ptr());
+    args.mean = sizeof(T) == sizeof(A) ? to : workspace(Workspace::kPartial, count * static_cast<int64_t>(sizeof(A)));
+    run_tiles(plan.means, [&](void* scratch, Tiles tiles) { plan.means.row->squeeze(args, scratch, tiles); });
+    if (sizeof(T) == sizeof(A)) return;
+    for (int64_t i = 0; i < count; ++i) from_accumulate(static_cast<const A*>(args.mean)[i], to + i);
+  });
+  return keepdim ? output : reinterpreted(output, {p.batch, p.channels}, {p.channels, 1});
 }
 
 }  // namespace dwconv

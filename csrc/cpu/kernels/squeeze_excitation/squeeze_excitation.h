@@ -2,7 +2,7 @@
 //
 //   gate[n, c] = open(expand_bias[c] + sum_s expand[s, c] * act(reduce_bias[s] + sum_k reduce[s, k] * mean[n, k]))
 //
-// Three calls, of tiles within an image: the means of kMeanVectors vectors of channels (channels_last) or of one channel (NCHW),
+// Three stages, of tiles within an image: the means of kMeanVectors vectors of channels (channels_last) or of one channel (NCHW),
 // a vector of the hidden layer, the gates of kMeanVectors vectors. Sums are taken by rows and then over the rows, and over k and
 // s in order, whatever the tile. Traffic: the input once, which the layer before has just written; the layers' weights once an
 // image.
@@ -49,21 +49,28 @@ DWCONV_INLINE Vec<A> sum_of_row(const T* at, int64_t width) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// sum_k a[k] * b[k]
-template <class A>
-DWCONV_INLINE A dot(const A* a, const A* b, int64_t count) {
+// sums[i] = sum_k a[k] * rows[i][k], where rows are `count` elements apart
+template <int kRows, class T, class A>
+DWCONV_INLINE void dot_rows(const A* a, const T* rows, int64_t count, A* sums) {
   constexpr int kVec = kLanes<A>;
-  Vec<A> sum[2] = {};
+  Vec<A> sum[2][kRows] = {};
   int64_t k = 0;
   for (; k + 2 * kVec <= count; k += 2 * kVec) {
-    sum[0] += load(a + k) * load(b + k);
-    sum[1] += load(a + k + kVec) * load(b + k + kVec);
+    DWCONV_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const Vec<A> factor = load(a + k + j * kVec);
+      DWCONV_UNROLL
+      for (int i = 0; i < kRows; ++i) sum[j][i] += factor * load(rows + i * count + k + j * kVec);
+    }
   }
   for (; k < count; k += kVec) {
     const int lanes = lanes_left(count - k, kVec);
-    sum[0] += load_lanes(a + k, lanes) * load_lanes(b + k, lanes);
+    const Vec<A> factor = load_lanes(a + k, lanes);
+    DWCONV_UNROLL
+    for (int i = 0; i < kRows; ++i) sum[0][i] += factor * load_lanes(rows + i * count + k, lanes);
   }
-  return sum_lanes(sum[0] + sum[1]);
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) sums[i] = sum_lanes(sum[0][i] + sum[1][i]);
 }
 
 template <class A>
@@ -73,29 +80,32 @@ DWCONV_INLINE Vec<A> open_gate(Vec<A> x, GateKind gate) {
 }
 
 // Values [first, first + kVec) of an image's hidden layer, as far as there are so many.
-template <class A>
+template <class T, class A>
 void hidden_values(const SqueezeArgs& args, const A* mean, int64_t first, A* hidden) {
-  constexpr int kVec = kLanes<A>;
-  const int64_t channels = args.problem.channels;
-  const A* const bias = static_cast<const A*>(args.reduce_bias);
-  for (int64_t s = first; s < first + lanes_left(args.squeezed - first, kVec); ++s) {
-    const A sum = dot(mean, static_cast<const A*>(args.reduce_weight) + s * channels, channels);
-    hidden[s] = bias != nullptr ? sum + bias[s] : sum;
+  constexpr int kVec = kLanes<A>, kRows = 4;  // at once: enough sums to hide an FMA's latency
+  const int64_t channels = args.problem.channels, end = first + lanes_left(args.squeezed - first, kVec);
+  const T* row = static_cast<const T*>(args.reduce_weight) + first * channels;
+  int64_t s = first;
+  for (; s + kRows <= end; s += kRows, row += kRows * channels) dot_rows<kRows>(mean, row, channels, hidden + s);
+  for (; s < end; ++s, row += channels) dot_rows<1>(mean, row, channels, hidden + s);
+  Vec<A> sums = load(hidden + first);
+  if (args.reduce_bias != nullptr) {
+    sums += load_lanes(static_cast<const T*>(args.reduce_bias) + first, static_cast<int>(end - first));
   }
-  store(hidden + first, activate<A>(load(hidden + first), args.problem.activation));
+  store(hidden + first, activate<A>(sums, args.problem.activation));
 }
 
 // The gates of kVectors vectors of an image's channels from `first` on, the last of which has `lanes`.
 template <class T, class A, int kVectors>
 DWCONV_INLINE void gates_of_channels(const SqueezeArgs& args, const A* hidden, int64_t first, int lanes, T* output) {
   constexpr int kVec = kLanes<A>;
-  const auto load_vector = [&](const A* at, int j) { return load_lanes(at + j * kVec, j + 1 < kVectors ? kVec : lanes); };
+  const auto load_vector = [&](const T* at, int j) { return load_lanes(at + j * kVec, j + 1 < kVectors ? kVec : lanes); };
   Vec<A> sum[kVectors] = {};
   if (args.expand_bias != nullptr) {
     DWCONV_UNROLL
-    for (int j = 0; j < kVectors; ++j) sum[j] = load_vector(static_cast<const A*>(args.expand_bias) + first, j);
+    for (int j = 0; j < kVectors; ++j) sum[j] = load_vector(static_cast<const T*>(args.expand_bias) + first, j);
   }
-  const A* weight = static_cast<const A*>(args.expand_weight) + first;
+  const T* weight = static_cast<const T*>(args.expand_weight) + first;
   for (int64_t s = 0; s < args.squeezed; ++s, weight += args.problem.channels) {
     const Vec<A> factor = broadcast(hidden[s]);
     DWCONV_UNROLL
@@ -126,7 +136,7 @@ void excite(const SqueezeArgs& args, int64_t tile) {
   const int64_t n = tile / tiles, part = tile % tiles;
   A* const hidden = static_cast<A*>(args.hidden) + n * args.hidden_pitch;
   if (args.stage == SqueezeStage::kHidden) {
-    return hidden_values<A>(args, static_cast<const A*>(args.mean) + n * channels, part * kVec, hidden);
+    return hidden_values<T, A>(args, static_cast<const A*>(args.mean) + n * channels, part * kVec, hidden);
   }
   for_channel_vectors<A>(channels, part, [&]<int kVectors>(int64_t c, int lanes) {
     gates_of_channels<T, A, kVectors>(args, hidden, c, lanes, static_cast<T*>(args.output) + n * channels);
@@ -143,7 +153,7 @@ int64_t squeeze_excitation_nchw_scratch(const CpuProblem&, int64_t) {
 }
 
 template <class T>
-void squeeze_excitation_nhwc(const SqueezeArgs& args, void* /*scratch*/, Tiles tiles) {
+void squeeze_excitation_nhwc(const SqueezeArgs& args, void* /*scratch*/, Tiles& tiles) {
   using A = typename AccumulateType<T>::type;
   const CpuProblem& p = args.problem;
   const int64_t blocks = ceil_div(p.channels, kMeanVectors * kLanes<A>);
@@ -162,7 +172,7 @@ void squeeze_excitation_nhwc(const SqueezeArgs& args, void* /*scratch*/, Tiles t
 }
 
 template <class T>
-void squeeze_excitation_nchw(const SqueezeArgs& args, void* /*scratch*/, Tiles tiles) {
+void squeeze_excitation_nchw(const SqueezeArgs& args, void* /*scratch*/, Tiles& tiles) {
   using A = typename AccumulateType<T>::type;
   const CpuProblem& p = args.problem;
   const bool dense = p.in_stride_h == p.in_w;
