@@ -32,15 +32,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
       "separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa, "
       "str input_dtype=\"\") -> Tensor");
   m.def("separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None) -> Tensor");
+  // act(conv2d(input, weight, bias, groups=C)) in the same way. filter: out_channels, kernel_h, kernel_w, stride, padding,
+  // dilation (height and width each); act: an activation's number (_C.activations).
+  m.def("depthwise_conv2d_pack(Tensor weight, Tensor? bias, str isa, str input_dtype=\"\") -> Tensor");
+  m.def("depthwise_conv2d_packed(Tensor input, Tensor packed, int[] filter, int act, float slope=0.01) -> Tensor");
   // act(conv2d(input * gate, weight, bias, stride)) + residual for a 1x1 convolution, on the CPU, without derivatives. gate is
-  // (N, C, 1, 1); act an activation's number (_C.activations).
+  // (N, C, 1, 1).
   m.def("pointwise_conv2d_pack(Tensor weight, Tensor? bias, str isa, str input_dtype=\"\") -> Tensor");
   m.def(
       "pointwise_conv2d(Tensor input, Tensor packed, int out_channels, int stride, int act, float slope=0.01, "
       "Tensor? residual=None, Tensor? gate=None) -> Tensor");
   // act(conv2d(input, weight, bias)) for an input of few channels, which is read a filter's patch at a time, with what
-  // pointwise_conv2d_pack makes of weight.permute(0, 2, 3, 1).reshape(out_channels, -1, 1, 1). filter: out_channels, kernel_h,
-  // kernel_w, stride, padding, dilation (height and width each). channels_last: of the output; it is too where the input is.
+  // pointwise_conv2d_pack makes of weight.permute(0, 2, 3, 1).reshape(out_channels, -1, 1, 1). filter: as
+  // depthwise_conv2d_packed's. channels_last: of the output; it is too where the input is.
   m.def("patch_conv2d(Tensor input, Tensor packed, int[] filter, int act, float slope=0.01, bool channels_last=False) -> Tensor");
   // act(linear(input, weight, bias)) of (..., features), with what pointwise_conv2d_pack makes of the weight as 1x1 filters.
   m.def("linear(Tensor input, Tensor packed, int out_features, int act, float slope=0.01) -> Tensor");
@@ -51,8 +55,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
       "block, "
       "float[] slopes, Tensor? residual=None) -> Tensor");
   // gate(conv2d(act(conv2d(input.mean((2, 3)), reduce_weight) + reduce_bias), expand_weight.t()) + expand_bias), (N, C, 1, 1),
-  // for 1x1 convolutions without their last two dimensions; weights (S, C) and biases in the accumulation type. gate: sigmoid or
-  // hardsigmoid. On the CPU, without derivatives.
+  // for 1x1 convolutions without their last two dimensions; weights (S, C). gate: sigmoid or hardsigmoid.
+  // On the CPU, without derivatives.
   m.def(
       "squeeze_excitation(Tensor input, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, "
       "str act, str gate, float slope=0.01) -> Tensor");

@@ -305,20 +305,14 @@ class FoldedConv(Folded):
         if s.product_stride(weight):
             return super().fits(input, tensors, residual) and input.size(1) == weight.size(1)
         if s.is_depthwise(weight) or s.has_few_channels(weight):
-            return type(input) is Tensor and type(weight) in PLAIN and input.dim() == 4 and residual is None
+            plain = type(input) is Tensor and type(weight) in PLAIN and input.dim() == 4 and residual is None
+            return plain and (input.is_cpu is weight.is_cpu) and input.size(1) == s.groups * weight.size(1)
         return type(input) is Tensor and type(weight) in PLAIN
 
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
         s, weight = self.settings, tensors[0]
-        if s.is_depthwise(weight):
-            folds = norm_fits(len(weight), input.dtype, tensors[2:]) and not self.beyond_float16(input.dtype, tensors)
-            return folds and not s.is_lopsided(weight)
-        return bool(s.product_stride(weight) or s.has_few_channels(weight)) and _becomes_step(input, (s,), (tensors,))
-
-    @staticmethod
-    def beyond_float16(dtype: torch.dtype, tensors: Tensors) -> bool:
-        """float16's range holds no folded weights."""
-        return dtype is torch.float16 and tensors[2] is not None
+        ours = s.is_depthwise(weight) or s.product_stride(weight) or s.has_few_channels(weight)
+        return bool(ours) and _becomes_step(input, (s,), (tensors,))
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         s, weight = self.settings, tensors[0]
@@ -330,31 +324,38 @@ class FoldedConv(Folded):
             return Step(ops.pointwise_conv2d.default, packed, len(weight), stride, act, s.slope, more=2)
         if not norm_fits(len(weight), dtype, tensors[2:]):
             return None
-        if s.has_few_channels(weight) and self.packs(weight, dtype) and not s.is_lopsided(weight):
-            return self.of_patches(tensors, dtype)
-        if self.beyond_float16(dtype, tensors):
+        if self.packs(weight, dtype) and s.activation in ACTIVATIONS and not s.is_lopsided(weight):
+            if s.is_depthwise(weight):
+                return self.of_filters(tensors, dtype)
+            if s.has_few_channels(weight):
+                return self.of_patches(tensors, dtype)
+        if dtype is torch.float16 and tensors[2] is not None:  # whose range holds no folded weights
             return None
-        folded = [None if t is None else t.to(dtype) for t in fold(*tensors, s.eps)]
-        if s.is_depthwise(weight):
-            pairs = s.pairs("depthwise_conv2d", weight)
-            if not s.is_lopsided(weight):
-                # Copies of what there was nothing to fold into: nothing may keep the model's own alive.
-                own = [t.detach().clone() if t is not None and any(t is o for o in tensors) else t for t in folded]
-                return Step(ops.depthwise_conv2d.default, *own, *pairs, s.activation, s.slope)
-        weight, bias = folded
+        weight, bias = (None if t is None else t.to(dtype) for t in fold(*tensors, s.eps))
         if weight is tensors[0]:
             return None
         return lambda input, residual, gate: plus(_convolve(input, weight, bias, s), residual)
 
+    def of_filters(self, tensors: Tensors, dtype: torch.dtype) -> Step:
+        s = self.settings
+        weight, bias = fold(*tensors, s.eps)
+        packed = ops.depthwise_conv2d_pack(weight, bias, _C.selected_isa(), name_of(dtype))
+        filter = self.filter("depthwise_conv2d", weight)
+        return Step(ops.depthwise_conv2d_packed.default, packed, filter, _C.activations[s.activation], s.slope)
+
     def of_patches(self, tensors: Tensors, dtype: torch.dtype) -> Step:
         s = self.settings
         weight, bias = fold(*tensors, s.eps)
-        stride, padding, dilation = s.pairs("patch_conv2d", weight)
         patches = weight.permute(0, 2, 3, 1).reshape(len(weight), -1, 1, 1)
         packed = ops.pointwise_conv2d_pack(patches, bias, _C.selected_isa(), name_of(dtype))
-        filter = [len(weight), *weight.shape[2:], *stride, *padding, *dilation]
+        filter = self.filter("patch_conv2d", weight)
         last = as_weights_layout(weight.new_empty(1, 2, 2, 2), tensors[0]).is_contiguous(memory_format=torch.channels_last)
         return Step(ops.patch_conv2d.default, packed, filter, _C.activations[s.activation], s.slope, last)
+
+    def filter(self, op: str, weight: Tensor) -> list[int]:
+        """The numbers that the op takes."""
+        stride, padding, dilation = self.settings.pairs(op, weight)
+        return [len(weight), *weight.shape[2:], *stride, *padding, *dilation]
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         s = self.settings

@@ -21,15 +21,15 @@ from .functional import DTYPES, accumulation_dtype, name_of
 MOST_BYTES = 2**48  # more than a process can address
 
 
-def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: int, kernel: Sequence[int]) -> bool:
+def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: int | None, kernel: Sequence[int]) -> bool:
     if packed.device != x.device or packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         return False
-    sizes, bytes = (channels, out_channels, *kernel), packed.shape[0]
+    sizes, bytes = [channels, *([] if out_channels is None else [out_channels]), *kernel], packed.shape[0]
     if not all(isinstance(size, int) for size in (*sizes, bytes)):
         return True
     # The first for sizes whose bytes 64 bits cannot count.
     counted = all(0 < size < bytes for size in sizes)
-    return counted and bytes == _C.block_bytes(name_of(x.dtype), *sizes, *(() if kernel else (0, 0)))
+    return counted and bytes == _C.block_bytes(name_of(x.dtype), channels, out_channels or 0, *(kernel or (0, 0)))
 
 
 class Checks:
@@ -148,14 +148,18 @@ class Checks:
         self.that(value in range(len(ACTIVATIONS)), f"{name} must be an activation's number, but got {value}")
 
     def packed(
-        self, name: str, op: str, packed: Tensor, x: Tensor, channels: int, out_channels: int, kernel: Sequence[int] = ()
+        self, name: str, op: str, packed: Tensor, x: Tensor, channels: int, out_channels: int | None, kernel: Sequence[int] = ()
     ) -> None:
-        """What `op`_pack makes: all of C++'s check but for the bytes themselves, which say what they were made of."""
-        self.that(
-            _may_be_packed_for(packed, x, channels, out_channels, kernel),
-            f"{name} must be what {op}_pack made on this CPU of weights for {channels} channels of input, of its dtype, and of "
-            f"the block's filter and {out_channels} output channels",
-        )
+        """What `op`_pack makes: all of C++'s check but for the bytes themselves, which say what they were made of.
+
+        out_channels: None for a depthwise convolution alone.
+        """
+        weights = f"{channels} filters of this size, for inputs of this dtype"
+        if out_channels is not None:
+            filter = f"the block's filter and {out_channels} output channels"
+            weights = f"weights for {channels} channels of input, of its dtype, and of {filter}"
+        possible = _may_be_packed_for(packed, x, channels, out_channels, kernel)
+        self.that(possible, f"{name} must be what {op}_pack made on this CPU of {weights}")
 
     def block(
         self, x: Tensor, channels: int, packed: Tensor, block: Sequence[int], slopes: Sequence[float], residual: Tensor | None
@@ -172,6 +176,19 @@ class Checks:
             self.of_output_shape("residual", residual, x, shape)
         return shape
 
+    def depthwise(self, x: Tensor, packed: Tensor, filter: Sequence[int]) -> tuple[Any, ...]:
+        """Of packed weights; the output's shape."""
+        self.that(len(filter) == 9, f"filter must be 9 integers, but got {len(filter)}")
+        filters, channels = filter[0], x.shape[1]
+        message = f"filter's out_channels must be a multiple of input's channels, {channels}, but got {filters}"
+        self.that(channels > 0, message)
+        self.that(filters > 0 and filters % channels == 0, message)
+        self.packed("packed", "depthwise_conv2d", packed, x, filters, None, filter[1:3])
+        size = self.filter(x, "filter", filter[1:3], filter[3:5], filter[5:7], filter[7:9])
+        shape = (x.shape[0], filters, *size)
+        self.output(x, shape, filter[5:7])
+        return shape
+
     def patches(self, x: Tensor, packed: Tensor, filter: Sequence[int]) -> tuple[Any, ...]:
         """The output's shape."""
         most = 2**15
@@ -184,6 +201,12 @@ class Checks:
         shape = (x.shape[0], outputs, *size)
         self.output(x, shape, filter[5:7])
         return shape
+
+    def shaped(self, name: str, t: Tensor | None, shape: Sequence[Any], x: Tensor) -> None:
+        """Of this shape, and of input's dtype and device."""
+        if t is not None:
+            self.like_input(name, t, x)
+            self.shape(name, t, shape, f"have shape {list(shape)}, but got")
 
     def wide(self, name: str, t: Tensor | None, shape: Sequence[Any], x: Tensor) -> None:
         """Of this shape, in the accumulation type."""
@@ -240,8 +263,8 @@ class Checks:
         self.that(reduce.dim() == 2, message)
         squeezed = reduce.shape[0]
         self.that(squeezed > 0, message)
-        self.wide("reduce_weight", reduce, (squeezed, channels), x)
-        self.wide("reduce_bias", first, (squeezed,), x)
-        self.wide("expand_weight", expand, (squeezed, channels), x)
-        self.wide("expand_bias", second, (channels,), x)
+        self.shaped("reduce_weight", reduce, (squeezed, channels), x)
+        self.shaped("reduce_bias", first, (squeezed,), x)
+        self.shaped("expand_weight", expand, (squeezed, channels), x)
+        self.shaped("expand_bias", second, (channels,), x)
         self.activation("act", act)

@@ -104,6 +104,26 @@ def _(x, expand, hidden, expand_act, expand_slope, packed, block, slopes, residu
     return _like(x, check.block(x, hidden, packed, block, slopes, residual))
 
 
+@torch.library.register_fake("dwconv_ext::depthwise_conv2d_pack")
+def _(w, b, isa, input_dtype=""):
+    check = Checks("depthwise_conv2d_pack")
+    check.isa(isa)
+    check.shape("weight", w, (None, 1, None, None), "have shape (out_channels, 1, kH, kW), but got")
+    check.dtype("weight", w)
+    dtype = check.input_dtype(input_dtype, w)
+    check.vector("bias", b, w.shape[0], w)
+    return w.new_empty((_C.block_bytes(dtype, w.shape[0], 0, *w.shape[2:]),), dtype=torch.uint8)
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_conv2d_packed")
+def _(x, packed, filter, act, slope=SLOPE):
+    check = Checks("depthwise_conv2d_packed")
+    check.rank(x)
+    check.dtype("input", x)
+    check.activation_number("act", act)
+    return _like(x, check.depthwise(x, packed, filter))
+
+
 @torch.library.register_fake("dwconv_ext::pointwise_conv2d_pack")
 def _(w, b, isa, input_dtype=""):
     check = Checks("pointwise_conv2d_pack")

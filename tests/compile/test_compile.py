@@ -183,11 +183,11 @@ def test_dead_channel_in_float16_outside_of_blocks(groups, way):
         conv.weight.zero_()
         for i in range(16):
             conv.weight[i, i if groups == 1 else 0, 1, 1] = 300
-        model[1].running_mean.fill_(300), model[1].running_var.fill_(1e-12)
+        model[1].running_mean.fill_(300), model[1].running_var.fill_(1e-12), model[1].bias.fill_(0.5)
         model, x = model.half(), torch.ones(1, 16, 8, 8).half()
         changed = dwconv_ext.convert(model) if way == "convert" else fast(model, options={"base": way})
         for _ in range(2):
-            assert_same(changed(x), model(x), tolerance=0.01)
+            assert_same(changed(x), model(x), tolerance=0.05)
 
 
 def test_dead_channel_in_float16_where_a_derivative_is_wanted():

@@ -71,12 +71,18 @@ def valid(op: str, how: dict) -> dict:
     if op == "squeeze_excitation":
         weights = {}
         for name, count in (("reduce", 3), ("expand", channels)):
-            weights |= {f"{name}_weight": torch.zeros(3, channels, dtype=wide), f"{name}_bias": maybe(vector(count, wide))}
+            weights |= {f"{name}_weight": torch.zeros(3, channels, dtype=dtype), f"{name}_bias": maybe(vector(count))}
         return {"input": image(max(batch, 1), channels, 8, 7), **weights, "act": "relu", "gate": "sigmoid"}
-    x = image(batch, channels, 8, 7)
+    x, isa = image(batch, channels, 8, 7), dwconv_ext._C.selected_isa()
     if op.startswith("depthwise"):
         filters = channels * how["multiplier"]
         w = torch.zeros(filters, 1, kernel, kernel, dtype=dtype)
+        if op == "depthwise_conv2d_pack":
+            return {"weight": w, "bias": maybe(vector(filters)), "isa": isa, "input_dtype": ""}
+        if op == "depthwise_conv2d_packed":
+            filter = [filters, kernel, kernel, *how["stride"], *how["padding"], 1, 1]
+            packed = ops.depthwise_conv2d_pack(w, maybe(vector(filters)), isa)
+            return {"input": x, "packed": packed, "filter": filter, "act": 1, "slope": 0.1}
         if op == "depthwise_conv2d":
             return {"input": x, "weight": w, "bias": maybe(vector(filters)), **conv, "act": "relu", "slope": 0.01}
         return {"grad_output": image(batch, filters, *size), "input": x, "weight": w, **conv, "output_mask": [True, True, True]}
@@ -90,7 +96,6 @@ def valid(op: str, how: dict) -> dict:
     residual = {"residual": maybe(image(batch, out_channels, *size))}
     if op == "separable_conv2d":
         return {"input": x, **weights, **conv, "dw_act": "relu", "pw_act": "silu", **residual}
-    isa = dwconv_ext._C.selected_isa()
     if op == "separable_conv2d_pack":
         return {**weights, "isa": isa, "input_dtype": ""}
     if op == "pointwise_conv2d_pack":
@@ -126,6 +131,8 @@ def valid(op: str, how: dict) -> dict:
 OPS = (
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
+    "depthwise_conv2d_pack",
+    "depthwise_conv2d_packed",
     "separable_conv2d",
     "separable_conv2d_pack",
     "separable_conv2d_packed",
@@ -233,9 +240,11 @@ MISTAKES = {
 ALLOWED = {
     *(("depthwise_conv2d", "stride", name) for name in LARGE),
     *(("separable_conv2d_pack", "dw_weight", name) for name in ("large", "wide")),
+    *(("depthwise_conv2d_pack", "weight", name) for name in ("large", "wide")),
     ("separable_conv2d_pack", "input_dtype", "float16"),
     *(("pointwise_conv2d_pack", "weight", name) for name in ("channels_other",)),
     ("pointwise_conv2d_pack", "input_dtype", "float16"),
+    ("depthwise_conv2d_pack", "input_dtype", "float16"),
     ("batch_norm_act", "input", "small"),
     ("layer_norm2d", "input", "small"),
     ("squeeze_excitation", "input", "small"),
@@ -245,6 +254,24 @@ ALLOWED = {
     *(("linear", "input", name) for name in ("rank_less", "rank_more")),
 }
 
+
+PACKED = ("pointwise_conv2d", "patch_conv2d", "linear", "depthwise_conv2d_packed")
+FILTER = {
+    "short": lambda f: f[:8],
+    "long": lambda f: [*f, 1],
+    "empty": lambda _: [],
+    "outputs": lambda f: [f[0] + 64, *f[1:]],
+    "no_outputs": at(0, 0),
+    "huge": at(0, 2**62),
+    "high": at(1, 5),
+    "negative": at(1, -3, -3),
+    "stride": at(3, 0),
+    "endless": at(1, 2**40),
+    "padding": at(5, 0, -1),
+    "huge_padding": at(5, 2**45, 2**45),
+    "dilation": at(7, -1),
+    "far_apart": at(7, 9),
+}
 
 # And of arguments that are another op's in name alone.
 OTHERS = {
@@ -262,25 +289,10 @@ OTHERS = {
     ("pointwise_conv2d", "stride"): {"zero": lambda _: 0, "negative": lambda _: -1},
     ("inverted_residual", "hidden"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
     ("inverted_residual", "expand_act"): {"unknown": lambda _: 8, "negative": lambda _: -1},
-    **{(op, "act"): {"unknown": lambda _: 8, "negative": lambda _: -1} for op in ("pointwise_conv2d", "patch_conv2d", "linear")},
+    **{(op, "act"): {"unknown": lambda _: 8, "negative": lambda _: -1} for op in PACKED},
     ("linear", "input"): {**RANK, "no_rows": lambda t: t[:0], "no_features": lambda t: t[..., :0], **DTYPE},
     ("linear", "out_features"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
-    ("patch_conv2d", "filter"): {
-        "short": lambda f: f[:8],
-        "long": lambda f: [*f, 1],
-        "empty": lambda _: [],
-        "outputs": lambda f: [f[0] + 64, *f[1:]],
-        "no_outputs": at(0, 0),
-        "huge": at(0, 2**62),
-        "high": at(1, 5),
-        "negative": at(1, -3, -3),
-        "stride": at(3, 0),
-        "endless": at(1, 2**40),
-        "padding": at(5, 0, -1),
-        "huge_padding": at(5, 2**45, 2**45),
-        "dilation": at(7, -1),
-        "far_apart": at(7, 9),
-    },
+    **{(op, "filter"): FILTER for op in ("patch_conv2d", "depthwise_conv2d_packed")},
     ("interleave_channels", "second"): SAME_IMAGE,
     ("interleave_channels", "first"): {**RANK, **DTYPE, "channels_less": lambda t: t[:, :1]},
     ("pointwise_conv2d", "out_channels"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
@@ -343,6 +355,10 @@ NAMED = [(op, *mistake) for op in OPS for mistake in MADE[op]]
 def test_right_calls(op, changed):
     for layout in LAYOUTS:
         assert not raised(check(op, valid(op, {**PLAIN, "layout": layout, changed[0]: changed[1]})))
+
+
+# Bytes of the same number for another dtype: only what they hold says so.
+NAMED.remove(("depthwise_conv2d_packed", "input", "other_float"))
 
 
 @pytest.mark.parametrize("named", NAMED, ids="-".join)

@@ -7,8 +7,7 @@ namespace dwconv {
 
 using OptionalTensor = std::optional<Tensor>;
 
-Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Ints stride,
-                        const Ints padding, const Ints dilation, const std::string act, double slope);
+Tensor depthwise_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints filter, int64_t act, double slope);
 Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_channels, int64_t stride, int64_t act,
                         double slope, const OptionalTensor& residual, const OptionalTensor& gate);
 Tensor patch_conv2d(const Tensor& input, const Tensor& packed, const Ints filter, int64_t act, double slope, bool channels_last);

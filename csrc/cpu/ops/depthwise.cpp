@@ -1,14 +1,18 @@
-// depthwise_conv2d on the CPU: checks, output allocation, problem, plan, launch.
+// depthwise_conv2d on the CPU, with weights as the modules keep them and packed: checks, output allocation, problem, plan,
+// launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/ops/calls.h"
 #include "cpu/ops/depthwise_parts.h"
+#include "cpu/ops/packed.h"
 
 namespace dwconv {
 namespace {
 
 constexpr const char* kForward = "depthwise_conv2d";
+constexpr const char* kPack = "depthwise_conv2d_pack";
+constexpr const char* kPacked = "depthwise_conv2d_packed";
 
 // The forward pass over repeated channels (plan_forward_repeated).
 void run_repeated(const Plan& plan, const DepthwiseArgs& args, const Tensor& x, int64_t multiplier) {
@@ -36,14 +40,14 @@ void run_repeated(const Plan& plan, const DepthwiseArgs& args, const Tensor& x, 
   });
 }
 
-}  // namespace
+struct Filters {
+  const void *weight, *bias;
+};
 
-Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
-                        const Ints padding, const Ints dilation, const std::string act, double slope) {
-  ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
-  check_output(kForward, input, s, s.channels * s.multiplier, padding);
-  if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
-  const Activation activation = check_activation(kForward, "act", act, slope);
+// The convolution of an image with weights(problem, plan, m), number m of each channel's filters in the order of the plan's
+// kernel.
+template <class Weights>
+Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activation, Weights weights) {
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
   if (s.batch == 0) return fresh_output(input, size, layout);
@@ -51,8 +55,6 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   const Tensor x = as_layout(input, layout);
   const int64_t repeats = layout == Layout::kNHWC ? s.multiplier : 1;
   if (repeats > 1) s = without_multiplier(s);
-  const Tensor w = torch::stable::contiguous(weight);
-  const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
   DepthwiseArgs args;
   args.problem = forward_problem(s, layout);
   args.problem.activation = activation;
@@ -60,23 +62,18 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   if (repeats > 1) args.problem.in_stride_w = s.channels, args.problem.in_stride_h = s.in_w * s.channels;  // as run_repeated's
   const Plan& plan = forward_plan(args.problem, repeats);
   log_plan(args.problem, plan);
-  const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
-  const int64_t unit = accumulate_size(s.dtype);
-  void* const packed = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.weight_pitch * unit);
-  void* const packed_bias = bias ? workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit) : nullptr;
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
   set_prefetch(plan, &args.problem);
   args.input = x.const_data_ptr();
-  args.weight = packed;
-  args.bias = packed_bias;
+  Filters filters = weights(s, plan, 0);
   // Allocated last: what is allocated after it and lives on can make the allocator put the next output elsewhere (workspace.h).
   const Tensor output = fresh_output(input, size, layout);
   set_output(args.problem, output);
   args.problem.out_stride_c *= s.multiplier;
   for (int64_t m = 0; m < s.multiplier; ++m) {
-    pack_depthwise(s.dtype, w.const_data_ptr(), packing, m, 1, packed);
-    if (bias) pack_bias(s.dtype, b.const_data_ptr(), s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
+    if (m > 0) filters = weights(s, plan, m);
+    args.weight = filters.weight, args.bias = filters.bias;
     args.output = offset(static_cast<char*>(output.mutable_data_ptr()), m * output.stride(1), s.dtype);
     if (repeats > 1) {
       run_repeated(plan, args, x, repeats);
@@ -87,6 +84,89 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   return output;
 }
 
+// weight, and bias where there is one, as depthwise_conv2d's; they are contiguous.
+Filters packed_now(const ConvolutionShape& s, const Plan& plan, const Tensor& weight, const Tensor* bias, int64_t m) {
+  const int64_t unit = accumulate_size(s.dtype);
+  void* const packed = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.weight_pitch * unit);
+  void* const packed_bias = bias != nullptr ? workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit) : nullptr;
+  const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
+  pack_depthwise(s.dtype, weight.const_data_ptr(), packing, m, 1, packed);
+  if (bias != nullptr) {
+    pack_bias(s.dtype, bias->const_data_ptr(), s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
+  }
+  return {packed, packed_bias};
+}
+
+// Number m of each channel's filters, of those that depthwise_conv2d_pack has packed; in NCHW with a multiplier a copy.
+Filters packed_before(const ConvolutionShape& s, const Plan& plan, const BlockWeights& w, int64_t m) {
+  if (plan.row->weight_order == Layout::kNHWC && s.multiplier == 1) return {w.dw_weight, w.dw_bias};
+  if (s.multiplier == 1) return {w.dw_weight_planes, w.dw_bias};
+  const DType wide = s.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const int64_t unit = element_size(wide);
+  void* const packed = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.weight_pitch * unit);
+  void* const packed_bias = workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit);
+  pack_depthwise(wide, w.dw_weight_planes, packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w}), m, 1, packed);
+  pack_bias(wide, w.dw_bias, s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
+  return {packed, packed_bias};
+}
+
+Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
+                        const Ints padding, const Ints dilation, const std::string act, double slope) {
+  const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
+  check_output(kForward, input, s, s.channels * s.multiplier, padding);
+  if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
+  const Activation activation = check_activation(kForward, "act", act, slope);
+  const Tensor w = dense(weight), b = bias ? dense(*bias) : w;
+  return convolve(input, s, activation, [&](const ConvolutionShape& shape, const Plan& plan, int64_t m) {
+    return packed_now(shape, plan, w, bias ? &b : nullptr, m);
+  });
+}
+
+// A block's first half.
+BlockFormat format_of(DType dtype, int64_t filters, int64_t kernel_h, int64_t kernel_w) {
+  const IsaKernels& isa = selected_isa();
+  return block_format(isa, dtype, pointwise_format(isa, dtype), filters, 0, kernel_h, kernel_w);
+}
+
+Tensor depthwise_conv2d_pack(const Tensor& weight, const std::optional<Tensor>& bias, const std::string isa,
+                             const std::string input_dtype) {
+  check_isa(kPack, isa);
+  DWCONV_CHECK(weight.dim() == 4 && weight.numel() > 0 && weight.size(1) == 1, kPack,
+               ": weight must have shape (out_channels, 1, kH, kW), but got ", to_string(weight));
+  const DType weights = check_dtype(kPack, "weight", weight);
+  const DType dtype = packed_dtype(kPack, weights, input_dtype);
+  if (bias) check_vector(kPack, "bias", *bias, weight.size(0), weight);
+  const BlockFormat format = format_of(dtype, weight.size(0), weight.size(2), weight.size(3));
+  return packed_tensor(format, weight,
+                       [&](void* packed) { pack(format, weights, weight, bias, std::nullopt, std::nullopt, packed); });
+}
+
+}  // namespace
+
+Tensor depthwise_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints filter, int64_t act, double slope) {
+  DWCONV_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  const DType dtype = check_dtype(kPacked, "input", input);
+  DWCONV_CHECK(is_activation(act), kPacked, ": act must be an activation's number, but got ", act);
+  DWCONV_CHECK(filter.size() == 9, kPacked, ": filter must be 9 integers, but got ", filter.size());
+  const int64_t channels = input.size(1), filters = filter[0];
+  DWCONV_CHECK(channels > 0 && filters > 0 && filters % channels == 0, kPacked,
+               ": filter's out_channels must be a multiple of input's channels, ", channels, ", but got ", filters);
+  const BlockFormat wanted = format_of(dtype, filters, filter[1], filter[2]);
+  check_packed(kPacked, "packed", kPack, packed, wanted, filter[1] > 0 && filter[2] > 0);
+  const Ints padding = {filter[5], filter[6]};
+  ConvolutionShape s = check_filter(kPacked, input, "filter", dtype, filter[1], filter[2], {filter[3], filter[4]}, padding,
+                                    {filter[7], filter[8]});
+  check_output(kPacked, input, s, filters, padding);
+  s.multiplier = filters / channels;
+  const BlockWeights w = packed_weights(wanted, packed.const_data_ptr());
+  return convolve(input, s, {static_cast<ActivationKind>(act), slope},
+                  [&](const ConvolutionShape& shape, const Plan& plan, int64_t m) { return packed_before(shape, plan, w, m); });
+}
+
 }  // namespace dwconv
 
-STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) { m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::depthwise_conv2d)); }
+STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::depthwise_conv2d));
+  m.impl("depthwise_conv2d_pack", TORCH_BOX(&dwconv::depthwise_conv2d_pack));
+  m.impl("depthwise_conv2d_packed", TORCH_BOX(&dwconv::depthwise_conv2d_packed));
+}

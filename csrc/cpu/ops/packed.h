@@ -1,6 +1,8 @@
 // Packed weights as tensors of bytes: what the ops that make them and those that take them check.
 #pragma once
 
+#include <string_view>
+
 #include "common/separable_checks.h"
 #include "cpu/ops/launch.h"
 #include "cpu/runtime/pack_weights.h"
@@ -21,16 +23,18 @@ inline DType packed_dtype(const char* op, DType weights, const std::string& inpu
   return input_dtype == "bfloat16" ? DType::kBFloat16 : DType::kFloat16;
 }
 
-// Weights of dtype, whose shapes have been checked, into block_bytes() at `packed`; dw_weight: null for a pointwise convolution.
-inline void pack(const BlockFormat& format, DType dtype, const Tensor* dw_weight, const std::optional<Tensor>& dw_bias,
-                 const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, void* packed) {
-  const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
-  const Tensor pw = dense(pw_weight), dw = dw_weight != nullptr ? dense(*dw_weight) : pw;
-  const Tensor db = dw_bias ? dense(*dw_bias) : pw, pb = pw_bias ? dense(*pw_bias) : pw;
-  pack_block(format, dtype,
-             {dw_weight != nullptr ? dw.const_data_ptr() : nullptr, dw_bias ? db.const_data_ptr() : nullptr, pw.const_data_ptr(),
-              pw_bias ? pb.const_data_ptr() : nullptr, nullptr},
-             packed);
+// Weights of dtype, whose shapes have been checked, into block_bytes() at `packed`; without one of the weights for a convolution
+// that is no block.
+inline void pack(const BlockFormat& format, DType dtype, const std::optional<Tensor>& dw_weight,
+                 const std::optional<Tensor>& dw_bias, const std::optional<Tensor>& pw_weight,
+                 const std::optional<Tensor>& pw_bias, void* packed) {
+  const std::optional<Tensor> given[] = {dw_weight, dw_bias, pw_weight, pw_bias};
+  std::optional<Tensor> held[4];
+  const void* data[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    if (given[i]) data[i] = held[i].emplace(dense(*given[i])).const_data_ptr();
+  }
+  pack_block(format, dtype, {data[0], data[1], data[2], data[3], nullptr}, packed);
 }
 
 template <class Pack>  // pack(bytes)
@@ -40,6 +44,13 @@ Tensor packed_tensor(const BlockFormat& format, const Tensor& like, Pack pack) {
   return packed;
 }
 
+inline std::string weights_text(std::string_view pack_op, const BlockFormat& format) {
+  const std::string channels = std::to_string(format.channels);
+  if (pack_op == "depthwise_conv2d_pack") return channels + " filters of this size, for inputs of this dtype";
+  return "weights for " + channels + " channels of input, of its dtype, and of the block's filter and " +
+         std::to_string(format.out_channels) + " output channels";
+}
+
 // possible: whether there can be weights of the wanted format at all.
 inline void check_packed(const char* op, const char* name, const char* pack_op, const Tensor& packed, const BlockFormat& wanted,
                          bool possible) {
@@ -47,8 +58,7 @@ inline void check_packed(const char* op, const char* name, const char* pack_op, 
       possible && packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
   DWCONV_CHECK(bytes && packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
                    packed.size(0) == block_bytes(wanted),
-               op, ": ", name, " must be what ", pack_op, " made on this CPU of weights for ", wanted.channels,
-               " channels of input, of its dtype, and of the block's filter and ", wanted.out_channels, " output channels");
+               op, ": ", name, " must be what ", pack_op, " made on this CPU of ", weights_text(pack_op, wanted));
 }
 
 inline bool is_activation(int64_t number) { return number >= 0 && number < static_cast<int64_t>(std::size(kActivationNames)); }
@@ -85,7 +95,7 @@ inline PackedBlock check_block(const char* op, const Tensor& input, int64_t chan
 inline Tensor run_product(SeparableArgs& args, const SeparablePlan& plan, const BlockWeights& weights,
                           const Activation& activation, const std::optional<Tensor>& residual, const Tensor& input,
                           const Ints& size, Layout layout) {
-  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : input;
+  const Tensor added = residual ? dense(*residual, layout) : input;
   args.out_channels = size[1];
   args.pw_weight = weights.pw_weight;
   args.pw_bias = weights.pw_bias;

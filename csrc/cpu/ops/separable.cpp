@@ -26,7 +26,7 @@ Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor
   const BlockFormat format = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels,
                                           pw_weight.size(0), dw_weight.size(2), dw_weight.size(3));
   return packed_tensor(format, dw_weight,
-                       [&](void* packed) { pack(format, weights, &dw_weight, dw_bias, pw_weight, pw_bias, packed); });
+                       [&](void* packed) { pack(format, weights, dw_weight, dw_bias, pw_weight, pw_bias, packed); });
 }
 
 struct Block {
@@ -74,7 +74,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
     const BlockFormat format =
         block_format(selected_isa(), s.dtype, pointwise, s.channels, block.out_channels, s.kernel_h, s.kernel_w);
     void* const packed = workspace(Workspace::kBlockWeight, block_bytes(format));
-    pack(format, s.dtype, &dw_weight, dw_bias, pw_weight, pw_bias, packed);
+    pack(format, s.dtype, dw_weight, dw_bias, pw_weight, pw_bias, packed);
     return packed_weights(format, packed);
   });
 }

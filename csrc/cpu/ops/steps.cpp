@@ -81,13 +81,12 @@ struct Op {
 };
 
 constexpr Op kOps[] = {
-    {"depthwise_conv2d",
+    {"depthwise_conv2d_packed",
      [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
-       const Tensor& weight = read.tensor();
-       const OptionalTensor bias = read.optional_tensor();
-       const Ints stride = read.integers(2), padding = read.integers(2), dilation = read.integers(2);
-       const std::string& act = read.word();
-       return depthwise_conv2d(input, weight, bias, stride, padding, dilation, act, read.number());
+       const Tensor& packed = read.tensor();
+       const Ints filter = read.integers(9);
+       const int64_t act = read.integer();
+       return depthwise_conv2d_packed(input, packed, filter, act, read.number());
      }},
     {"pointwise_conv2d",
      [](const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gate, Reader& read) {
