@@ -74,11 +74,11 @@ inline Tensor output_at(void* data, const Tensor& like, const Ints& size, Layout
   return Tensor(output);
 }
 
-// The same memory with another shape; no view that autograd would know of.
+// The same memory with another shape, from `offset` elements after the tensor's first on; no view that autograd would know of.
 inline Tensor reinterpreted(const Tensor& t, const Ints& size, const Ints& strides, int64_t offset = 0) {
   AtenTensorHandle same = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(size.size()), size.data(), strides.data(),
-                                                        t.storage_offset() + offset, &same));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(size.size()), size.data(), strides.data(), offset, &same));
   return Tensor(same);
 }
 

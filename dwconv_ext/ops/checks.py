@@ -184,7 +184,7 @@ class Checks:
         self.that(channels > 0, message)
         self.that(filters > 0 and filters % channels == 0, message)
         self.packed("packed", "depthwise_conv2d", packed, x, filters, None, filter[1:3])
-        size = self.filter(x, "filter", filter[1:3], filter[3:5], filter[5:7], filter[7:9])
+        size = self.filter(x, "packed", filter[1:3], filter[3:5], filter[5:7], filter[7:9])
         shape = (x.shape[0], filters, *size)
         self.output(x, shape, filter[5:7])
         return shape
@@ -197,7 +197,7 @@ class Checks:
         sides = all(0 < side <= most for side in kernel) and channels <= most
         self.that(sides, f"filter's height and width, and input's channels, must be between 1 and {most}")
         self.packed("packed", "pointwise_conv2d", packed, x, channels * math.prod(kernel), outputs)
-        size = self.filter(x, "filter", kernel, filter[3:5], filter[5:7], filter[7:9])
+        size = self.filter(x, "packed", kernel, filter[3:5], filter[5:7], filter[7:9])
         shape = (x.shape[0], outputs, *size)
         self.output(x, shape, filter[5:7])
         return shape

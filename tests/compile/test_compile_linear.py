@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from small_models import assert_same, check, fast
 from torch import nn
 
+from dwconv_ext.compile import freeze
 from dwconv_ext.nn import folded_linear
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -23,6 +24,26 @@ def test_linear_layers(dtype, bias):
         torch._dynamo.reset()
         check(model, torch.randn(*shape, 24).to(dtype), wanted={"linear layers": 2})
     check(model, torch.randn(24, few).to(dtype).t(), wanted={"linear layers": 2})
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_linear_layers_of_parts(layout):
+    """Of what begins later in its memory."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 4)
+
+        def forward(self, x):
+            one, two = self.conv(x).mean((2, 3)).split(2)
+            return self.first(one[1:]), self.second(two), self.second(two[:, None])
+
+    model, x = Heads().eval(), torch.randn(6, 3, 7, 8).contiguous(memory_format=layout)[1:5]
+    check(model, x)
+    frozen = freeze(torch.export.export(model, (x,)))
+    with torch.no_grad():
+        assert_same(frozen(x), model(x))
 
 
 def test_linear_layers_follow_their_weights():

@@ -158,6 +158,19 @@ def test_an_error_in_the_middle_leaves_nothing_behind():
     torch.testing.assert_close(outside, x.mean((2, 3), keepdim=True))
 
 
+@torch.no_grad()
+def test_parts_of_parts():
+    """A narrowed value may lie anywhere in its memory."""
+    whole = torch.randn(4, 12, 3, 2)
+    part = torch.ops.aten.narrow.default
+    steps = [Step(part, 1, 3, 7), Step(part, 1, 2, 4), Step(ops.global_average_pool.default, True)]
+    for x in (whole, whole[1:2], whole[2:, 1:]):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = x.clone(memory_format=layout) if x is whole else x
+            got = Program(steps, [Place(0), Place(1), Place(2)], 1, [2, 3])([x])
+            torch.testing.assert_close(got, [x[:, 5:9], x[:, 5:9].mean((2, 3), keepdim=True)])
+
+
 @pytest.mark.parametrize(
     ("steps", "numbers", "words", "message"),
     [

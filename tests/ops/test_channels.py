@@ -33,8 +33,10 @@ def test_linear(shape, isa):
 def test_linear_of_views():
     weight = torch.randn(5, 8)
     bytes = ops.pointwise_conv2d_pack(weight[:, :, None, None], None, _C.selected_isa())
-    x = torch.randn(8, 6).t()
-    torch.testing.assert_close(ops.linear(x, bytes, 5, 0), F.linear(x, weight))
+    whole = torch.full((9, 6, 8), float("nan"))
+    whole[4:6, 2:5] = torch.randn(2, 3, 8)
+    for x in (torch.randn(8, 6).t(), whole[4, 2], whole[4, 2:5], whole[5:6, 3:4], whole[4:6, 2:5], whole[4:6, 2]):
+        torch.testing.assert_close(ops.linear(x, bytes, 5, 0), F.linear(x, weight))
 
 
 @pytest.mark.isa

@@ -102,6 +102,14 @@ def test_errors():
             ops.depthwise_conv2d_packed(x, bytes, filter, 0)
     with pytest.raises(RuntimeError, match=f"depthwise_conv2d_packed: {made}"):
         ops.depthwise_conv2d_packed(x.bfloat16(), packed, filter, 0)
+    none = [0, 3, 3, 1, 1, 1, 1, 1, 1, 0, 0]  # no output channels: the same bytes but for their op
+    with pytest.raises(RuntimeError, match="separable_conv2d_packed: packed must be what separable_conv2d_pack made"):
+        ops.separable_conv2d_packed(x, packed, none, [0.0, 0.0])
+    expand = ops.pointwise_conv2d_pack(weight.new_ones(40, 40, 1, 1), None, isa)
+    with pytest.raises(RuntimeError, match="inverted_residual: packed must be what separable_conv2d_pack made"):
+        ops.inverted_residual(x, expand, 40, 0, 0.0, packed, none, [0.0, 0.0])
+    with pytest.raises(RuntimeError, match="depthwise_conv2d_packed: packed's filter is larger than the padded input"):
+        ops.depthwise_conv2d_packed(x[:, :, :1], packed, [40, 3, 3, 1, 1, 0, 0, 1, 1], 0)
     with pytest.raises(RuntimeError, match="filter's out_channels must be a multiple of input's channels, 39, but got 40"):
         ops.depthwise_conv2d_packed(x[:, :39], packed, filter, 0)
     with pytest.raises(RuntimeError, match=r"depthwise_conv2d_pack: weight must have shape \(out_channels, 1, kH, kW\)"):

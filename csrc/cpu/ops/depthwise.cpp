@@ -154,7 +154,7 @@ Tensor depthwise_conv2d_packed(const Tensor& input, const Tensor& packed, const 
   const BlockFormat wanted = format_of(dtype, filters, filter[1], filter[2]);
   check_packed(kPacked, "packed", kPack, packed, wanted, filter[1] > 0 && filter[2] > 0);
   const Ints padding = {filter[5], filter[6]};
-  ConvolutionShape s = check_filter(kPacked, input, "filter", dtype, filter[1], filter[2], {filter[3], filter[4]}, padding,
+  ConvolutionShape s = check_filter(kPacked, input, "packed", dtype, filter[1], filter[2], {filter[3], filter[4]}, padding,
                                     {filter[7], filter[8]});
   check_output(kPacked, input, s, filters, padding);
   s.multiplier = filters / channels;

@@ -79,7 +79,7 @@ inline PackedBlock check_block(const char* op, const Tensor& input, int64_t chan
                ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
   const BlockFormat wanted =
       block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, block[0], block[1], block[2]);
-  check_packed(op, "packed", "separable_conv2d_pack", packed, wanted, block[1] > 0 && block[2] > 0);
+  check_packed(op, "packed", "separable_conv2d_pack", packed, wanted, block[0] > 0 && block[1] > 0 && block[2] > 0);
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
   PackedBlock b = {check_filter(op, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
                                 {block[7], block[8]}),

@@ -22,7 +22,7 @@ Tensor patch_conv2d(const Tensor& input, const Tensor& packed, const Ints filter
   check_packed(kOp, "packed", "pointwise_conv2d_pack", packed, wanted, depth > 0);
   const Ints padding = {filter[5], filter[6]};
   const ConvolutionShape s =
-      check_filter(kOp, input, "filter", dtype, kernel_h, kernel_w, {filter[3], filter[4]}, padding, {filter[7], filter[8]});
+      check_filter(kOp, input, "packed", dtype, kernel_h, kernel_w, {filter[3], filter[4]}, padding, {filter[7], filter[8]});
   check_output(kOp, input, s, filter[0], padding);
   const Layout layout = channels_last ? Layout::kNHWC : layout_of(input);
   const Ints size = {s.batch, filter[0], s.out_h, s.out_w};

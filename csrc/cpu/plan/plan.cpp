@@ -244,7 +244,7 @@ SqueezePlan plan_squeeze(const CpuProblem& p, int64_t squeezed, const IsaKernels
   plan.tiles = p.batch * plan.columns;
   plan.workers = workers_for(p.batch * p.channels * p.in_h * p.in_w, plan.tiles, machine);
   const int64_t weights = 2 * p.channels * squeezed;
-  plan.bytes = input_bytes(p) + weights * accumulate_size(p.dtype) + p.batch * p.channels * element_size(p.dtype);
+  plan.bytes = input_bytes(p) + (weights + p.batch * p.channels) * element_size(p.dtype);
   plan.flops = p.batch * (p.channels * p.in_h * p.in_w + 2 * weights);
   if (machine.with_reasons) plan.reason = describe(*plan.row);
   for (Plan* const layer : {&stages.hidden, &stages.gates}) {

@@ -3,9 +3,9 @@
 //   gate[n, c] = open(expand_bias[c] + sum_s expand[s, c] * act(reduce_bias[s] + sum_k reduce[s, k] * mean[n, k]))
 //
 // Three stages, of tiles within an image: the means of kMeanVectors vectors of channels (channels_last) or of one channel (NCHW),
-// a vector of the hidden layer, the gates of kMeanVectors vectors. Sums are taken by rows and then over the rows, and over k and
-// s in order, whatever the tile. Traffic: the input once, which the layer before has just written; the layers' weights once an
-// image.
+// a vector of the hidden layer, the gates of kMeanVectors vectors. Each sum is taken in one order, whatever the tile: of an image
+// by rows and then over the rows, or of a dense plane as one row; over k lane by lane, over s one after the other.
+// Traffic: the input once, which the layer before has just written; the layers' weights once an image.
 #pragma once
 
 #include "cpu/kernels/activate.h"
