@@ -226,6 +226,16 @@ inline void check_output(const char* op, const Tensor& input, const ConvolutionS
                "] is too large to allocate: padding is (", padding[0], ", ", padding[1], ")");
 }
 
+// depthwise_conv2d's operands.
+inline ConvolutionShape check_forward(const char* op, const Tensor& input, const Tensor& weight,
+                                      const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                                      const Ints& dilation) {
+  const ConvolutionShape s = check_convolution(op, input, "weight", weight, stride, padding, dilation);
+  check_output(op, input, s, s.channels * s.multiplier, padding);
+  if (bias) check_vector(op, "bias", *bias, s.channels * s.multiplier, input);
+  return s;
+}
+
 inline void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input, const ConvolutionShape& s) {
   check_like_input(op, "grad_output", grad_output, input);
   const int64_t out_channels = s.channels * s.multiplier;

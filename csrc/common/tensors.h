@@ -42,14 +42,20 @@ struct OutputStrides {
   const int64_t* of(Layout layout) const { return layout == Layout::kNHWC ? nhwc : nchw; }
 };
 
+// Whether elements lie one after the other, in the layout's order.
+inline bool is_dense(const Tensor& t, Layout layout) {
+  const OutputStrides strides(shape_of(t));
+  for (int64_t d = 0; d < 4; ++d) {
+    if (t.size(d) != 1 && t.stride(d) != strides.of(layout)[d]) return false;
+  }
+  return true;
+}
+
 // Contiguous, in the order of its dimensions or in a layout's. torch::stable::contiguous goes through the dispatcher also where
 // nothing is to be done.
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 inline Tensor dense(const Tensor& t, Layout layout) {
-  const OutputStrides strides(shape_of(t));
-  bool is_dense = true;
-  for (int64_t d = 0; d < 4; ++d) is_dense = is_dense && (t.size(d) == 1 || t.stride(d) == strides.of(layout)[d]);
-  return is_dense ? t : torch::stable::contiguous(t, memory_format(layout));
+  return is_dense(t, layout) ? t : torch::stable::contiguous(t, memory_format(layout));
 }
 
 // Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.

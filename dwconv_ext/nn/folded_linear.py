@@ -106,17 +106,16 @@ class FoldedLayerNorm(Folded):
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         if not all(self.packs(t, dtype) for t in tensors if t is not None):
             return None
-        return Step(ops.layer_norm2d.default, *_wide_copies(tensors, dtype), self.eps)
+        return Step(ops.layer_norm2d.default, *_copies(tensors, accumulation_dtype(dtype)), self.eps)
 
     def functional(self, input: Tensor, tensors: Tensors, residual: None = None) -> Tensor:
         pixels = input.permute(0, 2, 3, 1)
         return F.layer_norm(pixels, pixels.shape[3:], *tensors, self.eps).permute(0, 3, 1, 2)
 
 
-def _wide_copies(tensors: Tensors, dtype: torch.dtype) -> list[Tensor | None]:
-    """In the accumulation type; a view would keep the model's own alive."""
-    wide = accumulation_dtype(dtype)
-    return [None if t is None else t.detach().clone().to(wide) for t in tensors]
+def _copies(tensors: Tensors, dtype: torch.dtype) -> list[Tensor | None]:
+    """Even of the same dtype: a view would keep the model's own alive."""
+    return [None if t is None else t.detach().clone().to(dtype) for t in tensors]
 
 
 class FoldedSqueeze(Folded):
@@ -134,8 +133,7 @@ class FoldedSqueeze(Folded):
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         if not all(self.packs(t, dtype) for t in tensors if t is not None):
             return None
-        # A copy, even of the same dtype: a view would keep the model's own alive.
-        reduce, first, expand, second = (None if t is None else t.detach().clone().to(dtype) for t in tensors)
+        reduce, first, expand, second = _copies(tensors, dtype)
         reduce, expand = reduce.flatten(1), expand.flatten(1).t().contiguous()
         s = self.first
         return Step(ops.squeeze_excitation.default, reduce, first, expand, second, s.activation, self.gate, s.slope)

@@ -161,6 +161,12 @@ class Checks:
         possible = _may_be_packed_for(packed, x, channels, out_channels, kernel)
         self.that(possible, f"{name} must be what {op}_pack made on this CPU of {weights}")
 
+    def filter_numbers(self, x: Tensor, name: str, numbers: Sequence[int]) -> tuple[Any, ...]:
+        """Of out_channels, the filter's height and width, stride, padding, dilation, and what may follow; the output's shape."""
+        shape = (x.shape[0], numbers[0], *self.filter(x, name, numbers[1:3], numbers[3:5], numbers[5:7], numbers[7:9]))
+        self.output(x, shape, numbers[5:7])
+        return shape
+
     def block(
         self, x: Tensor, channels: int, packed: Tensor, block: Sequence[int], slopes: Sequence[float], residual: Tensor | None
     ) -> tuple[Any, ...]:
@@ -169,9 +175,7 @@ class Checks:
         whole = len(block) == 11 and len(slopes) == 2 and block[9] in acts and block[10] in acts
         self.that(whole, "block must be 11 integers that end in two activations' numbers, and slopes two numbers")
         self.packed("packed", "separable_conv2d", packed, x, channels, block[0], block[1:3])
-        size = self.filter(x, "block", block[1:3], block[3:5], block[5:7], block[7:9])
-        shape = (x.shape[0], block[0], *size)
-        self.output(x, shape, block[5:7])
+        shape = self.filter_numbers(x, "block", block)
         if residual is not None:
             self.of_output_shape("residual", residual, x, shape)
         return shape
@@ -184,10 +188,7 @@ class Checks:
         self.that(channels > 0, message)
         self.that(filters > 0 and filters % channels == 0, message)
         self.packed("packed", "depthwise_conv2d", packed, x, filters, None, filter[1:3])
-        size = self.filter(x, "packed", filter[1:3], filter[3:5], filter[5:7], filter[7:9])
-        shape = (x.shape[0], filters, *size)
-        self.output(x, shape, filter[5:7])
-        return shape
+        return self.filter_numbers(x, "packed", filter)
 
     def patches(self, x: Tensor, packed: Tensor, filter: Sequence[int]) -> tuple[Any, ...]:
         """The output's shape."""
@@ -197,10 +198,7 @@ class Checks:
         sides = all(0 < side <= most for side in kernel) and channels <= most
         self.that(sides, f"filter's height and width, and input's channels, must be between 1 and {most}")
         self.packed("packed", "pointwise_conv2d", packed, x, channels * math.prod(kernel), outputs)
-        size = self.filter(x, "packed", kernel, filter[3:5], filter[5:7], filter[7:9])
-        shape = (x.shape[0], outputs, *size)
-        self.output(x, shape, filter[5:7])
-        return shape
+        return self.filter_numbers(x, "packed", filter)
 
     def shaped(self, name: str, t: Tensor | None, shape: Sequence[Any], x: Tensor) -> None:
         """Of this shape, and of input's dtype and device."""

@@ -147,10 +147,7 @@ def _(x, packed, out_channels, stride, act, slope=SLOPE, residual=None, gate=Non
     check.output(x, shape, (0, 0))
     if residual is not None:
         check.of_output_shape("residual", residual, x, shape)
-    if gate is not None:
-        check.like_input("gate", gate, x)
-        wanted = (*x.shape[:2], 1, 1)
-        check.shape("gate", gate, wanted, f"have shape {list(wanted)}, but got")
+    check.shaped("gate", gate, (*x.shape[:2], 1, 1), x)
     return _like(x, shape)
 
 

@@ -11,6 +11,7 @@ from cases import DTYPES, LAYOUTS
 from tolerance import UNIT, accumulation_unit
 
 import dwconv_ext
+from dwconv_ext.ops.functional import name_of
 
 ops = torch.ops.dwconv_ext
 _C = dwconv_ext._C
@@ -25,10 +26,6 @@ CASES = {  # channels, multiplier, filter, stride, padding, dilation, height, wi
     "flat": (24, 1, (3, 3), (1, 1), (1, 1), (1, 1), 30, 56),
 }
 pytestmark = pytest.mark.isa
-
-
-def name_of(dtype):
-    return str(dtype).removeprefix("torch.")
 
 
 def tensors(case, dtype, layout):

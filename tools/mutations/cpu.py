@@ -16,7 +16,7 @@ FAULTS = [
     Fault(
         "multiplier_bias",
         "cpu/ops/depthwise.cpp",
-        "pack_bias(s.dtype, bias->const_data_ptr(), s.channels, s.multiplier, «m», plan.weight_pitch, packed_bias);",
+        "pack_bias(dtype, bias, s.channels, s.multiplier, «m», plan.weight_pitch, packed_bias);",
         "0",
         "the first filter's bias for all filters of a channel",
         ISA.format("multiplier"),

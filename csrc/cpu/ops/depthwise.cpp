@@ -84,16 +84,14 @@ Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activ
   return output;
 }
 
-// weight, and bias where there is one, as depthwise_conv2d's; they are contiguous.
-Filters packed_now(const ConvolutionShape& s, const Plan& plan, const Tensor& weight, const Tensor* bias, int64_t m) {
+// Number m of each channel's filters, of contiguous ones of `dtype` as depthwise_conv2d's; bias: null where there is none.
+Filters packed_now(const ConvolutionShape& s, const Plan& plan, DType dtype, const void* weight, const void* bias, int64_t m) {
   const int64_t unit = accumulate_size(s.dtype);
   void* const packed = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.weight_pitch * unit);
   void* const packed_bias = bias != nullptr ? workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit) : nullptr;
   const DepthwisePacking packing = packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w});
-  pack_depthwise(s.dtype, weight.const_data_ptr(), packing, m, 1, packed);
-  if (bias != nullptr) {
-    pack_bias(s.dtype, bias->const_data_ptr(), s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
-  }
+  pack_depthwise(dtype, weight, packing, m, 1, packed);
+  if (bias != nullptr) pack_bias(dtype, bias, s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
   return {packed, packed_bias};
 }
 
@@ -102,23 +100,16 @@ Filters packed_before(const ConvolutionShape& s, const Plan& plan, const BlockWe
   if (plan.row->weight_order == Layout::kNHWC && s.multiplier == 1) return {w.dw_weight, w.dw_bias};
   if (s.multiplier == 1) return {w.dw_weight_planes, w.dw_bias};
   const DType wide = s.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  const int64_t unit = element_size(wide);
-  void* const packed = workspace(Workspace::kDepthwiseWeight, s.kernel_h * s.kernel_w * plan.weight_pitch * unit);
-  void* const packed_bias = workspace(Workspace::kDepthwiseBias, plan.weight_pitch * unit);
-  pack_depthwise(wide, w.dw_weight_planes, packing_for(s, plan, {0, 1, s.kernel_h}, {0, 1, s.kernel_w}), m, 1, packed);
-  pack_bias(wide, w.dw_bias, s.channels, s.multiplier, m, plan.weight_pitch, packed_bias);
-  return {packed, packed_bias};
+  return packed_now(s, plan, wide, w.dw_weight_planes, w.dw_bias, m);
 }
 
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation, const std::string act, double slope) {
-  const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
-  check_output(kForward, input, s, s.channels * s.multiplier, padding);
-  if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
+  const ConvolutionShape s = check_forward(kForward, input, weight, bias, stride, padding, dilation);
   const Activation activation = check_activation(kForward, "act", act, slope);
   const Tensor w = dense(weight), b = bias ? dense(*bias) : w;
   return convolve(input, s, activation, [&](const ConvolutionShape& shape, const Plan& plan, int64_t m) {
-    return packed_now(shape, plan, w, bias ? &b : nullptr, m);
+    return packed_now(shape, plan, shape.dtype, w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr, m);
   });
 }
 
@@ -153,10 +144,7 @@ Tensor depthwise_conv2d_packed(const Tensor& input, const Tensor& packed, const 
                ": filter's out_channels must be a multiple of input's channels, ", channels, ", but got ", filters);
   const BlockFormat wanted = format_of(dtype, filters, filter[1], filter[2]);
   check_packed(kPacked, "packed", kPack, packed, wanted, filter[1] > 0 && filter[2] > 0);
-  const Ints padding = {filter[5], filter[6]};
-  ConvolutionShape s = check_filter(kPacked, input, "packed", dtype, filter[1], filter[2], {filter[3], filter[4]}, padding,
-                                    {filter[7], filter[8]});
-  check_output(kPacked, input, s, filters, padding);
+  ConvolutionShape s = check_filter_numbers(kPacked, input, "packed", dtype, filter);
   s.multiplier = filters / channels;
   const BlockWeights w = packed_weights(wanted, packed.const_data_ptr());
   return convolve(input, s, {static_cast<ActivationKind>(act), slope},

@@ -63,6 +63,16 @@ inline void check_packed(const char* op, const char* name, const char* pack_op, 
 
 inline bool is_activation(int64_t number) { return number >= 0 && number < static_cast<int64_t>(std::size(kActivationNames)); }
 
+// numbers: out_channels, kernel_h, kernel_w, stride, padding, dilation (height and width each), and what may follow.
+inline ConvolutionShape check_filter_numbers(const char* op, const Tensor& input, const char* name, DType dtype,
+                                             const Ints& numbers) {
+  const Ints padding = {numbers[5], numbers[6]};
+  const ConvolutionShape s =
+      check_filter(op, input, name, dtype, numbers[1], numbers[2], {numbers[3], numbers[4]}, padding, {numbers[7], numbers[8]});
+  check_output(op, input, s, numbers[0], padding);
+  return s;
+}
+
 struct PackedBlock {
   ConvolutionShape shape;
   int64_t out_channels;
@@ -81,12 +91,9 @@ inline PackedBlock check_block(const char* op, const Tensor& input, int64_t chan
       block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, block[0], block[1], block[2]);
   check_packed(op, "packed", "separable_conv2d_pack", packed, wanted, block[0] > 0 && block[1] > 0 && block[2] > 0);
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
-  PackedBlock b = {check_filter(op, input, "block", dtype, block[1], block[2], {block[3], block[4]}, {block[5], block[6]},
-                                {block[7], block[8]}),
-                   block[0], activation(block[9], slopes[0]), activation(block[10], slopes[1]),
-                   packed_weights(wanted, packed.const_data_ptr())};
+  PackedBlock b = {check_filter_numbers(op, input, "block", dtype, block), block[0], activation(block[9], slopes[0]),
+                   activation(block[10], slopes[1]), packed_weights(wanted, packed.const_data_ptr())};
   b.shape.channels = channels;
-  check_output(op, input, b.shape, b.out_channels, {block[5], block[6]});
   return b;
 }
 

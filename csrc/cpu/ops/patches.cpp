@@ -20,10 +20,7 @@ Tensor patch_conv2d(const Tensor& input, const Tensor& packed, const Ints filter
   const int64_t depth = channels * kernel_h * kernel_w;
   const BlockFormat wanted = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), depth, filter[0], 0, 0);
   check_packed(kOp, "packed", "pointwise_conv2d_pack", packed, wanted, depth > 0);
-  const Ints padding = {filter[5], filter[6]};
-  const ConvolutionShape s =
-      check_filter(kOp, input, "packed", dtype, kernel_h, kernel_w, {filter[3], filter[4]}, padding, {filter[7], filter[8]});
-  check_output(kOp, input, s, filter[0], padding);
+  const ConvolutionShape s = check_filter_numbers(kOp, input, "packed", dtype, filter);
   const Layout layout = channels_last ? Layout::kNHWC : layout_of(input);
   const Ints size = {s.batch, filter[0], s.out_h, s.out_w};
   if (s.batch == 0) return fresh_output(input, size, layout);

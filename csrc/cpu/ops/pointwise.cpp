@@ -4,7 +4,6 @@
 
 #include "cpu/ops/calls.h"
 #include "cpu/ops/packed.h"
-#include "cpu/runtime/with_type.h"
 
 namespace dwconv {
 namespace {
@@ -33,25 +32,14 @@ Tensor pointwise_conv2d_pack(const Tensor& weight, const std::optional<Tensor>& 
 // The gate in the accumulation type, each image's followed by as much as the kernels read past it.
 const void* widened_gate(const Tensor& gate, DType dtype, int64_t batch, int64_t channels, int64_t pitch) {
   const Tensor values = dense(gate);
-  void* const wide = workspace(Workspace::kDepthwiseWeight, batch * pitch * accumulate_size(dtype));
-  with_type(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    using A = typename AccumulateType<T>::type;
-    const T* from = static_cast<const T*>(values.const_data_ptr());
-    A* to = static_cast<A*>(wide);
-    for (int64_t n = 0; n < batch; ++n, from += channels, to += pitch) {
-      for (int64_t c = 0; c < channels; ++c) to[c] = to_accumulate(from[c]);
-      memset(to + channels, 0, (pitch - channels) * sizeof(A));
-    }
-  });
+  const int64_t unit = accumulate_size(dtype);
+  char* const wide = static_cast<char*>(workspace(Workspace::kDepthwiseWeight, batch * pitch * unit));
+  for (int64_t n = 0; n < batch; ++n) {
+    char* const image = wide + n * pitch * unit;
+    widen(dtype, offset(static_cast<const char*>(values.const_data_ptr()), n * channels, dtype), channels, image);
+    memset(image + channels * unit, 0, (pitch - channels) * unit);
+  }
   return wide;
-}
-
-// channels_last pixels one after the other.
-bool is_dense(const Tensor& x) {
-  const int64_t pixel = x.size(1), row = x.size(3) * pixel, image = x.size(2) * row;
-  return (x.size(3) == 1 || x.stride(3) == pixel) && (x.size(2) == 1 || x.stride(2) == row) &&
-         (x.size(0) == 1 || x.stride(0) == image);
 }
 
 }  // namespace
@@ -67,11 +55,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   const ConvolutionShape s = check_filter(kOp, input, "packed", dtype, 1, 1, {stride, stride}, {0, 0}, {1, 1});
   check_output(kOp, input, s, out_channels, {0, 0});
   if (residual) check_residual(kOp, *residual, input, s, out_channels);
-  if (gate) {
-    check_like_input(kOp, "gate", *gate, input);
-    const Ints shape = {s.batch, channels, 1, 1};
-    DWCONV_CHECK(shape_of(*gate) == shape, kOp, ": gate must have shape ", to_string(shape), ", but got ", to_string(*gate));
-  }
+  if (gate) check_shaped(kOp, "gate", *gate, {s.batch, channels, 1, 1}, input);
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, out_channels, s.out_h, s.out_w};
   if (s.batch == 0) return fresh_output(input, size, layout);
@@ -81,7 +65,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   CpuProblem& p = args.depthwise.problem;
   p = forward_problem(s, layout);
   set_input(p, x);
-  const bool one_column = layout == Layout::kNHWC && is_dense(x) && stride == 1;
+  const bool one_column = layout == Layout::kNHWC && is_dense(x, layout) && stride == 1;
   if (one_column && !gate) {  // one column of pixels, cut anywhere
     p.in_h = p.out_h = s.batch * s.out_h * s.out_w;
     p.batch = p.in_w = p.out_w = 1;

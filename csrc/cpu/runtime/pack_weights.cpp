@@ -65,6 +65,14 @@ void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multip
   });
 }
 
+void widen(DType dtype, const void* values, int64_t count, void* wide) {
+  with_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename AccumulateType<T>::type;
+    for (int64_t i = 0; i < count; ++i) static_cast<A*>(wide)[i] = to_accumulate(static_cast<const T*>(values)[i]);
+  });
+}
+
 namespace {
 
 // Channels of a panel, the padding included.
@@ -98,15 +106,6 @@ void pack_pointwise_panels(DType dtype, const void* weight, int64_t out_channels
     return pack(2, narrowed, float{});
   }
   with_type(dtype, [&](auto zero) { pack(1, [](auto value) { return to_accumulate(value); }, zero); });
-}
-
-// `count` values of `dtype` in the accumulation type.
-void widen(DType dtype, const void* values, int64_t count, void* wide) {
-  with_type(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    using A = typename AccumulateType<T>::type;
-    for (int64_t i = 0; i < count; ++i) static_cast<A*>(wide)[i] = to_accumulate(static_cast<const T*>(values)[i]);
-  });
 }
 
 // Where each kind begins, in bytes.

@@ -24,6 +24,9 @@ void pack_depthwise(DType dtype, const void* weight, const DepthwisePacking& pac
 // packed[c] = vector[(c % channels) * multiplier + m] for c < count: one plane's bias, repeated like the weights.
 void pack_bias(DType dtype, const void* vector, int64_t channels, int64_t multiplier, int64_t m, int64_t count, void* packed);
 
+// `count` values of `dtype` in its accumulation type.
+void widen(DType dtype, const void* values, int64_t count, void* wide);
+
 struct BlockWeights {
   const void *dw_weight, *dw_bias, *pw_weight, *pw_bias;  // SeparableArgs's and its DepthwiseArgs's
   const void* dw_weight_planes;                           // dw_weight in the order kNCHW

@@ -34,9 +34,7 @@ const DepthwisePlan& plan_for(Pass pass, const Request& request, const Gpu& gpu)
 
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
                         const Ints padding, const Ints dilation, const std::string act, double slope) {
-  const ConvolutionShape s = check_convolution(kForward, input, "weight", weight, stride, padding, dilation);
-  check_output(kForward, input, s, s.channels * s.multiplier, padding);
-  if (bias) check_vector(kForward, "bias", *bias, s.channels * s.multiplier, input);
+  const ConvolutionShape s = check_forward(kForward, input, weight, bias, stride, padding, dilation);
   const Activation activation = check_activation(kForward, "act", act, slope);
   check_sides(kForward, s);
   const Layout layout = layout_of(input);
