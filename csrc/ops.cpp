@@ -80,4 +80,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, "
       "float eps, str act, float slope=0.01) -> (Tensor, Tensor, Tensor)");
+  // The stages of the two, on CUDA, without derivatives: for statistics and sums over the batches of several processes, and for
+  // statistics that a depthwise convolution has taken of its output. Backward's sums are the gradients of weight and bias; what
+  // it applies are these over the number of values of a channel.
+  m.def("batch_norm_statistics(Tensor input) -> (Tensor, Tensor)");
+  m.def(
+      "batch_norm_act_apply(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps, str act, "
+      "float slope=0.01) -> Tensor");
+  m.def(
+      "batch_norm_act_backward_sums(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor "
+      "variance, "
+      "float eps, str act, float slope=0.01) -> (Tensor, Tensor)");
+  m.def(
+      "batch_norm_act_backward_apply(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor variance, Tensor mean_grad_weight, Tensor mean_grad_bias, float eps, str act, float slope=0.01) -> Tensor");
 }

@@ -15,7 +15,7 @@
 from importlib.metadata import entry_points
 from types import ModuleType
 
-from ._extension import _C, _C_cuda, cuda_status, register_missing_cuda  # noqa: F401
+from ._extension import _C, _C_cuda, cuda_status, register_missing  # noqa: F401
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ def _register(registry: ModuleType) -> None:
 
 when_imported("torch._dynamo.backends.registry", _register)
 
-register_missing_cuda()
+register_missing()
 
 __all__ = [
     "DepthwiseConv2d",

@@ -61,28 +61,36 @@ _C = load_cpu()
 _C_cuda, cuda_status = load_cuda(_C.build_cuda)
 
 
-ON_CUDA = ("depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d")
+STAGES = (
+    "batch_norm_statistics", "batch_norm_act_apply", "batch_norm_act_backward_sums", "batch_norm_act_backward_apply",
+)  # fmt: skip
+ON_CUDA = (
+    "depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d", "batch_norm_act", "batch_norm_act_backward", *STAGES,
+)  # fmt: skip
 ON_CPU_ALONE = (
     "depthwise_conv2d_pack", "depthwise_conv2d_packed", "separable_conv2d_pack", "separable_conv2d_packed",
     "pointwise_conv2d_pack", "pointwise_conv2d", "inverted_residual", "patch_conv2d", "linear", "global_average_pool",
-    "max_pool2d", "interleave_channels", "layer_norm2d", "run_steps", "squeeze_excitation", "batch_norm_act",
-    "batch_norm_act_backward",
+    "max_pool2d", "interleave_channels", "layer_norm2d", "run_steps", "squeeze_excitation",
 )  # fmt: skip
 
 
-def register_missing_cuda() -> None:
-    """Ops without a CUDA kernel say so on CUDA tensors; under a CPU-only torch there are no such tensors."""
-    if torch.version.cuda is None:
-        return
-    why = dict.fromkeys(ON_CPU_ALONE, "tensors must be on the CPU, for which alone it has a kernel, but got CUDA tensors")
-    if _C_cuda is None:
-        why |= dict.fromkeys(ON_CUDA, f"CUDA tensors need the CUDA half, but {cuda_status}")
-    for name, message in why.items():
+def _refuse(names: tuple[str, ...], key: str, message: str) -> None:
+    for name in names:
 
         def missing(*args: object, message: str = f"{name}: {message}") -> None:
             raise RuntimeError(message)
 
-        _missing.impl(name, missing, "CUDA")
+        _missing.impl(name, missing, key)
+
+
+def register_missing() -> None:
+    """Ops without a kernel for a device say so; under a CPU-only torch there are no CUDA tensors."""
+    _refuse(STAGES, "CPU", "tensors must be on a GPU, for which alone it has a kernel, but got CPU tensors")
+    if torch.version.cuda is None:
+        return
+    _refuse(ON_CPU_ALONE, "CUDA", "tensors must be on the CPU, for which alone it has a kernel, but got CUDA tensors")
+    if _C_cuda is None:
+        _refuse(ON_CUDA, "CUDA", f"CUDA tensors need the CUDA half, but {cuda_status}")
 
 
 _missing = torch.library.Library("dwconv_ext", "IMPL")

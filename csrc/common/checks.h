@@ -168,6 +168,14 @@ inline int64_t output_size(const char* op, const char* weight_name, int dimensio
   return (padded - reach) / stride + 1;
 }
 
+// A batch of images with at least one value.
+inline DType check_pixels(const char* op, const Tensor& input) {
+  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  const DType dtype = check_dtype(op, "input", input);
+  DWCONV_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
+  return dtype;
+}
+
 // A filter on an image with at least one pixel.
 inline ConvolutionShape check_filter(const char* op, const Tensor& input, const char* weight_name, DType dtype, int64_t kernel_h,
                                      int64_t kernel_w, const Ints& stride, const Ints& padding, const Ints& dilation) {

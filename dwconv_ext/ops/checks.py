@@ -242,14 +242,20 @@ class Checks:
         self.wide("weight", w, x.shape[1:2], x)
         self.wide("bias", b, x.shape[1:2], x)
 
+    def norm_grad(self, grad: Tensor, x: Tensor) -> None:
+        self.like_input("grad_output", grad, x)
+        self.shape("grad_output", grad, x.shape, f"have input's shape {list(x.shape)}, but got")
+
+    def statistics(self, mean: Tensor, variance: Tensor, x: Tensor) -> None:
+        self.wide("mean", mean, x.shape[1:2], x)
+        self.wide("variance", variance, x.shape[1:2], x)
+
     def batch_norm_backward(
         self, grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str
     ) -> None:
         self.batch_norm(x, w, b, eps, act)
-        self.like_input("grad_output", grad, x)
-        self.shape("grad_output", grad, x.shape, f"have input's shape {list(x.shape)}, but got")
-        self.wide("mean", mean, x.shape[1:2], x)
-        self.wide("variance", variance, x.shape[1:2], x)
+        self.norm_grad(grad, x)
+        self.statistics(mean, variance, x)
 
     def squeeze_excitation(
         self, x: Tensor, reduce: Tensor, first: Tensor | None, expand: Tensor, second: Tensor | None, act: str, gate: str

@@ -35,6 +35,12 @@ def _like(x: Tensor, shape: Any) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=suggest_memory_format(x))
 
 
+def _like_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two values of a channel, in the accumulation type."""
+    mean = x.new_empty((x.shape[1],), dtype=accumulation_dtype(x.dtype))
+    return mean, torch.empty_like(mean)
+
+
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")
 def _(x, w, b, stride, padding, dilation, act="identity", slope=SLOPE):
     check = Checks("depthwise_conv2d")
@@ -211,15 +217,42 @@ def _(x, reduce, first, expand, second, act, gate, slope=SLOPE):
 @torch.library.register_fake("dwconv_ext::batch_norm_act")
 def _(x, w, b, eps, act, slope=SLOPE):
     Checks("batch_norm_act").batch_norm(x, w, b, eps, act)
-    mean = x.new_empty((x.shape[1],), dtype=accumulation_dtype(x.dtype))
-    return _like(x, x.shape), mean, torch.empty_like(mean)
+    return _like(x, x.shape), *_like_statistics(x)
 
 
 @torch.library.register_fake("dwconv_ext::batch_norm_act_backward")
 def _(grad, x, w, b, mean, variance, eps, act, slope=SLOPE):
     Checks("batch_norm_act_backward").batch_norm_backward(grad, x, w, b, mean, variance, eps, act)
-    grad_weight = x.new_empty((x.shape[1],), dtype=accumulation_dtype(x.dtype))
-    return _like(x, x.shape), grad_weight, torch.empty_like(grad_weight)
+    return _like(x, x.shape), *_like_statistics(x)
+
+
+@torch.library.register_fake("dwconv_ext::batch_norm_statistics")
+def _(x):
+    Checks("batch_norm_statistics").pixels(x)
+    return _like_statistics(x)
+
+
+@torch.library.register_fake("dwconv_ext::batch_norm_act_apply")
+def _(x, w, b, mean, variance, eps, act, slope=SLOPE):
+    check = Checks("batch_norm_act_apply")
+    check.batch_norm(x, w, b, eps, act)
+    check.statistics(mean, variance, x)
+    return _like(x, x.shape)
+
+
+@torch.library.register_fake("dwconv_ext::batch_norm_act_backward_sums")
+def _(grad, x, w, b, mean, variance, eps, act, slope=SLOPE):
+    Checks("batch_norm_act_backward_sums").batch_norm_backward(grad, x, w, b, mean, variance, eps, act)
+    return _like_statistics(x)
+
+
+@torch.library.register_fake("dwconv_ext::batch_norm_act_backward_apply")
+def _(grad, x, w, b, mean, variance, mean_grad_weight, mean_grad_bias, eps, act, slope=SLOPE):
+    check = Checks("batch_norm_act_backward_apply")
+    check.batch_norm_backward(grad, x, w, b, mean, variance, eps, act)
+    check.wide("mean_grad_weight", mean_grad_weight, x.shape[1:2], x)
+    check.wide("mean_grad_bias", mean_grad_bias, x.shape[1:2], x)
+    return _like(x, x.shape)
 
 
 def _register_autograd(

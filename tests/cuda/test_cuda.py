@@ -16,7 +16,7 @@ import torch
 from cases import LAYOUTS, Case
 from implementations import CUDA, EMULATOR, TURING, running
 from problems import operands
-from reference import check_depthwise, check_separable
+from reference import check_batch_norm, check_depthwise, check_separable
 from rows import check_nan_at_an_edge, forced_case
 
 import dwconv_ext
@@ -77,6 +77,10 @@ def test_every_kernel_runs(index, emulated):
         tf32 = row["tensor"] and dtype == torch.float32
         act = "silu" if row["pass"] == "activate" else "relu"
         check_separable(x, dw, db, pw, None, case.conv, act, "relu", peer=False, narrow=True, tf32=tf32)
+    elif row["op"] == "batch_norm_act":
+        for width in (16, 37):
+            x = replace(case, size=(19, width)).tensors(dtype, layout)[0]
+            check_batch_norm(x, *torch.randn(2, 40, dtype=torch.promote_types(dtype, torch.float32)), "relu", peer=False)
     else:
         check_depthwise(*case.tensors(dtype, layout), case.conv, peer=False)
     ran = [label(launched) for launched in emulated.launches()]
@@ -136,6 +140,22 @@ def test_separable_bits_do_not_depend_on_the_order_of_threads(layout, dtype, fus
     assert not results[0].isnan().any() and all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_norm_bits_do_not_depend_on_the_order_of_threads(layout, channels, emulated):
+    emulated.set_gpu({"sm_count": 2})
+    ops = torch.ops.dwconv_ext
+    x = torch.randn(3, channels, 12, 16).half().contiguous(memory_format=LAYOUTS[layout])
+    w, b = torch.randn(2, channels)
+    results = []
+    for order, seed in (("forwards", 0), ("backwards", 0), ("shuffled", 1), ("shuffled", 2)):
+        emulated.set_order(order, seed)
+        y, mean, variance = ops.batch_norm_act(x, w, b, 1e-5, "silu")
+        results.append((y, mean, variance, *ops.batch_norm_act_backward(y, x, w, b, mean, variance, 1e-5, "silu")))
+    assert not any(t.isnan().any() for t in results[0])
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
 ORDERS = ("forwards", "backwards", "shuffled")
 
 
@@ -191,6 +211,11 @@ else:
             for block in BLOCKS.values():
                 tensors, conv = operands(block, torch.float16, layout)
                 ops.separable_conv2d(*tensors, *conv.args(), "relu", "relu")
+            for channels in (3, 40):
+                for size in ((1, 1), (5, 7), (16, 24)):
+                    x = torch.randn(3, channels, *size).half().contiguous(memory_format=LAYOUTS[layout])
+                    y, mean, variance = ops.batch_norm_act(x, None, None, 1e-5, "relu")
+                    ops.batch_norm_act_backward(y, x, None, None, mean, variance, 1e-5, "relu")
 print("done")
 """
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from blocks import Recorded, sequential
 from cases import LAYOUTS
+from implementations import CUDA, NAMES, ONE_SM, running
 from properties import given, st
 from reference import check_batch_norm
 from torch import nn
@@ -55,8 +56,9 @@ def any_size(monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_shapes(isa, name, dtype, layout):
-    check_batch_norm(*operands(SHAPES[name], dtype, layout), "relu")
+def test_shapes(kernels, name, dtype, layout):
+    for _ in kernels.gpus(ONE_SM):
+        check_batch_norm(*kernels.on_device(operands(SHAPES[name], dtype, layout)), "relu")
 
 
 @given(
@@ -64,45 +66,42 @@ def test_shapes(isa, name, dtype, layout):
     st.sampled_from(DTYPES),
     st.sampled_from(list(LAYOUTS)),
     st.sampled_from(list(ACTIVATIONS)),
-    st.sampled_from(dwconv_ext._C.supported_isas()),
+    st.sampled_from([name for name in NAMES if isinstance(name, str)]),
 )
-def test_random_problems(shape, dtype, layout, act, isa):
-    before = dwconv_ext._C.selected_isa()
-    dwconv_ext._C.select_isa(isa)
-    try:
+def test_random_problems(shape, dtype, layout, act, name):
+    with running(name):
         check_batch_norm(*operands(shape, dtype, layout), act, peer=False)
-    finally:
-        dwconv_ext._C.select_isa(before)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_activations(isa, act, dtype, layout):
-    check_batch_norm(*operands((3, 13, 9, 10), dtype, layout), act)
+def test_activations(kernels, act, dtype, layout):
+    for channels in (13, 16):  # in channels_last without and with runs of 16 bytes
+        check_batch_norm(*kernels.on_device(operands((3, channels, 9, 10), dtype, layout)), act)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_mean_far_from_zero_cancels_nothing(layout):
+def test_a_mean_far_from_zero_cancels_nothing(kernels, layout):
     """The first pixel is unlike the rest, as a padded border's is: no guess of the mean from it will do."""
     x, w, b = operands((2, 10, 60, 70), layout=layout, offset=0, spread=0.01)
     x += 300
     x[:, :, 0, 0] = 0
-    check_batch_norm(x, w, b, "identity")
+    check_batch_norm(*kernels.on_device((x, w, b)), "identity")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_neither_weight_nor_bias(layout):
+def test_neither_weight_nor_bias(kernels, layout):
     x, _, _ = operands((2, 10, 6, 7), layout=layout)
-    check_batch_norm(x, None, None, "silu")
+    check_batch_norm(x.to(kernels.device), None, None, "silu")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_views_and_expanded_gradients(layout):
-    x, w, b = operands((4, 12, 9, 10), layout=layout)
+def test_views_and_expanded_gradients(kernels, layout):
+    x, w, b = kernels.on_device(operands((4, 12, 9, 10), layout=layout))
     check_batch_norm(x[1:3, :, 2:7, 1:], w, b, "relu6")
-    check_batch_norm(x, w, b, "relu6", grad_output=torch.tensor(0.5).expand(x.shape))
-    check_batch_norm(x, w, b, "relu6", grad_output=torch.randn(x.shape))  # perhaps of the other layout
+    check_batch_norm(x, w, b, "relu6", grad_output=torch.tensor(0.5, device=x.device).expand(x.shape))
+    check_batch_norm(x, w, b, "relu6", grad_output=torch.randn(x.shape, device=x.device))  # perhaps of the other layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -120,11 +119,50 @@ def test_the_same_bits_for_any_number_of_threads(act, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nan_stays_in_its_channel(layout):
-    x, w, b = operands((2, 5, 6, 7), layout=layout)
+def test_nan_stays_in_its_channel(kernels, layout):
+    x, w, b = kernels.on_device(operands((2, 5, 6, 7), layout=layout))
     x[1, 3, 2, 2] = float("nan")
     y, _, _ = ops.batch_norm_act(x, w, b, 1e-5, "relu")
     assert y[:, 3].isnan().all() and not y[:, [0, 1, 2, 4]].isnan().any()
+
+
+@pytest.mark.parametrize("kernels", CUDA, indirect=True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stages_of_several_batches(dtype, layout, kernels):
+    """The statistics of two halves joined, and the sums of backward added, make what the whole batch has."""
+    x, w, b = kernels.on_device(operands((6, 16, 9, 8), dtype, layout))
+    grad = torch.randn(x.shape, device=x.device).to(x)
+    halves, grads = x.split((4, 2)), grad.split((4, 2))
+    y, mean, variance = ops.batch_norm_act(x, w, b, 1e-5, "silu")
+    want = ops.batch_norm_act_backward(grad, x, w, b, mean, variance, 1e-5, "silu")
+
+    means, variances = (torch.stack(t) for t in zip(*map(ops.batch_norm_statistics, halves), strict=True))
+    share = torch.tensor([[2 / 3], [1 / 3]], device=x.device).to(means)
+    joint = (share * means).sum(0)
+    squares = (share * (variances + (means - joint) ** 2)).sum(0)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(joint, mean, **close)
+    torch.testing.assert_close(squares, variance, **close)
+
+    how = (w, b, mean, variance)
+    for x_, y_ in zip(halves, y.split((4, 2)), strict=True):
+        assert torch.equal(ops.batch_norm_act_apply(x_, *how, 1e-5, "silu"), y_)
+    sums = [ops.batch_norm_act_backward_sums(g, x_, *how, 1e-5, "silu") for g, x_ in zip(grads, halves, strict=True)]
+    totals = [torch.stack(t).sum(0) for t in zip(*sums, strict=True)]
+    for got, wanted in zip(totals, want[1:], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+    shares = [t / (x.numel() // x.shape[1]) for t in want[1:]]
+    for g, x_, wanted in zip(grads, halves, want[0].split((4, 2)), strict=True):
+        got = ops.batch_norm_act_backward_apply(g, x_, *how, *shares, 1e-5, "silu")
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_stages_are_cuda_s(layout):
+    x, _, _ = operands((2, 3, 4, 4), layout=layout)
+    with pytest.raises(RuntimeError, match="batch_norm_statistics: tensors must be on a GPU"):
+        ops.batch_norm_statistics(x)
 
 
 # --- derivatives ---------------------------------------------------------------------------------------------------------
@@ -146,7 +184,7 @@ def test_gradcheck(act, layout):
 @pytest.mark.isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("act", ["silu", "hardswish", "gelu", "gelu_tanh"])
-def test_slopes_far_out(act, layout, isa):
+def test_slopes_far_out(act, layout, kernels):
     """From where an exponential is nothing to where a square is infinite: zero or one, as the slope is."""
     magnitudes = torch.cat((torch.logspace(-3, 38, 200), torch.linspace(0, 20, 333), torch.tensor([0.0, 1e-40])))
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -161,7 +199,7 @@ def test_slopes_far_out(act, layout, isa):
         )
         grad = torch.full_like(x, 0.125)
         zeros, ones = torch.zeros(len(z), dtype=wide), torch.ones(len(z), dtype=wide)
-        got = ops.batch_norm_act_backward(grad, x, zeros, z, zeros, ones, 1e-5, act)[2]
+        got = ops.batch_norm_act_backward(*kernels.on_device((grad, x, zeros, z, zeros, ones)), 1e-5, act)[2].cpu()
         exact = z.double().requires_grad_()
         (want,) = torch.autograd.grad(ACTIVATIONS[act].forward(exact, 0.0, False).sum(), exact)
         limit = 1e-12 if dtype == torch.float64 else 2e-6

@@ -6,14 +6,18 @@ shapes, dtypes and strides, or the same exception.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS
+from implementations import EMULATOR, running
 from properties import given, st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import dwconv_ext
+from dwconv_ext._extension import STAGES
 
 ops = torch.ops.dwconv_ext
 
@@ -58,7 +62,13 @@ def valid(op: str, how: dict) -> dict:
         last = {"eps": 1e-5, "act": "relu", "slope": 0.01}
         if op == "batch_norm_act":
             return first | last
+        if op == "batch_norm_statistics":
+            return {"input": x}
         statistics = {"mean": vector(channels, wide), "variance": vector(channels, wide)}
+        if op == "batch_norm_act_apply":
+            return first | statistics | last
+        if op == "batch_norm_act_backward_apply":
+            statistics |= {f"mean_grad_{name}": vector(channels, wide) for name in ("weight", "bias")}
         return {"grad_output": torch.zeros_like(x), **first, **statistics, **last}
     if op == "max_pool2d":
         window = {"kernel_size": (kernel, kernel), **conv, "padding": [min(pad, kernel // 2) for pad in how["padding"]]}
@@ -148,6 +158,7 @@ OPS = (
     "batch_norm_act",
     "batch_norm_act_backward",
     "squeeze_excitation",
+    *STAGES,
 )
 PLAIN = {name: choices[0] for name, choices in CHOICES.items()}
 
@@ -207,6 +218,7 @@ MISTAKES = {
     "dw_weight": {**FILTERS, **DTYPE},
     "pw_weight": {**FILTERS, **DTYPE},
     **dict.fromkeys(("bias", "dw_bias", "pw_bias", "mean", "variance", "reduce_bias", "expand_bias"), VECTOR),
+    **dict.fromkeys(("mean_grad_weight", "mean_grad_bias"), VECTOR),
     **dict.fromkeys(("reduce_weight", "expand_weight"), MATRIX),
     "stride": {"zero": lambda _: (0, 1), "negative": lambda _: (1, -2), **LENGTH, **LARGE},
     "padding": {
@@ -245,7 +257,8 @@ ALLOWED = {
     *(("pointwise_conv2d_pack", "weight", name) for name in ("channels_other",)),
     ("pointwise_conv2d_pack", "input_dtype", "float16"),
     ("depthwise_conv2d_pack", "input_dtype", "float16"),
-    ("batch_norm_act", "input", "small"),
+    *((op, "input", "small") for op in ("batch_norm_act", "batch_norm_statistics", "batch_norm_act_apply")),
+    *(("batch_norm_statistics", "input", name) for name in ("channels_other", "other_float")),
     ("layer_norm2d", "input", "small"),
     ("squeeze_excitation", "input", "small"),
     ("global_average_pool", "input", "small"),
@@ -275,8 +288,7 @@ FILTER = {
 
 # And of arguments that are another op's in name alone.
 OTHERS = {
-    ("batch_norm_act", "weight"): VECTOR,
-    ("batch_norm_act_backward", "weight"): VECTOR,
+    **{(op, "weight"): VECTOR for op in OPS if op.startswith("batch_norm")},
     ("layer_norm2d", "weight"): VECTOR,
     ("max_pool2d", "kernel_size"): {
         "one": lambda k: k[:1],
@@ -306,6 +318,18 @@ def mistakes(op: str) -> dict[tuple[str, str], object]:
         made = OTHERS.get((op, argument), MISTAKES.get(argument, {}))
         found |= {(argument, name): make for name, make in made.items()}
     return found
+
+
+@pytest.fixture(autouse=True)
+def where_the_op_is(request):
+    """The stages of BatchNorm have kernels on CUDA alone."""
+    op = (
+        (request.node.callspec.params.get("op") or request.node.callspec.params.get("named", ("",))[0])
+        if hasattr(request.node, "callspec")
+        else ""
+    )
+    with running(EMULATOR) if op in STAGES else nullcontext():
+        yield
 
 
 # --- the same on the CPU and without data ------------------------------------------------------------------------------

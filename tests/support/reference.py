@@ -143,7 +143,7 @@ def check_batch_norm(
     bias = torch.zeros_like(mean) if b is None else double[2]
     apart = (double[0] - mean.reshape(per_channel)).abs()
     z = (double[0] - mean.reshape(per_channel)) * scale.reshape(per_channel) + bias.reshape(per_channel)
-    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype) if grad_output is None else grad_output
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x) if grad_output is None else grad_output
     for kink in KINKS.get(act, ()):  # which side of it an element falls on is a matter of rounding
         grad = grad.masked_fill((z - kink).abs() < 1e-3, 0)
     y, got_mean, got_variance = ops.batch_norm_act(x, w, b, 1e-5, act)

@@ -87,16 +87,15 @@ def _build(folder: Path, *flags: str) -> Path:
     return module
 
 
-OPS = ("depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d")
-
-
 @contextmanager
 def behind_the_ops() -> Iterator[None]:
     """While open, torch.ops.dwconv_ext runs the emulated CUDA kernels on CPU tensors; autograd and all else stay as they are."""
     import torch
 
+    from dwconv_ext._extension import ON_CUDA
+
     library = torch.library.Library("dwconv_ext", "IMPL")
-    for op in OPS:
+    for op in ON_CUDA:
         library.impl(op, getattr(torch.ops.dwconv_emulator, op), "CPU", allow_override=True)
     try:
         yield

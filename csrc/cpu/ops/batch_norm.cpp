@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "common/batch_norm_checks.h"
 #include "cpu/kernels/batch_norm/batch_norm_channel.h"
 #include "cpu/ops/launch.h"
 
@@ -20,17 +21,16 @@ BatchNormArgs common_args(const char* op, const Tensor& input, const std::option
                           std::vector<Tensor>* kept) {
   BatchNormArgs args;
   CpuProblem& p = args.problem;
+  check_batch_norm(op, input, weight, bias, eps, act);
   p = pixelwise_problem(op, input);
-  DWCONV_CHECK(eps >= 0, op, ": eps must be non-negative, but got ", eps);
   args.eps = eps;
   p.activation = check_activation(op, "act", act, slope);
-  const auto values = [&](const char* name, const Tensor& t) -> const void* {
-    check_wide(op, name, t, {input.size(1)}, input, p.dtype);
+  const auto values = [&](const Tensor& t) -> const void* {
     kept->push_back(dense(t));
     return kept->back().const_data_ptr();
   };
-  if (weight) args.weight = values("weight", *weight);
-  if (bias) args.bias = values("bias", *bias);
+  if (weight) args.weight = values(*weight);
+  if (bias) args.bias = values(*bias);
   kept->push_back(dense(input, p.layout));
   args.input = kept->back().const_data_ptr();
   return args;
@@ -137,9 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_ou
   std::vector<Tensor> kept;
   BatchNormArgs args = common_args(kBackward, input, weight, bias, eps, act, slope, &kept);
   const CpuProblem& p = args.problem;
-  check_like_input(kBackward, "grad_output", grad_output, input);
-  DWCONV_CHECK(to_string(grad_output) == to_string(input), kBackward, ": grad_output must have input's shape ", to_string(input),
-               ", but got ", to_string(grad_output));
+  check_norm_grad(kBackward, grad_output, input);
   check_wide(kBackward, "mean", mean, {p.channels}, input, p.dtype);
   check_wide(kBackward, "variance", variance, {p.channels}, input, p.dtype);
   const Tensor dense_mean = dense(mean), dense_variance = dense(variance);

@@ -147,10 +147,8 @@ inline void log_plan(const CpuProblem& p, const Plan& plan, int64_t out_channels
 
 // A 1x1 problem over all of the input, which it checks, of ops that are no convolutions.
 inline CpuProblem pixelwise_problem(const char* op, const Tensor& input) {
-  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   CpuProblem p;
-  p.dtype = p.out_dtype = check_dtype(op, "input", input);
-  DWCONV_CHECK(input.numel() > 0, op, ": input must not be empty, but got shape ", to_string(input));
+  p.dtype = p.out_dtype = check_pixels(op, input);
   p.layout = layout_of(input);
   p.batch = input.size(0), p.channels = input.size(1);
   p.in_h = p.out_h = input.size(2), p.in_w = p.out_w = input.size(3);

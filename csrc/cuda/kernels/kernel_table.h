@@ -12,7 +12,7 @@ enum class Family : int32_t {
   kLarge,      // any filter at stride 1, a few taps at a time
   kAny,        // anything, from global memory
   kBlock,      // the fused block, or the pointwise convolution alone
-  kElements,   // value by value: sums of parts, activations, transpositions
+  kElements,   // value by value: sums of parts, activations, transpositions, BatchNorm
 };
 // What multiplies matrices.
 enum class Cores : int32_t { kScalar = 0, kWarp, kWarpgroup };  // multiply-adds, a warp's mma.sync, a warpgroup's wgmma
@@ -42,6 +42,7 @@ KernelGroup nchw_rows_kernels();
 KernelGroup nchw_kernels();
 KernelGroup nchw_weight_kernels();
 KernelGroup separable_kernels();
+KernelGroup batch_norm_kernels();
 KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 
 }  // namespace dwconv::cuda

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/plan_facts.h"
+#include "cuda/kernels/batch_norm/args.h"
 #include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {
@@ -74,6 +75,14 @@ struct SeparableAlignment {
   bool operator==(const SeparableAlignment&) const = default;
 };
 SeparablePlan plan_separable(const Request& request, int64_t out_channels, const SeparableAlignment& alignment, const Gpu& gpu);
+
+// BatchNorm and activation of dense tensors, of which dtype, layout, batch, channels, in_h and in_w count; forward or backward.
+// aligned: as Request::aligned, of all of them.
+struct BatchNormPlan : PlanFacts {
+  LaunchPlan sums, join, values;
+  BatchNormArgs sums_args, values_args;  // all but pointers, eps, count and activation
+};
+BatchNormPlan plan_batch_norm(Pass pass, const DepthwiseProblem& problem, int32_t aligned, const Gpu& gpu);
 
 // Every kernel; and, for tests, one that is used wherever it can be (null: none), and whether blocks are fused.
 const std::vector<const KernelRow*>& kernel_table();
