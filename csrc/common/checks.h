@@ -244,13 +244,12 @@ inline ConvolutionShape check_forward(const char* op, const Tensor& input, const
   return s;
 }
 
-inline void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input, const ConvolutionShape& s) {
-  check_like_input(op, "grad_output", grad_output, input);
-  const int64_t out_channels = s.channels * s.multiplier;
-  DWCONV_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == out_channels &&
-                   grad_output.size(2) == s.out_h && grad_output.size(3) == s.out_w,
-               op, ": grad_output must have the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
-               "], but got ", to_string(grad_output));
+// Of the convolution's output: its gradient, or what lies between it and another layer.
+inline void check_output_like(const char* op, const char* name, const Tensor& t, const Tensor& input, const ConvolutionShape& s) {
+  check_like_input(op, name, t, input);
+  const Ints shape = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
+  DWCONV_CHECK(shape_of(t) == shape, op, ": ", name, " must have the output's shape ", to_string(shape), ", but got ",
+               to_string(t));
 }
 
 inline void check_mask(const char* op, const std::vector<bool>& output_mask) {

@@ -33,6 +33,7 @@ enum class Op : int32_t {
   kBatchNorm,
   kSqueezeExcitation,
   kLayerNorm,
+  kDepthwiseNorm,
 };
 enum class Pass : int32_t {
   kForward = 0,
@@ -50,8 +51,9 @@ enum class Pass : int32_t {
 };
 
 static constexpr const char* op_name(Op op) {
-  constexpr const char* kNames[] = {"depthwise_conv2d", "separable_conv2d", "pointwise_conv2d",   "inverted_residual",
-                                    "patch_conv2d",     "batch_norm_act",   "squeeze_excitation", "layer_norm2d"};
+  constexpr const char* kNames[] = {"depthwise_conv2d",   "separable_conv2d", "pointwise_conv2d",
+                                    "inverted_residual",  "patch_conv2d",     "batch_norm_act",
+                                    "squeeze_excitation", "layer_norm2d",     "depthwise_norm_act"};
   return kNames[static_cast<int>(op)];
 }
 static constexpr const char* pass_name(Pass pass) {

@@ -12,7 +12,7 @@ In inference (the result wants no derivative):
     a channel shuffle of two tensors, and its halves                     FoldedInterleave, FoldedNarrow (shuffles.py)
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
 
-In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation on the CPU.
+In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation where the base is eager.
 
 A pattern's inner values have no other user; its nodes lie in one grad and autocast mode, and nothing between the first and the
 last may write a tensor; its weights are inputs of the graph (parameters, buffers), not results.
@@ -394,7 +394,7 @@ class Pass:
         if norm is None or norm["training"] is not True:
             return
         input = g.tensor_of(norm["input"])
-        if input is None or input.dim() != 4 or input.device.type != "cpu":
+        if input is None or input.dim() != 4 or input.device.type not in ("cpu", "cuda"):
             return
         layer = self.activated({}, node)
         if not self.undisturbed(layer.nodes):

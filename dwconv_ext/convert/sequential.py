@@ -6,6 +6,7 @@ At each call it looks at its present children, nested sequential containers look
     pointwise [- BN] [- act] - such a block                  the same (FoldedInvertedResidual)
     convolution - BN [- act]                                 as one convolution, the same (FoldedConv)
     BN - act                                                 as one operation, in training (batch_norm.py)
+    depthwise - BN [- act]                                   as one, in training on CUDA or to save memory (depthwise_norm.py)
 
 and everything else as nn.Sequential does: children that were appended, replaced, hooked, patched or parametrized since.
 """
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from ..nn.batch_norm_act import norm_then_activation
+from ..nn import batch_norm_act
+from ..nn.batch_norm_act import depthwise_norm_activation, norm_then_activation, trains_by_its_batch
 from ..nn.foldable import fits, is_conv, is_fixed_norm, is_plain_module, settings_of, starts_a_block, tensors_of
 from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, FoldedInvertedResidual, folded, wants_derivative
 from ..nn.folded_weights import Tensors
@@ -131,6 +133,8 @@ def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
 class SequentialMixin:
     """Mixed into nn.Sequential, or a subclass of it with the same forward."""
 
+    checkpointing: str | None = None  # as FusedDSConv's, of all its depthwise convolutions
+
     def forward(self, input: Any) -> Any:
         layers = flattened(self)
         seen = has_function_override(input) or is_traced_or_transformed() or torch.jit.is_tracing() or _globally_hooked()
@@ -152,7 +156,7 @@ class SequentialMixin:
                 return norm_then_activation(layer, input, *found), at + 2
         # First: in training nothing is looked for, and no input prepared, in vain.
         if not is_conv(layer) or wants_derivative(input, None, (layer._parameters["weight"],)):
-            return layer(input), at + 1
+            return self._train(layers, at, input)
         x = as_weights_layout(as_autocast(input), layer._parameters["weight"])
         if x.dim() != 4 or not x.is_cpu or not fits(x, layer):
             return layer(input), at + 1
@@ -170,3 +174,16 @@ class SequentialMixin:
         if (first.norm is None and not first.is_pointwise) or wants_derivative(x, None, tensors):
             return layer(input), at + 1
         return folded(FoldedConv, first.settings)(x, tensors), first.end
+
+    def _train(self, layers: list[nn.Module], at: int, input: Tensor) -> tuple[Any, int]:
+        """The layer, with the BatchNorm and the activation after a depthwise convolution where these are one Function."""
+        layer, norm = layers[at], at + 1
+        wanted = self.checkpointing is not None or input.device.type in batch_norm_act.DEVICES
+        if not wanted or norm >= len(layers) or not trains_by_its_batch(layers[norm]) or not is_conv(layer):
+            return layer(input), at + 1
+        found, end = None, norm + 1
+        if end < len(layers) and is_plain_module(layers[end]):
+            found = activation_of_module(layers[end])
+        act, slope = found or ("identity", SLOPE)
+        end += found is not None
+        return depthwise_norm_activation(layer, layers[norm], input, act, slope, self.checkpointing), end

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import convert
+from ..nn.batch_norm_act import check_checkpointing
 from ..ops.arguments import check_probability, positive, positive_int
 
 # expansion t, output channels c, repeats n, stride s of the first: Sandler et al., table 2.
@@ -37,12 +38,14 @@ class InvertedResidual(nn.Module):
         out_channels: of the block.
         stride: of the depthwise convolution, 1 or 2.
         expand_ratio: channels of the expansion over in_channels; 1 for none.
+        checkpointing: as ``FusedDSConv``'s.
 
     Shape:
         (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
 
     Raises:
-        ValueError: channels that are not a positive int, an expand_ratio that is not a positive number, a stride but 1 and 2.
+        ValueError: channels that are not a positive int, an expand_ratio that is not a positive number, a stride but 1 and 2, an
+            unknown checkpointing.
 
     Examples:
         >>> InvertedResidual(16, 24, stride=2, expand_ratio=6).eval()(torch.randn(1, 16, 32, 32)).shape
@@ -51,7 +54,9 @@ class InvertedResidual(nn.Module):
     Source: Sandler et al., arXiv:1801.04381, table 1 and figure 4.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expand_ratio: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, expand_ratio: int, *, checkpointing: str | None = None
+    ) -> None:
         super().__init__()
         own = type(self).__name__
         positive_int(own, "in_channels", in_channels)
@@ -68,6 +73,7 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
         convert(self, inplace=True)
+        self.conv.checkpointing = check_checkpointing(own, checkpointing)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.conv(input) + input if self.use_shortcut else self.conv(input)

@@ -1,23 +1,77 @@
-"""A BatchNorm module and the activation after it, in training as one operation."""
+"""A BatchNorm module and the activation after it in training as one operation, and with the depthwise convolution before them."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.activations import activate
-from ..ops.batch_norm import train_batch_norm_act
-from .foldable import is_plain_module
+from ..ops.autograd import is_traced_or_transformed
+from ..ops.batch_norm import LEAST_CUDA, runs_as_op, train_batch_norm_act
+from ..ops.depthwise_norm import train_depthwise_norm_act
+from ..ops.functional import accumulation_dtype, as_autocast, as_weights_layout
+from .foldable import fits, is_conv, is_plain_module, settings_of, starts_a_block
+
+DEVICES = ("cuda",)  # where the depthwise convolution's gradients are faster with BatchNorm's
+
+
+def _running(bn: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
+    """The running statistics and how far they move in this call, which is counted."""
+    factor = bn.momentum
+    if not bn.track_running_stats:
+        return None, None, 0.0
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1 / float(bn.num_batches_tracked)
+    return bn.running_mean, bn.running_var, factor or 0.0
+
+
+def check_checkpointing(op: str, value: object) -> str | None:
+    if value not in (None, "depthwise"):
+        raise ValueError(f"{op}: checkpointing must be None or 'depthwise', but got {value!r}")
+    return value
+
+
+def trains_by_its_batch(bn: nn.Module) -> bool:
+    return type(bn) is nn.BatchNorm2d and bn.training and is_plain_module(bn)
 
 
 def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
     """``act(bn(x))`` for any module bn, in any mode, by the op where that is the same."""
-    if type(bn) is not nn.BatchNorm2d or not bn.training or not is_plain_module(bn) or x.dim() != 4:
+    if not trains_by_its_batch(bn) or x.dim() != 4:
         return activate(bn(x), act, slope)
-    mean, var, factor = bn.running_mean, bn.running_var, bn.momentum
-    if not bn.track_running_stats:
-        mean = var = None
-    elif bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-        if factor is None:
-            factor = 1 / float(bn.num_batches_tracked)
-    return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor or 0.0, bn.eps, act, slope)
+    mean, var, factor = _running(bn)
+    return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor, bn.eps, act, slope)
+
+
+def depthwise_norm_activation(
+    conv: nn.Module, bn: nn.Module, x: Tensor, act: str, slope: float, checkpointing: str | None = None
+) -> Tensor:
+    """``act(bn(conv(x)))`` for any modules, in any mode; checkpointing: "depthwise" to compute conv(x) again for backward."""
+    recompute = checkpointing == "depthwise"
+    if not (recompute or x.device.type in DEVICES) or not _trains_as_one(conv, bn, x, recompute):
+        return norm_then_activation(bn, conv(x), act, slope)
+    weight = conv._parameters["weight"]
+    x = as_weights_layout(as_autocast(x), weight)
+    wide = accumulation_dtype(x.dtype)
+    affine = (None if t is None else t.to(wide) for t in (bn.weight, bn.bias))
+    geometry = settings_of(conv, None, "identity", 0.0).pairs("depthwise_conv2d", weight)
+    return train_depthwise_norm_act(x, as_autocast(weight), *affine, geometry, (bn.eps, act, slope), _running(bn), recompute)[0]
+
+
+def _trains_as_one(conv: nn.Module, bn: nn.Module, x: Tensor, recompute: bool) -> bool:
+    if type(x) is not Tensor or x.dim() != 4 or is_traced_or_transformed() or torch.jit.is_tracing():
+        return False
+    if not (trains_by_its_batch(bn) and is_conv(conv) and starts_a_block(conv) and conv.bias is None and fits(x, conv)):
+        return False
+    weight = conv._parameters["weight"]
+    settings = settings_of(conv, None, "identity", 0.0)
+    if not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad) or settings.is_lopsided(weight):
+        return False
+    if not runs_as_op(as_autocast(x), (bn.running_mean, bn.running_var, bn.weight, bn.bias), bn.eps):
+        return False
+    sides = zip(x.shape[2:], weight.shape[2:], *settings.pairs("depthwise_conv2d", weight), strict=True)
+    height, width = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sides)
+    values = len(x) * height * width
+    return height > 0 and width > 0 and values > 1 and (recompute or values * x.shape[1] >= LEAST_CUDA)

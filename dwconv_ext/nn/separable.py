@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ops.activations import ACTIVATIONS, activation_of
 from ..ops.arguments import IntOrPair, to_pair
 from ..ops.functional import as_autocast, as_weights_layout
-from .batch_norm_act import norm_then_activation
+from .batch_norm_act import check_checkpointing, depthwise_norm_activation, norm_then_activation
 from .depthwise import DepthwiseConv2d
 from .foldable import fits, is_conv, is_fixed_norm, settings_of, starts_a_block, tensors_of
 from .folded_layers import ConvSettings, FoldedBlock, folded
@@ -23,8 +23,8 @@ class FusedDSConv(nn.Module):
 
     In eval mode the block is one kernel (``separable_conv2d``) with both BatchNorms folded into the convolutions; the
     folded weights are kept until a parameter or running statistic changes (folded_weights.py says what is seen). In training
-    mode it runs our depthwise kernels, torch's pointwise convolution and, on the CPU, BatchNorm and activation as one
-    op that keeps nothing between the two.
+    mode it runs our depthwise kernels, torch's pointwise convolution, and BatchNorm and activation as one op that keeps
+    nothing between the two; on CUDA the depthwise convolution's backward takes BatchNorm's gradient as it reads.
 
     The parts ``depthwise``, ``bn1``, ``pointwise`` and ``bn2`` are ordinary modules: a state_dict moves to and from
     ``nn.Sequential(OrderedDict(depthwise=..., bn1=..., act1=..., pointwise=..., bn2=..., act2=...))``. Where a part has hooks or
@@ -41,6 +41,8 @@ class FusedDSConv(nn.Module):
         activation: of the block's output: one of ``depthwise_conv2d``'s ``act``, or the matching nn.Module.
         dw_activation: after the depthwise stage; by default the same as ``activation``.
         bias: whether the convolutions have one of their own.
+        checkpointing: ``'depthwise'`` for the depthwise convolution's output to be computed again in backward, not kept;
+            None to keep it.
         eps: of both BatchNorms.
         momentum: of both BatchNorms.
         device: of the parameters.
@@ -50,7 +52,8 @@ class FusedDSConv(nn.Module):
         (N, C, H, W) or, in eval mode, (C, H, W) -> (N, out_channels, outH, outW), in the input's layout.
 
     Raises:
-        ValueError: an activation that is not in the list, in_channels that is not a positive int, another padding.
+        ValueError: an activation that is not in the list, in_channels that is not a positive int, another padding or
+            checkpointing.
         TypeError: kernel_size, stride, padding or dilation that is neither an int nor a pair of ints.
         RuntimeError: in the forward pass, an input that does not fit, as in ``depthwise_conv2d``.
 
@@ -75,6 +78,7 @@ class FusedDSConv(nn.Module):
         activation: str | nn.Module = "relu",
         dw_activation: str | nn.Module | None = None,
         bias: bool = False,
+        checkpointing: str | None = None,
         eps: float = 1e-5,
         momentum: float = 0.1,
         device: Any = None,
@@ -87,6 +91,7 @@ class FusedDSConv(nn.Module):
             self.dw_activation, self.dw_slope = self.activation, self.slope
         else:
             self.dw_activation, self.dw_slope = activation_of(own, "dw_activation", dw_activation)
+        self.checkpointing = check_checkpointing(own, checkpointing)
         if padding is None:
             sizes = zip(to_pair(own, "kernel_size", kernel_size), to_pair(own, "dilation", dilation), strict=True)
             padding = tuple(d * (k - 1) // 2 for k, d in sizes)
@@ -128,7 +133,8 @@ class FusedDSConv(nn.Module):
         if not (compiling or torch.jit.is_tracing()) and self._folds(input):
             x = as_weights_layout(as_autocast(input), self.depthwise.weight)
             return folded(FoldedBlock, *self._settings())(x, self._tensors())
-        x = norm_then_activation(self.bn1, self.depthwise(input), self.dw_activation, self.dw_slope)
+        first = (self.dw_activation, self.dw_slope, self.checkpointing)
+        x = depthwise_norm_activation(self.depthwise, self.bn1, input, *first)
         return norm_then_activation(self.bn2, self.pointwise(x), self.activation, self.slope)
 
     def _as_sequential(self) -> nn.Sequential:

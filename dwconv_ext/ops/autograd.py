@@ -92,7 +92,7 @@ def _backward(grad: Tensor, x: Tensor, w: Tensor, conv: tuple, mask: tuple[bool,
     return [to_x if mask[0] else None, to_w if mask[1] else None, to_b if mask[2] else None]
 
 
-def _in_its_dtypes(backward: Callable) -> Callable:
+def in_its_dtypes(backward: Callable) -> Callable:
     """A backward pass computes in the forward pass's dtypes, whatever autocast says where it is called."""
 
     @functools.wraps(backward)
@@ -142,7 +142,7 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         ctx.save_for_forward(x, w)
 
     @staticmethod
-    @_in_its_dtypes
+    @in_its_dtypes
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
@@ -181,7 +181,7 @@ class DepthwiseConv2dBackwardFunction(torch.autograd.Function):
         ctx.save_for_forward(grad, x, w)
 
     @staticmethod
-    @_in_its_dtypes
+    @in_its_dtypes
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None, z: Tensor | None) -> tuple:
         grad, x, w = ctx.saved_tensors
         u, v, z = (t if wanted else None for t, wanted in zip((u, v, z), ctx.mask, strict=True))
@@ -261,7 +261,7 @@ class SeparableConv2dFunction(torch.autograd.Function):
         ctx.save_for_backward(x, dw, db, pw, pb)
 
     @staticmethod
-    @_in_its_dtypes
+    @in_its_dtypes
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, dw, db, pw, pb = ctx.saved_tensors
         dw_act, dw_slope, pw_act, pw_slope = ctx.activations

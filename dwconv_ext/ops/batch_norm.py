@@ -1,7 +1,7 @@
 """BatchNorm in training mode and the activation after it as one op, which neither writes nor keeps what lies between.
 
 torch's two modules go over the activations some sixteen times in a training step, the op eight times, and three of these find
-them in a cache in NCHW (docs/design/training.md).
+them in a CPU's cache in NCHW (docs/design/training.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._extension import _C_cuda
 from .activations import SLOPE, activate
 from .arguments import check_activation
 from .autograd import below_autograd, call, is_traced_or_transformed, single_level
@@ -20,8 +21,8 @@ from .functional import DTYPES, accumulation_dtype
 ops = torch.ops.dwconv_ext
 
 # Elements below which torch's modules are faster, forward and backward: an autograd Function in Python costs 0.1 ms more a step
-# than theirs in C++ (docs/design/training.md).
-LEAST_NCHW, LEAST_CHANNELS_LAST = 1 << 17, 1 << 19
+# than theirs in C++ (docs/design/training.md). On CUDA reckoned, not measured: what four launches more take is two sweeps' time.
+LEAST_NCHW, LEAST_CHANNELS_LAST, LEAST_CUDA = 1 << 17, 1 << 19, 1 << 22
 
 
 def by_parts(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float = SLOPE) -> tuple:
@@ -76,7 +77,7 @@ class BatchNormActFunction(torch.autograd.Function):
         return (grad_input, None if w is None else grad_weight, None if b is None else grad_bias, *rest)
 
 
-def _forward_in_training(
+def forward_in_training(
     x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, slope: float, running: tuple
 ) -> tuple:
     """The forward pass in training. The running statistics move in it: where a checkpoint's second pass ends early, which it does
@@ -92,7 +93,7 @@ def _forward_in_training(
     return output
 
 
-_BatchNormAct = single_level(BatchNormActFunction, _forward_in_training)
+_BatchNormAct = single_level(BatchNormActFunction, forward_in_training)
 
 
 def norm_fits(channels: int, dtype: torch.dtype, norm: tuple[Tensor | None, ...]) -> bool:
@@ -104,25 +105,27 @@ def norm_fits(channels: int, dtype: torch.dtype, norm: tuple[Tensor | None, ...]
     return not dtypes or dtypes == {dtype} or (dtypes == {torch.float32} and dtype in (torch.bfloat16, torch.float16))
 
 
-def _is_faster_as_one_op(x: Tensor, norm: tuple[Tensor | None, ...], eps: float, act: str) -> bool:
-    """Whether the op computes what BatchNorm in training mode and the activation would of x, and faster.
+def runs_as_op(x: Tensor, norm: tuple[Tensor | None, ...], eps: float) -> bool:
+    """Whether the op computes what BatchNorm in training mode would of x.
 
-    It does not on CUDA (which has no kernel for it), for a small input, in channels_last without an activation (torch's own is as
-    fast there, but for the Function's cost), or where torch takes the computation apart by itself: torch.compile fuses BatchNorm
-    and activation too, and torch.func's transforms know torch's.
+    It does not where torch takes the computation apart by itself: torch.compile fuses BatchNorm and activation too, and
+    torch.func's transforms know torch's.
     """
-    if type(x) is not Tensor or x.numel() < min(LEAST_NCHW, LEAST_CHANNELS_LAST):  # first: small layers feel every check
-        return False
-    if not x.is_cpu or x.dtype not in DTYPES or x.dim() != 4 or x.numel() <= x.shape[1]:  # torch has the message for it
+    if not (x.is_cpu or (x.is_cuda and _C_cuda is not None)) or x.dtype not in DTYPES or x.dim() != 4:
         return False
     if not norm_fits(x.shape[1], x.dtype, norm) or (norm[0] is None) is not (norm[1] is None) or not eps > 0:
         return False
     if any(t is not None and (t.requires_grad or not t.is_contiguous()) for t in norm[:2]):
         return False
-    channels_last = x.stride(1) == 1 and x.shape[1] > 1
-    if x.numel() < (LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW) or (channels_last and act == "identity"):
-        return False
     return not is_traced_or_transformed() and not torch.jit.is_tracing()
+
+
+def is_faster_as_one_op(x: Tensor, act: str) -> bool:
+    """Not a small input; nor one without an activation in channels_last or on CUDA, where torch's own is as fast."""
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1
+    if x.numel() < (LEAST_CUDA if x.is_cuda else LEAST_CHANNELS_LAST if channels_last else LEAST_NCHW):
+        return False
+    return act != "identity" or not (channels_last or x.is_cuda)
 
 
 def train_batch_norm_act(
@@ -130,7 +133,9 @@ def train_batch_norm_act(
     momentum: float, eps: float, act: str = "identity", slope: float = SLOPE,
 ) -> Tensor:  # fmt: skip
     """``act(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps))``; the running statistics move."""
-    if not _is_faster_as_one_op(x, (running_mean, running_var, weight, bias), eps, act):
+    fits = type(x) is Tensor and x.dim() == 4 and x.numel() > x.shape[1]  # torch has the message for others
+    # First: small layers feel every check.
+    if not (fits and is_faster_as_one_op(x, act) and runs_as_op(x, (running_mean, running_var, weight, bias), eps)):
         y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
         return activate(y, act, slope)
     wide = accumulation_dtype(x.dtype)
@@ -138,7 +143,7 @@ def train_batch_norm_act(
     # Not by way of the dispatcher, which would come back to Python for the Function.
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
     running = (running_mean, running_var, momentum)
-    return (_BatchNormAct.apply if needed else _forward_in_training)(x, w, b, eps, act, slope, running)[0]
+    return (_BatchNormAct.apply if needed else forward_in_training)(x, w, b, eps, act, slope, running)[0]
 
 
 def _move(running: Tensor, value: Tensor, factor: float) -> None:

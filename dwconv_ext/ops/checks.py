@@ -32,6 +32,9 @@ def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: i
     return counted and bytes == _C.block_bytes(name_of(x.dtype), channels, out_channels or 0, *(kernel or (0, 0)))
 
 
+NORM_NAMES = ("input", "weight", "bias")  # what an op calls BatchNorm's arguments
+
+
 class Checks:
     """Of one op's arguments; every message names the op and the argument."""
 
@@ -219,12 +222,12 @@ class Checks:
         self.dtype("input", x)
         self.that(x.numel() > 0, f"input must not be empty, but got shape {list(x.shape)}")
 
-    def batch_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str) -> None:
+    def batch_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, act: str, names: tuple = NORM_NAMES) -> None:
         self.pixels(x)
         self.that(eps >= 0, f"eps must be non-negative, but got {eps:g}")
         self.activation("act", act)
-        self.wide("weight", w, x.shape[1:2], x)
-        self.wide("bias", b, x.shape[1:2], x)
+        self.wide(names[1], w, x.shape[1:2], x)
+        self.wide(names[2], b, x.shape[1:2], x)
 
     def pool(self, x: Tensor, kernel: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> tuple[Any, ...]:
         """The output's shape."""
@@ -242,19 +245,17 @@ class Checks:
         self.wide("weight", w, x.shape[1:2], x)
         self.wide("bias", b, x.shape[1:2], x)
 
-    def norm_grad(self, grad: Tensor, x: Tensor) -> None:
-        self.like_input("grad_output", grad, x)
-        self.shape("grad_output", grad, x.shape, f"have input's shape {list(x.shape)}, but got")
-
     def statistics(self, mean: Tensor, variance: Tensor, x: Tensor) -> None:
         self.wide("mean", mean, x.shape[1:2], x)
         self.wide("variance", variance, x.shape[1:2], x)
 
     def batch_norm_backward(
-        self, grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str
-    ) -> None:
-        self.batch_norm(x, w, b, eps, act)
-        self.norm_grad(grad, x)
+        self, grad: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, variance: Tensor, eps: float, act: str,
+        names: tuple = NORM_NAMES,
+    ) -> None:  # fmt: skip
+        self.batch_norm(x, w, b, eps, act, names)
+        self.like_input("grad_output", grad, x)
+        self.shape("grad_output", grad, x.shape, f"have {names[0]}'s shape {list(x.shape)}, but got")
         self.statistics(mean, variance, x)
 
     def squeeze_excitation(
@@ -272,3 +273,13 @@ class Checks:
         self.shaped("expand_weight", expand, (squeezed, channels), x)
         self.shaped("expand_bias", second, (channels,), x)
         self.activation("act", act)
+
+
+def check_depthwise_norm(grad, middle, x, w, norm_w, norm_b, mean, variance, stride, padding, dilation, eps, act, mask) -> None:
+    """depthwise_norm_act_backward's operands, in its order but for the slope."""
+    check = Checks("depthwise_norm_act_backward")
+    size = check.convolution(x, "weight", w, stride, padding, dilation)
+    check.of_output_shape("middle", middle, x, (x.shape[0], w.shape[0], *size))
+    check.that(len(mask) == 2, f"output_mask must have 2 values, but got {len(mask)}")
+    names = ("middle", "norm_weight", "norm_bias")
+    check.batch_norm_backward(grad, middle, norm_w, norm_b, mean, variance, eps, act, names)

@@ -23,7 +23,7 @@ from .autograd import (
     single_level,
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
-from .checks import Checks
+from .checks import Checks, check_depthwise_norm
 from .functional import accumulation_dtype, as_autocast
 
 ops = torch.ops.dwconv_ext
@@ -253,6 +253,26 @@ def _(grad, x, w, b, mean, variance, mean_grad_weight, mean_grad_bias, eps, act,
     check.wide("mean_grad_weight", mean_grad_weight, x.shape[1:2], x)
     check.wide("mean_grad_bias", mean_grad_bias, x.shape[1:2], x)
     return _like(x, x.shape)
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_norm_act_backward")
+def _(grad, middle, x, w, norm_w, norm_b, mean, variance, stride, padding, dilation, eps, act, slope, mask):
+    check_depthwise_norm(grad, middle, x, w, norm_w, norm_b, mean, variance, stride, padding, dilation, eps, act, mask)
+    grads = (_like(x, x.shape) if mask[0] else x.new_empty((0,)), x.new_empty(w.shape) if mask[1] else x.new_empty((0,)))
+    return *grads, *_like_statistics(middle)
+
+
+def _depthwise_norm_act_backward(
+    grad, middle, x, w, norm_w, norm_b, mean, variance, stride, padding, dilation, eps, act, slope, mask
+):
+    """On the CPU, where it has no kernel of its own."""
+    check_depthwise_norm(grad, middle, x, w, norm_w, norm_b, mean, variance, stride, padding, dilation, eps, act, mask)
+    norm = ops.batch_norm_act_backward.default(grad, middle, norm_w, norm_b, mean, variance, eps, act, slope)
+    conv = ops.depthwise_conv2d_backward.default(norm[0], x, w, stride, padding, dilation, (*mask, False))
+    return *conv[:2], *norm[1:]
+
+
+_library.impl("depthwise_norm_act_backward", _depthwise_norm_act_backward, "CPU")
 
 
 def _register_autograd(

@@ -16,7 +16,7 @@ import torch
 from cases import LAYOUTS, Case
 from implementations import CUDA, EMULATOR, TURING, running
 from problems import operands
-from reference import check_batch_norm, check_depthwise, check_separable
+from reference import check_batch_norm, check_depthwise, check_depthwise_norm, check_separable
 from rows import check_nan_at_an_edge, forced_case
 
 import dwconv_ext
@@ -77,6 +77,9 @@ def test_every_kernel_runs(index, emulated):
         tf32 = row["tensor"] and dtype == torch.float32
         act = "silu" if row["pass"] == "activate" else "relu"
         check_separable(x, dw, db, pw, None, case.conv, act, "relu", peer=False, narrow=True, tf32=tf32)
+    elif row["op"] == "depthwise_norm_act":
+        emulated.force_fusion("always")
+        check_depthwise_norm(*case.tensors(dtype, layout)[:2], case.conv, "relu")
     elif row["op"] == "batch_norm_act":
         for width in (16, 37):
             x = replace(case, size=(19, width)).tensors(dtype, layout)[0]
@@ -156,6 +159,26 @@ def test_batch_norm_bits_do_not_depend_on_the_order_of_threads(layout, channels,
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("case", ["3x3", "5x5_stride2"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_depthwise_norm_bits_do_not_depend_on_the_order_of_threads(layout, case, emulated):
+    emulated.set_gpu({"sm_count": 2})
+    emulated.force_fusion("always")
+    x, w, _ = RACES[case].tensors(torch.float16, layout)
+    conv = RACES[case].conv.args()
+    middle = dwconv_ext.depthwise_conv2d(x, w, None, *conv)
+    statistics = middle.float().mean((0, 2, 3)), middle.float().var((0, 2, 3), correction=0)
+    results = []
+    for order, seed in (("forwards", 0), ("backwards", 0), ("shuffled", 1), ("shuffled", 2)):
+        emulated.set_order(order, seed)
+        how = (None, None, *statistics, *conv, 1e-5, "silu", 0.0, (True, True))
+        emulated.launches()
+        results.append(torch.ops.dwconv_ext.depthwise_norm_act_backward(middle, middle, x, w, *how))
+        assert any(launch["op"] == "depthwise_norm_act" for launch in emulated.launches())
+    assert not any(t.isnan().any() for t in results[0])
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
 ORDERS = ("forwards", "backwards", "shuffled")
 
 
@@ -216,6 +239,12 @@ else:
                     x = torch.randn(3, channels, *size).half().contiguous(memory_format=LAYOUTS[layout])
                     y, mean, variance = ops.batch_norm_act(x, None, None, 1e-5, "relu")
                     ops.batch_norm_act_backward(y, x, None, None, mean, variance, 1e-5, "relu")
+                    for kernel in (3, 5):
+                        for stride in (1, 2):
+                            w, conv = torch.randn(channels, 1, kernel, kernel).half(), ((stride,) * 2, (kernel // 2,) * 2, (1, 1))
+                            y = ops.depthwise_conv2d(x, w, None, *conv)
+                            how = (None, None, mean, variance, *conv, 1e-5, "relu", 0.0, [True] * 2)
+                            ops.depthwise_norm_act_backward(y, y, x, w, *how)
 print("done")
 """
 

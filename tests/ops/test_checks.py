@@ -70,6 +70,15 @@ def valid(op: str, how: dict) -> dict:
         if op == "batch_norm_act_backward_apply":
             statistics |= {f"mean_grad_{name}": vector(channels, wide) for name in ("weight", "bias")}
         return {"grad_output": torch.zeros_like(x), **first, **statistics, **last}
+    if op == "depthwise_norm_act_backward":
+        x = image(max(batch, 1), channels, 8, 7)
+        outputs = channels * how["multiplier"]
+        middle = image(len(x), outputs, *size)
+        norm = {f"norm_{name}": maybe(vector(outputs, wide)) for name in ("weight", "bias")}
+        statistics = {"mean": vector(outputs, wide), "variance": vector(outputs, wide)}
+        tensors = {"grad_output": middle, "middle": middle, "input": x, "weight": image(outputs, 1, kernel, kernel), **norm}
+        how_ = {"eps": 1e-5, "act": "relu", "slope": 0.01, "output_mask": [True, how["optional"]]}
+        return tensors | statistics | conv | how_
     if op == "max_pool2d":
         window = {"kernel_size": (kernel, kernel), **conv, "padding": [min(pad, kernel // 2) for pad in how["padding"]]}
         return {"input": image(max(batch, 1), channels, 8, 7), **window}
@@ -158,6 +167,7 @@ OPS = (
     "batch_norm_act",
     "batch_norm_act_backward",
     "squeeze_excitation",
+    "depthwise_norm_act_backward",
     *STAGES,
 )
 PLAIN = {name: choices[0] for name, choices in CHOICES.items()}
@@ -213,12 +223,12 @@ ACTIVATION = {"unknown": lambda _: "swish", "empty": lambda _: "", "capital": la
 # By the argument's name, for every op that has one.
 MISTAKES = {
     "input": {**SHAPE, "small": lambda t: t[..., :2, :2], **DTYPE},
-    **dict.fromkeys(("grad_output", "residual", "gate"), SAME_IMAGE),
+    **dict.fromkeys(("grad_output", "middle", "residual", "gate"), SAME_IMAGE),
     "weight": {**FILTERS, **DTYPE},
     "dw_weight": {**FILTERS, **DTYPE},
     "pw_weight": {**FILTERS, **DTYPE},
     **dict.fromkeys(("bias", "dw_bias", "pw_bias", "mean", "variance", "reduce_bias", "expand_bias"), VECTOR),
-    **dict.fromkeys(("mean_grad_weight", "mean_grad_bias"), VECTOR),
+    **dict.fromkeys(("mean_grad_weight", "mean_grad_bias", "norm_weight", "norm_bias"), VECTOR),
     **dict.fromkeys(("reduce_weight", "expand_weight"), MATRIX),
     "stride": {"zero": lambda _: (0, 1), "negative": lambda _: (1, -2), **LENGTH, **LARGE},
     "padding": {
@@ -306,6 +316,7 @@ OTHERS = {
     ("linear", "out_features"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
     **{(op, "filter"): FILTER for op in ("patch_conv2d", "depthwise_conv2d_packed")},
     ("interleave_channels", "second"): SAME_IMAGE,
+    ("depthwise_norm_act_backward", "output_mask"): {"one": lambda m: m[:1], "three": lambda m: [*m, True], "none": lambda _: []},
     ("interleave_channels", "first"): {**RANK, **DTYPE, "channels_less": lambda t: t[:, :1]},
     ("pointwise_conv2d", "out_channels"): {"more": lambda n: n + 64, "none": lambda _: 0, "huge": lambda _: 2**62},
 }
@@ -320,15 +331,14 @@ def mistakes(op: str) -> dict[tuple[str, str], object]:
     return found
 
 
+ON_THE_EMULATOR = (*STAGES, "depthwise_norm_act_backward")  # whose C++ is CUDA's alone
+
+
 @pytest.fixture(autouse=True)
 def where_the_op_is(request):
-    """The stages of BatchNorm have kernels on CUDA alone."""
-    op = (
-        (request.node.callspec.params.get("op") or request.node.callspec.params.get("named", ("",))[0])
-        if hasattr(request.node, "callspec")
-        else ""
-    )
-    with running(EMULATOR) if op in STAGES else nullcontext():
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    op = params.get("op") or params.get("named", ("",))[0]
+    with running(EMULATOR) if op in ON_THE_EMULATOR else nullcontext():
         yield
 
 

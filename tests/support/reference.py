@@ -178,3 +178,32 @@ def check_batch_norm(
             assert_close(ours, want, s, terms, name=name, peer=their)
     assert_close(got_mean, mean, double[0].abs().mean(dims), terms, name="mean")
     assert_close(got_variance, variance, (spread**2).mean(dims), terms, name="variance")
+
+
+def _depthwise_norm_and_grads(
+    x: Tensor, w: Tensor, norm_w: Tensor | None, norm_b: Tensor | None, conv: Convolution, act: str, grad: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """z, the gradients of what there is of x, w, norm_w and norm_b, in float64; and the gradient of y that they are of."""
+    given = [None if t is None else t.detach().double().requires_grad_() for t in (x, w, norm_w, norm_b)]
+    z = F.conv2d(given[0], given[1], None, *conv.args(), x.shape[1])
+    y = ACTIVATIONS[act](F.batch_norm(z, None, None, *given[2:], True, 0.0, 1e-5))
+    for kink in KINKS.get(act, ()):  # on which side an element falls is a matter of rounding
+        grad = grad.masked_fill((y.detach() - kink).abs() < 1e-3, 0)
+    return z.detach(), torch.autograd.grad(y, [t for t in given if t is not None], grad.double()), grad
+
+
+def check_depthwise_norm(x: Tensor, w: Tensor, conv: Convolution, act: str, *, affine: bool = True, device: str = "cpu") -> None:
+    """depthwise_norm_act_backward against float64; eps is 1e-5, leaky_relu's slope 0.01."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm_w, norm_b = torch.randn(2, len(w), dtype=wide) if affine else (None, None)
+    grad = torch.randn_like(F.conv2d(x, w, None, *conv.args(), x.shape[1]))
+    z, exact, grad = _depthwise_norm_and_grads(x, w, norm_w, norm_b, conv, act, grad)
+    middle = z.to(grad)
+    mean, variance = z.mean((0, 2, 3)).to(wide), z.var((0, 2, 3), correction=0).to(wide)
+    tensors = [None if t is None else t.to(device) for t in (grad, middle, x, w, norm_w, norm_b, mean, variance)]
+    ours = torch.ops.dwconv_ext.depthwise_norm_act_backward(*tensors, *conv.args(), 1e-5, act, 0.01, (True, True))
+    assert ours[0].dtype == ours[1].dtype == x.dtype and ours[2].dtype == ours[3].dtype == wide
+    assert is_channels_last(ours[0]) == is_channels_last(x)
+    for name, got, want in zip(("input", "weight", "norm_weight", "norm_bias"), ours, exact, strict=affine):
+        error = (got.double().cpu() - want).abs().max() / want.abs().max().clamp(min=1e-3)
+        assert error <= 64 * UNIT[x.dtype], f"{name}: {error:.3g} of the largest"

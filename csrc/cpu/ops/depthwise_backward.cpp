@@ -222,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
                                                              const Ints stride, const Ints padding, const Ints dilation,
                                                              const std::vector<bool> output_mask) {
   const ConvolutionShape s = check_convolution(kBackward, input, "weight", weight, stride, padding, dilation);
-  check_grad_output(kBackward, grad_output, input, s);
+  check_output_like(kBackward, "grad_output", grad_output, input, s);
   check_mask(kBackward, output_mask);
   const int64_t out_channels = s.channels * s.multiplier;
   const Layout layout = layout_of(input);

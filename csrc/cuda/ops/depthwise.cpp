@@ -3,9 +3,9 @@
 #ifndef USE_CUDA
 #define USE_CUDA  // the stable ABI declares the current stream only then
 #endif
-#include <torch/csrc/stable/library.h>
+#include "cuda/ops/depthwise.h"
 
-#include <tuple>
+#include <torch/csrc/stable/library.h>
 
 #include "cuda/ops/launch.h"
 
@@ -130,11 +130,13 @@ void backward_weight(const Device& device, const ConvolutionShape& s, Layout lay
   if (grad_bias != nullptr) sum(device, s.dtype, partial_bias, args.parts, *grad_bias);
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                              const Ints stride, const Ints padding, const Ints dilation,
                                                              const std::vector<bool> output_mask) {
   const ConvolutionShape s = check_convolution(kBackward, input, "weight", weight, stride, padding, dilation);
-  check_grad_output(kBackward, grad_output, input, s);
+  check_output_like(kBackward, "grad_output", grad_output, input, s);
   check_mask(kBackward, output_mask);
   check_sides(kBackward, s);
   const Layout layout = layout_of(input);
@@ -153,7 +155,6 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   return {grad_input, grad_weight, grad_bias};
 }
 
-}  // namespace
 }  // namespace dwconv::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(DWCONV_LIBRARY, DWCONV_DISPATCH_KEY, m) {

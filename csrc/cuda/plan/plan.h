@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/plan_facts.h"
-#include "cuda/kernels/batch_norm/args.h"
+#include "cuda/kernels/depthwise_norm/args.h"
 #include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {
@@ -83,6 +83,15 @@ struct BatchNormPlan : PlanFacts {
   BatchNormArgs sums_args, values_args;  // all but pointers, eps, count and activation
 };
 BatchNormPlan plan_batch_norm(Pass pass, const DepthwiseProblem& problem, int32_t aligned, const Gpu& gpu);
+
+// Backward of a depthwise convolution and the BatchNorm and activation after it, both layers' tensors dense, in the problem's
+// layout: in one pass, or BatchNorm's second sweep and then the two gradients of the convolution.
+struct DepthwiseNormPlan : PlanFacts {
+  bool fused = false;
+  LaunchPlan launch;
+  DepthwiseNormArgs args;  // all but what norm has of tensors, eps, count and activation, and pointers
+};
+DepthwiseNormPlan plan_depthwise_norm(const DepthwiseProblem& problem, int64_t multiplier, int32_t aligned, const Gpu& gpu);
 
 // Every kernel; and, for tests, one that is used wherever it can be (null: none), and whether blocks are fused.
 const std::vector<const KernelRow*>& kernel_table();

@@ -54,6 +54,15 @@ struct BackwardValues {
       mean_grad[v] = load_one(static_cast<const A*>(args.grad_bias) + channel + v) / count;
     }
   }
+  // x and dy become x - mean and dx.
+  DWCONV_DEVICE void gradient(const Activation& activation, A (&x)[V], A (&dy)[V]) const {
+    constants.centre_and_differentiate(activation, x, dy);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const int c = constants.at(v);
+      dy[v] = constants.scale[c] * ((dy[v] - mean_grad[c]) - slope[c] * x[v]);
+    }
+  }
   DWCONV_DEVICE void write(const BatchNormArgs& args, const Runs& runs) const {
     for (int i = 0; i < runs.count; i += kRuns) {
       const int64_t at = runs.first + i * runs.step;
@@ -71,12 +80,7 @@ struct BackwardValues {
         A x[V], g[V];
         widen_run(in[r], x);
         widen_run(grad[r], g);
-        constants.centre_and_differentiate(args.activation, x, g);
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const int c = constants.at(v);
-          g[v] = constants.scale[c] * ((g[v] - mean_grad[c]) - slope[c] * x[v]);
-        }
+        gradient(args.activation, x, g);
         store_packed(static_cast<T*>(args.output) + at + r * runs.step, pack<T, V>(g));
       }
     }
