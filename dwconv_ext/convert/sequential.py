@@ -22,7 +22,7 @@ from torch.nn.modules import module as module_hooks
 
 from ..nn import batch_norm_act
 from ..nn.batch_norm_act import depthwise_norm_activation, norm_then_activation, trains_by_its_batch
-from ..nn.foldable import fits, is_conv, is_fixed_norm, is_plain_module, settings_of, starts_a_block, tensors_of
+from ..nn.foldable import NORMS, fits, is_conv, is_fixed_norm, is_plain_module, settings_of, starts_a_block, tensors_of
 from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, FoldedInvertedResidual, folded, wants_derivative
 from ..nn.folded_weights import Tensors
 from ..ops.activations import IDENTITIES, SLOPE, activation_of_module
@@ -150,7 +150,7 @@ class SequentialMixin:
         layer = layers[at]
         if type(input) is not Tensor:
             return layer(input), at + 1
-        if type(layer) is nn.BatchNorm2d and layer.training and at + 1 < len(layers) and is_plain_module(layers[at + 1]):
+        if type(layer) in NORMS and layer.training and at + 1 < len(layers) and is_plain_module(layers[at + 1]):
             found = activation_of_module(layers[at + 1])
             if found is not None:
                 return norm_then_activation(layer, input, *found), at + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..ops.activations import activate
@@ -10,12 +11,13 @@ from ..ops.autograd import is_traced_or_transformed
 from ..ops.batch_norm import LEAST_CUDA, runs_as_op, train_batch_norm_act
 from ..ops.depthwise_norm import train_depthwise_norm_act
 from ..ops.functional import accumulation_dtype, as_autocast, as_weights_layout
+from ..ops.sync_batch_norm import train_sync_batch_norm_act
 from .foldable import fits, is_conv, is_plain_module, settings_of, starts_a_block
 
 DEVICES = ("cuda",)  # where the depthwise convolution's gradients are faster with BatchNorm's
 
 
-def _running(bn: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
+def _running(bn: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor | None, Tensor | None, float]:
     """The running statistics and how far they move in this call, which is counted."""
     factor = bn.momentum
     if not bn.track_running_stats:
@@ -39,10 +41,23 @@ def trains_by_its_batch(bn: nn.Module) -> bool:
 
 def norm_then_activation(bn: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
     """``act(bn(x))`` for any module bn, in any mode, by the op where that is the same."""
+    if type(bn) is nn.SyncBatchNorm and _synchronises(bn, x):
+        wide = accumulation_dtype(x.dtype)
+        affine = (None if t is None else t.to(wide) for t in (bn.weight, bn.bias))
+        return train_sync_batch_norm_act(x, *affine, bn.eps, act, slope, _running(bn), bn.process_group)
     if not trains_by_its_batch(bn) or x.dim() != 4:
         return activate(bn(x), act, slope)
     mean, var, factor = _running(bn)
     return train_batch_norm_act(x, mean, var, bn.weight, bn.bias, factor, bn.eps, act, slope)
+
+
+def _synchronises(bn: nn.SyncBatchNorm, x: Tensor) -> bool:
+    """Whether the statistics are of several processes' batches, and the ops compute with them."""
+    if x.device.type not in DEVICES or not bn.training or not is_plain_module(bn) or type(x) is not Tensor:
+        return False
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(bn.process_group) == 1:
+        return False
+    return runs_as_op(x, (bn.running_mean, bn.running_var, bn.weight, bn.bias), bn.eps)
 
 
 def depthwise_norm_activation(

@@ -83,13 +83,10 @@ def forward_in_training(
     """The forward pass in training. The running statistics move in it: where a checkpoint's second pass ends early, which it does
     when the last tensor is saved, they have moved as torch's have."""
     output = BatchNormActFunction.forward(x, w, b, eps, act, slope)
-    running_mean, running_var, momentum = running
-    if running_mean is not None and running_var is not None:
-        _, mean, variance = output
-        n = x.numel() // x.shape[1]
-        with torch.no_grad():
-            _move(running_mean, mean, momentum)
-            _move(running_var, variance * (n / (n - 1)), momentum)
+    _, mean, variance = output
+    n = x.numel() // x.shape[1]
+    if running[0] is not None:
+        move_statistics(running, mean, variance * (n / (n - 1)))
     return output
 
 
@@ -146,9 +143,14 @@ def train_batch_norm_act(
     return (_BatchNormAct.apply if needed else forward_in_training)(x, w, b, eps, act, slope, running)[0]
 
 
-def _move(running: Tensor, value: Tensor, factor: float) -> None:
-    """running += factor * (value - running)"""
-    if running.dtype == value.dtype:
-        running.lerp_(value, factor)
-    else:
-        running.copy_(running.to(value.dtype).lerp(value, factor))
+def move_statistics(running: tuple, mean: Tensor, variance: Tensor) -> None:
+    """Running mean and variance by momentum towards these; running: (mean or None, variance or None, momentum)."""
+    *statistics, momentum = running
+    with torch.no_grad():
+        for moving, value in zip(statistics, (mean, variance), strict=True):
+            if moving is None:
+                continue
+            if moving.dtype == value.dtype:
+                moving.lerp_(value, momentum)
+            else:
+                moving.copy_(moving.to(value.dtype).lerp(value, momentum))

@@ -178,14 +178,18 @@ def test_sync_batchnorm_conversion(pair):
         close(synced(x), want)
 
 
-@pytest.mark.parametrize("how", ("synchronised", "ddp", "ddp_inner", "fsdp"))
+@pytest.mark.parametrize("how", ("synchronised", "ddp", "ddp_inner", "fsdp", "sync_batch_norm"))
 def test_two_processes_are_one_with_the_whole_batch(how):
     """Gradients, steps and running statistics over gloo: see two_processes.py."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *(str(ROOT / "tests/support/two_processes.py"), how),
     ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*(str(ROOT / folder) for folder in ("", "tests/support", "tools"))]),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("equal") == 2

@@ -3,6 +3,7 @@
 synchronised    a converted model under DistributedDataParallel, with synchronised BatchNorm
 ddp, ddp_inner  DistributedDataParallel of a model that this package's backend compiles, compiled around it or within
 fsdp            FSDP2, each block compiled
+sync_batch_norm torch.nn.SyncBatchNorm as CUDA runs it, on the emulator; of unequal parts of the batch, one of them empty
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import torch
 import torch.distributed as dist
 from blocks import sequential
+from implementations import running
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dwconv_ext import FusedDSConv, convert
 from dwconv_ext.compile import last_report
+from dwconv_ext.nn import batch_norm_act
+from dwconv_ext.nn.batch_norm_act import norm_then_activation
 from examples.synchronised import synchronise
 
 
@@ -92,12 +96,41 @@ def compiled(how: str, mine: slice) -> None:
         torch.testing.assert_close(q, p, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def sync_batch_norm(rank: int) -> None:
+    batch_norm_act.DEVICES = ("cpu",)  # the emulator's tensors
+    for sizes in ((5, 3), (8, 0)):
+        mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], 8)
+        x, grad = torch.randn(2, 8, 6, 5, 4).unbind()
+        whole = nn.BatchNorm2d(6, momentum=None)
+        nn.init.normal_(whole.weight), nn.init.normal_(whole.bias)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(whole))
+        inputs = x.clone().requires_grad_(), x[mine].clone().requires_grad_()
+        with running("emulator") as implementation:
+            y = norm_then_activation(model, inputs[1], "silu", 0.0)
+            y.backward(grad[mine])
+            ran = {launch["pass"] for launch in implementation.emulator.launches()}
+        assert bool(ran) == (len(y) > 0) and ran <= {"statistics", "forward", "grad_sums", "backward", *JOINS}, ran
+        want = nn.functional.silu(whole(inputs[0]))
+        want.backward(grad)
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(y, want[mine], **close)
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad[mine], **close)
+        for got, wanted in zip(model.parameters(), whole.parameters(), strict=True):
+            dist.all_reduce(got.grad)
+            torch.testing.assert_close(got.grad, wanted.grad, **close)
+        for got, wanted in zip(model.buffers(), whole.buffers(), strict=True):
+            torch.testing.assert_close(got, wanted, **close)
+
+
+JOINS = ("join_statistics", "join_grad_sums")
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 rank = dist.get_rank()
 mine = slice(4 * rank, 4 * rank + 4)
 if sys.argv[1] == "synchronised":
     synchronised(mine)
+elif sys.argv[1] == "sync_batch_norm":
+    sync_batch_norm(rank)
 else:
     compiled(sys.argv[1], mine)
 print("equal", flush=True)
