@@ -2,8 +2,8 @@
 
 ``depthwise`` times the forward pass and both gradients of 11 layers of known networks; ``separable`` MobileNetV1's blocks,
 ``inverted`` MobileNetV2's, called as in frozen graphs, also as two ops, and ``pointwise`` the 1x1 convolutions of seven networks,
-each at batch 1 and 8. At 16 bits the peers run in float32 too. "sgemm %" is the share of the rate of a large torch.mm in the same
-rounds.
+each at batch 1 and 8; ``training`` the blocks of both networks, forward and backward, at batch 8. At 16 bits the peers of
+inference run in float32 too. "sgemm %" is the share of the rate of a large torch.mm in the same rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import nullcontext
 import torch
 
 from . import peers, plot, report
-from .layers import Layer, depthwise_layers, inverted_layers, pointwise_layers, separable_layers
+from .layers import Layer, depthwise_layers, inverted_layers, pointwise_layers, separable_layers, training_layers
 from .roofline import Roofline
 from .suites import Options, compare
 from .timing import Stopwatch, keep_freed_memory
@@ -26,6 +26,7 @@ SUITES = {
     "separable": separable_layers,
     "pointwise": pointwise_layers,
     "inverted": inverted_layers,
+    "training": training_layers,
 }
 
 

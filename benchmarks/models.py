@@ -9,7 +9,8 @@ weights, and must agree with the plain model before they are timed. Ratios are m
     backend           torch.compile(model, backend="dwconv_ext")
     backend+inductor  the same with inductor for the rest, options={"base": "inductor"}
 
---no-compile leaves out what needs inductor: it takes a minute a model.
+--no-compile leaves out what needs inductor: it takes a minute a model. --amp: models of float32 under torch.autocast in training.
+On CUDA with the most memory that a call takes, over plain's.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ def inference(model: Callable, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def training_step(model: Callable, x: Tensor, parameters: list[Tensor]) -> Callable[[], Tensor]:
+def training_step(model: Callable, x: Tensor, parameters: list[Tensor], amp: torch.dtype | None = None) -> Callable[[], Tensor]:
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     target = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def run() -> Tensor:
-        loss = nn.functional.cross_entropy(model(x).float(), target)
+        with torch.autocast(x.device.type, amp, enabled=amp is not None):
+            output = model(x)
+        loss = nn.functional.cross_entropy(output.float(), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,6 +79,7 @@ def training_step(model: Callable, x: Tensor, parameters: list[Tensor]) -> Calla
     return run
 
 
+AMP = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 PASSES = ("inference", "training step")
 WAYS = ("plain", "inductor", "convert", "backend", "backend+inductor")
 BY_INDUCTOR = ("inductor", "backend+inductor")
@@ -89,6 +93,7 @@ class Row(NamedTuple):
     seconds: dict[str, float]  # by way
     ratios: dict[str, float]  # over plain
     first_call: dict[str, float]  # seconds of what compiles
+    memory: dict[str, float]  # on CUDA, the peak over plain's
 
 
 def ways(model: nn.Module, x: Tensor, compile: bool) -> dict[str, tuple[Callable, nn.Module]]:
@@ -105,6 +110,7 @@ def ways(model: nn.Module, x: Tensor, compile: bool) -> dict[str, tuple[Callable
 
 
 def compare(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch: Stopwatch) -> Iterator[Row]:
+    amp = None if options.amp is None else AMP[options.amp]
     built = build(model).to(options.device, dtype)
     for batch in options.batches:
         for layout in options.layouts:
@@ -116,7 +122,8 @@ def compare(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch
                 plain = built.to(memory_format=LAYOUTS[layout]).train(training)
                 functions, first = {}, {}
                 for way, (call, module) in ways(plain, x, not options.no_compile).items():
-                    functions[way] = training_step(call, x, list(module.parameters())) if training else inference(call, x)
+                    parameters = list(module.parameters())
+                    functions[way] = training_step(call, x, parameters, amp) if training else inference(call, x)
                 try:
                     functions["plain"]()
                 except ValueError as error:  # a BatchNorm after the pooling has one value a channel at batch 1
@@ -130,9 +137,21 @@ def compare(model: Model, options: argparse.Namespace, dtype: torch.dtype, watch
                         first[way] = time.perf_counter() - begin
                     if not training:
                         agree(model.name, way, got, functions["plain"]())
+                peaks = {way: peak(function) for way, function in functions.items()} if x.is_cuda else {}
+                memory = {way: bytes / peaks["plain"] for way, bytes in peaks.items()}
                 times = watch.rounds(functions, options.rounds)
                 ratios = {w: median(p / t for p, t in zip(times["plain"], times[w], strict=True)) for w in functions}
-                yield Row(model.name, batch, what, layout, {w: median(times[w]) for w in functions}, ratios, first)
+                yield Row(model.name, batch, what, layout, {w: median(times[w]) for w in functions}, ratios, first, memory)
+
+
+def peak(function: Callable[[], object]) -> int:
+    """The most bytes that a call takes besides what is there before it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def agree(model: str, way: str, got: Tensor, want: Tensor) -> None:
@@ -146,10 +165,12 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     there = [way for way in WAYS if any(way in r.seconds for r in rows)]
     fast = [way for way in there if way != "plain"]
     compiled = [way for way in there if way not in ("plain", "convert")]
-    header = ["model", "batch", "pass", "layout", "plain ms", *fast, *(f"{way}'s first call, s" for way in compiled)]
+    measured = [way for way in fast if any(way in r.memory for r in rows)]
+    rest = [*(f"{way}'s first call, s" for way in compiled), *(f"{way}'s peak memory" for way in measured)]
+    header = ["model", "batch", "pass", "layout", "plain ms", *fast, *rest]
     cells = [
         [r.model, str(r.batch), r.what, r.layout, f"{1e3 * r.seconds['plain']:.1f}", *(f"{r.ratios[w]:.2f}x" for w in fast),
-         *(f"{r.first_call[w]:.1f}" for w in compiled)]
+         *(f"{r.first_call[w]:.1f}" for w in compiled), *(f"{r.memory[w]:.2f}x" for w in measured)]
         for r in rows
     ]  # fmt: skip
     for layout in dict.fromkeys(r.layout for r in rows):
@@ -157,9 +178,7 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             chosen = [r for r in rows if (r.what, r.layout) == (what, layout)]
             if chosen:
                 means = (geometric_mean([r.ratios[w] for r in chosen]) for w in fast)
-                cells.append(
-                    ["geometric mean", "", what, layout, "", *(f"{mean:.2f}x" for mean in means), *("" for _ in compiled)]
-                )
+                cells.append(["geometric mean", "", what, layout, "", *(f"{mean:.2f}x" for mean in means), *("" for _ in rest)])
     return header, cells
 
 
@@ -172,7 +191,8 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable) -> 
     torch.set_num_threads(options.threads)
     watch = Stopwatch(options.device, options.threads)
     facts = report.machine(options.device)
-    title = f"models, {options.dtype}, {report.where(options, facts)}"
+    amp = f", autocast to {options.amp} in training" if options.amp else ""
+    title = f"models, {options.dtype}{amp}, {report.where(options, facts)}"
     results: list[Row] = []
     for model in progress(chosen):
         results += compare(model, options, dtype, watch)

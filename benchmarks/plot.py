@@ -32,6 +32,7 @@ COLOURS = {
     "freeze": "#e5a48a",
     "convert": "#e8833a",
     "forward": "#c1440e",
+    "step": "#c1440e",
     "backward": "#3b6ea5",
     "ONNX Runtime": "#3b6ea5",
     "OpenVINO": "#9cc0e4",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -78,9 +79,10 @@ def _grads(y: Tensor, inputs: tuple[Tensor, ...], grad: Tensor) -> Function:
 
 
 def _compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> Function:
-    """torch.compile with constant weights folded and packed (freezing), as a deployed model would be."""
+    """torch.compile with constant weights folded and packed (freezing), as a deployed model would be; on CUDA autotuned."""
+    mode = "max-autotune-no-cudagraphs" if x.is_cuda else None  # graphs are captured of all implementations
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        compiled = torch.compile(function, dynamic=False)
+        compiled = torch.compile(function, dynamic=False, mode=mode)
         compiled(x)
 
     def run() -> Tensor:
@@ -94,6 +96,16 @@ def _without_grad(function: Callable[..., Tensor], *args: Tensor) -> Function:
     def run() -> Tensor:
         with torch.no_grad():
             return function(*args)
+
+    return run
+
+
+def _by_kernel(function: Function, kernel: str) -> Function:
+    """With torch's own depthwise kernel on CUDA, "native", or "cudnn"'s, where torch can be told which."""
+
+    def run() -> object:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, depthwise_kernel=kernel):
+            return function()
 
     return run
 
@@ -136,6 +148,14 @@ def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
             _check(
                 f"{layer.name} {layout} {part}", results[f"dwconv_ext {layout}"][i], results[f"nn.Conv2d {layout}"][i], exact[i]
             )
+    if options.device == "cuda" and hasattr(torch.backends.cudnn, "depthwise_kernel"):
+        for functions in (forward, backward):
+            functions |= {
+                f"{name}, {kernel}": _by_kernel(function, kernel)
+                for kernel in ("native", "cudnn")
+                for name, function in functions.items()
+                if name.startswith("nn.Conv2d")
+            }
     if options.compile:
         forward[COMPILED] = _compiled(conv.requires_grad_(False), x.contiguous(memory_format=torch.channels_last))
     if options.runtimes:
@@ -167,7 +187,7 @@ def module_of(layer: Layer) -> nn.Module:
     """Ours, in eval mode."""
     if layer.kind == "pointwise":
         ours = Pointwise(layer)
-    elif layer.kind == "inverted":
+    elif layer.kind == "inverted" or layer.expand != 1:
         ours = InvertedResidual(layer.channels, layer.out_channels, layer.stride, layer.expand)
     else:
         ours = FusedDSConv(layer.channels, layer.out_channels, layer.kernel, layer.stride, layer.padding)
@@ -257,6 +277,42 @@ def compare_inference(layer: Layer, options: Options) -> Iterator[Comparison]:
     yield Comparison(layer, "forward", functions, typed.element_size() * layer.elements, layer.flops)
 
 
+def compare_training(layer: Layer, options: Options) -> Iterator[Comparison]:
+    """A block's forward and backward pass in training, at 16 bits under autocast."""
+    torch.manual_seed(0)
+    x, narrow = torch.randn(layer.batch, layer.channels, *layer.size, device=options.device), options.dtype != torch.float32
+    ours = module_of(layer).requires_grad_(True).train().to(options.device)
+    grad = torch.randn(layer.batch, layer.out_channels, *layer.out_size, device=options.device)
+
+    def step(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Function:
+        x = x.detach().requires_grad_()
+        operands = (x, *module.parameters())
+
+        def run() -> list[Tensor]:
+            with torch.autocast(options.device, options.dtype, enabled=narrow and dtype != torch.float64):
+                y = module(x)
+            return [y, *torch.autograd.grad(y, operands, grad.to(y).contiguous(memory_format=layout_of(y)))]
+
+        return run
+
+    def layout_of(y: Tensor) -> torch.memory_format:
+        return torch.contiguous_format if y.is_contiguous() else torch.channels_last
+
+    exact = step(unfuse(copy.deepcopy(ours)).double().train(), x.double(), torch.float64)()
+    functions = {}
+    for who, module in (("dwconv_ext", ours), ("nn.Conv2d", unfuse(copy.deepcopy(ours)).train())):
+        for layout, memory_format in LAYOUTS.items():
+            own = copy.deepcopy(module).to(memory_format=memory_format)
+            functions[f"{who} {layout}"] = step(own, x.to(memory_format=memory_format), options.dtype)
+    for layout in LAYOUTS:
+        results = zip(functions[f"dwconv_ext {layout}"](), functions[f"nn.Conv2d {layout}"](), exact, strict=True)
+        for part, (got, peer, want) in enumerate(results):
+            _check(f"{layer.name} {layout} training, tensor {part}", got, peer, want)
+    inputs = layer.batch * layer.channels * prod(layer.size)
+    unit = torch.finfo(options.dtype).bits // 8
+    yield Comparison(layer, "step", functions, unit * (3 * inputs + 2 * layer.outputs), 3 * layer.flops)
+
+
 def _randomize(bn: nn.BatchNorm2d) -> None:
     bn.running_mean.normal_()
     bn.running_var.uniform_(0.5, 2)
@@ -266,4 +322,5 @@ def _randomize(bn: nn.BatchNorm2d) -> None:
 
 def compare(layer: Layer, options: Options) -> Iterator[Comparison]:
     torch._dynamo.reset()  # once: what is compiled before a reset is compiled anew at its next call, without freezing
-    return (compare_depthwise if layer.kind == "depthwise" else compare_inference)(layer, options)
+    kinds = {"depthwise": compare_depthwise, "training": compare_training}
+    return kinds.get(layer.kind, compare_inference)(layer, options)

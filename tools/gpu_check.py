@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-SUITES = ["tests/cuda/test_cuda.py", *(f"tests/ops/test_{name}.py" for name in ("depthwise", "separable", "extreme_numbers"))]
+OPS = ("depthwise", "separable", "batch_norm", "depthwise_norm", "extreme_numbers")
+SUITES = ["tests/cuda/test_cuda.py", *(f"tests/ops/test_{name}.py" for name in OPS)]
 SELECTION = """
 import torch, dwconv_ext
 for layout in (torch.contiguous_format, torch.channels_last):
@@ -36,6 +37,10 @@ for layout in (torch.contiguous_format, torch.channels_last):
             block = dwconv_ext.FusedDSConv(24, 72).to("cuda", dtype).eval()
             with torch.no_grad():
                 block(x.detach())
+        block = dwconv_ext.FusedDSConv(24, 32).to("cuda").train()
+        dwconv_ext.nn.batch_norm_act.LEAST_CUDA = dwconv_ext.ops.batch_norm.LEAST_CUDA = 0
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            block(x.detach().float()).float().sum().backward()
 torch.cuda.synchronize()
 """
 
@@ -73,7 +78,7 @@ def main() -> int:
         del steps["build"]
     for what, dtype, batch in (
         *(("separable", "float16", 128), ("depthwise", "float16", 128), ("depthwise", "float32", 128)),
-        *(("separable", "float32", 128), ("separable", "float16", 1), ("depthwise", "float16", 1)),
+        *(("separable", "float32", 128), ("separable", "float16", 1), ("depthwise", "float16", 1), ("training", "float16", 128)),
     ):
         step = f"{what}_{dtype}_b{batch}"
         saved[step] = (results / "parts" / step, f"{what}-{dtype}")

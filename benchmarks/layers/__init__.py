@@ -93,3 +93,9 @@ def inverted_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:
             c, o, h, w, s, t = map(int, numbers)
             layers.append(Layer(f"{name}_b{batch}", batch, c, o, (h, w), (3, 3), s, "inverted", expand=t))
     return layers
+
+
+def training_layers(batches: tuple[int, ...] = (8,)) -> list[Layer]:
+    """MobileNetV1's blocks and MobileNetV2's, but for those without an expansion."""
+    blocks = [*separable_layers(batches), *(layer for layer in inverted_layers(batches) if layer.expand != 1)]
+    return [layer._replace(kind="training") for layer in blocks]

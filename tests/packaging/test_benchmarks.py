@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[2]
         ("separable", "block13", "bfloat16"),
         ("pointwise", "shufflenet_v2_x1_0_7x7_232_232", "bfloat16"),
         ("inverted", "inverted15_7x7", "float32"),
+        ("training", "block13", "float32"),
+        ("training", "inverted15_7x7", "bfloat16"),
     ],
 )
 def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
@@ -42,12 +44,12 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     printed = capsys.readouterr().out
     assert layer in printed and "geometric mean" in printed
     data = json.loads(files["json"].read_text())
-    passes = ["forward", "backward"] if what == "depthwise" else ["forward"]
+    passes = {"depthwise": ["forward", "backward"], "training": ["step"]}.get(what, ["forward"])
     assert {r["pass"] for r in data["results"]} == set(passes)
     for result in data["results"]:
         assert {*suites.OURS, suites.BASELINE, suites.BASELINE_CHANNELS_LAST} <= set(result["seconds"])
         wide = f"{suites.BASELINE}{suites.FLOAT32}"
-        assert (wide in result["seconds"]) == (what != "depthwise" and dtype != "float32")
+        assert (wide in result["seconds"]) == (what not in ("depthwise", "training") and dtype != "float32")
         assert (suites.PRODUCT in result["seconds"]) == (what == "pointwise")
         assert ({*suites.TWO_OPS} <= set(result["seconds"])) == (what == "inverted")
         assert all(t > 0 for t in result["seconds"].values()) and result["roofline_seconds"] > 0
