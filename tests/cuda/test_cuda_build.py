@@ -82,3 +82,17 @@ def test_depthwise_kernels_copy_16_bytes(sass):
     tiled = {name: code for name, code in sass.items() if re.search(r"\d+depthwise_n(hwc|chw)I", name)}
     assert len(tiled) == 54
     assert all(re.search(r"LDGSTS.*\.128", code) for code in tiled.values())
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_batch_norm_moves_16_bytes(architecture):
+    """Of every type and layout, reads and, where values are written, writes."""
+    text = cuobjdump("--dump-sass", "--gpu-architecture", architecture)
+    parts = re.split(r"Function : (\S+)", text)
+    code = {name: text for name, text in zip(parts[1::2], parts[2::2], strict=True) if re.search(r"\d+batch_norm_[^j]", name)}
+    if not code:
+        pytest.skip(f"not built for {architecture}")
+    assert len(code) == 32
+    for name, text in code.items():
+        assert re.search(r"LDG\.E\.128", text), name
+        assert re.search(r"STG\.E\.128", text) or "statistics" in name or "grad_sums" in name, name

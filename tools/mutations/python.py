@@ -120,7 +120,7 @@ FAULTS = [
     Fault(
         "biased_variance",
         "ops/batch_norm.py",
-        "_move(running_var, variance« * (n / (n - 1))», momentum)",
+        "move_statistics(running, mean, variance« * (n / (n - 1))»)",
         "",
         "the running variance is the biased one",
         "tests/ops/test_batch_norm.py -k test_kinds_of_batch_norm",
