@@ -34,7 +34,7 @@ inline std::string problem_text(Op op, Pass pass, const DepthwiseProblem& p, int
 // device: "" or "cuda "; plan: what the device says of it.
 inline void log_plan(const char* device, Op op, Pass pass, const DepthwiseProblem& p, int64_t out_channels,
                      const std::string& plan) {
-  if (tuner().is_timing()) return;  // a candidate
+  if (!logs_plans() || tuner().is_timing()) return;  // what is being timed is a candidate
   static std::mutex mutex;
   static std::set<std::string> seen;
   const std::string line = std::string("dwconv_ext: ") + device + problem_text(op, pass, p, out_channels) + " -> " + plan;

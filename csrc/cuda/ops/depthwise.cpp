@@ -189,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
     backward_weight(operands, way, output_mask[1] ? &grad_weight : nullptr, output_mask[2] ? &grad_bias : nullptr, timed);
   };
 
-  Work for_input = input_work(operands, grad_input), for_weight = weight_work(operands, output_mask[2]);
+  Work for_input = to_input ? input_work(operands, grad_input) : Work{}, for_weight = weight_work(operands, output_mask[2]);
   std::string timed_input, timed_weight;
   if (to_input) {
     timed_input = tune(device, &for_input, [&](const Request& way) {

@@ -98,12 +98,12 @@ const std::vector<const KernelRow*>& kernel_table();
 // Of a depthwise convolution: the plan's kernel with its two cheapest tiles, and the next kernel that fits. Of a block: fused and
 // not, with the two cheapest tiles of each.
 struct Work {
-  Op op;
-  Pass pass;         // of the convolution
-  Pass kernel_pass;  // kForward where the input gradient is the forward pass of grad_output
+  Op op = Op::kDepthwise;
+  Pass pass = Pass::kForward;         // of the convolution
+  Pass kernel_pass = Pass::kForward;  // also where the input gradient is the forward pass of grad_output
   Request request;
   Extras extras;
-  bool torch;
+  bool torch = false;
   int64_t out_channels = 0;  // of a block
   SeparableAlignment alignment = {};
 };
