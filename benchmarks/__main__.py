@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import activations, layer_suites, memory, models, network, plot, sweep, traffic
+from . import activations, calibrate, layer_suites, memory, models, network, plot, sweep, traffic
 from .suites import LAYOUTS, Mismatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,6 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path,
         "help": "keep the figures in DIR (default: benchmarks/results/<machine>)",
     },
+    "from": {"dest": "saved", "type": Path, "nargs": "+", "metavar": "JSON", "help": "figures that were saved, not new ones"},
+    "to": {"type": Path, "metavar": "FILE", "default": calibrate.TABLE, "help": "the table (default: the package's)"},
     "names": {"nargs": "*", "metavar": "NAME", "help": "of torchvision's or timm's models (default: seven mobile networks)"},
     "files": {"type": Path, "nargs": "+", "metavar": "JSON", "help": "of any suite but sweep and traffic"},
 }
@@ -76,6 +78,8 @@ SUITES = {
                    "device dtype threads layers rounds save", {"rounds": 5}),
     "traffic": Suite("bytes that the CUDA kernels move, counted on the emulator", traffic.run,
                      "dtype layers batch save", {"dtype": "float16", "batch": 8}),
+    "calibrate": Suite("for which layers torch's own convolution runs on a GPU without the tuner", calibrate.run,
+                       "device rounds from to", {"rounds": 5}),
     "plot": Suite("the pictures of saved figures, drawn again", plot.run, "files"),
 }  # fmt: skip
 

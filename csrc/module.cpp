@@ -71,10 +71,36 @@ Plan plan_depthwise(CpuProblem p, Pass pass, int64_t multiplier, const IsaKernel
   return multiplier > 1 && !repeated ? times(plan, p, multiplier) : plan;
 }
 
+// As the ops run it: the way that the tuner has found, where it has.
+std::optional<py::dict> depthwise_dict(const CpuProblem& p, Pass pass, int64_t multiplier, bool bias, const IsaKernels& isa,
+                                       Machine here) {
+  const Plan planned = plan_depthwise(p, pass, multiplier, isa, here);
+  const auto described = [](const Plan& plan) { return plan.row == nullptr ? std::nullopt : std::optional(plan_dict(plan)); };
+  if (tuner().settings() == 0 || here.forced.name != nullptr) return described(planned);
+  const Extras extras = {.bias = bias && pass != Pass::kBackwardInput};
+  const std::optional<Choice> choice = tuner().find(subject(pass, p, multiplier, extras, isa, here));
+  if (!choice) return described(planned);
+  const std::string timed = "timed: " + choice->times;
+  for (const auto& [way, name] : ways(pass, p, pass == Pass::kBackwardInput ? nullptr : planned.row, true, isa)) {
+    if (name != choice->way) continue;
+    here.forced = way.row;
+    std::optional<py::dict> found = described(plan_depthwise(p, pass, multiplier, isa, here));
+    if (way.torch) {
+      if (!found) found = plan_dict(plan_forward(p, isa, here));  // of the pass's size; its kernels are its phases'
+      (*found)["pass"] = pass_name(pass);
+      set_torch(*found, timed);
+    } else if (found) {
+      (*found)["reason"] = py::cast<std::string>((*found)["reason"]) + "; " + timed;
+    }
+    return found;
+  }
+  return described(planned);
+}
+
 // The plan of one op on contiguous tensors; `threads` as torch would be given. None where a pass has none of its own.
 std::optional<py::dict> plan(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
                              int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
-                             int64_t out_channels, int64_t multiplier, int64_t threads) {
+                             int64_t out_channels, int64_t multiplier, int64_t threads, bool bias) {
   CpuProblem p;
   describe_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
   const Machine here = machine(threads);
@@ -103,8 +129,7 @@ std::optional<py::dict> plan(const std::string& op, const std::string& pass, con
         "squeeze_excitation or layer_norm2d, got '" +
         op + "'");
   const Pass which = parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight});
-  const Plan found = plan_depthwise(p, which, multiplier, isa, here);
-  return found.row == nullptr ? std::nullopt : std::optional(plan_dict(found));
+  return depthwise_dict(p, which, multiplier, bias, isa, here);
 }
 
 }  // namespace
@@ -160,6 +185,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("kernel_table", &kernel_table, "Every kernel this CPU can run, one dict a row of csrc/cpu/kernels.inc.");
   m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"),
         py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-        py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("threads") = 1);
+        py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("threads") = 1, py::arg("bias") = false);
+  define_tuner(m);
   selected_isa();  // a bad DWCONV_EXT_ISA fails here, at import
 }

@@ -6,6 +6,7 @@
     FusedDSConv                              depthwise - BatchNorm - activation - pointwise - BatchNorm - activation
     convert, unfuse                          any model onto these kernels, and back
     plan                                     which kernel a layer runs, and why
+    benchmark                                times kernels and torch's convolution, and runs the fastest
     InvertedResidual                         pointwise - depthwise - pointwise, of MobileNetV2
     models, cost                             MobileNetV1, MobileNetV2, DWConv; parameters and multiply-adds
 
@@ -28,6 +29,7 @@ from .nn.separable import FusedDSConv
 from .ops.autograd import DepthwiseConv2dFunction, SeparableConv2dFunction
 from .ops.functional import depthwise_conv2d, separable_conv2d
 from .plan import plan
+from .tuner import benchmark, benchmark_by_environment
 from .when_imported import when_imported
 
 
@@ -47,6 +49,7 @@ def _register(registry: ModuleType) -> None:
 when_imported("torch._dynamo.backends.registry", _register)
 
 register_missing()
+benchmark_by_environment()
 
 __all__ = [
     "DepthwiseConv2d",
@@ -54,6 +57,7 @@ __all__ = [
     "FusedDSConv",
     "InvertedResidual",
     "SeparableConv2dFunction",
+    "benchmark",
     "clear_caches",
     "convert",
     "cost",

@@ -74,6 +74,7 @@ def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int
     found = _C.plan(
         op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, (height, width),
         conv.kernel_size, conv.stride, padding, conv.dilation, out_channels, conv.out_channels // conv.in_channels, threads,
+        conv.bias is not None,
     )  # fmt: skip
     if found is None:
         return None

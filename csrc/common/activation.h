@@ -19,6 +19,8 @@ static constexpr ActivationName kActivationNames[] = {
     {"gelu_tanh", ActivationKind::kGeluTanh},  {"leaky_relu", ActivationKind::kLeakyRelu},
 };
 
+static constexpr const char* activation_name(ActivationKind kind) { return kActivationNames[static_cast<int>(kind)].name; }
+
 static inline bool parse_activation(const char* name, ActivationKind* kind) {
   for (const ActivationName& entry : kActivationNames) {
     if (strcmp(entry.name, name) == 0) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/problem.h"
+#include "common/tuner.h"
 
 namespace dwconv {
 
@@ -63,6 +64,34 @@ py::dict row_facts(const KernelRow& row) {
   d["filter"] = row.filter;
   d["stride"] = row.stride;
   return d;
+}
+
+// "torch" in the place of a plan's kernel, and why.
+inline void set_torch(py::dict& plan, const std::string& why) {
+  plan["name"] = kTorchWay;
+  plan["reason"] = why;
+}
+
+inline void define_tuner(py::module_& m) {
+  m.def(
+      "set_benchmark", [](bool on, const std::string& file, const std::string& versions) { tuner().set(on, file, versions); },
+      "Turns the tuner (csrc/common/tuner.h) on or off.", py::arg("on"), py::arg("file") = "", py::arg("versions") = "");
+  m.def(
+      "fake_times", [](std::vector<std::pair<std::string, double>> seconds) { tuner().fake(std::move(seconds)); },
+      "What the tuner's clock says of ways whose names have these texts, until called with nothing; for tests.",
+      py::arg("seconds") = std::vector<std::pair<std::string, double>>());
+  m.def(
+      "benchmark_choices",
+      [] {
+        py::list list;
+        for (const auto& [subject, choice] : tuner().choices()) {
+          list.append(py::dict(py::arg("device") = subject.first, py::arg("problem") = subject.second,
+                               py::arg("way") = choice.way, py::arg("times") = choice.times));
+        }
+        return list;
+      },
+      "What the tuner has chosen, or read.");
+  m.def("timed_runs", [] { return tuner().timed_runs(); }, "How often the tuner has run something; for tests.");
 }
 
 }  // namespace dwconv

@@ -1,9 +1,10 @@
-// Plans remembered by all that they depend on: a plain struct with `problem` among its fields, compared field by field.
+// What a thread remembers by all that it depends on: a plain struct with `problem` among its fields, compared field by field.
 #pragma once
 
 #include <stddef.h>
 
 #include <unordered_map>
+#include <utility>
 
 #include "common/problem.h"
 
@@ -19,18 +20,36 @@ inline size_t hash_of(const DepthwiseProblem& p) {
   return hash;
 }
 
-// make(), or what it gave this thread for an equal key before. The reference holds until the thread's next call.
-template <class Plan, class Key, class Make>
-const Plan& planned(const Key& key, Make make) {
+template <class Value, class Key>
+auto& remembered_values() {
   struct Hash {
     size_t operator()(const Key& k) const { return hash_of(k.problem); }
   };
-  static thread_local std::unordered_map<Key, Plan, Hash> plans;
-  const auto found = plans.find(key);
-  if (found != plans.end()) return found->second;
+  static thread_local std::unordered_map<Key, Value, Hash> values;
+  return values;
+}
+
+// What this thread remembers for an equal key, or null. What is pointed to holds until the thread's next call.
+template <class Value, class Key>
+const Value* remembered(const Key& key) {
+  const auto& values = remembered_values<Value, Key>();
+  const auto found = values.find(key);
+  return found != values.end() ? &found->second : nullptr;
+}
+
+template <class Value, class Key>
+const Value& remember(const Key& key, Value value) {
+  auto& values = remembered_values<Value, Key>();
   constexpr size_t kMost = 4096;  // shapes that change with every call must not fill the memory
-  if (plans.size() >= kMost) plans.clear();
-  return plans.emplace(key, make()).first->second;
+  if (values.size() >= kMost) values.clear();
+  return values.emplace(key, std::move(value)).first->second;
+}
+
+// make(), or what it gave this thread for an equal key before. The reference holds until the thread's next call.
+template <class Plan, class Key, class Make>
+const Plan& planned(const Key& key, Make make) {
+  const Plan* const found = remembered<Plan>(key);
+  return found != nullptr ? *found : remember<Plan>(key, make());
 }
 
 }  // namespace dwconv

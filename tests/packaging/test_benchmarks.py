@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import memory, network, plot, report, suites, sweep
+from benchmarks import calibrate, memory, network, plot, report, suites, sweep
 from benchmarks.layers import depthwise_layers, inverted_layers, pointwise_layers, separable_layers
 from benchmarks.models import build
 from benchmarks.timing import Stopwatch, geometric_mean
@@ -303,3 +303,74 @@ def _with_root_on_path() -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+# ---- calibrate -----------------------------------------------------------------------------------------------------------
+
+
+def saved_suite(ours, theirs, *, layer=None, arch="90", title="depthwise"):
+    """A suite's figures of one layer's forward pass in channels_last; in NCHW nothing is lost. Microseconds."""
+    layer = {"name": "a", "batch": 128, "channels": 64, "out_channels": 64, "size": [56, 28], "kernel": [3, 3], "stride": 1} | (
+        layer or {}
+    )
+    seconds = {f"{who} {layout}": 1e-6 for who in ("dwconv_ext", "nn.Conv2d") for layout in suites.LAYOUTS}
+    seconds |= {"dwconv_ext channels_last": ours * 1e-6, "nn.Conv2d channels_last": theirs * 1e-6}
+    facts = {"device": "A GPU", "CUDA devices": f"A GPU (sm_{arch})", "torch": "2.12.0, Python 3.12", "commit": "abc"}
+    return {**facts, "dtype": "float16", "suite": title, "results": [{"layer": layer, "pass": "forward", "seconds": seconds}]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "lost"), [(100, 90, True), (100, 94.9, True), (100, 96, False), (10, 6, False), (10, 4.9, True)]
+)
+def test_a_lost_layer_is_clearly_slower(ours, theirs, lost):
+    assert len(calibrate.ranges(calibrate.figures(saved_suite(ours, theirs)))) == lost
+
+
+def test_ranges_reach_half_way_and_hold_no_layer_that_won():
+    lost = calibrate.figures(saved_suite(100, 50))
+    (found,) = calibrate.ranges(lost)
+    assert found.near() == [(91, 181), (46, 90), (46, 90), (40, 79), (20, 39)]
+    assert found._replace(sizes=(1, 2, 3, 7, 10)).near() == [(1, 1), (2, 2), (3, 4), (5, 9), (8, 14)]
+    near, far = ({"channels": c, "out_channels": c} for c in (90, 91))
+    assert calibrate.ranges(lost + calibrate.figures(saved_suite(50, 100, layer=near))) == []
+    for other in ({"layer": far}, {"layer": {"stride": 2}}, {"arch": "80"}, {"title": "separable"}):
+        assert calibrate.ranges(lost + calibrate.figures(saved_suite(50, 100, **other))) == [found]
+
+
+def test_the_table_is_the_saved_figures(tmp_path):
+    """csrc/cuda/plan/faster_in_torch.inc, made anew; other architectures keep what they have."""
+    figures = ROOT / "benchmarks/results/nvidia-h200/gpu-check.json"
+    table = tmp_path / "table.inc"
+    assert program.main(["calibrate", "--from", str(figures), "--to", str(table)]) == 0
+    assert table.read_text() == calibrate.TABLE.read_text()
+    other = tmp_path / "depthwise-float16.json"
+    other.write_text(json.dumps(saved_suite(100, 50, arch="80")))
+    assert program.main(["calibrate", "--from", str(other), "--to", str(table)]) == 0
+    head, source, row, *rest = table.read_text().splitlines()
+    assert [head, *rest] == calibrate.TABLE.read_text().splitlines() and source == "// sm_80: A GPU, torch 2.12.0, commit abc"
+    assert row.startswith("{80, Op::kDepthwise, Pass::kForward, DType::kFloat16, Layout::kNHWC, 3, 3, 1, {91, 181}, {46, 90}")
+    assert row.endswith("100.0, 50.0},  // a")
+
+
+def test_measuring_runs_our_own_kernels(monkeypatch):
+    """Every suite, with faked times and no GPU."""
+    forced, ran = [], []
+
+    class Half:
+        force_source = staticmethod(forced.append)
+
+    def run(options, dtype, progress):
+        ran.append((options.what, dtype, options.batch))
+        assert forced == ["ours"] and options.device == "cuda"
+        options.save.mkdir(parents=True, exist_ok=True)
+        (options.save / f"{options.what}-{options.dtype}.json").write_text(json.dumps(saved_suite(100, 50)))
+        return 0
+
+    monkeypatch.setattr(calibrate.layer_suites, "run", run)
+    measured = calibrate.measure(5, list, Half)
+    assert forced == ["ours", "heuristics"] and len(set(ran)) == len(measured) == 2 * 3 * 2
+    assert {suite["suite"] for suite in measured} == {"depthwise", "separable"}
+
+
+def test_calibrate_without_a_gpu_says_so(capsys):
+    assert program.main(["calibrate"]) == 2 and "--from JSON" in capsys.readouterr().err

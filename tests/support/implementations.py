@@ -62,6 +62,7 @@ def reset(emulator: ModuleType) -> None:
     emulator.set_order("forwards")
     emulator.force_row(-1)
     emulator.force_fusion("by_cost")
+    emulator.force_source("heuristics")
     emulator.count_traffic(False, True, [])
     emulator.launches()
 

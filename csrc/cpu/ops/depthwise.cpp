@@ -6,6 +6,7 @@
 #include "cpu/ops/calls.h"
 #include "cpu/ops/depthwise_parts.h"
 #include "cpu/ops/packed.h"
+#include "cpu/ops/tune.h"
 
 namespace dwconv {
 namespace {
@@ -45,9 +46,10 @@ struct Filters {
 };
 
 // The convolution of an image with weights(problem, plan, m), number m of each channel's filters in the order of the plan's
-// kernel.
+// kernel; row and timed: the tuner's.
 template <class Weights>
-Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activation, Weights weights) {
+Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activation, Weights weights, const ForcedRow& row = {},
+                const std::string& timed = {}) {
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
   if (s.batch == 0) return fresh_output(input, size, layout);
@@ -60,8 +62,8 @@ Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activ
   args.problem.activation = activation;
   set_input(args.problem, x);
   if (repeats > 1) args.problem.in_stride_w = s.channels, args.problem.in_stride_h = s.in_w * s.channels;  // as run_repeated's
-  const Plan& plan = forward_plan(args.problem, repeats);
-  log_plan(args.problem, plan);
+  const Plan& plan = forward_plan(args.problem, repeats, row);
+  log_plan(args.problem, plan, 0, timed);
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
   set_prefetch(plan, &args.problem);
@@ -108,9 +110,28 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   const ConvolutionShape s = check_forward(kForward, input, weight, bias, stride, padding, dilation);
   const Activation activation = check_activation(kForward, "act", act, slope);
   const Tensor w = dense(weight), b = bias ? dense(*bias) : w;
-  return convolve(input, s, activation, [&](const ConvolutionShape& shape, const Plan& plan, int64_t m) {
-    return packed_now(shape, plan, shape.dtype, w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr, m);
-  });
+  const auto by_us = [&](const ForcedRow& row, const std::string& timed) {
+    const auto weights = [&](const ConvolutionShape& shape, const Plan& plan, int64_t m) {
+      return packed_now(shape, plan, shape.dtype, w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr, m);
+    };
+    return convolve(input, s, activation, weights, row, timed);
+  };
+  if (tuner().settings() == 0 || s.batch == 0) return by_us({}, {});
+
+  const Layout layout = layout_of(input);
+  const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
+  const auto by_torch = [&] { return in_torch_forward(input, w, bias, TorchConvolution(s), activation, size, layout); };
+  const Extras extras = {.activation = activation, .bias = bias.has_value(), .view = !is_dense(input, layout)};
+  const auto planned_row = [&] {
+    const bool repeated = s.multiplier > 1 && layout == Layout::kNHWC;
+    return forward_plan(forward_problem(repeated ? without_multiplier(s) : s, layout), repeated ? s.multiplier : 1).row;
+  };
+  const CpuProblem p = forward_problem(s, layout);
+  const FoundWay<Way> found = tune(Pass::kForward, p, s.multiplier, extras, torch_has(activation), planned_row,
+                                   [&](const Way& way) { way.torch ? by_torch() : by_us(way.row, {}); });
+  if (!found.way.torch) return by_us(found.way.row, found.times);
+  log_plan("", Op::kDepthwise, Pass::kForward, p, 0, kTorchWay + found.times);
+  return by_torch();
 }
 
 // A block's first half.

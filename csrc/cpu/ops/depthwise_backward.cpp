@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "cpu/ops/depthwise_parts.h"
+#include "cpu/ops/tune.h"
 
 namespace dwconv {
 namespace {
@@ -182,8 +183,14 @@ void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor
   run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_input(args, scratch, tiles); });
 }
 
+const Plan& backward_weight_plan(const CpuProblem& p, const ForcedRow& row) {
+  const auto make = [&](const IsaKernels& isa, const Machine& here) { return plan_backward_weight(p, isa, here); };
+  return plan_for<Plan>(Op::kDepthwise, Pass::kBackwardWeight, p, 0, make, row);
+}
+
+// row and timed: the tuner's.
 void backward_weight(const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input, Tensor* grad_weight,
-                     Tensor* grad_bias) {
+                     Tensor* grad_bias, const ForcedRow& row, const std::string& timed) {
   const int64_t multiplier = s.multiplier;
   const int64_t taps = s.kernel_h * s.kernel_w;
   const int64_t unit = element_size(s.dtype);
@@ -193,10 +200,8 @@ void backward_weight(const ConvolutionShape& s, Layout layout, const Tensor& gra
   CpuProblem& p = args.problem;
   p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3),
   p.out_stride_w = grad.stride(4);
-  const Plan& plan = plan_for<Plan>(Op::kDepthwise, Pass::kBackwardWeight, p, 0, [&](const IsaKernels& isa, const Machine& here) {
-    return plan_backward_weight(p, isa, here);
-  });
-  log_plan(p, plan);
+  const Plan& plan = backward_weight_plan(p, row);
+  log_plan(p, plan, 0, timed);
   args.parts = plan.parts;
   args.rows_per_tile = plan.rows_per_tile;
   set_prefetch(plan, &p);
@@ -244,20 +249,60 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   const Tensor dy = as_layout(grad_output, layout);
   const Tensor grad = split_multiplier(dy, s.multiplier);
   const bool repeat = s.multiplier > 1 && layout == Layout::kNHWC;
-  if (output_mask[1] || output_mask[2]) {
+  const Tensor w = dense(weight);
+  const auto weight_by_us = [&](const ForcedRow& row, const std::string& timed) {
     const Tensor x = as_layout(input, layout);
     backward_weight(repeat ? without_multiplier(s) : s, layout, repeat ? split_multiplier(dy, 1) : grad,
                     repeat ? repeat_channels(x, s.multiplier) : x, output_mask[1] ? &grad_weight : nullptr,
-                    output_mask[2] ? &grad_bias : nullptr);
+                    output_mask[2] ? &grad_bias : nullptr, row, timed);
+  };
+  const auto input_by_us = [&] {
+    Tensor split = grad;
+    if (repeat) {
+      split = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
+      torch::stable::copy_(split, grad);
+    }
+    const Tensor grad_input = new_grad_input();
+    backward_input(s, layout, split, w, grad_input);
+    return grad_input;
+  };
+
+  FoundWay<Way> for_input, for_weight;
+  const CpuProblem p = forward_problem(s, layout);
+  const auto by_torch = [&](bool to_input, bool to_weight) {
+    return torch_convolution_backward(dy, input, w, TorchConvolution(s),
+                                      {to_input, to_weight && output_mask[1], to_weight && output_mask[2]});
+  };
+  if (tuner().settings() != 0) {
+    const bool dense_grad = is_dense(dy, layout);
+    if (output_mask[0]) {
+      for_input = tune(
+          Pass::kBackwardInput, p, s.multiplier, {.view = !dense_grad}, true,
+          [] { return static_cast<const KernelRow*>(nullptr); },
+          [&](const Way& way) { way.torch ? void(by_torch(true, false)) : void(input_by_us()); });
+    }
+    if (output_mask[1]) {
+      for_weight = tune(
+          Pass::kBackwardWeight, p, s.multiplier, {.bias = output_mask[2], .view = !dense_grad || !is_dense(input, layout)}, true,
+          [&] { return backward_weight_plan(repeat ? forward_problem(without_multiplier(s), layout) : p, {}).row; },
+          [&](const Way& way) { way.torch ? void(by_torch(false, true)) : weight_by_us(way.row, {}); });
+    }
   }
-  Tensor split = grad;
-  if (repeat && output_mask[0]) {
-    split = channels_last_stack(input, s.multiplier, s.batch, s.channels, s.out_h, s.out_w);
-    torch::stable::copy_(split, grad);
+  Tensor grad_input;
+  if (for_input.way.torch || for_weight.way.torch) {
+    const auto theirs = by_torch(for_input.way.torch, for_weight.way.torch);
+    if (for_input.way.torch) {
+      grad_input = as_output(std::get<0>(theirs), {s.batch, s.channels, s.in_h, s.in_w}, layout);
+      log_plan("", Op::kDepthwise, Pass::kBackwardInput, p, 0, kTorchWay + for_input.times);
+    }
+    if (for_weight.way.torch) {
+      grad_weight = as_output(std::get<1>(theirs), weight_size, Layout::kNCHW);
+      if (output_mask[2]) grad_bias = std::get<2>(theirs);
+      log_plan("", Op::kDepthwise, Pass::kBackwardWeight, p, 0, kTorchWay + for_weight.times);
+    }
   }
-  const Tensor w = dense(weight);
-  const Tensor grad_input = new_grad_input();
-  if (output_mask[0]) backward_input(s, layout, split, w, grad_input);
+  if ((output_mask[1] || output_mask[2]) && !for_weight.way.torch) weight_by_us(for_weight.way.row, for_weight.times);
+  if (!for_input.way.torch) grad_input = output_mask[0] ? input_by_us() : vector(0);
   return {grad_input, grad_weight, grad_bias};
 }
 

@@ -23,11 +23,12 @@ inline DepthwisePacking packing_for(const ConvolutionShape& s, const Plan& plan,
   return {s.channels, s.multiplier, s.kernel_h, s.kernel_w, rows, columns, plan.row->weight_order, plan.weight_pitch};
 }
 
-// repeats: how often each channel is repeated.
-inline const Plan& forward_plan(const CpuProblem& p, int64_t repeats = 1) {
-  return plan_for<Plan>(Op::kDepthwise, Pass::kForward, p, repeats, [&](const IsaKernels& isa, const Machine& here) {
+// repeats: how often each channel is repeated; row: as plan_for's.
+inline const Plan& forward_plan(const CpuProblem& p, int64_t repeats = 1, const ForcedRow& row = {}) {
+  const auto make = [&](const IsaKernels& isa, const Machine& here) {
     return repeats > 1 ? plan_forward_repeated(p, repeats, isa, here) : plan_forward(p, isa, here);
-  });
+  };
+  return plan_for<Plan>(Op::kDepthwise, Pass::kForward, p, repeats, make, row);
 }
 
 template <class Bits>

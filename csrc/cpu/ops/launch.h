@@ -129,20 +129,23 @@ struct PlanKey {
   bool operator==(const PlanKey&) const = default;
 };
 
-// make(isa, machine) of this thread's set and machine, remembered. The reference holds until the thread's next call.
+// make(isa, machine) of this thread's set and machine, remembered; row: one that the tuner has found to be faster than the
+// plan's. The reference holds until the thread's next call.
 template <class Made, class Make>
-const Made& plan_for(Op op, Pass pass, const CpuProblem& p, int64_t size, Make make) {
-  const PlanKey key = {op, pass, p, size, &selected_isa(), this_machine()};
+const Made& plan_for(Op op, Pass pass, const CpuProblem& p, int64_t size, Make make, const ForcedRow& row = {}) {
+  PlanKey key = {op, pass, p, size, &selected_isa(), this_machine()};
+  if (row.name != nullptr) key.machine.forced = row;
   return planned<Made>(key, [&] { return make(*key.isa, key.machine); });
 }
 
-inline void log_plan(const CpuProblem& p, const Plan& plan, int64_t out_channels = 0) {
+// timed: what the tuner says, or empty.
+inline void log_plan(const CpuProblem& p, const Plan& plan, int64_t out_channels = 0, const std::string& timed = {}) {
   if (!logs_plans()) return;
   char how[400];
   snprintf(how, sizeof how, "%s (%s), %lld tiles of %lld rows, %lld workers, %.1f MB, %.1f MFLOP", plan.row->name,
            plan.reason.c_str(), (long long)plan.tiles, (long long)plan.rows_per_tile, (long long)plan.workers, plan.bytes / 1e6,
            plan.flops / 1e6);
-  log_plan("", plan.row->op, plan.row->pass, p, out_channels, how);
+  log_plan("", plan.row->op, plan.row->pass, p, out_channels, how + timed);
 }
 
 // A 1x1 problem over all of the input, which it checks, of ops that are no convolutions.

@@ -140,6 +140,16 @@ const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op
                            layout_name(p.layout) + "; nearest:" + (nearest.empty() ? " none" : nearest));
 }
 
+std::vector<const KernelRow*> fitting_rows(const IsaKernels& isa, Op op, Pass pass, const CpuProblem& p) {
+  std::vector<const KernelRow*> rows;
+  first_row(isa, op, pass, p, [&](const KernelRow& row) {
+    const bool known = std::any_of(rows.begin(), rows.end(), [&](const KernelRow* r) { return r->family == row.family; });
+    if (!known && fits(row, p)) rows.push_back(&row);
+    return false;
+  });
+  return rows;
+}
+
 Family nhwc_family(const IsaKernels& isa, const Machine& machine, const CpuProblem& p) {
   const int64_t lanes = lanes_of(p.dtype, isa);
   const bool wide = set_of(p.dtype, isa).vector_bytes == 64, converted = element_size(p.dtype) != accumulate_size(p.dtype);

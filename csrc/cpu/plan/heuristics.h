@@ -24,6 +24,9 @@ bool comes_from_memory(const CpuProblem& p, const Machine& machine);
 const KernelRow* choose_row(const IsaKernels& isa, const Machine& machine, Op op, Pass pass, const CpuProblem& p,
                             std::optional<Family> family = {});
 
+// The first row of each family that fits.
+std::vector<const KernelRow*> fitting_rows(const IsaKernels& isa, Op op, Pass pass, const CpuProblem& p);
+
 // kTransposed, kRows or kDirect; kChannels in channels_last. planes: what the transposed family has to fill its vectors with.
 Family nchw_family(const IsaKernels& isa, Pass pass, const CpuProblem& p, int64_t planes);
 

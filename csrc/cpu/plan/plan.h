@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/plan_facts.h"
+#include "common/tuner.h"
 #include "cpu/plan/heuristics.h"
 
 namespace dwconv {
@@ -27,6 +28,17 @@ Plan plan_forward_repeated(const CpuProblem& problem, int64_t multiplier, const 
 // one as forward problems: in NCHW with too few planes to fill a vector.
 Plan plan_backward_input(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
 Plan plan_backward_weight(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
+
+// What the tuner times (common/tuner.h) of a pass of the depthwise convolution: the plan's own choice, `chosen`, the other
+// families' kernels and torch's convolution. The input gradient has no kernel to choose: chosen is null.
+struct Way {
+  ForcedRow row = {};  // none: as planned
+  bool torch = false;
+};
+std::vector<NamedWay<Way>> ways(Pass pass, const CpuProblem& problem, const KernelRow* chosen, bool torch, const IsaKernels& isa);
+// multiplier: of channels; the problem is the forward pass's, without strides of tensors.
+Tuner::Subject subject(Pass pass, const CpuProblem& problem, int64_t multiplier, const Extras& extras, const IsaKernels& isa,
+                       const Machine& machine);
 
 // BatchNorm and activation; problem as in BatchNormArgs. In NCHW a tile is a channel, in channels_last one of `parts` ranges of
 // pixels.

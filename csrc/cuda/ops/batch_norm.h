@@ -103,7 +103,7 @@ class NormCall {
     const Gpu& gpu = device_.gpu();
     const BatchNormPlan& plan = planned<BatchNormPlan>(plan_key(Op::kBatchNorm, pass, request, gpu),
                                                        [&] { return plan_batch_norm(pass, p, request.aligned, gpu); });
-    log_plan(Op::kBatchNorm, pass, p, 0, plan.reason, plan.values.launch);
+    log_plan(Op::kBatchNorm, pass, p, 0, plan.reason, plan.values.launch, "");
     return plan;
   }
 

@@ -36,10 +36,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act_backward(
   request.multiplier = s.multiplier;
   request.aligned = aligned_runs(layout, x, norm.input()) > 0 && aligned_start(norm.grad_output()) && aligned_start(w) ? 16 : 0;
   const Gpu& gpu = device.gpu();
-  const DepthwiseNormPlan& plan = planned<DepthwiseNormPlan>(plan_key(Op::kDepthwiseNorm, Pass::kBackward, request, gpu), [&] {
-    return plan_depthwise_norm(p, s.multiplier, request.aligned, gpu);
-  });
-  log_plan(Op::kDepthwiseNorm, Pass::kBackward, p, 0, plan.reason, plan.launch.launch);
+  const DepthwiseNormPlan& plan = planned<DepthwiseNormPlan>(plan_key(Op::kDepthwiseNorm, Pass::kBackward, request, gpu),
+                                                             [&] { return plan_depthwise_norm(request, gpu); });
+  log_plan(Op::kDepthwiseNorm, Pass::kBackward, p, 0, plan.reason, plan.launch.launch, "");
   if (!plan.fused || !output_mask[0] || !output_mask[1]) {
     const auto [grad_input, grad_weight, unused] = depthwise_conv2d_backward(norm.grad_input(), input, weight, stride, padding,
                                                                              dilation, {output_mask[0], output_mask[1], false});

@@ -3,6 +3,7 @@
 
 #include "common/log_plan.h"
 #include "common/plan_cache.h"
+#include "common/torch_convolution.h"
 #include "cuda/runtime/device.h"
 
 namespace dwconv::cuda {
@@ -46,15 +47,59 @@ struct PlanKey {
   Gpu gpu;
   int64_t out_channels = 0;  // of a fused block
   SeparableAlignment alignment = {};
-  const KernelRow* forced = forced_row();
-  Fusion fusion = forced_fusion();
-  int32_t rank = forced_rank();
+  Forced forced = {};
 
   bool operator==(const PlanKey&) const = default;
 };
 
 inline PlanKey plan_key(Op op, Pass pass, const Request& r, const Gpu& gpu) {
-  return {op, pass, r.problem, r.multiplier, r.aligned, r.allow_tf32, gpu};
+  return {op, pass, r.problem, r.multiplier, r.aligned, r.allow_tf32, gpu, 0, {}, r.forced};
+}
+
+// What the tuner has found is remembered by all of that, and its settings.
+struct WayKey : PlanKey {
+  Pass of;  // Work::pass
+  Extras extras;
+  uint32_t settings;
+
+  bool operator==(const WayKey&) const = default;
+};
+
+// Sets work.request.forced where the tuner is on and nothing is forced: the fastest of the ways, run(request) each. What it
+// measured, for the log.
+template <class Run>
+std::string tune(const Device& device, Work* work, Run run) {
+  Request& request = work->request;
+  if (in_torch()) request.forced.source = Source::kOurs;
+  const uint32_t settings = tuner().settings();
+  if (settings == 0 || request.forced != Forced{}) return {};
+  const Gpu& gpu = device.gpu();
+  PlanKey plan = plan_key(work->op, work->kernel_pass, request, gpu);
+  plan.out_channels = work->out_channels;
+  plan.alignment = work->alignment;
+  const FoundWay<Forced>* const found = fastest<Forced>(
+      WayKey{plan, work->pass, work->extras, settings}, [&] { return subject(*work, gpu); }, [&] { return ways(*work, gpu); },
+      [&](const Forced& way) {
+        Request one = request;
+        one.forced = way;
+        run(one);
+      },
+      [&] { return device.clock(); });
+  if (found == nullptr) return {};
+  request.forced = found->way;
+  return "; timed: " + found->times;
+}
+
+// Whether torch's convolution is to run, and into the log why.
+inline bool is_for_torch(const Work& work, const Gpu& gpu, const std::string& timed) {
+  const Forced& forced = work.request.forced;
+  if (!work.torch) return false;
+  const FasterInTorch* const range = forced == Forced{} ? faster_in_torch(work, gpu) : nullptr;
+  if (range == nullptr && forced.source != Source::kTorch) return false;
+  if (logs_plans())
+    log_plan("cuda ", work.op, work.pass, work.request.problem, work.out_channels,
+             range != nullptr ? describe(*range) : kTorchWay + timed);
+  return true;
 }
 
 // Every index inside an image and a tile is 32 bits wide, offsets between rows and images 64.
@@ -75,13 +120,14 @@ inline void check_sides(const char* op, const ConvolutionShape& s) {
       ")");
 }
 
+// timed: what the tuner says, or empty.
 inline void log_plan(Op op, Pass pass, const DepthwiseProblem& p, int64_t out_channels, const std::string& reason,
-                     const Launch& launch) {
+                     const Launch& launch, const std::string& timed) {
   if (!logs_plans()) return;
   char blocks[120];
   snprintf(blocks, sizeof blocks, "; %lld blocks of %d threads, %lld bytes of shared memory", (long long)launch.blocks,
            launch.threads, (long long)launch.shared_bytes);
-  log_plan("cuda ", op, pass, p, out_channels, reason + blocks);
+  log_plan("cuda ", op, pass, p, out_channels, reason + blocks + timed);
 }
 
 }  // namespace

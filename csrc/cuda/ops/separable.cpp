@@ -21,72 +21,97 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
   check_sides(kSeparable, s);
   const int64_t out_channels = pw_weight.size(0);
   const Activation last_activation = check_activation(kSeparable, "pw_act", pw_act, pw_slope);
-  Request request;
+  Work work = {Op::kSeparable, Pass::kForward, Pass::kForward};
+  Request& request = work.request;
   const Layout layout = layout_of(input);
   set_problem(request.problem, s, layout);
-  request.problem.activation = check_activation(kSeparable, "dw_act", dw_act, dw_slope);
+  const Activation first_activation = check_activation(kSeparable, "dw_act", dw_act, dw_slope);
+  request.problem.activation = first_activation;
   request.allow_tf32 = allow_tf32;
   const Device device(kSeparable, input);
-  const Tensor output = device.empty(input, {s.batch, out_channels, s.out_h, s.out_w}, layout);
+  const Ints size = {s.batch, out_channels, s.out_h, s.out_w};
+  Tensor output = device.empty(input, size, layout);
   if (output.numel() == 0) return output;
   const auto dense = [](const Tensor& t) { return torch::stable::contiguous(t); };
   const Tensor x = as_layout(input, layout);
   const Tensor dw = dense(dw_weight), pw = dense(pw_weight);
   const Tensor db = dw_bias ? dense(*dw_bias) : dw, pb = pw_bias ? dense(*pw_bias) : pw;
-  const Tensor added = residual ? torch::stable::contiguous(*residual, memory_format(layout)) : output;
+  const std::optional<Tensor> added =
+      residual ? std::optional(torch::stable::contiguous(*residual, memory_format(layout))) : std::nullopt;
   set_input(request.problem, x);
 
   const bool nhwc = layout == Layout::kNHWC;
-  SeparableAlignment alignment;
+  SeparableAlignment& alignment = work.alignment;
   alignment.input = nhwc && aligned_channels(x) && aligned_start(dw);
   alignment.middle = s.channels * x.element_size() % 16 == 0;
-  alignment.output = nhwc && aligned_channels(output) && aligned_channels(added);
+  alignment.output = nhwc && aligned_channels(output) && (!added || aligned_channels(*added));
   alignment.weight = aligned_matrix(pw);
   alignment.rows = nhwc ? 0 : std::min(aligned_rows(x), whole_runs({s.out_w * element_size(request.problem.dtype)}));
+  work.out_channels = out_channels;
+  work.extras = {first_activation,    last_activation,      dw_bias.has_value(),
+                 pw_bias.has_value(), residual.has_value(), !is_dense(x, layout)};
+  // Whether torch's convolution may use tf32 is a setting of its own.
+  work.torch =
+      torch_has(first_activation) && torch_has(last_activation) && !residual && (s.dtype != DType::kFloat32 || allow_tf32);
   const Gpu& gpu = device.gpu();
-  PlanKey key = plan_key(Op::kSeparable, Pass::kForward, request, gpu);
-  key.out_channels = out_channels;
-  key.alignment = alignment;
-  const SeparablePlan& plan = planned<SeparablePlan>(key, [&] { return plan_separable(request, out_channels, alignment, gpu); });
-  log_plan(Op::kSeparable, Pass::kForward, request.problem, out_channels, plan.reason, plan.block.launch);
-
-  SeparableBlockArgs args = plan.block_args;
-  args.activation = last_activation;
-  args.pw_weight = pw.const_data_ptr();
-  args.pw_bias = pw_bias ? pb.const_data_ptr() : nullptr;
-  args.residual = residual ? added.const_data_ptr() : nullptr;
-  args.output = output.mutable_data_ptr();
-  if (plan.fused) {
-    args.problem.activation = request.problem.activation;
-    args.input = x.const_data_ptr();
-    args.dw_weight = dw.const_data_ptr();
-    args.dw_bias = dw_bias ? db.const_data_ptr() : nullptr;
+  const auto plan_for = [&](const Request& way) -> const SeparablePlan& {
+    PlanKey key = plan_key(Op::kSeparable, Pass::kForward, way, gpu);
+    key.out_channels = out_channels;
+    key.alignment = alignment;
+    return planned<SeparablePlan>(key, [&] { return plan_separable(way, out_channels, alignment, gpu); });
+  };
+  const auto middle_size = [&] { return Ints{s.batch, s.channels, s.out_h, s.out_w}; };
+  const auto by_us = [&](const SeparablePlan& plan) {
+    SeparableBlockArgs args = plan.block_args;
+    args.activation = last_activation;
+    args.pw_weight = pw.const_data_ptr();
+    args.pw_bias = pw_bias ? pb.const_data_ptr() : nullptr;
+    args.residual = added ? added->const_data_ptr() : nullptr;
+    args.output = output.mutable_data_ptr();
+    if (plan.fused) {
+      args.problem.activation = first_activation;
+      args.input = x.const_data_ptr();
+      args.dw_weight = dw.const_data_ptr();
+      args.dw_bias = dw_bias ? db.const_data_ptr() : nullptr;
+      device.launch(plan.block.launch, &args);
+      return;
+    }
+    const Tensor middle = device.empty(input, middle_size(), layout);
+    DepthwiseTileArgs first = plan.depthwise_args;
+    first.problem.activation = first_activation;
+    first.input = x.const_data_ptr();
+    first.weight = dw.const_data_ptr();
+    first.bias = dw_bias ? db.const_data_ptr() : nullptr;
+    first.output = middle.mutable_data_ptr();
+    device.launch(plan.depthwise.launch, &first);
+    const bool done = is_inlined(first_activation.kind);
+    const Tensor activated = done && nhwc ? middle : device.empty(input, middle_size(), Layout::kNHWC);
+    if (!nhwc) {
+      TransposeArgs values = plan.transpose_args;
+      values.input = middle.const_data_ptr();
+      values.output = activated.mutable_data_ptr();
+      if (!done) values.activation = first_activation;
+      device.launch(plan.transpose.launch, &values);
+    } else if (!done) {
+      const ActivateArgs values = {middle.const_data_ptr(), activated.mutable_data_ptr(), middle.numel(), first_activation};
+      device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
+    }
+    args.input = activated.const_data_ptr();
     device.launch(plan.block.launch, &args);
-    return output;
+  };
+  const auto by_torch = [&] {
+    const Tensor middle = in_torch_forward(x, dw, dw_bias, TorchConvolution(s), first_activation, middle_size(), layout);
+    return in_torch_forward(middle, pw, pw_bias, TorchConvolution(), last_activation, size, layout);
+  };
+  const std::string timed = tune(
+      device, &work, [&](const Request& way) { way.forced.source == Source::kTorch ? void(by_torch()) : by_us(plan_for(way)); });
+  if (is_for_torch(work, gpu, timed)) {
+    output = Tensor();  // its memory first
+    return by_torch();
   }
-  const Tensor middle = device.empty(input, {s.batch, s.channels, s.out_h, s.out_w}, layout);
-  DepthwiseTileArgs first = plan.depthwise_args;
-  first.problem.activation = request.problem.activation;
-  first.input = x.const_data_ptr();
-  first.weight = dw.const_data_ptr();
-  first.bias = dw_bias ? db.const_data_ptr() : nullptr;
-  first.output = middle.mutable_data_ptr();
-  device.launch(plan.depthwise.launch, &first);
-  const bool done = is_inlined(request.problem.activation.kind);
-  const Tensor activated = done && nhwc ? middle : device.empty(input, {s.batch, s.channels, s.out_h, s.out_w}, Layout::kNHWC);
-  if (!nhwc) {
-    TransposeArgs values = plan.transpose_args;
-    values.input = middle.const_data_ptr();
-    values.output = activated.mutable_data_ptr();
-    if (!done) values.activation = request.problem.activation;
-    device.launch(plan.transpose.launch, &values);
-  } else if (!done) {
-    const ActivateArgs values = {middle.const_data_ptr(), activated.mutable_data_ptr(), middle.numel(),
-                                 request.problem.activation};
-    device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
-  }
-  args.input = activated.const_data_ptr();
-  device.launch(plan.block.launch, &args);
+  const SeparablePlan& plan = plan_for(request);
+  log_plan(Op::kSeparable, Pass::kForward, request.problem, out_channels, plan.reason, plan.block.launch, timed);
+  by_us(plan);
   return output;
 }
 

@@ -242,7 +242,7 @@ bool best_candidate(const KernelRow& row, const Request& request, const Gpu& gpu
         (s.rows ? 1 : ceil_div(p.out_h + offset_h, s.patch_h)) * ceil_div(p.out_w + offset_w, s.patch_w);
     if (patches_a_plane <= s.threads) slabs.push_back(std::min(s.threads / patches_a_plane, planes));
   }
-  Ranking<Candidate> ranking;
+  Ranking<Candidate> ranking(request.forced.rank);
   for (int64_t tile_h : sides(p.out_h + offset_h, s.patch_h, nhwc ? 128 : 256)) {
     for (int64_t tile_w : sides(p.out_w + offset_w, s.patch_w, nhwc ? 128 : s.patch_w * 64)) {
       for (int64_t slab : slabs) {
@@ -274,7 +274,7 @@ std::string describe(const Candidate& c, const Request& request) {
 // The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
 const KernelRow* choose_row(Pass pass, const Request& request, const Gpu& gpu, Candidate* best, std::string* why) {
   std::vector<const KernelRow*> order;
-  if (forced_row() != nullptr) order.push_back(forced_row());
+  if (request.forced.row != nullptr) order.push_back(request.forced.row);
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
   for (const KernelRow* row : order) {
     if (misfit(*row, Op::kDepthwise, pass, request.problem, request.multiplier, gpu) != nullptr) continue;

@@ -66,22 +66,24 @@ bool complete(const KernelRow& row, const DepthwiseProblem& p, const Gpu& gpu, i
 
 }  // namespace
 
-DepthwiseNormPlan plan_depthwise_norm(const DepthwiseProblem& p, int64_t multiplier, int32_t aligned, const Gpu& gpu) {
+DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu) {
   DepthwiseNormPlan plan;
+  const DepthwiseProblem& p = request.problem;
+  const Forced& forced = request.forced;
   const int64_t elements = p.batch * p.channels, pixels = p.in_h * p.in_w, outputs = p.out_h * p.out_w;
   plan.bytes = 2 * element_size(p.dtype) * elements * (pixels + outputs);
   plan.flops = elements * outputs * (12 + 4 * p.kernel_h * p.kernel_w);
   const KernelRow* row = nullptr;
   for (const KernelRow* each : kernel_table()) {
-    const bool fits = misfit(*each, Op::kDepthwiseNorm, Pass::kBackward, p, multiplier, gpu) == nullptr;
-    if (row == nullptr && fits && aligned >= each->aligned) row = each;
+    const bool fits = misfit(*each, Op::kDepthwiseNorm, Pass::kBackward, p, request.multiplier, gpu) == nullptr;
+    if (row == nullptr && fits && request.aligned >= each->aligned) row = each;
   }
-  if (row == nullptr || forced_fusion() == Fusion::kNever) {
+  if (row == nullptr || forced.fusion == Fusion::kNever) {
     plan.reason = "apart: no kernel for this filter, stride, dtype, layout or alignment";
     if (row != nullptr) plan.reason = "apart, as forced";
     return plan;
   }
-  Ranking<Candidate> ranking;
+  Ranking<Candidate> ranking(forced.rank);
   const int64_t S = p.stride_h, lane = depthwise_norm_channels(static_cast<int>(p.kernel_h));
   const bool nhwc = p.layout == Layout::kNHWC;
   for (int64_t pieces = 1; pieces <= 16; ++pieces) {
@@ -103,7 +105,7 @@ DepthwiseNormPlan plan_depthwise_norm(const DepthwiseProblem& p, int64_t multipl
   // Apart BatchNorm's sweep reads two tensors and writes one, and each gradient of the convolution moves two.
   const double unit = static_cast<double>(element_size(p.dtype) * elements);
   const double apart = unit * static_cast<double>(5 * outputs + 2 * pixels) / (0.8 * gpu.bytes_per_second) + 3 * 1.5e-6;
-  plan.fused = best->seconds <= apart || forced_fusion() == Fusion::kAlways;
+  plan.fused = best->seconds <= apart || forced.fusion == Fusion::kAlways;
   plan.launch = best->plan;
   plan.args = best->args;
   char costs[96];

@@ -31,19 +31,9 @@ const KernelRow* row_of(Pass pass, DType dtype) {
   return nullptr;
 }
 
-const KernelRow*& forced_row() {
-  static const KernelRow* row = nullptr;
-  return row;
-}
-
-Fusion& forced_fusion() {
-  static Fusion fusion = Fusion::kByCost;
-  return fusion;
-}
-
-int32_t& forced_rank() {
-  static int32_t rank = 0;
-  return rank;
+Forced& forced() {
+  static Forced all;
+  return all;
 }
 
 const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier, const Gpu& gpu) {

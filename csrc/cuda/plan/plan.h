@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/plan_facts.h"
+#include "common/tuner.h"
 #include "cuda/kernels/depthwise_norm/args.h"
 #include "cuda/kernels/kernel_table.h"
 
@@ -38,6 +39,21 @@ struct LaunchPlan : PlanFacts {
   double seconds = 0;  // by the cost model, for comparing plans only
 };
 
+enum class Fusion { kByCost, kAlways, kNever };
+// Who computes: the kernel of the plan or, where that was measured to be faster, torch's own convolution.
+enum class Source { kHeuristics, kOurs, kTorch };
+
+// What a plan has to use where it can: a candidate of the tuner's, or what tests and measurements force.
+struct Forced {
+  const KernelRow* row = nullptr;
+  Fusion fusion = Fusion::kByCost;
+  int32_t rank = 0;  // of the tile among those of a problem, by the cost model, cheapest first; the last where there are fewer
+  Source source = Source::kHeuristics;
+
+  bool operator==(const Forced&) const = default;
+};
+Forced& forced();  // of all requests
+
 // What an op wants done. Alignment is a fact of the tensors' addresses and strides.
 struct Request {
   DepthwiseProblem problem;
@@ -46,6 +62,7 @@ struct Request {
   // multiples of which they lie: a power of two.
   int32_t aligned = 0;
   bool allow_tf32 = false;
+  Forced forced = dwconv::cuda::forced();
 };
 
 // forward, and backward_input as args.h says. Fills all of args but the pointers and `flipped`.
@@ -91,24 +108,44 @@ struct DepthwiseNormPlan : PlanFacts {
   LaunchPlan launch;
   DepthwiseNormArgs args;  // all but what norm has of tensors, eps, count and activation, and pointers
 };
-DepthwiseNormPlan plan_depthwise_norm(const DepthwiseProblem& problem, int64_t multiplier, int32_t aligned, const Gpu& gpu);
+DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu);
 
-// Every kernel; and, for tests, one that is used wherever it can be (null: none), and whether blocks are fused.
 const std::vector<const KernelRow*>& kernel_table();
-const KernelRow*& forced_row();
-enum class Fusion { kByCost, kAlways, kNever };
-Fusion& forced_fusion();
-// For measuring the cost model: the tile of this rank among those of a problem, cheapest first; the last where there are fewer.
-int32_t& forced_rank();
+
+// What the tuner times (common/tuner.h), the plan's own choice first, torch's convolution last where `torch` says that it may be.
+// Of a depthwise convolution: the plan's kernel with its two cheapest tiles, and the next kernel that fits. Of a block: fused and
+// not, with the two cheapest tiles of each.
+struct Work {
+  Op op = Op::kDepthwise;
+  Pass pass = Pass::kForward;         // of the convolution
+  Pass kernel_pass = Pass::kForward;  // also where the input gradient is the forward pass of grad_output
+  Request request;
+  Extras extras;
+  bool torch = false;
+  int64_t out_channels = 0;  // of a block
+  SeparableAlignment alignment = {};
+};
+// The input gradient of the forward problem in a request: at stride and dilation 1 the forward pass of grad_output with the
+// flipped filter and padding K - 1 - P. All but the strides of tensors.
+void turn_to_input(Work* work);
+std::vector<NamedWay<Forced>> ways(const Work& work, const Gpu& gpu);
+Tuner::Subject subject(const Work& work, const Gpu& gpu);
+
+// A range of problems that torch's own convolution was measured to compute faster (faster_in_torch.cpp).
+struct FasterInTorch;
+// Null where nothing is known. kBackward: both gradients; its request is the weight's.
+const FasterInTorch* faster_in_torch(const Work& work, const Gpu& gpu);
+std::string describe(const FasterInTorch& range);
 
 // --- shared by the plan's files ------------------------------------------------------------------------------------------
 
-// The candidate of the forced rank, of those offered.
+// The candidate of a rank, of those offered.
 template <class Candidate>
 class Ranking {
  public:
+  explicit Ranking(int32_t rank) : rank_(static_cast<size_t>(rank)) {}
   void offer(const Candidate& candidate) {
-    if (forced_rank() > 0 || kept_.empty()) {
+    if (rank_ > 0 || kept_.empty()) {
       kept_.push_back(candidate);
     } else if (candidate.seconds < kept_.front().seconds) {
       kept_.front() = candidate;
@@ -117,10 +154,11 @@ class Ranking {
   const Candidate* chosen() {
     if (kept_.empty()) return nullptr;
     std::stable_sort(kept_.begin(), kept_.end(), [](const auto& a, const auto& b) { return a.seconds < b.seconds; });
-    return &kept_[std::min<size_t>(forced_rank(), kept_.size() - 1)];
+    return &kept_[std::min(rank_, kept_.size() - 1)];
   }
 
  private:
+  size_t rank_;
   std::vector<Candidate> kept_;
 };
 

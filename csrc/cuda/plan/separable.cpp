@@ -31,7 +31,7 @@ std::vector<const KernelRow*> candidates(Pass pass, const Request& request, cons
     return misfit(*row, Op::kSeparable, pass, request.problem, 1, gpu) == nullptr &&
            (row->cores == Cores::kScalar || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
   };
-  if (forced_row() != nullptr && fits(forced_row())) return {forced_row()};
+  if (request.forced.row != nullptr && fits(request.forced.row)) return {request.forced.row};
   std::vector<const KernelRow*> rows;
   for (const KernelRow* row : kernel_table()) {
     const bool another = rows.empty() || (row->cores != Cores::kScalar && row->cores != rows.back()->cores);
@@ -150,7 +150,7 @@ LaunchPlan best_block(const Request& request, int64_t out_channels, const Gpu& g
     LaunchPlan plan;
     SeparableBlockArgs args;
   };
-  Ranking<Candidate> ranking;
+  Ranking<Candidate> ranking(request.forced.rank);
   const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
   const std::vector<const KernelRow*> kernels = candidates(depthwise ? Pass::kForward : Pass::kPointwise, request, gpu);
   const auto offer = [&](int32_t warps_m, int32_t warps_n, int64_t tile_w, int64_t tile_rows) {
@@ -275,7 +275,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   const bool fits = fused.seconds < kDoesNotFit;
   // Apart, a long activation is a pass of its own over an intermediate that has been rounded before it.
   const bool cheaper = fused.seconds <= unfused_seconds || !is_inlined(p.activation.kind);
-  plan.fused = fits && (forced_fusion() == Fusion::kByCost ? cheaper : forced_fusion() == Fusion::kAlways);
+  plan.fused = fits && (request.forced.fusion == Fusion::kByCost ? cheaper : request.forced.fusion == Fusion::kAlways);
   plan.depthwise = depthwise;
   plan.block = plan.fused ? fused : pointwise;
   plan.block_args = plan.fused ? fused_args : pointwise_args;

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <map>
+#include <memory>
 #include <mutex>
 
 #include "common/tensors.h"
@@ -19,7 +20,9 @@ namespace dwconv::cuda {
 namespace {
 
 inline void check_status(const char* op, const char* what, cudaError_t status) {
-  DWCONV_CHECK(status == cudaSuccess, op, ": ", what, ": CUDA error: ", cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch finds it, where this one is only a candidate of the tuner's
+  refuse(op, ": ", what, ": CUDA error: ", cudaGetErrorString(status));
 }
 
 // Makes a tensor's device the current one, and knows its stream.
@@ -71,6 +74,42 @@ class Device {
                                   dim3(static_cast<unsigned>(launch.threads)), pointers, static_cast<size_t>(launch.shared_bytes),
                                   stream_));
     check_status(op_, launch.row->name, cudaGetLastError());
+  }
+
+  // Seconds of a run on the stream, whose operands are not in L2: what is written first takes its place, and meanwhile the host
+  // gets ahead, so that launches do not count. None while the stream is captured into a graph, and where there is no memory for
+  // it.
+  Tuner::Clock clock() const {
+    struct Event {
+      cudaEvent_t event = nullptr;
+      ~Event() {
+        if (event != nullptr) cudaEventDestroy(event);
+      }
+    };
+    const auto check = [op = op_](cudaError_t status) { check_status(op, "timing", status); };
+    try {
+      cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+      check(cudaStreamIsCapturing(stream_, &capture));
+      if (capture != cudaStreamCaptureStatusNone) return {};
+      const auto begin = std::make_shared<Event>(), end = std::make_shared<Event>();
+      check(cudaEventCreate(&begin->event));
+      check(cudaEventCreate(&end->event));
+      const int64_t bytes = 2 * std::max<int64_t>(gpu().l2_bytes, 1 << 20);
+      const Tensor written = torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt,
+                                                  torch::stable::Device(torch::headeronly::DeviceType::CUDA, index_));
+      return [=, stream = stream_](const Tuner::Run& run) {
+        check(cudaMemsetAsync(written.mutable_data_ptr(), 0, static_cast<size_t>(bytes), stream));
+        check(cudaEventRecord(begin->event, stream));
+        run();
+        check(cudaEventRecord(end->event, stream));
+        check(cudaEventSynchronize(end->event));
+        float milliseconds = 0;
+        check(cudaEventElapsedTime(&milliseconds, begin->event, end->event));
+        return milliseconds * 1e-3;
+      };
+    } catch (const std::exception&) {
+      return {};
+    }
   }
 
   // Of a size in NCHW's order; and by itself.

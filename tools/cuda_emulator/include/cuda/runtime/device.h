@@ -42,6 +42,9 @@ class Device {
     emulator::launches().push_back({launch.row, launch.blocks, launch.threads, launch.shared_bytes, traffic});
   }
 
+  // Tests fake the times (tuner.h).
+  Tuner::Clock clock() const { return steady_clock(); }
+
   Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return poisoned(empty_output(like, size, layout)); }
   Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const {
     return poisoned(torch::stable::empty(size, type, std::nullopt, like.device()));
