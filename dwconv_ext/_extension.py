@@ -61,11 +61,12 @@ _C = load_cpu()
 _C_cuda, cuda_status = load_cuda(_C.build_cuda)
 
 
-ON_CUDA = ("depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d")
+ON_CUDA = (
+    "depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d", "separable_conv2d_pack", "separable_conv2d_packed",
+    "pointwise_conv2d_pack", "pointwise_conv2d", "inverted_residual",
+)  # fmt: skip
 ON_CPU_ALONE = (
-    "depthwise_conv2d_pack", "depthwise_conv2d_packed", "separable_conv2d_pack", "separable_conv2d_packed",
-    "pointwise_conv2d_pack", "pointwise_conv2d", "inverted_residual", "patch_conv2d", "linear", "global_average_pool",
-    "max_pool2d", "interleave_channels", "layer_norm2d", "run_steps", "squeeze_excitation", "batch_norm_act",
+    "depthwise_conv2d_pack", "depthwise_conv2d_packed", "patch_conv2d", "linear", "global_average_pool", "max_pool2d", "interleave_channels", "layer_norm2d", "run_steps", "squeeze_excitation", "batch_norm_act",
     "batch_norm_act_backward",
 )  # fmt: skip
 

@@ -132,7 +132,7 @@ def test_same_bits_for_any_number_of_threads(dtype, layout, threads):
 
 
 X, (_, _, PACKED) = torch.randn(2, 8, 4, 4), packed(8, 6, torch.float32)
-MADE = "packed must be what pointwise_conv2d_pack made on this CPU of weights for {} channels of input"
+MADE = "packed must be what pointwise_conv2d_pack made on this device of weights for {} channels of input"
 BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8, 1, 1), None, _C.selected_isa())
 
 

@@ -87,7 +87,10 @@ def _build(folder: Path, *flags: str) -> Path:
     return module
 
 
-OPS = ("depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d")
+OPS = (
+    "depthwise_conv2d", "depthwise_conv2d_backward", "separable_conv2d", "separable_conv2d_pack", "separable_conv2d_packed",
+    "pointwise_conv2d_pack", "pointwise_conv2d", "inverted_residual",
+)  # fmt: skip
 
 
 @contextmanager

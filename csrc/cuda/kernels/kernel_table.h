@@ -42,6 +42,7 @@ KernelGroup nchw_rows_kernels();
 KernelGroup nchw_kernels();
 KernelGroup nchw_weight_kernels();
 KernelGroup separable_kernels();
+KernelGroup inverted_kernels();
 KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 
 }  // namespace dwconv::cuda

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "common/describe.h"
-#include "cuda/plan/plan.h"
+#include "cuda/plan/inverted.h"
+#include "cuda/plan/packed.h"
 
 namespace dwconv::cuda {
 
@@ -129,6 +130,12 @@ inline void define_plans(py::module_& m) {
         py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
         py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("allow_tf32") = false, py::arg("gpu") = py::dict(),
         "The plan of one op on contiguous tensors; gpu: facts that differ from an H100's.");
+  m.def(
+      "block_bytes",
+      [](const std::string& dtype, int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w) {
+        return PackedPlaces(parse_dtype(dtype), channels, out_channels, kernel_h, kernel_w).end;
+      },
+      "Of the packed weights of a fused block; of a pointwise convolution with a filter of 0x0.");
   m.def("force_row", &force_row, "Uses this row of the table wherever it fits, until called with -1; for tests.");
   m.def(
       "force_rank", [](int32_t rank) { forced_rank() = std::max(rank, 0); },
