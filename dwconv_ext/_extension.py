@@ -66,8 +66,8 @@ ON_CUDA = (
     "pointwise_conv2d_pack", "pointwise_conv2d", "inverted_residual",
 )  # fmt: skip
 ON_CPU_ALONE = (
-    "depthwise_conv2d_pack", "depthwise_conv2d_packed", "patch_conv2d", "linear", "global_average_pool", "max_pool2d", "interleave_channels", "layer_norm2d", "run_steps", "squeeze_excitation", "batch_norm_act",
-    "batch_norm_act_backward",
+    "depthwise_conv2d_pack", "depthwise_conv2d_packed", "patch_conv2d", "linear", "global_average_pool", "max_pool2d",
+    "interleave_channels", "layer_norm2d", "run_steps", "squeeze_excitation", "batch_norm_act", "batch_norm_act_backward",
 )  # fmt: skip
 
 

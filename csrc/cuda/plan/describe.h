@@ -96,7 +96,22 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
     d["reason"] = plan.reason;
     return d;
   }
-  if (op != op_name(Op::kDepthwise)) throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
+  if (op == op_name(Op::kInvertedResidual)) {  // multiplier: how many times wider the expanded image is
+    request.problem.channels *= multiplier;
+    request.multiplier = 1;
+    const SeparableAlignment alignment = {nhwc && channels % values == 0, false, nhwc && out_channels % values == 0,
+                                          channels * multiplier % values == 0};
+    const InvertedPlan plan = plan_inverted_residual(request, channels, out_channels, alignment, gpu);
+    if (plan.block.launch.row != nullptr) add_plan(d, plan.block);
+    d["fused"] = plan.fused;
+    d["tile"] = std::make_pair(plan.args.block.tile_rows, plan.args.block.tile_w);
+    d["bytes"] = plan.bytes;
+    d["flops"] = plan.flops;
+    d["reason"] = plan.reason;
+    return d;
+  }
+  if (op != op_name(Op::kDepthwise))
+    throw py::value_error("op: expected depthwise_conv2d, separable_conv2d or inverted_residual, got '" + op + "'");
   if (which == Pass::kBackwardWeight) {
     BackwardWeightTileArgs args;
     add_plan(d, plan_backward_weight(request, gpu, &args));

@@ -12,8 +12,9 @@ constexpr int kWarp = 32, kWarpRows = 32, kWarpColumns = 64, kSlabBytes = 128;  
 constexpr int kRun = 4, kStagingPitch = kWarpColumns + 8;                       // separable_forward.cuh's
 constexpr double kDoesNotFit = 1e30;
 
+// Of the warps, warps_m * warps_n share the projection's sums: a block may have more, which expand and convolve.
 struct Geometry {
-  int32_t tile_h, tile_w, warps_m, warps_n;
+  int32_t tile_h, tile_w, warps_m, warps_n, warps;
 };
 
 // Input rows (or columns) that tiles of so many output rows read, summed over the tiles of an image.
@@ -48,6 +49,7 @@ LaunchPlan cost_of(const Request& request, int64_t in_channels, int64_t out_chan
   b.run_columns = Divisor(ceil_div(g.tile_w, kRun));
   b.wide_bias = 1;
   args->in_channels = in_channels;
+  args->taps = static_cast<int32_t>(std::min<int64_t>(p.kernel_h * p.kernel_w, 1 << 20));
   args->tiles_h = static_cast<int32_t>(ceil_div(p.out_h, g.tile_h));
   const int64_t reach_h = (p.kernel_h - 1) * p.dilation_h + 1, reach_w = (p.kernel_w - 1) * p.dilation_w + 1;
   const int64_t in_rows = (g.tile_h - 1) * p.stride_h + reach_h, in_columns = (g.tile_w - 1) * p.stride_w + reach_w;
@@ -61,24 +63,40 @@ LaunchPlan cost_of(const Request& request, int64_t in_channels, int64_t out_chan
   args->columns = Divisor(in_columns), args->pixels = Divisor(in_pixels), args->chunks = Divisor(chunks);
   b.map_bytes = static_cast<int32_t>(round_up(8 * b.pixels + in_pixels, 8 * kSlabBytes));
 
-  const int64_t warps = g.warps_m * g.warps_n, staging = warps * (matrices ? 16 * 4 : 32) * kStagingPitch;
+  const int64_t warps = g.warps, staging = warps * (matrices ? 16 * 4 : 32) * kStagingPitch;
   const int64_t channels = kSlabBytes / unit, outputs = b.outputs;
   plan.launch.row = &row;
   plan.launch.threads = static_cast<int32_t>(warps * kWarp);
-  plan.launch.blocks_per_sm = static_cast<int32_t>(256 / plan.launch.threads);
-  plan.launch.shared_bytes = b.map_bytes + b.pixels * kSlabBytes + std::max((2 * outputs + in_pixels) * kSlabBytes, staging) +
-                             (in_pixels + 2 * channels) * args->pitch + 2 * (p.kernel_h * p.kernel_w + 1) * channels * wide;
+  plan.launch.blocks_per_sm = static_cast<int32_t>((matrices ? kSeparableBlocks : 1) * 256 / plan.launch.threads);
+  const int64_t filters = 2 * p.kernel_h * p.kernel_w * channels * wide;
+  int64_t end = b.map_bytes + b.pixels * kSlabBytes;
+  const auto place = [&](int32_t* at, int64_t bytes) {
+    *at = static_cast<int32_t>(std::min<int64_t>(end, 1 << 30));
+    end += bytes;
+  };
+  place(&args->ring_at, 2 * outputs * kSlabBytes);
+  place(&args->expanded_at, std::max(in_pixels * kSlabBytes, staging - 2 * outputs * kSlabBytes));
+  place(&args->input_at, in_pixels * args->pitch);
+  place(&args->weights_at, 2 * channels * args->pitch);
+  place(&args->filters_at, filters);
+  place(&args->biases_at, 4 * channels * wide);
+  plan.launch.shared_bytes = end;
   plan.launch.blocks = p.batch * args->tiles_h * b.tiles_w * b.splits;
   if (plan.launch.shared_bytes > gpu.shared_per_block) return plan;
 
   // Instructions a value, multiply-adds apart, as the compiler makes them.
   const double tiles = static_cast<double>(p.batch * args->tiles_h * b.tiles_w), blocks = tiles * b.splits;
   const double hidden = static_cast<double>(b.slabs * channels);
-  const double expanded = static_cast<double>(ceil_div(in_pixels, kWarpRows * warps) * kWarpRows * warps) * hidden;
+  const int64_t rows = matrices ? 16 : kWarpRows, group = matrices ? 32 : channels;  // pixels and channels expanded together
+  const int64_t parts = in_pixels / rows * (channels / group), left = ceil_div(p.channels, group) * group;
+  const double expanded = static_cast<double>(ceil_div(parts, warps) * warps * rows * group) * static_cast<double>(left) /
+                          static_cast<double>(channels);
   const double depthwise = static_cast<double>(g.tile_h * round_up(g.tile_w, kRun)) * hidden;
   const double sums = static_cast<double>(b.pixels * outputs);
   const double taps = static_cast<double>(p.kernel_h * p.kernel_w) * (row.filter > 0 ? 1.0 : 3.0);
-  const double products = 2.0 * (expanded * static_cast<double>(chunks * 16 / unit) + sums * hidden);
+  // An SM has four tensor cores, one a warp.
+  const double busy = std::min(1.0, g.warps_m * g.warps_n * plan.launch.blocks_per_sm / 4.0);
+  const double products = 2.0 * (expanded * static_cast<double>(chunks * 16 / unit) + sums * hidden / busy);
   const double instructions = expanded * 6 + depthwise * (taps + 12) + sums * (nhwc ? 8 : 12) +
                               static_cast<double>(in_pixels * chunks) * (nhwc ? 40 : 60) + plan.launch.threads * 800.0;
   // A row of a NCHW tile begins and ends within sectors of 32 bytes.
@@ -118,18 +136,21 @@ LaunchPlan best_tile(const Request& request, int64_t in_channels, int64_t out_ch
     }
   };
   for (const auto& [warps_m, warps_n] :
-       std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}}) {
+       std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}, {2, 1}, {1, 2}, {1, 1}}) {
     const int64_t pixels = p.layout == Layout::kNHWC ? warps_m * kWarpRows : warps_n * kWarpColumns;
-    const int64_t least = ceil_div(p.out_w, pixels);
-    for (int64_t pieces = least; pieces < least + 16; ++pieces) {
+    // In NCHW as wide as they can be: a narrower tile splits sectors of 32 bytes in each of its rows.
+    const int64_t least = ceil_div(p.out_w, pixels), most = p.layout == Layout::kNCHW ? least : least + 15;
+    for (int64_t pieces = least; pieces <= most; ++pieces) {
       const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
-      if (pieces > 1 && tile_w < 8 && pieces > least) break;
-      if (tile_w > pixels) continue;
+      if (pieces > least && tile_w < 8) break;
       // As many rows as fit, and fewer, shared evenly over the image.
       int64_t last = 0;
       for (int64_t rows = std::min(pixels / tile_w, p.out_h); rows > 0; rows = rows / 2) {
         for (const int64_t tile_h : {rows, ceil_div(p.out_h, ceil_div(p.out_h, rows))}) {
-          if (tile_h != last) offer({static_cast<int32_t>(tile_h), static_cast<int32_t>(tile_w), warps_m, warps_n});
+          for (const int32_t warps : {4, 8}) {
+            const Geometry g = {static_cast<int32_t>(tile_h), static_cast<int32_t>(tile_w), warps_m, warps_n, warps};
+            if (tile_h != last && warps >= warps_m * warps_n) offer(g);
+          }
           last = tile_h;
         }
       }

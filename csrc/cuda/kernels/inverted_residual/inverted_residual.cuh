@@ -3,8 +3,9 @@
 //   out = bias2 + sum_h w2[o, h] * act1(bias1[h] + depthwise(expanded)[h]), act2, + residual
 //   expanded[h] = act0(bias0[h] + sum_c w0[h, c] * in[c]), and zeros around the image
 //
-// A block of 4 or 8 warps owns a tile of one image's output and a range of output channels. The input pixels that the tile reads,
-// all their channels, stay in shared memory; hidden channels pass through it a slab (128 bytes) at a time:
+// A block of 4 or 8 warps owns a tile of one image's output and a range of output channels, whose sums some or all of them share.
+// The input pixels that the tile reads, all their channels, stay in shared memory; hidden channels pass through it a slab (128
+// bytes) at a time:
 //
 //     input pixels, w0 --product, act0, round--> expanded slab --depthwise, act1, round--> slot    w2 (slab)
 //                                                                                             \     /
@@ -78,29 +79,63 @@ DWCONV_DEVICE void stage_input(const InvertedResidualArgs& args, const ImageTile
   }
 }
 
-// The expansion's weights and biases of a slab; zeros past the last hidden and input channel.
+// Hidden channels from a slab's first on, as many as count.
 template <class T>
-DWCONV_DEVICE void stage_expansion(const InvertedResidualArgs& args, int slab, unsigned char* weights, accumulate_t<T>* bias) {
+DWCONV_DEVICE int channels_left(const InvertedResidualArgs& args, int slab) {
+  const int64_t left = args.block.problem.channels - static_cast<int64_t>(slab) * kSlabChannels<T>;
+  return left < kSlabChannels<T> ? static_cast<int>(left) : kSlabChannels<T>;
+}
+
+// The expansion's weights of a slab; zeros past the last hidden and input channel. A line's indices have 32 bits: it fits shared
+// memory.
+template <class T>
+DWCONV_DEVICE void stage_expansion(const InvertedResidualArgs& args, int slab, unsigned char* weights) {
   constexpr int kValues = kChunkValues<T>, kSlab = kSlabChannels<T>;
-  const int64_t channel0 = static_cast<int64_t>(slab) * kSlab, hidden = args.block.problem.channels - channel0;
-  const T* const first = static_cast<const T*>(args.expand_weight) + channel0 * args.in_channels;
-  for (int i = thread_index(); i < kSlab * args.chunks.divisor; i += block_size()) {
-    const int row = quotient(i, args.chunks), chunk = i - row * args.chunks.divisor;
-    const int64_t left = args.in_channels - chunk * kValues;
+  const int depth = static_cast<int>(args.in_channels), hidden = channels_left<T>(args, slab), chunks = args.chunks.divisor;
+  const T* const first = static_cast<const T*>(args.expand_weight) + slab * args.in_channels * kSlab;
+#pragma unroll 1
+  for (int i = this_thread(); i < kSlab * chunks; i += block_size()) {
+    const int row = quotient(i, args.chunks), chunk = i - row * chunks, left = depth - chunk * kValues;
     const bool valid = row < hidden && left > 0;
-    const T* const from = first + (valid ? row * args.in_channels + chunk * kValues : 0);
+    const T* const from = first + (row * depth + chunk * kValues);
     unsigned char* const to = weights + row * args.pitch + chunk * kChunkBytes;
     if (args.aligned_expand) {
       copy_async(to, from, valid);
     } else {
-#pragma unroll
+#pragma unroll 1
       for (int v = 0; v < kValues; ++v) {
         reinterpret_cast<T*>(to)[v] = valid && v < left ? load<1>(from + v).value[0] : zero<T>();
       }
     }
   }
-  const accumulate_t<T>* const biases = static_cast<const accumulate_t<T>*>(args.expand_bias) + channel0;
-  for (int i = thread_index(); i < kSlab; i += block_size()) bias[i] = i < hidden ? load_one(biases + i) : accumulate_t<T>(0);
+}
+
+// filters[tap * slab's channels + channel], from dw_weight[channel][tap]; zeros past the last channel.
+template <class T, class S>
+DWCONV_DEVICE void stage_taps(const InvertedResidualArgs& args, int slab, accumulate_t<T>* filters) {
+  constexpr int kSlab = kSlabChannels<T>;
+  const int taps = S::kKernel > 0 ? S::kKernel * S::kKernel : args.taps;
+  const int left = channels_left<T>(args, slab);
+  const T* const from = static_cast<const T*>(args.block.dw_weight) + static_cast<int64_t>(slab) * kSlab * taps;
+#pragma unroll 1
+  for (int i = this_thread(); i < taps * kSlab; i += block_size()) {
+    const int channel = i % kSlab;
+    filters[i] = channel < left ? load_one(from + (channel * taps + i / kSlab)) : accumulate_t<T>(0);
+  }
+}
+
+// The biases of the slab's expansion, and behind them of its filters; zeros past the last channel.
+template <class T>
+DWCONV_DEVICE void stage_biases(const InvertedResidualArgs& args, int slab, accumulate_t<T>* to) {
+  using A = accumulate_t<T>;
+  constexpr int kSlab = kSlabChannels<T>;
+  const int left = channels_left<T>(args, slab);
+#pragma unroll 1
+  for (int i = this_thread(); i < 2 * kSlab; i += block_size()) {
+    const int channel = i % kSlab;
+    const A* const from = static_cast<const A*>(i < kSlab ? args.expand_bias : args.block.dw_bias);
+    to[i] = channel < left ? load_one(from + static_cast<int64_t>(slab) * kSlab + channel) : A(0);
+  }
 }
 
 // V channels of an expanded pixel.
@@ -110,48 +145,46 @@ DWCONV_DEVICE void read_expanded(const unsigned char* expanded, int pixel, int l
   widen(*reinterpret_cast<const Packed<T, V>*>(expanded + swizzled(pixel, byte / kChunkBytes) + byte % kChunkBytes), to);
 }
 
-// The depthwise stage: a thread makes V channels of kRun neighbouring pixels, and keeps its channels' filters where they are
-// small. Of a run that the tile cuts off it reads pixels that are there, and writes none.
+// The depthwise stage: a thread makes V channels of kRun neighbouring pixels, zeros of channels past the last, which have not
+// been expanded. Of a run that the tile cuts off it reads pixels that are there, and writes none.
 template <class T, class S, int V, bool kRoundTf32>
 DWCONV_DEVICE void convolve_expanded(const InvertedResidualArgs& args, int slab, const accumulate_t<T>* filters,
-                                     const unsigned char* expanded, unsigned char* slot) {
+                                     const accumulate_t<T>* bias, const unsigned char* expanded, unsigned char* slot) {
   using A = accumulate_t<T>;
   constexpr int kSlab = kSlabChannels<T>, kLanes = kSlab / V, K = S::kKernel;
   const SeparableBlockArgs& b = args.block;
   const DepthwiseProblem& p = b.problem;
-  const int lane = thread_index() % kLanes, runs_w = b.run_columns.divisor;  // block_size() is a multiple of kLanes
+  const int lane = this_thread() % kLanes, runs_w = b.run_columns.divisor;  // block_size() is a multiple of kLanes
   const int64_t c = static_cast<int64_t>(slab) * kSlab + lane * V;
   filters += lane * V;
-  A bias[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) bias[v] = c + v < p.channels ? load_bias<T>(b.dw_bias, c + v, b.wide_bias) : A(0);
-  A w[K > 0 ? K : 1][K > 0 ? K : 1][V];
-#pragma unroll
-  for (int tap = 0; tap < K * K; ++tap) read_shared(filters + tap * kSlab, w[tap / K][tap % K]);
+  bias += lane * V;
 #pragma unroll 1
-  for (int run = thread_index() / kLanes; run < b.tile_rows * runs_w; run += block_size() / kLanes) {
+  for (int run = this_thread() / kLanes; run < b.tile_rows * runs_w; run += block_size() / kLanes) {
     const int tile_row = quotient(run, b.run_columns), column = (run - tile_row * runs_w) * kRun;
     A acc[kRun][V];
 #pragma unroll
-    for (int k = 0; k < kRun; ++k) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) acc[k][v] = bias[v];
-    }
-    if constexpr (K > 0) {
+    for (int k = 0; k < kRun; ++k) read_shared(bias, acc[k]);
+    if (c >= p.channels) {
+    } else if constexpr (K > 0) {
       const int base = (tile_row * args.in_columns + column) * S::kStride;
 #pragma unroll
       for (int r = 0; r < K; ++r) {
+        A w[K][V];
+#pragma unroll
+        for (int s = 0; s < K; ++s) read_shared(filters + (r * K + s) * kSlab, w[s]);
 #pragma unroll
         for (int q = 0; q < (kRun - 1) * S::kStride + K; ++q) {
           A value[V];
           read_expanded<T, V>(expanded, base + r * args.in_columns + q, lane, value);
-          add_filter_row<S, V>(w[r], q, value, acc);
+          add_filter_row<S, V>(w, q, value, acc);
         }
       }
     } else {
       const int stride_w = static_cast<int>(p.stride_w), kernel_w = static_cast<int>(p.kernel_w);
       const int base = tile_row * static_cast<int>(p.stride_h) * args.in_columns + column * stride_w;
+#pragma unroll 1
       for (int r = 0; r < static_cast<int>(p.kernel_h); ++r) {
+#pragma unroll 1
         for (int s = 0; s < kernel_w; ++s) {
           A tap[V];
           read_shared(filters + (r * kernel_w + s) * kSlab, tap);
@@ -178,41 +211,42 @@ DWCONV_DEVICE void convolve_expanded(const InvertedResidualArgs& args, int slab,
 template <class T, class Tile, class S, bool kChannelsLast>
 DWCONV_DEVICE void inverted_block(const InvertedResidualArgs& args) {
   using A = accumulate_t<T>;
-  constexpr int kSlab = kSlabChannels<T>, kVectors = sizeof(T) < 8 ? 4 : 2;
+  // Channels a thread of the depthwise stage: its sums must fit the registers beside the projection's.
+  constexpr int kSlab = kSlabChannels<T>, kVectors = sizeof(T) == 2 ? 4 : 2;
   constexpr bool kRoundTf32 = Tile::kTensor && std::is_same_v<T, float>;
   const SeparableBlockArgs& b = args.block;
-  int block = block_index();
-  const int64_t first = static_cast<int64_t>(block % b.splits) * b.outputs;
-  block /= b.splits;
+  const auto first = [&] {  // output channel
+    int block = block_index();
+    in_order(block);
+    return static_cast<int64_t>(block % b.splits) * b.outputs;
+  };
+  // Warps beyond those that share the sums expand and convolve only.
+  const auto projects = [&](const Place& mine) { return mine.column < b.warps_n * kWarpColumns; };
+  int block = block_index() / b.splits;
   ImageTile at;
   at.x = block % b.tiles_w * b.tile_w;
   block /= b.tiles_w;
   at.y = block % args.tiles_h * b.tile_rows;
   at.n = block / args.tiles_h;
 
-  // Shared memory: the map, then what is swizzled, on multiples of 1024 bytes: slot, two slabs of w2, expanded slab; then input,
-  // two slabs of w0, filters and biases of two slabs. The sums are staged where w2 and the expanded slab were.
-  TileMap map = {};
-  map.pixel = reinterpret_cast<int64_t*>(shared_memory());
-  unsigned char* const inside = shared_memory() + b.pixels * 8;
-  unsigned char* const slot = shared_memory() + b.map_bytes;
-  unsigned char* const ring = slot + b.pixels * kSlabBytes;
-  unsigned char* const expanded = ring + 2 * b.outputs * kSlabBytes;
-  const int staging_bytes = block_size() / kWarp * Tile::kStagedRows * kStagingPitch * static_cast<int>(sizeof(A));
-  unsigned char* const input = ring + most((2 * b.outputs + args.in_pixels) * kSlabBytes, staging_bytes);
-  unsigned char* const weights = input + args.in_pixels * args.pitch;
-  A* const filters = reinterpret_cast<A*>(weights + 2 * kSlab * args.pitch);
-  const int filter_values = static_cast<int>(b.problem.kernel_h * b.problem.kernel_w) * kSlab;
-  A* const biases = filters + 2 * filter_values;
-
+  // Shared memory. Addresses are made again wherever they are used, as in share(): there are no registers for them beside the
+  // sums.
+  const auto area = [](int32_t from) {
+    in_order(from);
+    return shared_memory() + from;
+  };
+  const auto values = [&](int32_t from) { return reinterpret_cast<A*>(area(from)); };
   const auto stage = [&](int slab) {
     const int which = slab % 2;
-    stage_expansion<T>(args, slab, weights + which * kSlab * args.pitch, biases + which * kSlab);
-    stage_weights<T>(b, first, b.outputs, slab, ring + which * b.outputs * kSlabBytes);
-    stage_slab_filters<T, S>(b, slab, filters + which * filter_values);
+    stage_expansion<T>(args, slab, area(args.weights_at) + which * kSlab * args.pitch);
+    stage_weights<T>(b, first(), b.outputs, slab, area(args.ring_at) + which * b.outputs * kSlabBytes);
+    stage_taps<T, S>(args, slab, values(args.filters_at) + which * args.taps * kSlab);
+    stage_biases<T>(args, slab, values(args.biases_at) + which * 2 * kSlab);
   };
-  map_tile<kChannelsLast>(args, at, map, inside);
-  stage_input<T, kChannelsLast>(args, at, input);
+  TileMap map = {};
+  map.pixel = reinterpret_cast<int64_t*>(shared_memory());
+  map_tile<kChannelsLast>(args, at, map, shared_memory() + b.pixels * 8);
+  stage_input<T, kChannelsLast>(args, at, area(args.input_at));
   stage(0);
   copy_commit();
   Tile tile;
@@ -224,20 +258,25 @@ DWCONV_DEVICE void inverted_block(const InvertedResidualArgs& args) {
     synchronize();  // this slab's weights are there, and the last slab's have been read
     if (slab + 1 < b.slabs) stage(slab + 1);
     copy_commit();
-    expand_slab<T, Tile::kTensor>(args, input, weights + which * kSlab * args.pitch, biases + which * kSlab, inside, expanded);
+    expand_slab<T, Tile::kTensor>(args, channels_left<T>(args, slab), area(args.input_at),
+                                  area(args.weights_at) + which * kSlab * args.pitch, values(args.biases_at) + which * 2 * kSlab,
+                                  area(b.pixels * 8), area(args.expanded_at));
     synchronize();  // expanded; and the last slab's slot has been read
-    convolve_expanded<T, S, kVectors, kRoundTf32>(args, slab, filters + which * filter_values, expanded, slot);
+    convolve_expanded<T, S, kVectors, kRoundTf32>(args, slab, values(args.filters_at) + which * args.taps * kSlab,
+                                                  values(args.biases_at) + (which * 2 + 1) * kSlab, area(args.expanded_at),
+                                                  area(b.map_bytes));
     synchronize();
     const Place mine = share<Tile>(b);
-    const unsigned char* const stage_of = ring + which * b.outputs * kSlabBytes;
-    tile.multiply(kChannelsLast ? slot : stage_of, mine.row, Columns<T, false>{kChannelsLast ? stage_of : slot, 0}, mine.column);
+    if (!projects(mine)) continue;
+    const unsigned char *const slot = area(b.map_bytes), *const ring = area(args.ring_at) + which * b.outputs * kSlabBytes;
+    tile.multiply(kChannelsLast ? slot : ring, mine.row, Columns<T, false>{kChannelsLast ? ring : slot, 0}, mine.column);
   }
   synchronize();  // the ring and the expanded slab become the staging area
-  finish_sums<T, kChannelsLast>(b, map, tile, first, reinterpret_cast<A*>(ring));
+  if (projects(share<Tile>(b))) finish_sums<T, kChannelsLast>(b, map, tile, first(), values(args.ring_at));
 }
 
 template <class T, class S, bool kChannelsLast>
-DWCONV_KERNEL(kSeparableThreads, 1)
+DWCONV_KERNEL(kSeparableThreads, kSeparableBlocks)
 inverted_tensor(InvertedResidualArgs args) {
 #if DWCONV_HAS_AMPERE
   inverted_block<T, TensorTile<T>, S, kChannelsLast>(args);
