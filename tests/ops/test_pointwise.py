@@ -159,7 +159,8 @@ def test_same_bits_for_any_number_of_threads(dtype, layout, threads):
             assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-X, (_, _, PACKED) = torch.randn(2, 8, 4, 4), packed(8, 6, torch.float32)
+X, (WEIGHT, BIAS, PACKED) = torch.randn(2, 8, 4, 4), packed(8, 6, torch.float32)
+CUT = PACKED[:-1]
 MADE = "packed must be what pointwise_conv2d_pack made on this device of weights for {} channels of input"
 BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8, 1, 1), None, _C.selected_isa())
 
@@ -170,7 +171,7 @@ BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8
     ({"input": X.half()}, MADE.format(8)),
     ({"input": X[:, 1:]}, MADE.format(7)),
     ({"input": X[:, :, :0]}, "input must have a non-empty height and width"),
-    ({"packed": PACKED[:-1]}, MADE.format(8)),
+    ({"packed": CUT}, MADE.format(8)),
     ({"packed": BLOCK}, MADE.format(8)),
     ({"out_channels": 7}, MADE.format(8)),
     ({"out_channels": -6}, MADE.format(8)),
@@ -182,12 +183,14 @@ BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8
     ({"gate": torch.ones(2, 8, 1, 1).double()}, "gate must have the others' dtype"),
 ])  # fmt: skip
 def test_errors(wrong, message, kernels):
-    packed = on_device(PACKED, kernels)
+    """The packed bytes that are not wrong are those of the implementation."""
+    packed = ops.pointwise_conv2d_pack(*kernels.on_device([WEIGHT, BIAS]), _C.selected_isa())
+    wrong = {"packed": packed[:-1]} if wrong.get("packed") is CUT else wrong
     right = {"input": X, "packed": packed, "out_channels": 6, "stride": 1, "act": 0}
-    wrong = {"packed": packed} | wrong
-    if wrong["packed"] is not packed:
-        wrong["packed"] = on_device(wrong["packed"], kernels)
-    right, wrong = ({k: v.to(kernels.device) if torch.is_tensor(v) else v for k, v in given.items()} for given in (right, wrong))
+    right, wrong = (
+        {name: value.to(kernels.device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+        for given in (right, wrong)
+    )
     assert ops.pointwise_conv2d(**right).shape == (2, 6, 4, 4)
     with pytest.raises(RuntimeError, match=f"pointwise_conv2d: {message}"):
         ops.pointwise_conv2d(**(right | wrong))

@@ -28,10 +28,8 @@ inline Tensor pack(DType dtype, const PackedPlaces& at, const Tensor& like, cons
                         {dw_bias, at.dw_bias, at.pw_weight, wide},
                         {pw_weight, at.pw_weight, at.pw_bias, unit},
                         {pw_bias, at.pw_bias, at.end, wide}};
-  const auto filled = [](const Part& part) {
-    return part.begin == part.end || (part.from && part.from->numel() * part.unit == part.end - part.begin);
-  };
-  if (!std::all_of(std::begin(parts), std::end(parts), filled)) torch::stable::zero_(packed);
+  const auto given = [](const Part& part) { return part.begin == part.end || part.from; };
+  if (!std::all_of(std::begin(parts), std::end(parts), given)) torch::stable::zero_(packed);
   for (const Part& part : parts) {
     if (!part.from) continue;
     const Tensor source = dense(*part.from);

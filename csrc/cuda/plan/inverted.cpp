@@ -135,27 +135,31 @@ LaunchPlan best_tile(const Request& request, int64_t in_channels, int64_t out_ch
       if (next.seconds < kDoesNotFit) ranking.offer({next.seconds, next, args});
     }
   };
-  for (const auto& [warps_m, warps_n] :
-       std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}, {2, 1}, {1, 2}, {1, 1}}) {
-    const int64_t pixels = p.layout == Layout::kNHWC ? warps_m * kWarpRows : warps_n * kWarpColumns;
-    // In NCHW as wide as they can be: a narrower tile splits sectors of 32 bytes in each of its rows.
-    const int64_t least = ceil_div(p.out_w, pixels), most = p.layout == Layout::kNCHW ? least : least + 15;
-    for (int64_t pieces = least; pieces <= most; ++pieces) {
-      const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
-      if (pieces > least && tile_w < 8) break;
-      // As many rows as fit, and fewer, shared evenly over the image.
-      int64_t last = 0;
-      for (int64_t rows = std::min(pixels / tile_w, p.out_h); rows > 0; rows = rows / 2) {
-        for (const int64_t tile_h : {rows, ceil_div(p.out_h, ceil_div(p.out_h, rows))}) {
-          for (const int32_t warps : {4, 8}) {
-            const Geometry g = {static_cast<int32_t>(tile_h), static_cast<int32_t>(tile_w), warps_m, warps_n, warps};
-            if (tile_h != last && warps >= warps_m * warps_n) offer(g);
+  const auto search = [&](int64_t further) {
+    for (const auto& [warps_m, warps_n] : std::vector<std::pair<int32_t, int32_t>>{
+             {8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}, {2, 1}, {1, 2}, {1, 1}}) {
+      const int64_t pixels = p.layout == Layout::kNHWC ? warps_m * kWarpRows : warps_n * kWarpColumns;
+      const int64_t least = ceil_div(p.out_w, pixels);
+      for (int64_t pieces = least; pieces <= least + further; ++pieces) {
+        const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
+        if (pieces > least && tile_w < 8) break;
+        // As many rows as fit, and fewer, shared evenly over the image.
+        int64_t last = 0;
+        for (int64_t rows = std::min(pixels / tile_w, p.out_h); rows > 0; rows = rows / 2) {
+          for (const int64_t tile_h : {rows, ceil_div(p.out_h, ceil_div(p.out_h, rows))}) {
+            for (const int32_t warps : {4, 8}) {
+              const Geometry g = {static_cast<int32_t>(tile_h), static_cast<int32_t>(tile_w), warps_m, warps_n, warps};
+              if (tile_h != last && warps >= warps_m * warps_n) offer(g);
+            }
+            last = tile_h;
           }
-          last = tile_h;
         }
       }
     }
-  }
+  };
+  // In NCHW as wide as they can be: a narrower tile splits sectors of 32 bytes in each of its rows.
+  search(p.layout == Layout::kNCHW ? 0 : 15);
+  if (ranking.chosen() == nullptr) search(15);
   const Candidate* const chosen = ranking.chosen();
   if (chosen == nullptr) {
     LaunchPlan none;
