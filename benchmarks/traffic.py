@@ -3,7 +3,8 @@
 Activation bytes are distinct 32-byte sectors of global memory that each block loads and stores: its own re-reads hit L1. Over the
 compulsory bytes, input and output once, that is what the blocks ask of L2; what neighbouring blocks both read comes from memory
 once (docs/design/cuda.md has the counters of a GPU). Weights, re-read from L2, stand apart. The
-unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way.
+unfused pair writes and reads the intermediate besides; FCM (arXiv 2404.19331) reports the saving in the same way. An inverted
+residual is compared with what its two kernels, pointwise convolution and fused block, move here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import Layer, depthwise_layers, separable_layers
+from .layers import Layer, depthwise_layers, inverted_layers, separable_layers
 from .report import made, markdown_table, print_rows, save
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -57,6 +58,13 @@ class Moved:
         return 1 - self.activations / self.unfused
 
 
+def _moved(launches: list[dict]) -> tuple[int, int]:
+    """Of activations, and of weights. Intermediates lie in no range that was named: their loads stand among the weights'."""
+    between = sum(launch["weight_bytes"] for launch in launches[1:])
+    activations = sum(launch["load_bytes"] + launch["store_bytes"] for launch in launches) + between
+    return activations, sum(launch["weight_bytes"] for launch in launches) - between
+
+
 def _count(module: Any, x: Tensor, call: Any) -> tuple[list[dict], Tensor]:
     module.launches()
     module.count_traffic(True, False, [(x.data_ptr(), x.data_ptr() + x.numel() * x.element_size())])
@@ -88,14 +96,35 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
         compulsory = (x.numel() + y.numel()) * x.element_size()
         unfused = compulsory + 2 * middle * x.element_size()
         fused = len(launches) == 1
-    activations = sum(launch["load_bytes"] + launch["store_bytes"] for launch in launches)
-    weights = sum(launch["weight_bytes"] for launch in launches)
-    if fused is False:  # the intermediates lie in no range that was named: their loads stand among the weights'
-        between = sum(launch["weight_bytes"] for launch in launches[1:])
-        activations, weights = activations + between, weights - between
+    activations, weights = _moved(launches)
     requests = sum(launch["requests"] for launch in launches)
     plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
     return Moved(layer.name, layout, fused, activations, compulsory, weights, requests, unfused, plan)
+
+
+def measure_inverted(layer: Layer, layout: str, dtype: torch.dtype, *, fusion: str = "by_cost") -> Moved:
+    """The same of an inverted residual with packed weights; `unfused`: what its two kernels move."""
+    _, module = load_emulator()
+    ops = torch.ops.dwconv_emulator
+    name, hidden = str(dtype).removeprefix("torch."), layer.channels * layer.expand
+    x = torch.randn(layer.batch, layer.channels, *layer.size).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    expand = ops.pointwise_conv2d_pack(torch.randn(hidden, layer.channels, 1, 1), torch.randn(hidden), "", name)
+    filters = torch.randn(hidden, 1, *layer.kernel), torch.randn(hidden)
+    packed = ops.separable_conv2d_pack(*filters, torch.randn(layer.out_channels, hidden, 1, 1), None, "", name)
+    block = [layer.out_channels, *layer.kernel, layer.stride, layer.stride, *layer.padding, 1, 1, 2, 0]
+    module.set_gpu({})
+    runs = {}
+    for how in ("never", fusion):
+        module.force_fusion("never" if how == "never" else fusion)
+        runs[how] = _count(module, x, lambda: ops.inverted_residual(x, expand, hidden, 2, 0.0, packed, block, [0.0, 0.0]))
+    module.force_fusion("by_cost")
+    launches, y = runs[fusion]
+    activations, weights = _moved(launches)
+    compulsory = (x.numel() + y.numel()) * x.element_size()
+    requests = sum(launch["requests"] for launch in launches)
+    plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
+    unfused = _moved(runs["never"][0])[0]
+    return Moved(layer.name, layout, len(launches) == 1, activations, compulsory, weights, requests, unfused, plan)
 
 
 def table(rows: list[Moved]) -> tuple[list[str], list[list[str]]]:
@@ -109,14 +138,22 @@ def table(rows: list[Moved]) -> tuple[list[str], list[list[str]]]:
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
-    """Counts and prints the depthwise layers and the blocks."""
-    lists = {"depthwise": depthwise_layers(), "separable": separable_layers((options.batch,))}
+    """Counts and prints the depthwise layers, the blocks and the inverted residuals."""
+    lists = {
+        "depthwise": depthwise_layers(),
+        "separable": separable_layers((options.batch,)),
+        "inverted": [layer for layer in inverted_layers((options.batch,)) if layer.expand > 1],
+    }
     groups: dict[str, list[Moved]] = {}
     tables, figures = [], []
     for kind, listed in lists.items():
         chosen = [layer._replace(batch=options.batch) for layer in listed if options.layers in layer.name]
         groups[kind] = [
-            measure(layer, layout, dtype, separable=kind == "separable") for layer in progress(chosen) for layout in LAYOUTS
+            measure_inverted(layer, layout, dtype)
+            if kind == "inverted"
+            else measure(layer, layout, dtype, separable=kind == "separable")
+            for layer in progress(chosen)
+            for layout in LAYOUTS
         ]
         title = f"traffic, {kind}, {options.dtype}, plans for an H100, counted on the emulator"
         header, cells = table(groups[kind])

@@ -23,25 +23,27 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
       "separable_conv2d(Tensor input, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str dw_act, str pw_act, Tensor? residual=None, "
       "float dw_slope=0.01, float pw_slope=0.01, bool allow_tf32=False) -> Tensor");
-  // The same on the CPU, without derivatives, for many calls with the same weights: their packed bytes, and the rest of the
-  // arguments as numbers, which take less of a short call's time (block: out_channels, kernel_h, kernel_w, stride, padding,
-  // dilation, dw_act, pw_act; slopes: dw_slope, pw_slope). isa is the selected instruction set, whose kernels read them: named so
-  // that compiled graphs kept for one CPU aren't taken for another's. input_dtype: of the inputs where it is not the weights':
-  // folded weights are float32 also where inputs are bfloat16 or float16, whose range they may leave.
+  // The same without derivatives, for many calls with the same weights: their packed bytes, and the rest of the arguments as
+  // numbers, which take less of a short call's time (block: out_channels, kernel_h, kernel_w, stride, padding, dilation, dw_act,
+  // pw_act; slopes: dw_slope, pw_slope). isa is the CPU's selected instruction set, whose kernels read them: named so that
+  // compiled graphs kept for one CPU aren't taken for another's; on CUDA, where all kernels read the same, nothing looks at it.
+  // input_dtype: of the inputs where it is not the weights': folded weights are float32 also where inputs are bfloat16 or
+  // float16, whose range they may leave.
   m.def(
       "separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa, "
       "str input_dtype=\"\") -> Tensor");
-  m.def("separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None) -> Tensor");
-  // act(conv2d(input, weight, bias, groups=C)) in the same way. filter: out_channels, kernel_h, kernel_w, stride, padding,
-  // dilation (height and width each); act: an activation's number (_C.activations).
+  m.def(
+      "separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None, "
+      "bool allow_tf32=False) -> Tensor");
+  // act(conv2d(input, weight, bias, groups=C)) in the same way, on the CPU. filter: out_channels, kernel_h, kernel_w, stride,
+  // padding, dilation (height and width each); act: an activation's number (_C.activations).
   m.def("depthwise_conv2d_pack(Tensor weight, Tensor? bias, str isa, str input_dtype=\"\") -> Tensor");
   m.def("depthwise_conv2d_packed(Tensor input, Tensor packed, int[] filter, int act, float slope=0.01) -> Tensor");
-  // act(conv2d(input * gate, weight, bias, stride)) + residual for a 1x1 convolution, on the CPU, without derivatives. gate is
-  // (N, C, 1, 1).
+  // act(conv2d(input * gate, weight, bias, stride)) + residual for a 1x1 convolution, without derivatives. gate is (N, C, 1, 1).
   m.def("pointwise_conv2d_pack(Tensor weight, Tensor? bias, str isa, str input_dtype=\"\") -> Tensor");
   m.def(
       "pointwise_conv2d(Tensor input, Tensor packed, int out_channels, int stride, int act, float slope=0.01, "
-      "Tensor? residual=None, Tensor? gate=None) -> Tensor");
+      "Tensor? residual=None, Tensor? gate=None, bool allow_tf32=False) -> Tensor");
   // act(conv2d(input, weight, bias)) for an input of few channels, which is read a filter's patch at a time, with what
   // pointwise_conv2d_pack makes of weight.permute(0, 2, 3, 1).reshape(out_channels, -1, 1, 1). filter: as
   // depthwise_conv2d_packed's. channels_last: of the output; it is too where the input is.
@@ -49,11 +51,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   // act(linear(input, weight, bias)) of (..., features), with what pointwise_conv2d_pack makes of the weight as 1x1 filters.
   m.def("linear(Tensor input, Tensor packed, int out_features, int act, float slope=0.01) -> Tensor");
   // separable_conv2d_packed(pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope), packed, block, slopes,
-  // residual), in one pass where the expanded image would not stay in L2.
+  // residual), in one pass where that is expected to be faster: on the CPU where the expanded image would not stay in L2.
   m.def(
       "inverted_residual(Tensor input, Tensor expand, int hidden, int expand_act, float expand_slope, Tensor packed, int[] "
       "block, "
-      "float[] slopes, Tensor? residual=None) -> Tensor");
+      "float[] slopes, Tensor? residual=None, bool allow_tf32=False) -> Tensor");
   // gate(conv2d(act(conv2d(input.mean((2, 3)), reduce_weight) + reduce_bias), expand_weight.t()) + expand_bias), (N, C, 1, 1),
   // for 1x1 convolutions without their last two dimensions; weights (S, C). gate: sigmoid or hardsigmoid.
   // On the CPU, without derivatives.

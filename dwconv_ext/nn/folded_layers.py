@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._extension import _C
+from .._extension import _C, _C_cuda
 from ..ops.activations import ACTIVATIONS, SLOPE, activate
 from ..ops.arguments import IntOrPair, to_pair
 from ..ops.autograd import PLAIN, is_traced_or_transformed
@@ -144,10 +144,18 @@ class _Packed(NamedTuple):
     slopes: list[float]
 
 
+def has_kernels(t: Tensor) -> bool:
+    """For packed weights, on the tensor's device."""
+    return t.is_cpu or (t.is_cuda and _C_cuda is not None)
+
+
 def _pack(first: ConvSettings, second: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> _Packed | None:
     """The block of these twelve tensors; None where it has no kernel, or its padding is another at each end."""
     one, two = tensors[:6], tensors[6:]
-    if not Folded.packs(one[0], dtype) or not {first.activation, second.activation} <= ACTIVATIONS.keys():
+    if (
+        not (has_kernels(one[0]) and Folded.packs(one[0], dtype))
+        or not {first.activation, second.activation} <= ACTIVATIONS.keys()
+    ):
         return None
     if not all(norm_fits(len(t[0]), dtype, t[2:]) for t in (one, two)):
         return None
@@ -173,7 +181,7 @@ def _becomes_step(input: Tensor, settings: tuple[ConvSettings, ...], layers: tup
 def pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Tensor | None:
     """The pointwise convolution of these six tensors, as ``pointwise_conv2d`` takes it; None where it has no kernel."""
     if (
-        not Folded.packs(tensors[0], dtype)
+        not (has_kernels(tensors[0]) and Folded.packs(tensors[0], dtype))
         or s.activation not in ACTIVATIONS
         or not norm_fits(len(tensors[0]), dtype, tensors[2:])
     ):
@@ -184,9 +192,13 @@ def pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Ten
 class Folded:
     """A layer that keeps what it makes of its tensors.
 
+    on_cuda: whether it has kernels there, where nothing can be kept of tensors that may change (folded_weights.py): what a frozen
+    graph makes once is else made for each call, or not at all where that would take more launches than :meth:`functional`.
     residual: what is added to its output; gate: (N, C, 1, 1), what a pointwise convolution's input is multiplied by;
     kept(tensors, dtype): what was made of them, in place of :meth:`kept`, False where nothing is faster than :meth:`functional`.
     """
+
+    on_cuda = False
 
     def __call__(
         self, input: Tensor, tensors: Tensors, residual: Tensor | None = None, gate: Tensor | None = None, *,
@@ -194,7 +206,8 @@ class Folded:
     ) -> Tensor:  # fmt: skip
         own = tensors if gate is None else (*tensors, gate)
         if not wants_derivative(input, residual, own) and self.fits(input, tensors, residual):
-            run = (kept or self.kept)(tensors, input.dtype)
+            may_make = kept is not None or input.is_cpu or self.is_made_for_a_call(input, tensors)
+            run = may_make and (kept or self.kept)(tensors, input.dtype)
             if run:
                 return run(input, residual, gate)
         return self.functional(input if gate is None else input * gate, tensors, residual)
@@ -209,9 +222,17 @@ class Folded:
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         """Whether the input is one for :meth:`make`'s function; else :meth:`functional` computes or refuses it."""
-        if type(input) is not Tensor or not input.is_cpu or input.dim() != 4:
+        if type(input) is not Tensor or not (input.is_cpu or (self.on_cuda and has_kernels(input))) or input.dim() != 4:
             return False
-        return residual is None or (type(residual) is Tensor and residual.dtype is input.dtype and residual.is_cpu)
+        if input.is_cuda and any(t is not None and t.device != input.device for t in (residual, *tensors)):
+            return False
+        return residual is None or (
+            type(residual) is Tensor and residual.dtype is input.dtype and residual.is_cpu is input.is_cpu
+        )
+
+    def is_made_for_a_call(self, input: Tensor, tensors: Tensors) -> bool:
+        """Whether to :meth:`make` it for one call on CUDA: for inputs of 16 bits, whose weights are copied anyway."""
+        return input.element_size() == 2
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         """What computes the layer of inputs of this dtype while its tensors stay as they are; None for :meth:`functional`."""
@@ -224,7 +245,7 @@ class Folded:
     @staticmethod
     def packs(weight: Tensor, dtype: torch.dtype) -> bool:
         """Whether the weight can be packed for inputs of this dtype."""
-        if dtype not in DTYPES or type(weight) not in PLAIN or not weight.is_cpu:
+        if dtype not in DTYPES or type(weight) not in PLAIN:
             return False
         return (dtype is torch.float64) is (weight.dtype is torch.float64)
 
@@ -264,6 +285,8 @@ class FoldedBlock(Folded):
     same of the pointwise convolution. Biases may be None, and the four of a BatchNorm where there is none.
     """
 
+    on_cuda = True
+
     def __init__(self, first: ConvSettings, second: ConvSettings) -> None:
         self.first, self.second = first, second
 
@@ -297,8 +320,13 @@ class FoldedConv(Folded):
     variance, weight, bias of the BatchNorm; None for what there is not.
     """
 
+    on_cuda = True
+
     def __init__(self, settings: ConvSettings) -> None:
         self.settings = settings
+
+    def is_made_for_a_call(self, input: Tensor, tensors: Tensors) -> bool:
+        return self.settings.product_stride(tensors[0]) is None  # torch's product is one launch, and a fold with it
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         s, weight = self.settings, tensors[0]
@@ -324,7 +352,7 @@ class FoldedConv(Folded):
             return Step(ops.pointwise_conv2d.default, packed, len(weight), stride, act, s.slope, more=2)
         if not norm_fits(len(weight), dtype, tensors[2:]):
             return None
-        if self.packs(weight, dtype) and s.activation in ACTIVATIONS and not s.is_lopsided(weight):
+        if weight.is_cpu and self.packs(weight, dtype) and s.activation in ACTIVATIONS and not s.is_lopsided(weight):
             if s.is_depthwise(weight):
                 return self.of_filters(tensors, dtype)
             if s.has_few_channels(weight):
@@ -371,6 +399,8 @@ class FoldedInvertedResidual(Folded):
 
     Its eighteen tensors: those of the convolution as FoldedConv's, then the block's as FoldedBlock's.
     """
+
+    on_cuda = True
 
     def __init__(self, expand: ConvSettings, first: ConvSettings, second: ConvSettings) -> None:
         self.expand, self.first, self.second = expand, first, second

@@ -22,7 +22,10 @@ MOST_ROWS = 256
 def _pack_linear(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Tensor | None:
     """weight, bias and scale as ``linear`` and ``pointwise_conv2d`` take them; None where there is no kernel."""
     weight, bias, scale = tensors
-    if not (Folded.packs(weight, dtype) and can_be_watched(weight) and weight.is_contiguous()) or 0 in weight.shape:
+    if (
+        not (weight.is_cpu and Folded.packs(weight, dtype) and can_be_watched(weight) and weight.is_contiguous())
+        or 0 in weight.shape
+    ):
         return None
     if bias is not None and (not can_be_watched(bias) or bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype):
         return None
@@ -104,7 +107,7 @@ class FoldedLayerNorm(Folded):
         return (tensors[0].dtype is torch.float64) is (input.dtype is torch.float64)
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
-        if not all(self.packs(t, dtype) for t in tensors if t is not None):
+        if not all(t.is_cpu and self.packs(t, dtype) for t in tensors if t is not None):
             return None
         return Step(ops.layer_norm2d.default, *_copies(tensors, accumulation_dtype(dtype)), self.eps)
 
@@ -131,7 +134,7 @@ class FoldedSqueeze(Folded):
         return super().fits(input, tensors, residual) and input.numel() > 0
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
-        if not all(self.packs(t, dtype) for t in tensors if t is not None):
+        if not all(t.is_cpu and self.packs(t, dtype) for t in tensors if t is not None):
             return None
         reduce, first, expand, second = _copies(tensors, dtype)
         reduce, expand = reduce.flatten(1), expand.flatten(1).t().contiguous()

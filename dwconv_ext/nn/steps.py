@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.functional import allows_tf32
+
 ops = torch.ops.dwconv_ext
 
 
 class Step:
     """An op and its arguments after the input.
 
-    more: how many of a residual and a gate it takes after these.
+    more: how many of a residual and a gate it takes after these. Those that have kernels for CUDA take allow_tf32 too.
     """
 
     __slots__ = ("arguments", "more", "op")
@@ -23,6 +25,8 @@ class Step:
         self.op, self.arguments, self.more = op, arguments, more
 
     def __call__(self, input: Tensor, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        if input.is_cuda:
+            return self.op(input, *self.arguments, *(residual, gate)[: self.more], allow_tf32=allows_tf32(input))
         return self.op(input, *self.arguments, *(residual, gate)[: self.more])
 
 

@@ -13,12 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._extension import _C
+from .._extension import _C, _C_cuda
 from .activations import ACTIVATIONS, GATES
 from .arguments import MOST_INT64, check_activation
 from .functional import DTYPES, accumulation_dtype, name_of
 
 MOST_BYTES = 2**48  # more than a process can address
+
+
+def block_bytes(t: Tensor, dtype: str, channels: int, out_channels: int, kernel_h: int, kernel_w: int) -> int:
+    """Of packed weights on the tensor's device."""
+    module = _C_cuda if t.is_cuda and _C_cuda is not None else _C
+    return module.block_bytes(dtype, channels, out_channels, kernel_h, kernel_w)
 
 
 def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: int | None, kernel: Sequence[int]) -> bool:
@@ -29,7 +35,7 @@ def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: i
         return True
     # The first for sizes whose bytes 64 bits cannot count.
     counted = all(0 < size < bytes for size in sizes)
-    return counted and bytes == _C.block_bytes(name_of(x.dtype), channels, out_channels or 0, *(kernel or (0, 0)))
+    return counted and bytes == block_bytes(x, name_of(x.dtype), channels, out_channels or 0, *(kernel or (0, 0)))
 
 
 NORM_NAMES = ("input", "weight", "bias")  # what an op calls BatchNorm's arguments
@@ -135,9 +141,10 @@ class Checks:
         self.vector("dw_bias", db, channels, like)
         self.vector("pw_bias", pb, pw.shape[0], like)
 
-    def isa(self, isa: str) -> None:
+    def isa(self, isa: str, weight: Tensor) -> None:
+        """On CUDA all kernels read the same."""
         selected = _C.selected_isa()
-        self.that(isa == selected, f"isa must be the selected instruction set, {selected}, but got '{isa}'")
+        self.that(weight.is_cuda or isa == selected, f"isa must be the selected instruction set, {selected}, but got '{isa}'")
 
     def input_dtype(self, input_dtype: str, weight: Tensor) -> str:
         """Of the inputs that the weights are packed for."""
@@ -162,7 +169,7 @@ class Checks:
             filter = f"the block's filter and {out_channels} output channels"
             weights = f"weights for {channels} channels of input, of its dtype, and of {filter}"
         possible = _may_be_packed_for(packed, x, channels, out_channels, kernel)
-        self.that(possible, f"{name} must be what {op}_pack made on this CPU of {weights}")
+        self.that(possible, f"{name} must be what {op}_pack made on this device of {weights}")
 
     def filter_numbers(self, x: Tensor, name: str, numbers: Sequence[int]) -> tuple[Any, ...]:
         """Of out_channels, the filter's height and width, stride, padding, dilation, and what may follow; the output's shape."""

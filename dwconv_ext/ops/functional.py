@@ -147,7 +147,7 @@ def as_weights_layout(input: Tensor, weight: Tensor) -> Tensor:
     return input
 
 
-def _allow_tf32(input: Tensor) -> bool:
+def allows_tf32(input: Tensor) -> bool:
     """Whether torch lets its own convolutions round float32 operands to tf32 on this tensor's device."""
     return input.is_cuda and input.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
 
@@ -225,6 +225,6 @@ def separable_conv2d(
     output = call(
         ops.separable_conv2d.default,
         batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,
-        _allow_tf32(input),
+        allows_tf32(input),
     )  # fmt: skip
     return output.squeeze(0) if unbatched else output

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch._prims_common import suggest_memory_format
 
-from .._extension import _C
 from .activations import SLOPE, activate
 from .autograd import (
     DepthwiseConv2dBackwardFunction,
@@ -23,7 +22,7 @@ from .autograd import (
     single_level,
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
-from .checks import Checks, check_depthwise_norm
+from .checks import Checks, block_bytes, check_depthwise_norm
 from .functional import accumulation_dtype, as_autocast
 
 ops = torch.ops.dwconv_ext
@@ -84,16 +83,16 @@ def _(x, dw, db, pw, pb, stride, padding, dilation, dw_act, pw_act, residual=Non
 @torch.library.register_fake("dwconv_ext::separable_conv2d_pack")
 def _(dw, db, pw, pb, isa, input_dtype=""):
     check = Checks("separable_conv2d_pack")
-    check.isa(isa)
+    check.isa(isa, dw)
     check.shape("dw_weight", dw, (None, 1, None, None), "have shape (C, 1, kH, kW), but got")
     check.dtype("dw_weight", dw)
     dtype = check.input_dtype(input_dtype, dw)
     check.pointwise(db, pw, pb, dw.shape[0], dw)
-    return dw.new_empty((_C.block_bytes(dtype, dw.shape[0], pw.shape[0], *dw.shape[2:]),), dtype=torch.uint8)
+    return dw.new_empty((block_bytes(dw, dtype, dw.shape[0], pw.shape[0], *dw.shape[2:]),), dtype=torch.uint8)
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d_packed")
-def _(x, packed, block, slopes, residual=None):
+def _(x, packed, block, slopes, residual=None, allow_tf32=False):
     check = Checks("separable_conv2d_packed")
     check.rank(x)
     check.dtype("input", x)
@@ -101,7 +100,7 @@ def _(x, packed, block, slopes, residual=None):
 
 
 @torch.library.register_fake("dwconv_ext::inverted_residual")
-def _(x, expand, hidden, expand_act, expand_slope, packed, block, slopes, residual=None):
+def _(x, expand, hidden, expand_act, expand_slope, packed, block, slopes, residual=None, allow_tf32=False):
     check = Checks("inverted_residual")
     check.rank(x)
     check.dtype("input", x)
@@ -113,12 +112,12 @@ def _(x, expand, hidden, expand_act, expand_slope, packed, block, slopes, residu
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d_pack")
 def _(w, b, isa, input_dtype=""):
     check = Checks("depthwise_conv2d_pack")
-    check.isa(isa)
+    check.isa(isa, w)
     check.shape("weight", w, (None, 1, None, None), "have shape (out_channels, 1, kH, kW), but got")
     check.dtype("weight", w)
     dtype = check.input_dtype(input_dtype, w)
     check.vector("bias", b, w.shape[0], w)
-    return w.new_empty((_C.block_bytes(dtype, w.shape[0], 0, *w.shape[2:]),), dtype=torch.uint8)
+    return w.new_empty((block_bytes(w, dtype, w.shape[0], 0, *w.shape[2:]),), dtype=torch.uint8)
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d_packed")
@@ -133,16 +132,16 @@ def _(x, packed, filter, act, slope=SLOPE):
 @torch.library.register_fake("dwconv_ext::pointwise_conv2d_pack")
 def _(w, b, isa, input_dtype=""):
     check = Checks("pointwise_conv2d_pack")
-    check.isa(isa)
+    check.isa(isa, w)
     check.shape("weight", w, (None, None, 1, 1), "have shape (out_channels, C, 1, 1), but got")
     check.dtype("weight", w)
     dtype = check.input_dtype(input_dtype, w)
     check.vector("bias", b, w.shape[0], w)
-    return w.new_empty((_C.block_bytes(dtype, w.shape[1], w.shape[0], 0, 0),), dtype=torch.uint8)
+    return w.new_empty((block_bytes(w, dtype, w.shape[1], w.shape[0], 0, 0),), dtype=torch.uint8)
 
 
 @torch.library.register_fake("dwconv_ext::pointwise_conv2d")
-def _(x, packed, out_channels, stride, act, slope=SLOPE, residual=None, gate=None):
+def _(x, packed, out_channels, stride, act, slope=SLOPE, residual=None, gate=None, allow_tf32=False):
     check = Checks("pointwise_conv2d")
     check.rank(x)
     check.dtype("input", x)

@@ -14,7 +14,9 @@ import cuda_emulator as emulator
 import pytest
 import torch
 from cases import LAYOUTS, Case
-from implementations import CUDA, EMULATOR, TURING, running
+from implementations import CUDA, EMULATOR, TURING, Implementation, running
+from inverted import check_cuda as check_inverted
+from inverted import operands as inverted_operands
 from problems import operands
 from reference import check_batch_norm, check_depthwise, check_depthwise_norm, check_separable
 from rows import check_nan_at_an_edge, forced_case
@@ -67,7 +69,15 @@ def test_every_kernel_runs(index, emulated):
     emulated.force_row(index)
     emulated.set_gpu(TURING if row["arch"][1] < 80 else {"sm_count": 4})
     emulated.launches()
-    if row["op"] == "separable_conv2d":
+    if row["op"] == "inverted_residual":
+        emulated.force_fusion("always")
+        kernel, stride = row["filter"] or 5, row["stride"] or 2
+        tf32 = bool(row["tensor"]) and dtype == torch.float32
+        shape = (2, 23, 72, 72, 19, 21, kernel, stride)
+        check_inverted(
+            shape, dtype, LAYOUTS[layout], Implementation(EMULATOR, cuda=True, emulator=emulated), added=True, tf32=tf32
+        )
+    elif row["op"] == "separable_conv2d":
         apart = row["pass"] != "forward"
         emulated.force_fusion("never" if apart else "always")
         case = replace(case, kernel=(2, 11), stride=(2, 1)) if apart else case
@@ -179,6 +189,24 @@ def test_depthwise_norm_bits_do_not_depend_on_the_order_of_threads(layout, case,
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("fusion", ["always", "never"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_inverted_bits_do_not_depend_on_the_order_of_threads(layout, dtype, fusion, emulated):
+    emulated.set_gpu({"sm_count": 2})
+    emulated.force_fusion(fusion)
+    on = Implementation(EMULATOR, cuda=True, emulator=emulated)
+    arguments, _ = inverted_operands((1, 24, 136, 40, 9, 10, 3, 1), dtype, LAYOUTS[layout], "silu", True, on)
+    gate = torch.rand(1, 24, 1, 1).to(dtype)
+    results = []
+    for order, seed in (("forwards", 0), ("backwards", 0), ("shuffled", 1), ("shuffled", 2)):
+        emulated.set_order(order, seed)
+        gated = torch.ops.dwconv_ext.pointwise_conv2d(arguments[0], arguments[1], 136, 2, 0, 0.0, None, gate, True)
+        results.append((torch.ops.dwconv_ext.inverted_residual(*arguments, True), gated))
+    assert not any(t.isnan().any() for t in results[0])
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
 ORDERS = ("forwards", "backwards", "shuffled")
 
 
@@ -245,6 +273,14 @@ else:
                             y = ops.depthwise_conv2d(x, w, None, *conv)
                             how = (None, None, mean, variance, *conv, 1e-5, "relu", 0.0, [True] * 2)
                             ops.depthwise_norm_act_backward(y, y, x, w, *how)
+            for c, hidden, o, kernel, stride in ((24, 72, 40, 3, 1), (7, 33, 9, 3, 2), (16, 64, 24, 5, 2)):
+                expand = ops.pointwise_conv2d_pack(torch.randn(hidden, c, 1, 1), None, "", "float16")
+                block = torch.randn(hidden, 1, kernel, kernel), None, torch.randn(o, hidden, 1, 1), torch.randn(o)
+                packed = ops.separable_conv2d_pack(*block, "", "float16")
+                x = torch.randn(2, c, 13, 15).half().contiguous(memory_format=LAYOUTS[layout])
+                numbers = [o, *[kernel] * 2, *[stride] * 2, *[kernel // 2] * 2, 1, 1, 3, 0]
+                ops.inverted_residual(x, expand, hidden, 2, 0.0, packed, numbers, [0.0] * 2)
+                ops.pointwise_conv2d(x, expand, hidden, stride, 0, 0.0, None, torch.rand(2, c, 1, 1).half())
 print("done")
 """
 

@@ -67,6 +67,16 @@ def test_fused_kernels_use_tensor_cores_and_wide_accesses(sass):
             assert re.search(r"LDG\.E\.64|LDGSTS\.E.*\.128", code) and re.search(r"STG\.E\.128", code), name
 
 
+def test_inverted_residuals_use_tensor_cores_and_wide_accesses(sass):
+    fused = {name: code for name, code in sass.items() if "inverted_tensor" in name and ("half" in name or "bfloat16" in name)}
+    assert len(fused) == 12
+    for name, code in fused.items():
+        assert "HMMA.16816.F32" in code and "LDSM.16.M88.4" in code, name
+        assert re.search(r"LDGSTS\.E\.BYPASS\.128|LDGSTS\.E.*\.128", code), name
+        if "Lb1E" in name:  # channels_last
+            assert re.search(r"STG\.E\.128", code), name
+
+
 def test_hopper_kernels_use_wgmma():
     if not any(row["tensor"] == 2 for row in dwconv_ext._C_cuda.kernel_table()):
         pytest.skip("not built for sm_90")

@@ -6,8 +6,8 @@ import cuda_emulator as emulator
 import pytest
 import torch
 
-from benchmarks.layers import depthwise_layers, separable_layers
-from benchmarks.traffic import LAYOUTS, measure
+from benchmarks.layers import depthwise_layers, inverted_layers, separable_layers
+from benchmarks.traffic import LAYOUTS, measure, measure_inverted
 
 if emulator.cuda_headers() is None:
     pytest.skip("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch", allow_module_level=True)
@@ -35,3 +35,19 @@ def test_fused_blocks_move_little_more_than_input_and_output(layer, layout):
 def test_channels_last_blocks_that_halve_large_images_are_fused():
     for layer in separable_layers((8,))[1:4:2]:
         assert measure(layer, "channels_last", torch.float16, separable=True).fused
+
+
+INVERTED = [layer for layer in inverted_layers((8,)) if layer.expand > 1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layer", [layer for layer in INVERTED if layer.size[0] >= 56], ids=lambda layer: layer.name)
+def test_inverted_residuals_of_large_images_are_one_kernel_that_moves_little_more_than_input_and_output(layer, layout):
+    moved = measure_inverted(layer, layout, torch.float16)
+    assert moved.fused and 0.99 <= moved.ratio <= 1.6 and moved.saved > 0.8, moved
+
+
+@pytest.mark.parametrize("layer", INVERTED[4::4], ids=lambda layer: layer.name)
+def test_inverted_residuals_of_small_images_move_less_than_two_kernels(layer):
+    moved = measure_inverted(layer, "channels_last", torch.float16)
+    assert not moved.fused or moved.saved > 0.5, moved

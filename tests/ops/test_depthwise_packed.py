@@ -93,7 +93,7 @@ def test_errors():
     packed, filter = ops.depthwise_conv2d_pack(weight, bias, isa), [40, 3, 3, 1, 1, 1, 1, 1, 1]
     other = ops.depthwise_conv2d_pack(weight[..., :2], bias, isa)
     block = ops.separable_conv2d_pack(weight, bias, weight.new_ones(8, 40, 1, 1), None, isa)
-    made = "packed must be what depthwise_conv2d_pack made on this CPU of 40 filters of this size, for inputs of this dtype"
+    made = "packed must be what depthwise_conv2d_pack made on this device of 40 filters of this size, for inputs of this dtype"
     for bytes in (other, block, packed[:-1]):
         with pytest.raises(RuntimeError, match=f"depthwise_conv2d_packed: {made}"):
             ops.depthwise_conv2d_packed(x, bytes, filter, 0)

@@ -159,7 +159,7 @@ def test_unknown_activations_in_forward_mode(op, name):
 ISA = dwconv_ext._C.selected_isa()
 PACKED = torch.ops.dwconv_ext.separable_conv2d_pack(DW, None, PW, None, ISA)
 BLOCK = [6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]
-MADE = r"packed must be what separable_conv2d_pack made on this CPU of weights for {} channels of input"
+MADE = r"packed must be what separable_conv2d_pack made on this device of weights for {} channels of input"
 WRONG_PACKED = {
     "rank": ((X[0], PACKED, BLOCK, [0.0, 0.0]), "input must be 4-dimensional"),
     "dtype": ((X.bfloat16(), PACKED, BLOCK, [0.0, 0.0]), MADE.format(4)),

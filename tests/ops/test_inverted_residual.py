@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cases import DTYPES, LAYOUTS
+from implementations import AMPERE, CUDA, EMULATOR, ONE_SM, TURING
+from inverted import check_cuda, operands, reference, two_ops
 from properties import given, st
 
 import dwconv_ext
@@ -23,41 +24,7 @@ SHAPES = {  # batch, input channels, hidden channels, output channels, height, w
     "pixels_in_one_cache_set": (1, 16, 1024, 16, 6, 9, 3, 2),
     "small_images": (5, 12, 50, 20, 4, 5, 3, 1),
 }
-ACTIVATIONS = {"relu6": F.relu6, "silu": F.silu, "identity": lambda x: x}
 pytestmark = pytest.mark.isa
-
-
-def name_of(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def operands(shape, dtype, layout, act="relu6", added=False):
-    n, c, hidden, o, h, w, k, s = shape
-    torch.manual_seed(0)
-    wide = torch.promote_types(dtype, torch.float32)
-    x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=layout)
-    weights = [torch.randn(hidden, c, 1, 1) / c**0.5, torch.randn(hidden), torch.randn(hidden, 1, k, k) / k, torch.randn(hidden)]
-    weights = [t.to(wide) for t in (*weights, torch.randn(o, hidden, 1, 1) / hidden**0.5, torch.randn(o))]
-    isa, number = _C.selected_isa(), _C.activations[act]
-    expand = ops.pointwise_conv2d_pack(*weights[:2], isa, name_of(dtype))
-    packed = ops.separable_conv2d_pack(*weights[2:], isa, name_of(dtype))
-    block = [o, k, k, s, s, k // 2, k // 2, 1, 1, number, 0]
-    out_h, out_w = ((side + 2 * (k // 2) - k) // s + 1 for side in (h, w))
-    residual = torch.randn(n, o, out_h, out_w).to(dtype).contiguous(memory_format=layout) if added else None
-    return (x, expand, hidden, number, 0.0, packed, block, [0.0, 0.0], residual), weights
-
-
-def two_ops(x, expand, hidden, number, slope, packed, block, slopes, residual):
-    return ops.separable_conv2d_packed(ops.pointwise_conv2d(x, expand, hidden, 1, number, slope), packed, block, slopes, residual)
-
-
-def reference(arguments, weights, act):
-    x, block, residual = arguments[0], arguments[6], arguments[8]
-    f = ACTIVATIONS[act]
-    ew, eb, dw, db, pw, pb = (t.double() for t in weights)
-    middle = f(F.conv2d(f(F.conv2d(x.double(), ew, eb)), dw, db, block[3], block[5], 1, len(dw)))
-    y = F.conv2d(middle, pw, pb)
-    return y if residual is None else y + residual.double()
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +62,41 @@ def test_every_implementation(shape, layout, isa):
     check(SHAPES[shape], torch.float32, LAYOUTS[layout], "silu", added=True)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kernels", CUDA, indirect=True)
+def test_every_cuda_implementation(shape, layout, kernels):
+    for _ in kernels.fusions():
+        for dtype in DTYPES:
+            check_cuda(SHAPES[shape], dtype, LAYOUTS[layout], kernels)
+        check_cuda(SHAPES[shape], torch.float16, LAYOUTS[layout], kernels, "silu", added=True)
+        check_cuda(SHAPES[shape], torch.float32, LAYOUTS[layout], kernels, added=True, tf32=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernels", [EMULATOR], indirect=True)
+def test_other_gpus(layout, kernels):
+    kernels.emulator.force_fusion("always")
+    for _ in kernels.gpus(ONE_SM, AMPERE, TURING):
+        for shape in ((1, 24, 80, 24, 9, 13, 3, 1), (2, 7, 33, 70, 8, 11, 3, 2), (1, 8, 20, 12, 10, 9, 5, 2)):
+            kernels.emulator.launches()
+            for dtype in (torch.float16, torch.float32):
+                check_cuda(shape, dtype, LAYOUTS[layout], kernels, added=True)
+            names = [launched["name"] for launched in kernels.emulator.launches()]
+            assert sum(name.startswith("inverted") for name in names) == 2
+
+
+@pytest.mark.parametrize("kernels", CUDA, indirect=True)
+def test_the_border_is_of_zeros_and_not_of_activated_biases(kernels):
+    x, one = torch.zeros(1, 8, 4, 4, device=kernels.device), torch.ones(8, device=kernels.device)
+    expand = ops.pointwise_conv2d_pack(torch.zeros_like(one).expand(8, 8)[..., None, None], one, _C.selected_isa())
+    filters, last = one.expand(9, 8).t().reshape(8, 1, 3, 3), torch.eye(8, device=kernels.device)[..., None, None]
+    packed = ops.separable_conv2d_pack(filters, None, last, None, _C.selected_isa())
+    for _ in kernels.fusions():
+        y = ops.inverted_residual(x, expand, 8, 0, 0.0, packed, [8, 3, 3, 1, 1, 1, 1, 1, 1, 0, 0], [0.0, 0.0])
+        assert y[0, 0].tolist() == [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
+
+
 @given(st.data())
 def test_random(data):
     channels, side = st.integers(1, 40), st.integers(1, 40)
@@ -120,11 +122,13 @@ def test_what_is_one_kernel():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_views(layout):
-    arguments, _ = operands(SHAPES["five"], torch.float32, LAYOUTS[layout])
+def test_views(layout, kernels):
+    if kernels.cuda:
+        (kernels.emulator or dwconv_ext._C_cuda).force_fusion("always")
+    arguments, _ = operands(SHAPES["five"], torch.float32, LAYOUTS[layout], on=kernels)
     x = arguments[0]
     force_one_kernel(LAYOUTS[layout])
-    whole = torch.full((3, 12, 35, 34), float("nan")).contiguous(memory_format=LAYOUTS[layout])
+    whole = torch.full((3, 12, 35, 34), float("nan"), device=kernels.device).contiguous(memory_format=LAYOUTS[layout])
     view = whole[1:2, 2:10, 1:34, 3:33]
     view.copy_(x)
     assert torch.equal(ops.inverted_residual(view, *arguments[1:]), ops.inverted_residual(*arguments))
@@ -153,6 +157,6 @@ def test_opcheck():
     torch.library.opcheck(ops.inverted_residual.default, arguments)
 
 
-def test_no_images():
-    arguments, _ = operands(SHAPES["small_images"], torch.float32, torch.channels_last)
+def test_no_images(kernels):
+    arguments, _ = operands(SHAPES["small_images"], torch.float32, torch.channels_last, on=kernels)
     assert ops.inverted_residual(arguments[0][:0], *arguments[1:]).shape == (0, 20, 4, 5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DTYPES, LAYOUTS
+from implementations import AMPERE, CUDA, ONE_SM, TURING, Implementation
 from properties import given, st
 from reference import ACTIVATIONS, SLOPE
 from tolerance import UNIT, assert_close
@@ -29,29 +30,35 @@ SHAPES = {  # batch, input channels, output channels, height, width
     "columns_of_one_channel": (3, 1, 1, 16, 1),
     "row": (1, 1280, 100, 1, 1),
 }
+WIDE = {"wide": (1, 5, 9, 2, 5000)}  # wider than a tile
+CPU = Implementation("cpu")
 pytestmark = pytest.mark.isa
 
 
-def packed(c, o, dtype, bias=True):
+def packed(c, o, dtype, bias=True, on=CPU):
+    """CUDA's kernels multiply weights of the input's dtype: they are given such."""
     wide = torch.promote_types(dtype, torch.float32)
     weight, b = torch.randn(o, c, 1, 1, dtype=wide) / c**0.5, torch.randn(o, dtype=wide) if bias else None
+    weight, b = on.on_device([weight.to(dtype).to(wide) if on.cuda else weight, b])
     return weight, b, ops.pointwise_conv2d_pack(weight, b, _C.selected_isa(), str(dtype).removeprefix("torch."))
 
 
-def check(shape, dtype, layout, *, stride=1, act="identity", gated=False, added=False, bias=True):
+def check(shape, dtype, layout, *, stride=1, act="identity", gated=False, added=False, bias=True, on=CPU, tf32=False):
     n, c, o, h, w = shape
     torch.manual_seed(0)
     x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=layout)
-    weight, b, bytes = packed(c, o, dtype, bias)
+    weight, b, bytes = packed(c, o, dtype, bias, on)
     gate = torch.rand(n, c, 1, 1).to(dtype) if gated else None
     size = [-(-side // stride) for side in (h, w)]
     residual = torch.randn(n, o, *size).to(dtype).contiguous(memory_format=layout) if added else None
-    got = ops.pointwise_conv2d(x, bytes, o, stride, _C.activations[act], 0.01, residual, gate)
+    x, gate, residual = on.on_device([x, gate, residual])
+    got = ops.pointwise_conv2d(x, bytes, o, stride, _C.activations[act], 0.01, residual, gate, tf32)
     x64, b64 = x.double() * (1 if gate is None else gate.double()), None if b is None else b.double()
     sums = F.conv2d(x64, weight.double(), b64, stride)
     absolute = F.conv2d(x64.abs(), weight.double().abs(), None if b is None else b64.abs(), stride)
-    # bfloat16 may be multiplied as such, weights and gated pixels rounded.
-    narrow = 3 * UNIT[torch.bfloat16] * absolute if dtype == torch.bfloat16 else 0 * absolute
+    # bfloat16 may be multiplied as such, weights and gated pixels rounded; CUDA rounds gated pixels, and both operands for tf32.
+    unit = 2 * 2.0**-11 if tf32 else UNIT[dtype] if on.cuda else UNIT[dtype] if dtype == torch.bfloat16 else 0
+    narrow = (3 if dtype == torch.bfloat16 else gated or tf32) * unit * absolute
     want = ACTIVATIONS[act](sums)
     if added:
         want, absolute = want + residual.double(), absolute + residual.double().abs()
@@ -61,24 +68,45 @@ def check(shape, dtype, layout, *, stride=1, act="identity", gated=False, added=
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_implementation(shape, layout, isa):
-    for dtype in DTYPES:
-        check(SHAPES[shape], dtype, LAYOUTS[layout])
-        check(SHAPES[shape], dtype, LAYOUTS[layout], gated=True, added=True, act="relu", bias=False)
+@pytest.mark.parametrize("shape", SHAPES | WIDE)
+def test_every_implementation(shape, layout, kernels):
+    for _ in kernels.gpus(ONE_SM, TURING):
+        for dtype in DTYPES:
+            sizes, format = (SHAPES | WIDE)[shape], LAYOUTS[layout]
+            check(sizes, dtype, format, on=kernels)
+            check(sizes, dtype, format, gated=True, added=True, act="relu", bias=False, on=kernels)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stride", (2, 3, 100))
-def test_strides(stride, layout, isa):
+def test_strides(stride, layout, kernels):
     for dtype in DTYPES:
-        check((2, 20, 35, 9, 12), dtype, LAYOUTS[layout], stride=stride, added=True, gated=stride == 3)
+        check((2, 20, 35, 9, 12), dtype, LAYOUTS[layout], stride=stride, added=True, gated=stride == 3, on=kernels)
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_activations(act, isa):
+def test_activations(act, kernels):
     for layout in LAYOUTS.values():
-        check((1, 12, 40, 5, 6), torch.float32, layout, act=act)
+        check((1, 12, 40, 5, 6), torch.float32, layout, act=act, on=kernels)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernels", CUDA, indirect=True)
+def test_tensor_cores(layout, kernels):
+    for _ in kernels.gpus(AMPERE):
+        for shape in ((2, 72, 136, 9, 14), (1, 31, 200, 7, 7)):
+            for gated in (False, True):
+                check(shape, torch.float32, LAYOUTS[layout], gated=gated, added=True, on=kernels, tf32=True)
+                check(shape, torch.bfloat16, LAYOUTS[layout], gated=gated, act="silu", on=kernels)
+
+
+@pytest.mark.parametrize("kernels", CUDA, indirect=True)
+def test_a_bias_that_does_not_fit_float16(kernels):
+    """As a channel's that is always zero may be when it is folded."""
+    x, weight, bias = torch.full((1, 8, 3, 3), 2.0), torch.full((16, 8, 1, 1), 6000.0), torch.full((16,), -96001.0)
+    x, weight, bias = kernels.on_device([x.half(), weight, bias])
+    bytes = ops.pointwise_conv2d_pack(weight, bias, _C.selected_isa(), "float16")
+    assert ops.pointwise_conv2d(x, bytes, 16, 1, 0).unique().tolist() == [-1.0]
 
 
 @given(st.data())
@@ -91,10 +119,10 @@ def test_random(data):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_views(layout, isa):
+def test_views(layout, kernels):
     """Nothing beside a view is read into the result, nor beyond the end of memory."""
-    _, _, bytes = packed(20, 24, torch.float32)
-    whole = torch.full((2, 30, 9, 11), float("nan")).contiguous(memory_format=LAYOUTS[layout])
+    _, _, bytes = packed(20, 24, torch.float32, on=kernels)
+    whole = torch.full((2, 30, 9, 11), float("nan"), device=kernels.device).contiguous(memory_format=LAYOUTS[layout])
     view = whole[:, 3:23, 1:8, 2:9]
     view.copy_(torch.randn(2, 20, 7, 7))
     dense = view.contiguous(memory_format=LAYOUTS[layout])
@@ -108,12 +136,12 @@ def test_views(layout, isa):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_not_finite_stays_in_its_pixel(layout, isa):
+def test_what_is_not_finite_stays_in_its_pixel(layout, kernels):
     """Also where channels are multiplied two at a time, and their number is odd."""
     for dtype, channels in itertools.product(DTYPES, (1, 7, 8, 33)):
-        x = torch.randn(2, channels, 5, 6).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        x = torch.randn(2, channels, 5, 6).to(dtype).contiguous(memory_format=LAYOUTS[layout]).to(kernels.device)
         x[0, -1, 1, 5], x[1, 0, 2, 0] = float("nan"), float("inf")
-        got = ops.pointwise_conv2d(x, packed(channels, 24, dtype)[2], 24, 1, 0)
+        got = ops.pointwise_conv2d(x, packed(channels, 24, dtype, on=kernels)[2], 24, 1, 0)
         assert torch.equal(got.isfinite(), x.isfinite().all(1, keepdim=True).expand_as(got))
 
 
@@ -131,8 +159,9 @@ def test_same_bits_for_any_number_of_threads(dtype, layout, threads):
             assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-X, (_, _, PACKED) = torch.randn(2, 8, 4, 4), packed(8, 6, torch.float32)
-MADE = "packed must be what pointwise_conv2d_pack made on this CPU of weights for {} channels of input"
+X, (WEIGHT, BIAS, PACKED) = torch.randn(2, 8, 4, 4), packed(8, 6, torch.float32)
+CUT = PACKED[:-1]
+MADE = "packed must be what pointwise_conv2d_pack made on this device of weights for {} channels of input"
 BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8, 1, 1), None, _C.selected_isa())
 
 
@@ -142,7 +171,7 @@ BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8
     ({"input": X.half()}, MADE.format(8)),
     ({"input": X[:, 1:]}, MADE.format(7)),
     ({"input": X[:, :, :0]}, "input must have a non-empty height and width"),
-    ({"packed": PACKED[:-1]}, MADE.format(8)),
+    ({"packed": CUT}, MADE.format(8)),
     ({"packed": BLOCK}, MADE.format(8)),
     ({"out_channels": 7}, MADE.format(8)),
     ({"out_channels": -6}, MADE.format(8)),
@@ -153,8 +182,15 @@ BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8
     ({"gate": torch.ones(1, 8, 1, 1)}, r"gate must have shape \[2, 8, 1, 1\]"),
     ({"gate": torch.ones(2, 8, 1, 1).double()}, "gate must have the others' dtype"),
 ])  # fmt: skip
-def test_errors(wrong, message):
-    right = {"input": X, "packed": PACKED, "out_channels": 6, "stride": 1, "act": 0}
+def test_errors(wrong, message, kernels):
+    """The packed bytes that are not wrong are those of the implementation."""
+    packed = ops.pointwise_conv2d_pack(*kernels.on_device([WEIGHT, BIAS]), _C.selected_isa())
+    wrong = {"packed": packed[:-1]} if wrong.get("packed") is CUT else wrong
+    right = {"input": X, "packed": packed, "out_channels": 6, "stride": 1, "act": 0}
+    right, wrong = (
+        {name: value.to(kernels.device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+        for given in (right, wrong)
+    )
     assert ops.pointwise_conv2d(**right).shape == (2, 6, 4, 4)
     with pytest.raises(RuntimeError, match=f"pointwise_conv2d: {message}"):
         ops.pointwise_conv2d(**(right | wrong))

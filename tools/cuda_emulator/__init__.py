@@ -92,15 +92,18 @@ def behind_the_ops() -> Iterator[None]:
     """While open, torch.ops.dwconv_ext runs the emulated CUDA kernels on CPU tensors; autograd and all else stay as they are."""
     import torch
 
+    import dwconv_ext
     from dwconv_ext._extension import ON_CUDA
 
     library = torch.library.Library("dwconv_ext", "IMPL")
     for op in ON_CUDA:
         library.impl(op, getattr(torch.ops.dwconv_emulator, op), "CPU", allow_override=True)
+    dwconv_ext.clear_caches()  # of weights packed for the other kernels
     try:
         yield
     finally:
         library._destroy()
+        dwconv_ext.clear_caches()
 
 
 @cache

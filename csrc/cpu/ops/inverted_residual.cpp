@@ -14,7 +14,7 @@ constexpr const char* kOp = "inverted_residual";
 
 Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidden, int64_t expand_act, double expand_slope,
                          const Tensor& packed, const Ints block, const std::vector<double> slopes,
-                         const std::optional<Tensor>& residual) {
+                         const std::optional<Tensor>& residual, bool /*allow_tf32*/) {
   DWCONV_CHECK(input.dim() == 4, kOp, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   const DType dtype = check_dtype(kOp, "input", input);
   DWCONV_CHECK(is_activation(expand_act), kOp, ": expand_act must be an activation's number, but got ", expand_act);
@@ -36,8 +36,9 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
                                       return plan_inverted_residual(p, channels, b.out_channels, isa, here);
                                     });
   if (plan == nullptr || !plan->fused) {
-    const Tensor expanded = pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope, std::nullopt, std::nullopt);
-    return separable_conv2d_packed(expanded, packed, block, slopes, residual);
+    const Tensor expanded =
+        pointwise_conv2d(input, expand, hidden, 1, expand_act, expand_slope, std::nullopt, std::nullopt, false);
+    return separable_conv2d_packed(expanded, packed, block, slopes, residual, false);
   }
   log_plan(p, plan->block.whole, b.out_channels);
   const Tensor x = dense(input, layout);

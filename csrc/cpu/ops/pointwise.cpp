@@ -19,9 +19,7 @@ BlockFormat format_of(DType dtype, int64_t channels, int64_t out_channels) {
 Tensor pointwise_conv2d_pack(const Tensor& weight, const std::optional<Tensor>& bias, const std::string isa,
                              const std::string input_dtype) {
   check_isa(kPack, isa);
-  DWCONV_CHECK(weight.dim() == 4 && weight.numel() > 0 && weight.size(2) == 1 && weight.size(3) == 1, kPack,
-               ": weight must have shape (out_channels, C, 1, 1), but got ", to_string(weight));
-  const DType weights = check_dtype(kPack, "weight", weight);
+  const DType weights = check_pointwise_weight(kPack, weight);
   const DType dtype = packed_dtype(kPack, weights, input_dtype);
   if (bias) check_vector(kPack, "bias", *bias, weight.size(0), weight);
   const BlockFormat format = format_of(dtype, weight.size(1), weight.size(0));
@@ -45,7 +43,8 @@ const void* widened_gate(const Tensor& gate, DType dtype, int64_t batch, int64_t
 }  // namespace
 
 Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_channels, int64_t stride, int64_t act,
-                        double slope, const std::optional<Tensor>& residual, const std::optional<Tensor>& gate) {
+                        double slope, const std::optional<Tensor>& residual, const std::optional<Tensor>& gate,
+                        bool /*allow_tf32*/) {
   DWCONV_CHECK(input.dim() == 4, kOp, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   const DType dtype = check_dtype(kOp, "input", input);
   DWCONV_CHECK(is_activation(act), kOp, ": act must be an activation's number, but got ", act);
@@ -95,7 +94,7 @@ Tensor linear(const Tensor& input, const Tensor& packed, int64_t out_features, i
   const int64_t features = size.back(), rows = input.numel() / features;
   check_packed(kLinear, "packed", kPack, packed, format_of(dtype, features, out_features), true);
   const Tensor x = reinterpreted(dense(input), {1, features, rows, 1}, {rows * features, 1, features, features});
-  const Tensor y = pointwise_conv2d(x, packed, out_features, 1, act, slope, std::nullopt, std::nullopt);
+  const Tensor y = pointwise_conv2d(x, packed, out_features, 1, act, slope, std::nullopt, std::nullopt, false);
   size.back() = out_features;
   Ints strides(size.size(), 1);
   for (size_t d = size.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * size[d];

@@ -3,7 +3,6 @@
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
-#include "common/separable_checks.h"
 #include "cpu/ops/calls.h"
 #include "cpu/ops/packed.h"
 
@@ -17,9 +16,7 @@ constexpr const char* kPacked = "separable_conv2d_packed";
 Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Tensor& pw_weight,
                              const std::optional<Tensor>& pw_bias, const std::string isa, const std::string input_dtype) {
   check_isa(kPack, isa);
-  DWCONV_CHECK(dw_weight.dim() == 4 && dw_weight.size(0) > 0 && dw_weight.size(1) == 1 && dw_weight.numel() > 0, kPack,
-               ": dw_weight must have shape (C, 1, kH, kW), but got ", to_string(dw_weight));
-  const DType weights = check_dtype(kPack, "dw_weight", dw_weight);
+  const DType weights = check_block_filters(kPack, dw_weight);
   const DType dtype = packed_dtype(kPack, weights, input_dtype);
   const int64_t channels = dw_weight.size(0);
   check_pointwise(kPack, dw_bias, pw_weight, pw_bias, channels, dw_weight);
@@ -29,14 +26,8 @@ Tensor separable_conv2d_pack(const Tensor& dw_weight, const std::optional<Tensor
                        [&](void* packed) { pack(format, weights, dw_weight, dw_bias, pw_weight, pw_bias, packed); });
 }
 
-struct Block {
-  ConvolutionShape shape;
-  int64_t out_channels;
-  Activation dw_activation, pw_activation;
-};
-
 template <class Weights>  // weights(PointwiseFormat) -> BlockWeights
-Tensor run_block(const Tensor& input, const Block& block, const std::optional<Tensor>& residual, Weights weights) {
+Tensor run_block(const Tensor& input, const BlockShape& block, const std::optional<Tensor>& residual, Weights weights) {
   const ConvolutionShape& s = block.shape;
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, block.out_channels, s.out_h, s.out_w};
@@ -66,9 +57,9 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
                         const Tensor& pw_weight, const std::optional<Tensor>& pw_bias, const Ints stride, const Ints padding,
                         const Ints dilation, const std::string dw_act, const std::string pw_act,
                         const std::optional<Tensor>& residual, double dw_slope, double pw_slope, bool /*allow_tf32*/) {
-  const Block block = {check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual),
-                       pw_weight.size(0), check_activation(kSeparable, "dw_act", dw_act, dw_slope),
-                       check_activation(kSeparable, "pw_act", pw_act, pw_slope)};
+  const BlockShape block = {check_separable(input, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, residual),
+                            pw_weight.size(0), check_activation(kSeparable, "dw_act", dw_act, dw_slope),
+                            check_activation(kSeparable, "pw_act", pw_act, pw_slope)};
   return run_block(input, block, residual, [&](const PointwiseFormat& pointwise) {
     const ConvolutionShape& s = block.shape;
     const BlockFormat format =
@@ -82,13 +73,12 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
 }  // namespace
 
 Tensor separable_conv2d_packed(const Tensor& input, const Tensor& packed, const Ints block, const std::vector<double> slopes,
-                               const std::optional<Tensor>& residual) {
+                               const std::optional<Tensor>& residual, bool /*allow_tf32*/) {
   DWCONV_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   const DType dtype = check_dtype(kPacked, "input", input);
   const PackedBlock b = check_block(kPacked, input, input.size(1), dtype, packed, block, slopes);
   if (residual) check_residual(kPacked, *residual, input, b.shape, b.out_channels);
-  return run_block(input, {b.shape, b.out_channels, b.dw_activation, b.pw_activation}, residual,
-                   [&](const PointwiseFormat&) { return b.weights; });
+  return run_block(input, b, residual, [&](const PointwiseFormat&) { return b.weights; });
 }
 
 }  // namespace dwconv

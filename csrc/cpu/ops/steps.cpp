@@ -92,7 +92,7 @@ constexpr Op kOps[] = {
      [](const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gate, Reader& read) {
        const Tensor& packed = read.tensor();
        const int64_t out_channels = read.integer(), stride = read.integer(), act = read.integer();
-       return pointwise_conv2d(input, packed, out_channels, stride, act, read.number(), residual, gate);
+       return pointwise_conv2d(input, packed, out_channels, stride, act, read.number(), residual, gate, false);
      }},
     {"patch_conv2d",
      [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
@@ -112,7 +112,7 @@ constexpr Op kOps[] = {
      [](const Tensor& input, const OptionalTensor& residual, const OptionalTensor&, Reader& read) {
        const Tensor& packed = read.tensor();
        const Ints block = read.integers(11);
-       return separable_conv2d_packed(input, packed, block, read.numbers(2), residual);
+       return separable_conv2d_packed(input, packed, block, read.numbers(2), residual, false);
      }},
     {"inverted_residual",
      [](const Tensor& input, const OptionalTensor& residual, const OptionalTensor&, Reader& read) {
@@ -121,7 +121,7 @@ constexpr Op kOps[] = {
        const double slope = read.number();
        const Tensor& packed = read.tensor();
        const Ints block = read.integers(11);
-       return inverted_residual(input, expand, hidden, act, slope, packed, block, read.numbers(2), residual);
+       return inverted_residual(input, expand, hidden, act, slope, packed, block, read.numbers(2), residual, false);
      }},
     {"squeeze_excitation",
      [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {

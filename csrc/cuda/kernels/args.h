@@ -57,6 +57,7 @@ struct DepthwiseTileArgs {
   const void* weight = nullptr;  // [channels * multiplier][kernel_h][kernel_w], of the input's type
   const void* bias = nullptr;
   void* output = nullptr;
+  int32_t wide_bias = 0;  // it is of the accumulation type, as packed weights have it, not of the input's
   int32_t flipped = 0;
   Tiling tiling;
   // NCHW: elements of a segment of the tile in shared memory, and whether a segment is a plane's whole rows or one row.
@@ -127,6 +128,8 @@ struct SeparableBlockArgs {
   const void* dw_bias = nullptr;
   const void* pw_weight = nullptr;  // [out_channels][channels]
   const void* pw_bias = nullptr;
+  int32_t wide_bias = 0;           // the biases are of the accumulation type, as packed weights have them, not of the input's
+  const void* gate = nullptr;      // [batch][channels], what the pointwise convolution's input is multiplied by, or null
   const void* residual = nullptr;  // contiguous like the output, or null
   void* output = nullptr;          // contiguous in the problem's layout
   Activation activation;

@@ -70,6 +70,14 @@ DWCONV_DEVICE accumulate_t<T> load_one(const T* from) {
   return to_accumulate(load<1>(from).value[0]);
 }
 
+// A bias, of the accumulation type where it is wide, else of T.
+template <class T>
+DWCONV_DEVICE accumulate_t<T> load_bias(const void* bias, int64_t channel, bool wide) {
+  using A = accumulate_t<T>;
+  if (std::is_same_v<T, A> || wide) return load_one(static_cast<const A*>(bias) + channel);
+  return load_one(static_cast<const T*>(bias) + channel);
+}
+
 // The greater and the lesser of two values: NaN where a is one; b is none.
 template <class A>
 DWCONV_DEVICE A greater(A a, A b) {

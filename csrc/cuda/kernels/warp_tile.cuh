@@ -80,7 +80,9 @@ struct TensorTile {
   // `rows` and the columns point at row and column 0 of the whole operands; the warp's begin at m0 and n0, multiples of 8.
   template <bool kByDepth>
   DWCONV_DEVICE void multiply(const unsigned char* rows, int m0, const Columns<T, kByDepth>& columns, int n0) {
-    const int lane = thread_index() % kWarp, row = lane % 8, matrix = lane / 8;
+    int thread = thread_index();
+    in_order(thread);  // not kept in registers beside the sums from one product to the next
+    const int lane = thread % kWarp, row = lane % 8, matrix = lane / 8;
 #pragma unroll 2  // the addresses of all would not fit the registers beside the sums
     for (int k = 0; k < kChunks; k += 2) {
       uint32_t a[2][4];

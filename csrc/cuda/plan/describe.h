@@ -2,7 +2,8 @@
 #pragma once
 
 #include "common/describe.h"
-#include "cuda/plan/plan.h"
+#include "cuda/plan/inverted.h"
+#include "cuda/plan/packed.h"
 
 namespace dwconv::cuda {
 
@@ -79,10 +80,11 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
                           int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
                           int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& facts, bool bias,
                           const std::string& act) {
-  Work work = {op == op_name(Op::kSeparable) ? Op::kSeparable : Op::kDepthwise,
-               parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight}), Pass::kForward};
+  Work work = {Op::kDepthwise, parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight}), Pass::kForward};
   work.kernel_pass = work.pass;
-  if (op != op_name(work.op)) throw py::value_error("op: expected depthwise_conv2d or separable_conv2d, got '" + op + "'");
+  for (const Op each : {Op::kSeparable, Op::kInvertedResidual}) work.op = op == op_name(each) ? each : work.op;
+  if (op != op_name(work.op))
+    throw py::value_error("op: expected depthwise_conv2d, separable_conv2d or inverted_residual, got '" + op + "'");
   Request& request = work.request;
   DepthwiseProblem& p = request.problem;
   describe_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
@@ -93,7 +95,7 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
   const int64_t unit = element_size(p.dtype);
   const int32_t aligned = nhwc ? whole_runs({channels * unit}) : whole_runs({p.in_w * unit, p.out_w * unit});
   request.aligned = !nhwc || aligned == 16 ? aligned : 0;
-  work.torch = true;
+  work.torch = work.op != Op::kInvertedResidual;
   if (!parse_activation(act.c_str(), &work.extras.activation.kind))
     throw py::value_error("act: unknown activation '" + act + "'");
   work.extras.bias = bias && !to_input;
@@ -129,6 +131,18 @@ inline py::dict plan_dict(const std::string& op, const std::string& pass, const 
     d["fused"] = plan.fused;
     d["tile"] = std::make_pair(plan.block_args.tile_rows, plan.block_args.tile_w);
     d["splits"] = plan.block_args.splits;
+    d["bytes"] = plan.bytes;
+    d["flops"] = plan.flops;
+    d["reason"] = plan.reason;
+  } else if (work.op == Op::kInvertedResidual) {  // multiplier: how many times wider the expanded image is
+    p.channels *= multiplier;
+    request.multiplier = 1;
+    const SeparableAlignment alignment = {nhwc && channels % values == 0, false, nhwc && out_channels % values == 0,
+                                          channels * multiplier % values == 0};
+    const InvertedPlan plan = plan_inverted_residual(request, channels, out_channels, alignment, gpu);
+    if (plan.block.launch.row != nullptr) add_plan(d, plan.block);
+    d["fused"] = plan.fused;
+    d["tile"] = std::make_pair(plan.args.block.tile_rows, plan.args.block.tile_w);
     d["bytes"] = plan.bytes;
     d["flops"] = plan.flops;
     d["reason"] = plan.reason;
@@ -182,6 +196,12 @@ inline void define_plans(py::module_& m) {
         forced().source = source == "ours" ? Source::kOurs : source == "torch" ? Source::kTorch : Source::kHeuristics;
       },
       "heuristics; ours: never torch's own convolution; torch: it wherever it can be; for tests and measurements.");
+  m.def(
+      "block_bytes",
+      [](const std::string& dtype, int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w) {
+        return PackedPlaces(parse_dtype(dtype), channels, out_channels, kernel_h, kernel_w).end;
+      },
+      "Of the packed weights of a fused block; of a pointwise convolution with a filter of 0x0.");
   m.def("force_row", &force_row, "Uses this row of the table wherever it fits, until called with -1; for tests.");
   m.def(
       "force_rank", [](int32_t rank) { forced().rank = std::max(rank, 0); },

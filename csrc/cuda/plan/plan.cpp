@@ -15,7 +15,7 @@ const std::vector<const KernelRow*>& kernel_table() {
         nhwc_kernels(), nhwc_weight_kernels(),
         // The rows of planes come before the staged kernels, which take what they do not.
         nchw_rows_kernels(), nchw_kernels(), nchw_weight_kernels(), separable_kernels(), batch_norm_kernels(),
-        depthwise_norm_kernels()};
+        depthwise_norm_kernels(), inverted_kernels()};
     for (const KernelGroup& group : groups) {
       for (int32_t i = 0; i < group.count; ++i) all.push_back(group.rows + i);
     }

@@ -73,7 +73,8 @@ LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, Backward
 LaunchPlan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args);
 
 LaunchPlan plan_activation(DType dtype, int64_t count);
-LaunchPlan plan_transpose(const DepthwiseProblem& problem, const Gpu& gpu, TransposeArgs* args);  // of its output
+// Of `pixels` an image.
+LaunchPlan plan_transpose(const DepthwiseProblem& problem, int64_t pixels, const Gpu& gpu, TransposeArgs* args);
 
 // The fused block, or the depthwise and the pointwise convolution one after the other where that is expected to be faster.
 struct SeparablePlan : PlanFacts {
@@ -84,6 +85,7 @@ struct SeparablePlan : PlanFacts {
   TransposeArgs transpose_args;
   LaunchPlan block;  // fused, or the pointwise convolution
   SeparableBlockArgs block_args;
+  double seconds = 0;
 };
 struct SeparableAlignment {
   bool input = false, middle = false, output = false, weight = false;
@@ -109,6 +111,16 @@ struct DepthwiseNormPlan : PlanFacts {
   DepthwiseNormArgs args;  // all but what norm has of tensors, eps, count and activation, and pointers
 };
 DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu);
+
+// A pointwise convolution: in NCHW its input's values are put in channels_last first, hence the problem is one without stride
+// whose input's strides are that of channels_last, taken as far apart as the stride says, and whose in_h and in_w are the whole
+// input's.
+struct PointwisePlan : LaunchPlan {
+  LaunchPlan transpose;  // in NCHW
+  TransposeArgs transpose_args;
+  SeparableBlockArgs args;
+};
+PointwisePlan plan_pointwise(const Request& request, int64_t out_channels, const SeparableAlignment& alignment, const Gpu& gpu);
 
 const std::vector<const KernelRow*>& kernel_table();
 
@@ -171,6 +183,10 @@ inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
   for (int64_t each : bytes) all |= each;
   return static_cast<int32_t>(all & -all);
 }
+
+// The kernels of a matrix product to choose from: for each kind of matrix unit the first row that fits, the multiply-adds only
+// where there is no other; or the forced row alone.
+std::vector<const KernelRow*> matrix_kernels(Op op, Pass pass, const Request& request, const Gpu& gpu);
 
 // Why a row cannot take a problem, or null.
 const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier, const Gpu& gpu);

@@ -24,22 +24,6 @@ std::pair<int32_t, int32_t> covered(Layout layout, int32_t warps_m, int32_t warp
   return layout == Layout::kNHWC ? std::make_pair(rows, columns) : std::make_pair(columns, rows);
 }
 
-// The kernels to choose from: for each kind of matrix unit the first row that fits, the multiply-adds only where there is no
-// other; or the forced row alone.
-std::vector<const KernelRow*> candidates(Pass pass, const Request& request, const Gpu& gpu) {
-  const auto fits = [&](const KernelRow* row) {
-    return misfit(*row, Op::kSeparable, pass, request.problem, 1, gpu) == nullptr &&
-           (row->cores == Cores::kScalar || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
-  };
-  if (request.forced.row != nullptr && fits(request.forced.row)) return {request.forced.row};
-  std::vector<const KernelRow*> rows;
-  for (const KernelRow* row : kernel_table()) {
-    const bool another = rows.empty() || (row->cores != Cores::kScalar && row->cores != rows.back()->cores);
-    if (another && rows.size() < 2 && fits(row)) rows.push_back(row);
-  }
-  return rows;
-}
-
 // Input rows and columns that the tiles of rows (counted over all images) and columns read: sums over the tiles.
 double staged_rows(const DepthwiseProblem& p, int64_t tile_rows) {
   const int64_t reach = (p.kernel_h - 1) * p.dilation_h;
@@ -98,7 +82,7 @@ LaunchPlan cost_of(const Request& request, int64_t out_channels, const Geometry&
   args->run_columns = Divisor(ceil_div(g.tile_w, kRun));
   args->runs = Divisor(g.tile_rows * ceil_div(g.tile_w, kRun));
   // Slots and stages begin on multiples of the 8 lines that a swizzle runs over.
-  args->map_bytes = static_cast<int32_t>(round_up((depthwise ? 8 : 16) * args->pixels + 16 * g.tile_rows, 8 * kSlabBytes));
+  args->map_bytes = static_cast<int32_t>(round_up((depthwise ? 8 : 24) * args->pixels + 16 * g.tile_rows, 8 * kSlabBytes));
 
   args->stages = g.stages;
   const int64_t warps = g.warps_m * g.warps_n, staging = warps * (row.cores != Cores::kScalar ? 16 * 4 : 32) * kStagingPitch;
@@ -152,7 +136,8 @@ LaunchPlan best_block(const Request& request, int64_t out_channels, const Gpu& g
   };
   Ranking<Candidate> ranking(request.forced.rank);
   const int64_t rows = std::max<int64_t>(p.batch * p.out_h, 1);
-  const std::vector<const KernelRow*> kernels = candidates(depthwise ? Pass::kForward : Pass::kPointwise, request, gpu);
+  const std::vector<const KernelRow*> kernels =
+      matrix_kernels(Op::kSeparable, depthwise ? Pass::kForward : Pass::kPointwise, request, gpu);
   const auto offer = [&](int32_t warps_m, int32_t warps_n, int64_t tile_w, int64_t tile_rows) {
     const double in_rows = staged_rows(p, tile_rows);
     const int64_t ranges = ceil_div(out_channels, covered(p.layout, warps_m, warps_n).second);
@@ -178,7 +163,8 @@ LaunchPlan best_block(const Request& request, int64_t out_channels, const Gpu& g
   for (const auto& [warps_m, warps_n] :
        std::vector<std::pair<int32_t, int32_t>>{{8, 1}, {4, 2}, {2, 4}, {1, 8}, {4, 1}, {2, 2}, {1, 4}}) {
     const int64_t pixels = covered(p.layout, warps_m, warps_n).first;
-    for (int64_t pieces = 1; pieces <= 16; ++pieces) {
+    const int64_t least = ceil_div(p.out_w, pixels);
+    for (int64_t pieces = least; pieces < least + 16; ++pieces) {
       const int64_t tile_w = pieces == 1 ? p.out_w : round_up(ceil_div(p.out_w, pieces), kRun);
       if (tile_w > pixels) continue;
       if (pieces > 1 && tile_w < 8) break;
@@ -210,6 +196,20 @@ std::string describe(const LaunchPlan& plan, const SeparableBlockArgs& args) {
 
 }  // namespace
 
+std::vector<const KernelRow*> matrix_kernels(Op op, Pass pass, const Request& request, const Gpu& gpu) {
+  const auto fits = [&](const KernelRow* row) {
+    return misfit(*row, op, pass, request.problem, 1, gpu) == nullptr &&
+           (row->cores == Cores::kScalar || request.problem.dtype != DType::kFloat32 || request.allow_tf32);
+  };
+  if (request.forced.row != nullptr && fits(request.forced.row)) return {request.forced.row};
+  std::vector<const KernelRow*> rows;
+  for (const KernelRow* row : kernel_table()) {
+    const bool another = rows.empty() || (row->cores != Cores::kScalar && row->cores != rows.back()->cores);
+    if (another && rows.size() < 2 && fits(row)) rows.push_back(row);
+  }
+  return rows;
+}
+
 LaunchPlan plan_activation(DType dtype, int64_t count) {
   LaunchPlan plan;
   plan.launch.row = row_of(Pass::kActivate, dtype);
@@ -218,8 +218,8 @@ LaunchPlan plan_activation(DType dtype, int64_t count) {
   return plan;
 }
 
-LaunchPlan plan_transpose(const DepthwiseProblem& p, const Gpu& gpu, TransposeArgs* args) {
-  const int64_t pixels = p.out_h * p.out_w, unit = element_size(p.dtype);
+LaunchPlan plan_transpose(const DepthwiseProblem& p, int64_t pixels, const Gpu& gpu, TransposeArgs* args) {
+  const int64_t unit = element_size(p.dtype);
   args->channels = p.channels;
   args->pixels = pixels;
   args->channel_tiles = ceil_div(p.channels, kTransposed);
@@ -238,6 +238,20 @@ LaunchPlan plan_transpose(const DepthwiseProblem& p, const Gpu& gpu, TransposeAr
   cost.flops = 2.0 * 256 * (args->aligned_in ? 130 : 170);  // instructions
   cost.flop_rate = scalar_rate(DType::kFloat32, gpu) * 0.6;
   plan.seconds = launch_seconds(plan.launch, cost, gpu);
+  return plan;
+}
+
+PointwisePlan plan_pointwise(const Request& request, int64_t out_channels, const SeparableAlignment& alignment, const Gpu& gpu) {
+  const DepthwiseProblem& p = request.problem;
+  PointwisePlan plan;
+  static_cast<LaunchPlan&>(plan) = best_block(request, out_channels, gpu, false, &plan.args);
+  if (p.layout == Layout::kNCHW) plan.transpose = plan_transpose(p, p.in_h * p.in_w, gpu, &plan.transpose_args);
+  plan.seconds += plan.transpose.seconds;
+  plan.args.aligned_in = alignment.input, plan.args.aligned_out = alignment.output, plan.args.aligned_weight = alignment.weight;
+  const int64_t pixels = p.batch * p.out_h * p.out_w;
+  plan.bytes = element_size(p.dtype) * (pixels * (p.channels + out_channels) + p.channels * out_channels);
+  plan.flops = 2 * pixels * p.channels * out_channels;
+  plan.reason = (p.layout == Layout::kNCHW ? "channels_last_values, then " : "") + describe(plan, plan.args);
   return plan;
 }
 
@@ -270,12 +284,13 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
 
   // What the model leaves out, as measured on an H200: in NCHW the fused kernel's depthwise stage, whose reads do not coalesce,
   // takes 2 to 3 times its instructions' time, the kernels of the other way 1.2 to 2 times.
-  if (!nhwc) plan.transpose = plan_transpose(p, gpu, &plan.transpose_args);
+  if (!nhwc) plan.transpose = plan_transpose(p, p.out_h * p.out_w, gpu, &plan.transpose_args);
   const double unfused_seconds = (depthwise.seconds + plan.transpose.seconds + pointwise.seconds) * (nhwc ? 1.0 : 0.6);
   const bool fits = fused.seconds < kDoesNotFit;
   // Apart, a long activation is a pass of its own over an intermediate that has been rounded before it.
   const bool cheaper = fused.seconds <= unfused_seconds || !is_inlined(p.activation.kind);
   plan.fused = fits && (request.forced.fusion == Fusion::kByCost ? cheaper : request.forced.fusion == Fusion::kAlways);
+  plan.seconds = plan.fused ? fused.seconds : unfused_seconds;
   plan.depthwise = depthwise;
   plan.block = plan.fused ? fused : pointwise;
   plan.block_args = plan.fused ? fused_args : pointwise_args;

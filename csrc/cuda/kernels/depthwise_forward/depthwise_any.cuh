@@ -75,7 +75,7 @@ DWCONV_DEVICE void any_nhwc(const DepthwiseTileArgs& args) {
     accumulate_t<T> acc[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      acc[v] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c + v) : accumulate_t<T>(0);
+      acc[v] = args.bias != nullptr ? load_bias<T>(args.bias, c + v, args.wide_bias) : accumulate_t<T>(0);
     }
     correlate<T, Axis, V>(args, n, c, y, x, acc);
     T* const to = static_cast<T*>(args.output) + n * p.out_stride_n + y * p.out_stride_h + x * p.out_stride_w + c;
@@ -105,7 +105,7 @@ depthwise_any_nchw(DepthwiseTileArgs args) {
     const int64_t line = divided(i, p.out_w), plane = divided(line, p.out_h), n = divided(plane, channels),
                   c = plane - n * channels;
     const int x = static_cast<int>(i - line * p.out_w), y = static_cast<int>(line - plane * p.out_h);
-    accumulate_t<T> acc[1] = {args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : accumulate_t<T>(0)};
+    accumulate_t<T> acc[1] = {args.bias != nullptr ? load_bias<T>(args.bias, c, args.wide_bias) : accumulate_t<T>(0)};
     correlate<T, Axis, 1>(args, n, c, y, x, acc);
     T* const to = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y * p.out_stride_h;
     activate_short(p.activation, acc);

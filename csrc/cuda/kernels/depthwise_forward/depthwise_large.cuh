@@ -108,7 +108,7 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const bool given = args.bias != nullptr && channel + v < channels;
-      const A bias = given ? load_one(static_cast<const T*>(args.bias) + c0 + channel + v) : A(0);
+      const A bias = given ? load_bias<T>(args.bias, c0 + channel + v, args.wide_bias) : A(0);
 #pragma unroll
       for (int k = 0; k < kLargeColumns; ++k) acc[0][k][v] = bias;
     }
@@ -165,7 +165,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   A acc[kLargeRows][kLargeColumns][1];
   if (active) {
     const int64_t c = numbers.inner(q);
-    const A bias = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);
+    const A bias = args.bias != nullptr ? load_bias<T>(args.bias, c, args.wide_bias) : A(0);
 #pragma unroll
     for (int i = 0; i < kLargeRows * kLargeColumns; ++i) acc[i / kLargeColumns][i % kLargeColumns][0] = bias;
     for (int j = 0; j < kernel_h + kLargeRows - 1; ++j) {

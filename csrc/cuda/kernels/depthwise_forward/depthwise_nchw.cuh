@@ -94,7 +94,7 @@ depthwise_nchw(DepthwiseTileArgs args) {
     const int64_t c = numbers.inner(q);
     A filter[K][K][1];
     load_filter(static_cast<const T*>(args.weight) + c * K * K, args.flipped, filter);
-    const A bias = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);
+    const A bias = args.bias != nullptr ? load_bias<T>(args.bias, c, args.wide_bias) : A(0);
 #pragma unroll
     for (int i = 0; i < kRows * kColumns; ++i) acc[i / kColumns][i % kColumns][0] = bias;
     const T* const first = in_first(q);

@@ -102,7 +102,7 @@ depthwise_nhwc(DepthwiseTileArgs args) {
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const bool given = args.bias != nullptr && channel + v < channels;
-    bias[v] = given ? load_one(static_cast<const T*>(args.bias) + c0 + channel + v) : A(0);
+    bias[v] = given ? load_bias<T>(args.bias, c0 + channel + v, args.wide_bias) : A(0);
   }
 
   T* const out = static_cast<T*>(args.output) + n * p.out_stride_n + c0 + channel;

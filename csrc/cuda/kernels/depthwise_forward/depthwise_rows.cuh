@@ -102,7 +102,7 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
     fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      bias[v] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + channel + v) : A(0);
+      bias[v] = args.bias != nullptr ? load_bias<T>(args.bias, channel + v, args.wide_bias) : A(0);
     }
   };
   T* out = static_cast<T*>(args.output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;

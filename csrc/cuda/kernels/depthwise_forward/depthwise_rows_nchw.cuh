@@ -78,7 +78,7 @@ depthwise_rows_nchw(DepthwiseTileArgs args) {
   };
   const auto prepare = [&](A(&filter)[K][K][1], A(&bias)[1]) {
     load_filter(static_cast<const T*>(args.weight) + c * (K * K), args.flipped, filter);
-    bias[0] = args.bias != nullptr ? load_one(static_cast<const T*>(args.bias) + c) : A(0);
+    bias[0] = args.bias != nullptr ? load_bias<T>(args.bias, c, args.wide_bias) : A(0);
   };
   const auto widen = [](const Row& row, int i, A(&value)[1]) { value[0] = row.sample(i); };
   T* out = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h + x0;

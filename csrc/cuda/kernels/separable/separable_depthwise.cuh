@@ -35,6 +35,7 @@ struct TileMap {
   };
   int64_t* pixel;   // offset of output channel 0 in the output, or -1
   int64_t* source;  // PassThrough: offset of channel 0 in the input, or -1
+  int64_t* gate;    // PassThrough: offset of channel 0 in the gate
   Row* row;
   int x0;
 };
@@ -53,6 +54,7 @@ DWCONV_DEVICE void fill_map(const SeparableBlockArgs& args, int64_t row0, const 
     map.pixel[i] = exists ? offset : -1;
     if (!kConvolves) {
       map.source[i] = exists ? numbers.offset(tile_row, p.in_stride_n, p.in_stride_h) + x * p.in_stride_w : -1;
+      map.gate[i] = numbers.offset(tile_row, p.channels, 0);
     }
   }
   for (int i = thread_index(); i < args.tile_rows; i += block_size()) {
@@ -241,7 +243,7 @@ DWCONV_DEVICE void produce_pixels(const SeparableBlockArgs& args, const TileMap&
       if (args.dw_bias != nullptr) {
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          const A bias = c + v < p.channels ? load_one(static_cast<const T*>(args.dw_bias) + c + v) : A(0);
+          const A bias = c + v < p.channels ? load_bias<T>(args.dw_bias, c + v, args.wide_bias) : A(0);
 #pragma unroll
           for (int k = 0; k < kRun; ++k) acc[k][v] = bias;
         }
@@ -254,6 +256,18 @@ DWCONV_DEVICE void produce_pixels(const SeparableBlockArgs& args, const TileMap&
       if (column + k < args.tile_w) write_pixel<T, V, kRoundTf32>(slot, tile_row * args.tile_w + column + k, lane, acc[k]);
     }
   }
+}
+
+// A run of a pixel's channels, times those of the gate; zeros where not wanted.
+template <class T>
+DWCONV_DEVICE void gate_chunk(const T* from, const T* gate, bool wanted, unsigned char* to) {
+  constexpr int V = kChunkValues<T>;
+  accumulate_t<T> value[V], by[V];
+  widen(load_packed<V>(from, wanted), value);
+  widen(load_packed<V>(gate, wanted), by);
+#pragma unroll
+  for (int v = 0; v < V; ++v) value[v] *= by[v];
+  *reinterpret_cast<Packed<T, V>*>(to) = pack<T, V>(value);
 }
 
 // PassThrough: complete with the weights' copies.
@@ -270,12 +284,18 @@ DWCONV_DEVICE void pass_pixels(const SeparableBlockArgs& args, const TileMap& ma
   for (int pixel = thread / kChunks; pixel < args.pixels; pixel += step, to += step * kSlabBytes) {
     const int64_t source = map.source[pixel];
     const bool valid = source >= 0 && left > 0;
-    if (args.aligned_in) {
+    const T* const gate = static_cast<const T*>(args.gate) + map.gate[pixel] + c;
+    if (args.aligned_in && args.gate == nullptr) {
       copy_async(to, input + source, valid);
+    } else if (args.aligned_in) {
+      gate_chunk(input + source, gate, valid, to);
     } else {
 #pragma unroll
       for (int v = 0; v < kValues; ++v) {
-        reinterpret_cast<T*>(to)[v] = valid && v < left ? load<1>(input + source + v * p.in_stride_c).value[0] : zero<T>();
+        const bool wanted = valid && v < left;
+        T value = wanted ? load<1>(input + source + v * p.in_stride_c).value[0] : zero<T>();
+        if (wanted && args.gate != nullptr) value = from_accumulate<T>(to_accumulate(value) * load_one(gate + v));
+        reinterpret_cast<T*>(to)[v] = value;
       }
     }
   }
@@ -304,7 +324,7 @@ DWCONV_DEVICE void produce_planes(const SeparableBlockArgs& args, const TileMap&
     A acc[kRun][1] = {};
     if (row.exists && c < p.channels && x < out_w) {
       const T* const image = static_cast<const T*>(args.input) + row.image + c * p.in_stride_c;
-      const A bias = args.dw_bias != nullptr ? load_one(static_cast<const T*>(args.dw_bias) + c) : A(0);
+      const A bias = args.dw_bias != nullptr ? load_bias<T>(args.dw_bias, c, args.wide_bias) : A(0);
 #pragma unroll
       for (int k = 0; k < kRun; ++k) acc[k][0] = bias;
       convolve_plane<T, S>(p, image, row.y, x, filters + channel, kSlab, acc);

@@ -90,11 +90,12 @@ DWCONV_DEVICE void finish_pixels(const SeparableBlockArgs& args, const TileMap& 
   const bool whole = args.aligned_out && count == V;
   A bias[V] = {};
   const T* const bias_run = static_cast<const T*>(args.pw_bias) + first + o;
-  if (args.pw_bias != nullptr && count == V && reinterpret_cast<uintptr_t>(bias_run) % kChunkBytes == 0) {
+  const bool narrow = std::is_same_v<T, A> || !args.wide_bias;
+  if (args.pw_bias != nullptr && narrow && count == V && reinterpret_cast<uintptr_t>(bias_run) % kChunkBytes == 0) {
     widen(load_packed<V>(bias_run, true), bias);
   } else if (args.pw_bias != nullptr) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) bias[v] = v < count ? load_one(bias_run + v) : A(0);
+    for (int v = 0; v < V; ++v) bias[v] = v < count ? load_bias<T>(args.pw_bias, first + o + v, args.wide_bias) : A(0);
   }
 #pragma unroll 1
   for (int row = lane / kVectors; row < kRows; row += kWarp / kVectors) {
@@ -125,7 +126,7 @@ DWCONV_DEVICE void finish_planes(const SeparableBlockArgs& args, const TileMap& 
   for (int row = lane / kVectors; row < kRows; row += kWarp / kVectors) {
     const int64_t o = first + row;
     if (o >= args.out_channels) break;
-    const A bias = args.pw_bias != nullptr ? load_one(static_cast<const T*>(args.pw_bias) + o) : A(0);
+    const A bias = args.pw_bias != nullptr ? load_bias<T>(args.pw_bias, o, args.wide_bias) : A(0);
     A value[V];
     read_shared(staging + row * kStagingPitch + lane % kVectors * V, value);
 #pragma unroll
@@ -148,6 +149,39 @@ DWCONV_DEVICE void finish_planes(const SeparableBlockArgs& args, const TileMap& 
   }
 }
 
+// The first row and column of the part of the product that the thread's warp or warpgroup has. It is made again wherever it is
+// used, as is all that depends on the thread's index: there are no registers for it beside the sums.
+template <class Tile>
+DWCONV_DEVICE Place share(const SeparableBlockArgs& args) {
+  int thread = thread_index();
+  in_order(thread);
+  const int part = thread / (kWarp * Tile::kWarps), parts_m = args.warps_m * kWarpRows / Tile::kRows;
+  return Place{part % parts_m * Tile::kRows, part / parts_m * Tile::kColumns};
+}
+
+// A warp's sums through its share of `staged` to the output, of the channels from `first` on.
+template <class T, bool kChannelsLast, class Tile>
+DWCONV_DEVICE void finish_sums(const SeparableBlockArgs& args, const TileMap& map, const Tile& tile, int64_t first,
+                               accumulate_t<T>* staged) {
+  constexpr int kStaged = Tile::kStagedRows;
+#pragma unroll 1
+  for (int part = 0; part < kWarpRows / kStaged; ++part) {
+    int thread = thread_index();
+    in_order(thread);
+    accumulate_t<T>* const staging = staged + thread / kWarp * kStaged * kStagingPitch;
+    tile.write(part, staging, kStagingPitch);
+    synchronize_warp();
+    const Place all = share<Tile>(args), place = Tile::place(part);
+    const int row = all.row + place.row, column = all.column + place.column;
+    if constexpr (kChannelsLast) {
+      finish_pixels<T, kStaged>(args, map, row, first + column, staging);
+    } else {
+      finish_planes<T, kStaged>(args, map, column, first + row, staging);
+    }
+    synchronize_warp();
+  }
+}
+
 template <class T, class Tile, class S, bool kChannelsLast>
 DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   using A = accumulate_t<T>;
@@ -160,20 +194,13 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
   const int split = static_cast<int>(block % args.splits);
   block /= args.splits;
   const int64_t row0 = static_cast<int64_t>(block / args.tiles_w) * args.tile_rows;
-  // The first row and column of the part of the product that the thread's warp or warpgroup has. It is made again wherever it is
-  // used, as is all that depends on the thread's index: there are no registers for it beside the sums.
-  const auto share = [&] {
-    int thread = thread_index();
-    in_order(thread);
-    const int part = thread / (kWarp * Tile::kWarps), parts_m = args.warps_m * kWarpRows / Tile::kRows;
-    return Place{part % parts_m * Tile::kRows, part / parts_m * Tile::kColumns};
-  };
 
   // Shared memory: the tile's map, slots, then the ring of weights, in whose place the sums are staged, then two slabs' filters.
   TileMap map;
   map.pixel = reinterpret_cast<int64_t*>(shared_memory());
   map.source = map.pixel + args.pixels;
-  map.row = reinterpret_cast<TileMap::Row*>(map.source + (S::kConvolves ? 0 : args.pixels));
+  map.gate = map.source + (S::kConvolves ? 0 : args.pixels);
+  map.row = reinterpret_cast<TileMap::Row*>(map.gate + (S::kConvolves ? 0 : args.pixels));
   map.x0 = static_cast<int>(block % args.tiles_w) * args.tile_w;
   unsigned char* const slots = shared_memory() + args.map_bytes;
   const int pitch = args.pixels + kColumnPadding;  // NCHW
@@ -223,7 +250,7 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
       }
     }
     tile.clear();
-    const Place mine = share();
+    const Place mine = share<Tile>(args);
     int now = 0;  // the stage of the slab that is multiplied
     const auto slot_of = [&](int slab, int stage) { return slots + (args.slots == slabs ? slab : stage) * slot_bytes; };
     const auto stage_ahead = [&](int slab) {
@@ -254,22 +281,7 @@ DWCONV_DEVICE void separable_block(const SeparableBlockArgs& args) {
     }
     tile.complete();
     synchronize();  // the ring becomes the staging area
-#pragma unroll 1
-    for (int part = 0; part < kWarpRows / kStaged; ++part) {
-      int thread = thread_index();
-      in_order(thread);
-      A* const staging = reinterpret_cast<A*>(ring) + thread / kWarp * kStaged * kStagingPitch;
-      tile.write(part, staging, kStagingPitch);
-      synchronize_warp();
-      const Place all = share(), place = Tile::place(part);
-      const int row = all.row + place.row, column = all.column + place.column;
-      if constexpr (kChannelsLast) {
-        finish_pixels<T, kStaged>(args, map, row, first + column, staging);
-      } else {
-        finish_planes<T, kStaged>(args, map, column, first + row, staging);
-      }
-      synchronize_warp();
-    }
+    finish_sums<T, kChannelsLast>(args, map, tile, first, reinterpret_cast<A*>(ring));
     synchronize();
   }
 }
