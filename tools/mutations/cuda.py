@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .fault import CUDA_BLOCK, CUDA_CASE, CUDA_ORDER, KERNEL, Fault
+from .fault import CUDA_BLOCK, CUDA_CASE, CUDA_ORDER, CUDA_POINTWISE, INVERTED, KERNEL, Fault
 
 FAULTS = [
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
     Fault(
         "cuda_bias_tail",
         "separable_forward.cuh",
-        "bias[v] = v < count ? «load_one(bias_run + v)» : A(0);",
+        "bias[v] = v < count ? «load_bias<T>(args.pw_bias, first + o + v, args.wide_bias)» : A(0);",
         "A(0)",
         "a lost bias, in a tail of channels",
         CUDA_BLOCK.format("test_every_implementation and panel_minus_1 and channels_last"),
@@ -180,5 +180,43 @@ FAULTS = [
         "false",
         "the last tile of images has as many as the others",
         "tests/ops/test_depthwise_norm.py -k 'test_gradients and emulator and stride2'",
+        "cuda_gate",
+        "separable_depthwise.cuh",
+        "«value[v] *= by[v];»",
+        ";",
+        "a pointwise convolution's gate is forgotten",
+        CUDA_POINTWISE.format("test_every_implementation"),
+    ),
+    Fault(
+        "cuda_wide_bias",
+        "cuda/kernels/device.cuh",
+        "if («std::is_same_v<T, A> || wide») return",
+        "std::is_same_v<T, A>",
+        "a packed bias, in float32, is read as float16",
+        CUDA_POINTWISE.format("test_a_bias_that_does_not_fit"),
+    ),
+    Fault(
+        "cuda_inverted_border",
+        "inverted_residual.cuh",
+        "inside[i] = row < args.in_rows && «y >= 0 && y < p.in_h» && x >= 0 && x < p.in_w;",
+        "y < p.in_h",
+        "the expanded image has activated biases above it, not zeros",
+        INVERTED.format("test_the_border_is_of_zeros"),
+    ),
+    Fault(
+        "cuda_inverted_slot",
+        "inverted_residual.cuh",
+        "«synchronize();»  // expanded; and the last slab's slot has been read",
+        ";",
+        "a missing barrier between the expansion and the depthwise stage",
+        "tests/cuda/test_cuda.py -k 'test_inverted_bits_do_not_depend'",
+    ),
+    Fault(
+        "cuda_inverted_slab",
+        "inverted_residual.cuh",
+        "return left < kSlabChannels<T> ? «static_cast<int>(left)» : kSlabChannels<T>;",
+        "static_cast<int>(left) - 1",
+        "the last hidden channel is lost",
+        INVERTED.format("test_every_cuda_implementation and narrow"),
     ),
 ]
