@@ -180,6 +180,8 @@ FAULTS = [
         "false",
         "the last tile of images has as many as the others",
         "tests/ops/test_depthwise_norm.py -k 'test_gradients and emulator and stride2'",
+    ),
+    Fault(
         "cuda_gate",
         "separable_depthwise.cuh",
         "«value[v] *= by[v];»",
