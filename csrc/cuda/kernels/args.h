@@ -16,15 +16,21 @@ struct Divisor {
 
 constexpr int64_t kMostDivided = 1 << 19;
 
-// What the kernels are compiled for and the plan assumes: channels a thread of those that walk down rows
-// (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a
-// SM's registers must hold.
-constexpr int row_channels(int kernel) { return kernel > 3 ? 1 : 2; }
-constexpr int row_threads(int64_t unit, int kernel, int stride) { return unit == 2 && kernel == 3 && stride == 1 ? 128 : 256; }
-constexpr int row_blocks(int64_t unit, int kernel, int stride) { return row_threads(unit, kernel, stride) == 128 ? 5 : 2; }
-constexpr int weight_row_channels(int kernel, int stride) { return kernel == 3 && stride == 1 ? 2 : 1; }
-constexpr int weight_row_threads(int kernel, int stride) { return kernel + 2 * stride < 8 ? 256 : 128; }
-constexpr int weight_row_blocks(int kernel, int stride) { return kernel + 2 * stride < 8 || kernel + stride > 8 ? 2 : 3; }
+// What the kernels are compiled for and the plan assumes: the threads of a block at most, and how many such blocks an SM's
+// registers must hold; of those that walk down rows (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh) by their values'
+// bytes and a thread's channels.
+constexpr int row_threads(int64_t unit, int channels, int kernel, int stride) {
+  return channels > 1 && unit == 2 && stride == 1 ? 128 : 256;
+}
+constexpr int row_blocks(int64_t unit, int channels, int kernel, int stride) {
+  return row_threads(unit, channels, kernel, stride) == 256 ? 2 : channels == 4 ? 3 : kernel == 3 ? 5 : 4;
+}
+constexpr int weight_row_threads(int channels, int kernel, int stride) {
+  return channels * kernel * kernel < 32 && kernel + 2 * stride < 8 ? 256 : 128;
+}
+constexpr int weight_row_blocks(int channels, int kernel, int stride) {
+  return weight_row_threads(channels, kernel, stride) == 256 || kernel + stride > 8 ? 2 : 3;
+}
 constexpr int kPlaneRowThreads = 128,
               kPlaneWeightRowBlocks = 4;  // depthwise_rows_nchw.cuh, depthwise_backward_weight_rows_nchw.cuh
 constexpr int plane_row_blocks(int kernel) { return kernel == 3 ? 5 : 4; }

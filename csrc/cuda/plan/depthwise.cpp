@@ -44,11 +44,13 @@ Shape shape_of(const KernelRow& row) {
     s.instructions = (weight ? 7 : 4) + 16.0 / s.patch_w;
   } else if (s.rows) {
     s.patch_h = 1, s.patch_w = 4;
-    s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
-    s.blocks = weight ? weight_row_blocks(row.filter, row.stride) : row_blocks(element_size(row.dtype), row.filter, row.stride),
-    s.instructions = weight ? 7 : 4;
+    const int64_t unit = element_size(row.dtype);
+    s.channels = static_cast<int>(row.aligned / unit);
+    s.blocks =
+        weight ? weight_row_blocks(s.channels, row.filter, row.stride) : row_blocks(unit, s.channels, row.filter, row.stride);
     s.threads =
-        weight ? weight_row_threads(row.filter, row.stride) : row_threads(element_size(row.dtype), row.filter, row.stride);
+        weight ? weight_row_threads(s.channels, row.filter, row.stride) : row_threads(unit, s.channels, row.filter, row.stride);
+    s.instructions = (weight ? 7 : 4) / (s.channels == 4 ? 2.0 : 1.0);
   } else if (nhwc) {
     s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
     s.blocks = weight ? weight_blocks(row.filter) : nhwc_blocks(row.filter), s.instructions = weight ? 14 : 10;
@@ -271,19 +273,36 @@ std::string describe(const Candidate& c, const Request& request) {
          (request.problem.layout == Layout::kNHWC ? " channels" : " planes") + " a block";
 }
 
+// Of the rows that differ from this one, whose tile is `best`, in a thread's channels alone.
+const KernelRow* cheapest_of_its_name(const KernelRow& row, const Request& request, const Gpu& gpu, Candidate* best) {
+  const KernelRow* chosen = &row;
+  for (const KernelRow* other : kernel_table()) {
+    const bool alike = std::string(other->name) == row.name && other->dtype == row.dtype && other->filter == row.filter &&
+                       other->stride == row.stride && other->aligned <= request.aligned;
+    Candidate c;
+    if (other == &row || !alike || !best_candidate(*other, request, gpu, &c) || c.seconds >= best->seconds) continue;
+    chosen = other;
+    *best = c;
+  }
+  return chosen;
+}
+
 // The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
 const KernelRow* choose_row(Pass pass, const Request& request, const Gpu& gpu, Candidate* best, std::string* why) {
+  const DepthwiseProblem& p = request.problem;
   std::vector<const KernelRow*> order;
   if (forced_row() != nullptr) order.push_back(forced_row());
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
   for (const KernelRow* row : order) {
-    if (misfit(*row, Op::kDepthwise, pass, request.problem, request.multiplier, gpu) != nullptr) continue;
+    if (misfit(*row, Op::kDepthwise, pass, p, request.multiplier, gpu) != nullptr) continue;
     if (row->aligned > request.aligned) continue;
     if (row->family == Family::kAny) {
       if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
       return row;
     }
-    if (best_candidate(*row, request, gpu, best)) return row;
+    if (best_candidate(*row, request, gpu, best)) {
+      return row == forced_row() || p.layout == Layout::kNCHW ? row : cheapest_of_its_name(*row, request, gpu, best);
+    }
     *why =
         std::string(row->name) + " has no tile that fits " + std::to_string(gpu.shared_per_block >> 10) + " KiB of shared memory";
   }
