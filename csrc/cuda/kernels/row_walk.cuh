@@ -16,10 +16,11 @@ namespace dwconv::cuda {
 // Bit q: column x0 + q lies in 0 .. width.
 template <int kCount>
 DWCONV_DEVICE unsigned columns_inside(int x0, int width) {
-  unsigned mask = 0;
+  int mask = 0;
 #pragma unroll
-  for (int q = 0; q < kCount; ++q) mask |= static_cast<unsigned>(x0 + q) < static_cast<unsigned>(width) ? 1u << q : 0u;
-  return mask;
+  for (int q = 0; q < kCount; ++q) mask |= static_cast<unsigned>(x0 + q) < static_cast<unsigned>(width) ? 1 << q : 0;
+  in_order(mask);  // else its comparisons are made anew in each row
+  return static_cast<unsigned>(mask);
 }
 
 // The input rows of a strip one after the other, from first_y; those inside the image of in_h rows may be read.
@@ -64,18 +65,17 @@ DWCONV_DEVICE void walk_rows(int rows, const Fetch& fetch, const Prepare& prepar
   for (int i = 0; i < kAhead; ++i) fetch_step(next[i]);
   A filter[K][K][V], bias[V], acc[kOpen][kColumns][V] = {};  // of rows before the first, which are never stored
   prepare(filter, bias);
-  const int steps = rows + kDelay;
-  for (int base = 0; base < steps; base += kOpen) {
+  int left = rows + kDelay;  // steps
+  while (left > 0) {
 #pragma unroll
     for (int u = 0; u < kOpen; ++u) {
-      const int i = base + u;
-      if (i >= steps) break;
+      if (left <= 0) break;
       if (kAhead == 0) fetch_step(next[0]);
       Row copy[S];
       if (kAhead == 1) {
 #pragma unroll
         for (int s = 0; s < S; ++s) copy[s] = next[0][s];
-        if (i + 1 < steps) fetch_step(next[0]);
+        if (left > 1) fetch_step(next[0]);
       }
       // A copy of a row of several would be made from one loop to the next, where it would wait for all that are on their way.
       const Row(&now)[S] = kAhead == 1 ? copy : next[u % kRing];
@@ -101,8 +101,9 @@ DWCONV_DEVICE void walk_rows(int rows, const Fetch& fetch, const Prepare& prepar
           }
         }
       }
-      if (kAhead > 1 && i + kAhead < steps) fetch_step(next[u % kRing]);
-      if (i >= kDelay) finish(acc[(u + 1) % kOpen]);  // row i - kDelay
+      if (kAhead > 1 && left > kAhead) fetch_step(next[u % kRing]);
+      if (left <= rows) finish(acc[(u + 1) % kOpen]);
+      --left;
     }
   }
 }

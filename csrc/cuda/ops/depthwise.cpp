@@ -23,6 +23,10 @@ struct BackwardWeightPlan {
   LaunchPlan plan;
   BackwardWeightTileArgs args;
 };
+struct BackwardPlan {
+  LaunchPlan plan;
+  BackwardTileArgs args;
+};
 
 const DepthwisePlan& plan_for(Pass pass, const Request& request, const Gpu& gpu) {
   return planned<DepthwisePlan>(plan_key(Op::kDepthwise, pass, request, gpu), [&] {
@@ -67,8 +71,12 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
 }
 
 // At stride and dilation 1 the input gradient is the forward pass of grad_output with the flipped filter and padding K - 1 - P.
-void backward_input(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& weight,
-                    const Tensor& grad_input) {
+bool is_mirrored(const ConvolutionShape& s) {
+  return s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && s.multiplier == 1;
+}
+
+Request request_to_input(const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& weight,
+                         const Tensor& grad_input) {
   Request request;
   request.multiplier = s.multiplier;
   request.aligned = aligned_start(weight) ? aligned_runs(layout, grad, grad_input) : 0;
@@ -78,35 +86,67 @@ void backward_input(const Device& device, const ConvolutionShape& s, Layout layo
   std::swap(p.in_w, p.out_w);
   set_input(p, grad);
   set_output(p, grad_input);
-  const bool mirrored = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && s.multiplier == 1;
-  if (mirrored) p.pad_h = s.kernel_h - 1 - s.pad_h, p.pad_w = s.kernel_w - 1 - s.pad_w;
-  const Pass pass = mirrored ? Pass::kForward : Pass::kBackwardInput;
-  const DepthwisePlan& planned = plan_for(pass, request, device.gpu());
-  log_plan(Op::kDepthwise, Pass::kBackwardInput, p, 0, planned.plan.reason, planned.plan.launch);
-  DepthwiseTileArgs args = planned.args;
-  args.flipped = mirrored;
-  args.input = grad.const_data_ptr();
-  args.weight = weight.const_data_ptr();
-  args.output = grad_input.mutable_data_ptr();
-  device.launch(planned.plan.launch, &args);
+  if (is_mirrored(s)) p.pad_h = s.kernel_h - 1 - s.pad_h, p.pad_w = s.kernel_w - 1 - s.pad_w;
+  return request;
 }
 
-void sum(const Device& device, DType dtype, const Tensor& partial, int32_t parts, const Tensor& output) {
-  SumPartsArgs args;
-  const LaunchPlan plan = plan_sum_parts(dtype, output.numel(), parts, &args);
-  args.partial = partial.const_data_ptr();
-  args.output = output.mutable_data_ptr();
-  device.launch(plan.launch, &args);
-}
-
-void backward_weight(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input,
-                     const Tensor* grad_weight, const Tensor* grad_bias) {
+Request request_to_weight(const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input) {
   Request request;
   request.multiplier = s.multiplier;
   request.aligned = aligned_runs(layout, grad, input);
   set_problem(request.problem, s, layout);
   set_input(request.problem, input);
   set_output(request.problem, grad);
+  return request;
+}
+
+void set_tensors(DepthwiseTileArgs* args, const ConvolutionShape& s, const Tensor& grad, const Tensor& weight,
+                 const Tensor& grad_input) {
+  args->flipped = is_mirrored(s);
+  args->input = grad.const_data_ptr();
+  args->weight = weight.const_data_ptr();
+  args->output = grad_input.mutable_data_ptr();
+}
+
+void backward_input(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& weight,
+                    const Tensor& grad_input) {
+  const Request request = request_to_input(s, layout, grad, weight, grad_input);
+  const DepthwisePlan& planned = plan_for(is_mirrored(s) ? Pass::kForward : Pass::kBackwardInput, request, device.gpu());
+  log_plan(Op::kDepthwise, Pass::kBackwardInput, request.problem, 0, planned.plan.reason, planned.plan.launch);
+  DepthwiseTileArgs args = planned.args;
+  set_tensors(&args, s, grad, weight, grad_input);
+  device.launch(planned.plan.launch, &args);
+}
+
+// The first stage by first(args), then the second where there are several parts.
+template <class First>
+void sum_weight(const Device& device, const ConvolutionShape& s, const Tensor& grad, const Tensor& input,
+                const Tensor* grad_weight, const Tensor* grad_bias, BackwardWeightTileArgs* args, const First& first) {
+  const int64_t outputs = s.channels * s.multiplier, taps = s.kernel_h * s.kernel_w;
+  const int64_t weights = grad_weight != nullptr ? outputs * taps : 0, biases = grad_bias != nullptr ? outputs : 0;
+  void* const to_weight = weights > 0 ? grad_weight->mutable_data_ptr() : nullptr;
+  void* const to_bias = biases > 0 ? grad_bias->mutable_data_ptr() : nullptr;
+  args->input = input.const_data_ptr();
+  args->grad_output = grad.const_data_ptr();
+  if (args->parts == 1) {
+    args->partial = to_weight, args->partial_bias = to_bias;
+    return first();
+  }
+  const auto workspace = [&](int64_t size) { return device.empty(grad, Ints{args->parts, size}, accumulate_scalar(s.dtype)); };
+  const Tensor partial = workspace(weights), partial_bias = workspace(biases);
+  args->partial = weights > 0 ? partial.mutable_data_ptr() : nullptr;
+  args->partial_bias = biases > 0 ? partial_bias.mutable_data_ptr() : nullptr;
+  first();
+  SumPartsArgs second;
+  const LaunchPlan sum = plan_sum_parts(s.dtype, weights, biases, args->parts, &second);
+  second.partial[0] = args->partial, second.partial[1] = args->partial_bias;
+  second.output[0] = to_weight, second.output[1] = to_bias;
+  device.launch(sum.launch, &second);
+}
+
+void backward_weight(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input,
+                     const Tensor* grad_weight, const Tensor* grad_bias) {
+  const Request request = request_to_weight(s, layout, grad, input);
   const Gpu& gpu = device.gpu();
   const BackwardWeightPlan& planned =
       dwconv::planned<BackwardWeightPlan>(plan_key(Op::kDepthwise, Pass::kBackwardWeight, request, gpu), [&] {
@@ -116,18 +156,28 @@ void backward_weight(const Device& device, const ConvolutionShape& s, Layout lay
       });
   log_plan(Op::kDepthwise, Pass::kBackwardWeight, request.problem, 0, planned.plan.reason, planned.plan.launch);
   BackwardWeightTileArgs args = planned.args;
-  const int64_t outputs = s.channels * s.multiplier, taps = s.kernel_h * s.kernel_w;
-  const ScalarType sums = accumulate_scalar(s.dtype);
-  const auto workspace = [&](int64_t size) { return device.empty(grad, Ints{args.parts, size}, sums); };
-  const Tensor partial = workspace(grad_weight != nullptr ? outputs * taps : 0);
-  const Tensor partial_bias = workspace(grad_bias != nullptr ? outputs : 0);
-  args.input = input.const_data_ptr();
-  args.grad_output = grad.const_data_ptr();
-  args.partial = grad_weight != nullptr ? partial.mutable_data_ptr() : nullptr;
-  args.partial_bias = grad_bias != nullptr ? partial_bias.mutable_data_ptr() : nullptr;
-  device.launch(planned.plan.launch, &args);
-  if (grad_weight != nullptr) sum(device, s.dtype, partial, args.parts, *grad_weight);
-  if (grad_bias != nullptr) sum(device, s.dtype, partial_bias, args.parts, *grad_bias);
+  sum_weight(device, s, grad, input, grad_weight, grad_bias, &args, [&] { device.launch(planned.plan.launch, &args); });
+}
+
+// All gradients in one launch, and a second one for several parts; false where they are better apart.
+bool backward_at_once(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input,
+                      const Tensor& weight, const Tensor& grad_input, const Tensor* grad_weight, const Tensor* grad_bias) {
+  if (!is_mirrored(s)) return false;
+  const Request to_input = request_to_input(s, layout, grad, weight, grad_input);
+  Request request = request_to_weight(s, layout, grad, input);
+  request.aligned = std::min(request.aligned, to_input.aligned);
+  const Gpu& gpu = device.gpu();
+  const BackwardPlan& planned = dwconv::planned<BackwardPlan>(plan_key(Op::kDepthwise, Pass::kBackward, request, gpu), [&] {
+    BackwardPlan made;
+    made.plan = plan_backward(to_input, request, gpu, &made.args);
+    return made;
+  });
+  if (planned.plan.launch.row == nullptr) return false;
+  log_plan(Op::kDepthwise, Pass::kBackward, request.problem, 0, planned.plan.reason, planned.plan.launch);
+  BackwardTileArgs args = planned.args;
+  set_tensors(&args.input, s, grad, weight, grad_input);
+  sum_weight(device, s, grad, input, grad_weight, grad_bias, &args.weight, [&] { device.launch(planned.plan.launch, &args); });
+  return true;
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -145,11 +195,15 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   const Tensor grad_bias = output_mask[2] ? empty({s.channels * s.multiplier}) : empty({0});
   const Tensor grad = as_layout(grad_output, layout);
   const Tensor w = torch::stable::contiguous(weight);
-  if (grad_input.numel() > 0) backward_input(device, s, layout, grad, w, grad_input);
-  if (output_mask[1] || output_mask[2]) {
-    backward_weight(device, s, layout, grad, as_layout(input, layout), output_mask[1] ? &grad_weight : nullptr,
-                    output_mask[2] ? &grad_bias : nullptr);
+  const Tensor* const to_weight = output_mask[1] ? &grad_weight : nullptr;
+  const Tensor* const to_bias = output_mask[2] ? &grad_bias : nullptr;
+  const bool sums = output_mask[1] || output_mask[2];
+  const Tensor x = sums ? as_layout(input, layout) : input;
+  if (grad_input.numel() > 0 && sums && backward_at_once(device, s, layout, grad, x, w, grad_input, to_weight, to_bias)) {
+    return {grad_input, grad_weight, grad_bias};
   }
+  if (grad_input.numel() > 0) backward_input(device, s, layout, grad, w, grad_input);
+  if (sums) backward_weight(device, s, layout, grad, x, to_weight, to_bias);
   return {grad_input, grad_weight, grad_bias};
 }
 

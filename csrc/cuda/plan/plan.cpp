@@ -90,12 +90,15 @@ double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gp
   const double busiest = std::min(resident, rounds);  // blocks on the busiest SM at a time
   // Blocks that share an SM move data for one another while they compute; one alone does one after the other.
   constexpr double kBusyThreads = 512;  // of an SM, to hide the latency of arithmetic and, without staging, of memory
-  const double occupancy = std::min(1.0, launch.threads * busiest / kBusyThreads);
+  const double occupancy = std::min(1.0, cost.width * launch.threads * busiest / kBusyThreads);
   const double moves = cost.bytes / per_sm / (cost.direct ? occupancy : 1.0);
   const double computes = cost.flops / (cost.flop_rate * occupancy);
   const double exposed = std::min(moves, computes) / busiest;
   const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / resident) * kBlockSeconds * cost.waits;
-  return kLaunchSeconds + std::max(busy, cost.total_bytes / gpu.bytes_per_second);
+  // Nothing here tells some large blocks from more small ones that take as long, but these leave fewer SMs idle.
+  constexpr double kIdleSeconds = 1e-6;
+  const double idle = std::max(0.0, 1.0 - static_cast<double>(launch.blocks) / gpu.sm_count);
+  return kLaunchSeconds + std::max(busy, cost.total_bytes / gpu.bytes_per_second) + kIdleSeconds * idle;
 }
 
 }  // namespace dwconv::cuda

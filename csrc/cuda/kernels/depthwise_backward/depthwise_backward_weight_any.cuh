@@ -58,15 +58,15 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   A* const scratch = reinterpret_cast<A*>(shared_memory());
   add_slots(acc, scratch, slot, slots, lane, lanes, true);
   if (active && slot == 0 && args.partial != nullptr) {
-    A* const to = static_cast<A*>(args.partial) + ((part * outputs + o) * kernel_h + r) * kernel_w + s0;
+    const int64_t to = ((part * outputs + o) * kernel_h + r) * kernel_w + s0;
 #pragma unroll
     for (int k = 0; k < kAnyTaps; ++k) {
-      if (k < taps) to[k] = acc[k];
+      if (k < taps) store_sum<T>(args, args.partial, to + k, acc[k]);
     }
   }
   if (args.partial_bias == nullptr || group != 0) return;
   add_slots(bias, scratch, slot, slots, lane, lanes, true);
-  if (active && slot == 0) static_cast<A*>(args.partial_bias)[part * outputs + o] = bias[0];
+  if (active && slot == 0) store_sum<T>(args, args.partial_bias, part * outputs + o, bias[0]);
 }
 
 // Second stage. 32 neighbouring values a block; its 8 warps take every 8th part and are added pairwise.
@@ -75,16 +75,18 @@ DWCONV_KERNEL(kMostThreads, 1)
 sum_parts(SumPartsArgs args) {
   using A = accumulate_t<T>;
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = block_size() / kWarp;
-  const int64_t i = static_cast<int64_t>(block_index()) * kWarp + lane;
+  const int which = block_index() < args.first_blocks ? 0 : 1;
+  const int64_t count = args.count[which];
+  const int64_t i = (block_index() - (which == 0 ? 0 : args.first_blocks)) * kWarp + lane;
   A sum[1] = {};
-  if (i < args.count) {
+  if (i < count) {
 #pragma unroll 4
     for (int part = warp; part < args.parts; part += warps) {
-      sum[0] += load_one(static_cast<const A*>(args.partial) + part * args.count + i);
+      sum[0] += load_one(static_cast<const A*>(args.partial[which]) + part * count + i);
     }
   }
   add_slots(sum, reinterpret_cast<A*>(shared_memory()), warp, warps, lane, kWarp, true);
-  if (i < args.count && warp == 0) store(static_cast<T*>(args.output) + i, Vector<T, 1>{{from_accumulate<T>(sum[0])}});
+  if (i < count && warp == 0) store(static_cast<T*>(args.output[which]) + i, Vector<T, 1>{{from_accumulate<T>(sum[0])}});
 }
 
 }  // namespace dwconv::cuda

@@ -40,14 +40,13 @@ DWCONV_DEVICE void correlate_strip(int s, int u, const A (&row)[kSpan][V], const
 }
 
 template <class T, class Taps, int V>
-DWCONV_KERNEL(weight_row_threads(V, Taps::kKernel, Taps::kStride), weight_row_blocks(V, Taps::kKernel, Taps::kStride))
-depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
+DWCONV_DEVICE void correlate_rows(const BackwardWeightTileArgs& args, int block) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, kSpan = Taps::span(kStripColumns);
   constexpr int kDelay = (K - 1) / S, kOpen = kDelay + 1;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  const int64_t c0 = block_index() % slabs_of(t) * t.slab, part = block_index() / slabs_of(t);
+  const int64_t c0 = block % slabs_of(t) * t.slab, part = block / slabs_of(t);
   const int lanes = t.slab / V, strip = thread_index() / lanes, strips = block_size() / lanes;
   const int lane = thread_index() - strip * lanes;
   const int64_t channel = c0 + lane * V;
@@ -114,7 +113,13 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
       }
     }
   }
-  finish_part<K, V>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, channel, strip, strips, lane, lanes, active);
+  finish_part<T, K, V>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, channel, strip, strips, lane, lanes, active);
+}
+
+template <class T, class Taps, int V>
+DWCONV_KERNEL(weight_row_threads(V, Taps::kKernel, Taps::kStride), weight_row_blocks(V, Taps::kKernel, Taps::kStride))
+depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
+  correlate_rows<T, Taps, V>(args, block_index());
 }
 
 }  // namespace dwconv::cuda

@@ -73,16 +73,9 @@ depthwise_nhwc(DepthwiseTileArgs args) {
   constexpr int K = Taps::kKernel, V = kThreadChannels, kSpan = Taps::span(kPatchColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int block = block_index();
-  const int64_t slab_index = block % slabs_of(t);
-  block /= slabs_of(t);
-  const int tile_x = static_cast<int>(block % t.tiles_w);
-  block /= t.tiles_w;
-  const int tile_y = static_cast<int>(block % t.tiles_h);
-  const int64_t n = block / t.tiles_h;
-
+  const auto [slab_index, tile_x, tile_y, n] = tile_of_block(args, block_index());
   const int slab = t.slab;
-  const int64_t c0 = slab_index * slab;
+  const int64_t c0 = static_cast<int64_t>(slab_index) * slab;
   const int channels = static_cast<int>(p.channels - c0 < slab ? p.channels - c0 : slab);
   const int pad_h = static_cast<int>(p.pad_h), pad_w = static_cast<int>(p.pad_w);
   const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);

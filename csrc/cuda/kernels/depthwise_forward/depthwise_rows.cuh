@@ -72,20 +72,14 @@ DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> 
 }
 
 template <class T, class Taps, int V>
-DWCONV_KERNEL(row_threads(sizeof(T), V, Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), V, Taps::kKernel, Taps::kStride))
-depthwise_rows_nhwc(DepthwiseTileArgs args) {
+DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, kSpan = Taps::span(kStripColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int block = block_index();
-  const int64_t c0 = block % slabs_of(t) * t.slab;
-  block /= slabs_of(t);
-  const int tile_x = static_cast<int>(block % t.tiles_w);
-  block /= t.tiles_w;
-  const int tile_y = static_cast<int>(block % t.tiles_h);
-  const int64_t n = block / t.tiles_h;
-  const int lanes = t.slab / V, strip = thread_index() / lanes;
+  const auto [slab, tile_x, tile_y, n] = tile_of_block(args, block);
+  const int64_t c0 = static_cast<int64_t>(slab) * t.slab;
+  const int lanes = args.lanes.divisor, strip = quotient(thread_index(), args.lanes);
   const int64_t channel = c0 + (thread_index() - strip * lanes) * V;
   const int in_h = static_cast<int>(p.in_h), out_w = static_cast<int>(p.out_w);
   const int y0 = tile_y * t.tile_h, x0 = tile_x * t.tile_w + strip * kStripColumns;
@@ -123,6 +117,12 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
   };
   walk_rows<Taps, kStripColumns, V, kAhead<T, K, S>, Row, A>(
       rows, fetch, prepare, [](const Row& row, int q, A(&value)[V]) { widen(row.pixel[q], value); }, finish);
+}
+
+template <class T, class Taps, int V>
+DWCONV_KERNEL(row_threads(sizeof(T), V, Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), V, Taps::kKernel, Taps::kStride))
+depthwise_rows_nhwc(DepthwiseTileArgs args) {
+  convolve_rows<T, Taps, V>(args, block_index());
 }
 
 }  // namespace dwconv::cuda
