@@ -65,7 +65,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   device.launch(planned.plan.launch, &args);
   if (!is_inlined(activation.kind)) {
     const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
-    device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
+    device.launch(plan_activation(request.problem.dtype, values.count, device.gpu()).launch, &values);
   }
   return output;
 }
@@ -138,10 +138,10 @@ void sum_weight(const Device& device, const ConvolutionShape& s, const Tensor& g
   args->partial_bias = biases > 0 ? partial_bias.mutable_data_ptr() : nullptr;
   first();
   SumPartsArgs second;
-  const LaunchPlan sum = plan_sum_parts(s.dtype, weights, biases, args->parts, &second);
+  const LaunchPlan sum = plan_sum_parts(s.dtype, weights, biases, args->parts, device.gpu(), &second);
   second.partial[0] = args->partial, second.partial[1] = args->partial_bias;
   second.output[0] = to_weight, second.output[1] = to_bias;
-  device.launch(sum.launch, &second);
+  device.launch_behind(sum.launch, &second);
 }
 
 void backward_weight(const Device& device, const ConvolutionShape& s, Layout layout, const Tensor& grad, const Tensor& input,

@@ -12,6 +12,7 @@ constexpr int kMinThreads = 64;
 constexpr int64_t kChunk = 16;               // bytes
 constexpr double kWeightSetup = 800;         // instructions of a thread, with the sums over the threads
 constexpr double kSumPartsSeconds = 2.5e-6;  // of the second launch, where there are several parts
+constexpr double kPartSeconds = 6e-9;        // a part: of loads of 0.4 us 64 are on their way
 constexpr int64_t kSegmentSlack = 15;        // bytes by which a segment may be shifted against its chunks
 
 // What a tiled kernel is, as its file says.
@@ -212,7 +213,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.direct = s.rows;
   if (s.rows && nhwc) cost.width = std::max(1.0, s.channels / 2.0);
   if (s.weight) cost.waits = static_cast<double>(ceil_div(c.tiles, c.parts));
-  c.seconds = launch_seconds(c.launch, cost, gpu) + (c.parts > 1 ? kSumPartsSeconds : 0);
+  c.seconds = launch_seconds(c.launch, cost, gpu) + (c.parts > 1 ? kSumPartsSeconds + kPartSeconds * c.parts : 0);
   return true;
 }
 
@@ -427,6 +428,7 @@ LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, Backward
 LaunchPlan plan_backward(const Request& to_input, const Request& to_weight, const Gpu& gpu, BackwardTileArgs* args) {
   LaunchPlan plan;
   plan.seconds = 1e30;
+  if (forced_row() != nullptr && forced_row()->pass != Pass::kBackward) return plan;
   for (const KernelRow* row : kernel_table()) {
     const bool fits = misfit(*row, Op::kDepthwise, Pass::kBackward, to_weight.problem, to_weight.multiplier, gpu) == nullptr;
     if (!fits || row->aligned > std::min(to_input.aligned, to_weight.aligned)) continue;
@@ -438,10 +440,11 @@ LaunchPlan plan_backward(const Request& to_input, const Request& to_weight, cons
       Shape summing = s;
       summing.weight = true, summing.setup = kWeightSetup;
       if (!best_candidate(*row, s, to_input, gpu, &input) || !best_candidate(*row, summing, to_weight, gpu, &weight)) continue;
-      // More than an SM's registers hold would wait for one another, and each alone fills the GPU.
-      const int64_t blocks = input.launch.blocks + weight.launch.blocks;
-      const double seconds = std::max(input.seconds, weight.seconds);
-      if (seconds >= plan.seconds || (!forced && blocks > gpu.sm_count * weight.launch.blocks_per_sm)) continue;
+      // As long as the SMs hold all of them the longer decides; with twice as many each fills the GPU for itself.
+      const int64_t blocks = input.launch.blocks + weight.launch.blocks, held = gpu.sm_count * weight.launch.blocks_per_sm;
+      const double seconds =
+          blocks <= held ? std::max(input.seconds, weight.seconds) : input.seconds + weight.seconds - kLaunchSeconds;
+      if (seconds >= plan.seconds || (!forced && blocks > 2 * held)) continue;
       plan.launch = weight.launch;
       plan.launch.blocks = blocks;
       plan.seconds = seconds;
@@ -465,16 +468,16 @@ LaunchPlan plan_backward(const Request& to_input, const Request& to_weight, cons
   return plan;
 }
 
-LaunchPlan plan_sum_parts(DType dtype, int64_t weights, int64_t biases, int32_t parts, SumPartsArgs* args) {
+LaunchPlan plan_sum_parts(DType dtype, int64_t weights, int64_t biases, int32_t parts, const Gpu& gpu, SumPartsArgs* args) {
   LaunchPlan plan;
-  plan.launch.row = row_of(Pass::kSumParts, dtype);
+  plan.launch.row = row_of(Pass::kSumParts, dtype, gpu);
   args->count[0] = weights, args->count[1] = biases;
   args->first_blocks = ceil_div(weights, 32);
   args->parts = parts;
   plan.launch.blocks = args->first_blocks + ceil_div(biases, 32);
   plan.launch.threads = kMostThreads;
   plan.launch.shared_bytes = kMostThreads * accumulate_size(dtype);
-  plan.reason = std::string("sum_parts: ") + std::to_string(parts) + " parts in their order";
+  plan.reason = std::string(plan.launch.row->name) + ": " + std::to_string(parts) + " parts in their order";
   return plan;
 }
 

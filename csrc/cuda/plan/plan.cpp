@@ -23,11 +23,13 @@ const std::vector<const KernelRow*>& kernel_table() {
   return rows;
 }
 
-const KernelRow* row_of(Pass pass, DType dtype) {
-  for (const KernelRow* row : kernel_table()) {
-    if (row->pass == pass && row->dtype == dtype) return row;
-  }
-  return nullptr;
+const KernelRow* row_of(Pass pass, DType dtype, const Gpu& gpu) {
+  const auto fits = [&](const KernelRow* row) {
+    return row->pass == pass && row->dtype == dtype && gpu.arch >= row->first_arch && gpu.arch <= row->last_arch;
+  };
+  if (forced_row() != nullptr && fits(forced_row())) return forced_row();
+  const auto found = std::find_if(kernel_table().begin(), kernel_table().end(), fits);
+  return found != kernel_table().end() ? *found : nullptr;
 }
 
 const KernelRow*& forced_row() {
@@ -79,7 +81,7 @@ double tensor_rate(DType dtype, const Gpu& gpu) {
 }
 
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gpu) {
-  constexpr double kLaunchSeconds = 1.5e-6, kBlockSeconds = 1.2e-6;  // to start a kernel; to fill and drain a block
+  constexpr double kBlockSeconds = 1.2e-6;  // to fill and drain a block
   // L2 feeds an SM at about 1.3 times its share of the memory's bandwidth.
   const double per_sm = 1.3 * gpu.bytes_per_second / gpu.sm_count;
   const int64_t by_shared = gpu.shared_per_sm / (launch.shared_bytes + 1024);

@@ -56,7 +56,21 @@ class Device {
     return gpus.emplace(index_, m).first->second;
   }
 
-  void launch(const Launch& launch, const void* args) const {
+  void launch(const Launch& launch, const void* args) const { start(launch, args, false); }
+
+  // A second or later launch of an op. On Hopper it begins while the one before it ends (programmatic dependent launch), and
+  // waits itself, first of all, for that to be complete (wait_for_previous). What follows on the stream begins when this one has
+  // ended, and so when both have.
+  void launch_behind(const Launch& launch, const void* args) const { start(launch, args, launch.row->first_arch == 90); }
+
+  // Of a size in NCHW's order; and by itself.
+  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return empty_output(like, size, layout); }
+  Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const {
+    return torch::stable::empty(size, type, std::nullopt, like.device());
+  }
+
+ private:
+  void start(const Launch& launch, const void* args, bool begins_early) const {
     DWCONV_CHECK(launch.blocks < (int64_t{1} << 31), op_, ": input is too large: ", launch.blocks, " blocks");
     if (launch.blocks == 0) return;
     constexpr int64_t kWithoutAsking = 48 << 10;
@@ -66,20 +80,20 @@ class Device {
                                         static_cast<int>(launch.shared_bytes)));
     }
     void* pointers[] = {const_cast<void*>(args)};
-    check_status(op_, launch.row->name,
-                 cudaLaunchKernel(launch.row->kernel, dim3(static_cast<unsigned>(launch.blocks)),
-                                  dim3(static_cast<unsigned>(launch.threads)), pointers, static_cast<size_t>(launch.shared_bytes),
-                                  stream_));
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(launch.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
+    config.stream = stream_;
+    config.attrs = &early;
+    config.numAttrs = begins_early ? 1 : 0;
+    check_status(op_, launch.row->name, cudaLaunchKernelExC(&config, launch.row->kernel, pointers));
     check_status(op_, launch.row->name, cudaGetLastError());
   }
 
-  // Of a size in NCHW's order; and by itself.
-  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return empty_output(like, size, layout); }
-  Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const {
-    return torch::stable::empty(size, type, std::nullopt, like.device());
-  }
-
- private:
   const char* op_;
   torch::stable::accelerator::DeviceGuard guard_;
   int32_t index_;
