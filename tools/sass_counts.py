@@ -118,8 +118,8 @@ class Function:
             target = self.at.get(instruction.target) if instruction.target is not None else None
             if target is not None and target > i:
                 nexts.append(target)
-            jumps = instruction.name.startswith(("BRA", "EXIT")) and not instruction.predicate and "UP" not in instruction.operands
-            if not jumps:
+            always = not instruction.predicate and "UP" not in instruction.operands
+            if not (always and instruction.name.startswith(("BRA", "EXIT"))):
                 nexts.append(i + 1)
             for left in range(instruction.stored, stored + 1):
                 reached = [(best[n, left - instruction.stored], n) for n in nexts if (n, left - instruction.stored) in best]
@@ -139,17 +139,17 @@ class Function:
         """(a trip through the inner loop, which stores so many bytes; what comes before it, the loops in it once)."""
         loops = [(self.at[b.target], i) for i, b in enumerate(self.code) if b.target in self.at and self.at[b.target] < i]
         inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-        trips = [(sum(i.kind == "sums" for i in trip), begin, trip) for begin, end in inner if (trip := self.path(begin, end, stored))]
-        if not trips:
+        paths = {begin: self.path(begin, end, stored) for begin, end in inner}
+        if not any(paths.values()):
             return None
-        _, begin, trip = max(trips, key=lambda each: each[:2])
-        return trip, self.path(0, begin, 0)[:-1]
+        begin = max(paths, key=lambda first: (sum(i.kind == "sums" for i in paths[first]), first))
+        return paths[begin], self.path(0, begin, 0)[:-1]
 
 
 @cache
 def constant(name: str) -> int:
     """A constexpr int of the kernels' headers."""
-    for header in sorted(KERNELS.rglob("*.cuh")) + [KERNELS / "args.h"]:
+    for header in [*sorted(KERNELS.rglob("*.cuh")), KERNELS / "args.h"]:
         found = re.search(rf"constexpr int [^;]*\b{name} = (\d+)", header.read_text())
         if found:
             return int(found[1])
@@ -170,8 +170,7 @@ class Kernel:
         k, s, open_rows = self.filter, self.stride, (self.filter - 1) // self.stride + 1
         each = k * k / (s * s if self.taps == "Transposed" else 1)
         if self.name in ("depthwise_rows_nhwc", "depthwise_backward_weight_rows_nhwc"):  # a turn of the rows in progress
-            channels = self.numbers[0] if self.numbers else (2 if k==3 else 1)
-            return open_rows * constant("kStripColumns") * channels, each
+            return open_rows * constant("kStripColumns") * self.numbers[0], each
         if self.name in ("depthwise_rows_nchw", "depthwise_backward_weight_rows_nchw"):
             return open_rows * self.numbers[0] // BYTES[self.dtype], each
         if self.name == "depthwise_nhwc":  # a patch

@@ -158,11 +158,17 @@ def test_all_gradients_of_a_small_problem_in_one_launch(case, dtype, emulated):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_launch_adds_the_parts_of_weights_and_biases(layout, emulated):
-    for mask, outputs in (((False, True, True), 2), ((False, True, False), 1), ((False, False, True), 1)):
-        emulated.launches()
-        gradients = backward(Case("", 4, 16, (40, 40)), torch.float32, layout, mask)
-        assert [launched["pass"] for launched in emulated.launches()] == ["forward", "backward_weight", "sum_parts"]
-        assert sum(g.numel() > 0 for g in gradients) == outputs and not any(g.isnan().any() for g in gradients)
+    case = Case("", 4, 16, (40, 40))
+    both = backward(case, torch.float32, layout, (False, True, True))
+    launched = [launched["pass"] for launched in emulated.launches()]
+    assert launched == ["forward", "backward_weight", "sum_parts"]
+    for mask, which in (((False, True, False), 1), ((False, False, True), 2)):
+        assert torch.equal(backward(case, torch.float32, layout, mask)[which], both[which])
+    x, _, _ = case.tensors(torch.float32, layout)
+    grad = case.tensors(torch.float32, layout, seed=1)[0]
+    torch.testing.assert_close(both[2].double(), grad.double().sum((0, 2, 3)), rtol=1e-5, atol=1e-4)
+    want = torch.nn.grad.conv2d_weight(x.double(), (16, 1, 3, 3), grad.double(), 1, 1, groups=16)
+    torch.testing.assert_close(both[1].double(), want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("fusion", ["always", "never"])
@@ -301,6 +307,27 @@ class TestOnACard:
         x.mul_(2)
         graph.replay()
         torch.testing.assert_close(y, 2 * want)
+
+    def test_launches_that_begin_early(self):
+        """Queued one behind the other, or each alone on the GPU: the same bits."""
+
+        def run(seed, wait):
+            x, w, _ = (t.cuda() for t in Case("", 4, 64, (28, 28)).tensors(torch.float16, "channels_last", seed))
+            pw = torch.ones(64, 64, 1, 1, device="cuda", dtype=x.dtype)
+            conv = ((1, 1), (1, 1), (1, 1))
+            gradients = torch.ops.dwconv_ext.depthwise_conv2d_backward(x, x, w, *conv, [False, True, True])
+            wait()
+            y = torch.ops.dwconv_ext.separable_conv2d(x, w, None, pw, None, *conv, "relu", "relu")
+            wait()
+            return [*gradients, y]
+
+        dwconv_ext._C_cuda.force_fusion("never")
+        try:
+            apart = [run(seed, torch.cuda.synchronize) for seed in range(20)]
+            for want, got in zip(apart, [run(seed, lambda: None) for seed in range(20)], strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+        finally:
+            dwconv_ext._C_cuda.force_fusion("by_cost")
 
     @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
     def test_second_device(self):

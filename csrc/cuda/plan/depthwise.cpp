@@ -54,7 +54,7 @@ Shape shape_of(const KernelRow& row) {
         weight ? weight_row_blocks(s.channels, row.filter, row.stride) : row_blocks(unit, s.channels, row.filter, row.stride);
     s.threads =
         weight ? weight_row_threads(s.channels, row.filter, row.stride) : row_threads(unit, s.channels, row.filter, row.stride);
-    s.instructions = (weight ? 7 : 4) / (s.channels == 4 ? 2.0 : 1.0);
+    s.instructions = (weight ? 7 : row.filter + row.stride > 6 ? 11 : 4) / (s.channels == 4 ? 2.0 : 1.0);
   } else if (nhwc) {
     s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
     s.blocks = weight ? weight_blocks(row.filter) : nhwc_blocks(row.filter), s.instructions = weight ? 14 : 10;
@@ -208,7 +208,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.total_bytes = once * short_run_penalty + extra;
   cost.bytes = (loads * short_run_penalty + outputs + extra) / blocks;
   cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
-  cost.flops += 2.0 * c.launch.threads * s.setup;
+  cost.flops += 2.0 * c.launch.threads * (s.rows ? warps : 1.0) * s.setup;
   cost.flop_rate = scalar_rate(p.dtype, gpu) * (s.large ? 0.5 : 0.6);
   cost.direct = s.rows;
   if (s.rows && nhwc) cost.width = std::max(1.0, s.channels / 2.0);
@@ -283,15 +283,18 @@ std::string describe(const Candidate& c, const Request& request) {
          (request.problem.layout == Layout::kNHWC ? " channels" : " planes") + " a block";
 }
 
-// Of the rows that differ from this one, whose tile is `best`, in a thread's channels alone.
-const KernelRow* cheapest_of_its_name(const KernelRow& row, const Request& request, const Gpu& gpu, Candidate* best) {
+// Of the rows that differ from this one, whose tile is `best`, in a thread's channels alone; and where a weight gradient of few
+// threads leaves SMs idle, of the staged ones too, which have more.
+const KernelRow* cheapest_like(const KernelRow& row, const Request& request, const Gpu& gpu, Candidate* best) {
   const KernelRow* chosen = &row;
   for (const KernelRow* other : kernel_table()) {
-    const bool alike = std::string(other->name) == row.name && other->dtype == row.dtype && other->filter == row.filter &&
-                       other->stride == row.stride && other->aligned <= request.aligned;
+    if (other == &row || other->aligned > request.aligned) continue;
+    if (misfit(*other, Op::kDepthwise, row.pass, request.problem, request.multiplier, gpu) != nullptr) continue;
+    const bool few = row.pass == Pass::kBackwardWeight && best->launch.blocks < gpu.sm_count;
+    const bool staged = other->family == Family::kTiles && few;
+    if (!staged && (other->family != Family::kRows || row.family != Family::kRows)) continue;
     Candidate c;
-    if (other == &row || !alike || !best_candidate(*other, shape_of(*other), request, gpu, &c) || c.seconds >= best->seconds)
-      continue;
+    if (!best_candidate(*other, shape_of(*other), request, gpu, &c) || c.seconds >= best->seconds) continue;
     chosen = other;
     *best = c;
   }
@@ -312,7 +315,7 @@ const KernelRow* choose_row(Pass pass, const Request& request, const Gpu& gpu, C
       return row;
     }
     if (best_candidate(*row, shape_of(*row), request, gpu, best)) {
-      return row == forced_row() || p.layout == Layout::kNCHW ? row : cheapest_of_its_name(*row, request, gpu, best);
+      return row == forced_row() || p.layout == Layout::kNCHW ? row : cheapest_like(*row, request, gpu, best);
     }
     *why =
         std::string(row->name) + " has no tile that fits " + std::to_string(gpu.shared_per_block >> 10) + " KiB of shared memory";

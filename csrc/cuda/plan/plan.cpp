@@ -98,7 +98,7 @@ double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gp
   const double exposed = std::min(moves, computes) / busiest;
   const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / resident) * kBlockSeconds * cost.waits;
   // Nothing here tells some large blocks from more small ones that take as long, but these leave fewer SMs idle.
-  constexpr double kIdleSeconds = 1e-6;
+  constexpr double kIdleSeconds = 4e-6;
   const double idle = std::max(0.0, 1.0 - static_cast<double>(launch.blocks) / gpu.sm_count);
   return kLaunchSeconds + std::max(busy, cost.total_bytes / gpu.bytes_per_second) + kIdleSeconds * idle;
 }
