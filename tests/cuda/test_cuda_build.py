@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
+import sass_counts
 
 import dwconv_ext
 
@@ -18,16 +16,10 @@ if dwconv_ext._C_cuda is None:
 
 
 def cuobjdump(*arguments: str) -> str:
-    tool = shutil.which("cuobjdump")
-    try:
-        import triton
-
-        tool = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-    except ImportError:
-        pass
-    if tool is None:
+    text = sass_counts.cuobjdump(dwconv_ext._C_cuda.__file__, *arguments)
+    if text is None:
         pytest.skip("no cuobjdump, neither Triton's nor a toolkit's")
-    return subprocess.run([tool, *arguments, dwconv_ext._C_cuda.__file__], capture_output=True, text=True, check=True).stdout
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +44,7 @@ def test_no_spills_and_no_local_memory(resources):
 
 @pytest.fixture(scope="module")
 def sass() -> dict[str, str]:
-    text = cuobjdump("--dump-sass", "--gpu-architecture", "sm_80")
-    parts = re.split(r"Function : (\S+)", text)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    return sass_counts.functions(cuobjdump("--dump-sass", "--gpu-architecture", "sm_80"))
 
 
 def test_fused_kernels_use_tensor_cores_and_wide_accesses(sass):
@@ -77,15 +67,52 @@ def test_inverted_residuals_use_tensor_cores_and_wide_accesses(sass):
             assert re.search(r"STG\.E\.128", code), name
 
 
-def test_hopper_kernels_use_wgmma():
+@pytest.fixture(scope="module")
+def hopper() -> dict[str, str]:
     if not any(row["tensor"] == 2 for row in dwconv_ext._C_cuda.kernel_table()):
         pytest.skip("not built for sm_90")
-    text = cuobjdump("--dump-sass", "--gpu-architecture", "sm_90a")
-    parts = re.split(r"Function : (\S+)", text)
-    code = {name: text for name, text in zip(parts[1::2], parts[2::2], strict=True) if "separable_group" in name}
+    return sass_counts.functions(cuobjdump("--dump-sass", "--gpu-architecture", "sm_90a"))
+
+
+def test_hopper_kernels_use_wgmma(hopper):
+    code = {name: text for name, text in hopper.items() if "separable_group" in name}
     assert len(code) == 16
     for name, text in code.items():
         assert re.search(r"HGMMA\.64x128x16\.F32", text) and "HMMA.16816" not in text, name
+
+
+def test_launches_that_begin_early_wait_before_they_read(hopper):
+    second = {name: text for name, text in hopper.items() if re.search(r"(sum_parts|channels_last_values)I\w+Lb1E", name)}
+    assert len(second) == 6
+    for name, text in {**second, **{name: text for name, text in hopper.items() if "separable_group" in name}}.items():
+        first = re.search(r"\b(ACQBULK|LDG|LDGSTS|LD|STG)\b", text)  # griddepcontrol.wait is ACQBULK
+        assert first[1] == "ACQBULK", name
+        if name in second:  # what the launch before wrote, not by the cache that is read-only for a launch
+            assert "LDG.E" in text and ".CONSTANT" not in text, name
+
+
+# Of the inner loops, per output. A 16-bit output moves 4 bytes and more: an H200 has time for 26 in all (docs/design/cuda.md).
+MOST = {
+    ("depthwise_rows_nhwc", 3, 1, 8): 16.5,
+    ("depthwise_rows_nhwc", 3, 1, 4): 21,
+    ("depthwise_rows_nhwc", 5, 1, 4): 41,
+    ("depthwise_backward_weight_rows_nhwc", 3, 1, 8): 20,
+    ("depthwise_backward_weight_rows_nhwc", 5, 1, 4): 43,
+}
+
+
+def test_instructions_per_output():
+    if "9.0" not in dwconv_ext._C_cuda.architectures:
+        pytest.skip("not built for sm_90")
+    found = {}
+    for each in sass_counts.count_file(dwconv_ext._C_cuda.__file__, "rows_nhwc"):
+        assert each.exact, each
+        bytes_at_once = each.kernel.numbers[0] * sass_counts.BYTES[each.kernel.dtype]
+        if each.kernel.dtype in ("float16", "bfloat16"):
+            found[each.kernel.name, each.kernel.filter, each.kernel.stride, bytes_at_once, each.kernel.dtype] = each.total
+    for (*key, dtype), total in found.items():
+        assert total <= MOST.get(tuple(key), 100), (key, dtype, total)
+    assert {key[:4] for key in found} >= set(MOST)
 
 
 def test_depthwise_kernels_copy_16_bytes(sass):

@@ -13,7 +13,8 @@ if emulator.cuda_headers() is None:
     pytest.skip("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch", allow_module_level=True)
 
 # Bounds of what blocks ask of L2: neighbouring blocks read each other's halo, which memory sends once (docs/design/cuda.md).
-# 31x31 at batch 1 must cut its 56x56 images small to fill a GPU; its halo is 15 pixels wide.
+# 31x31 at batch 1 must cut its 56x56 images small to fill a GPU; its halo is 15 pixels wide. So must 5x5 at stride 2 at batch 8:
+# two rows of outputs read seven of the input's.
 DEPTHWISE = [layer for layer in depthwise_layers() if layer.size in ((112, 112), (56, 56)) and layer.kernel != (31, 31)]
 
 
@@ -21,7 +22,8 @@ DEPTHWISE = [layer for layer in depthwise_layers() if layer.size in ((112, 112),
 @pytest.mark.parametrize("layer", DEPTHWISE, ids=lambda layer: layer.name)
 def test_depthwise_forward_moves_its_input_and_output_about_once(layer, layout):
     moved = measure(layer, layout, torch.float16, separable=False)
-    assert 0.99 <= moved.ratio <= (1.35 if max(layer.kernel) < 7 else 1.9), moved
+    bound = 1.9 if max(layer.kernel) >= 7 else 1.65 if layer.kernel == (5, 5) and layout == "channels_last" else 1.35
+    assert 0.99 <= moved.ratio <= bound, moved
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

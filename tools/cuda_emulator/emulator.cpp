@@ -37,6 +37,7 @@ struct Fiber {
   ucontext_t context;  // where it begins
   jmp_buf left;        // where it goes on
   bool begun = false;
+  bool has_waited = false;  // for the launch before
   void* stack = nullptr;
   State state = State::kDone;
   Thread thread = {};
@@ -57,6 +58,8 @@ struct Block {
   const void* args = nullptr;
   std::vector<uint64_t> loads, stores, weights;  // sectors
   Traffic traffic;
+  bool begins_early = false;
+  std::string wrong;  // of accesses
   ~Block() {
     for (auto& fiber : fibers) munmap(fiber->stack, kStackBytes);
   }
@@ -99,11 +102,22 @@ void yield(State state) {
   leave(block, fiber);
 }
 
+std::string where(int64_t block, int thread) { return "block " + std::to_string(block) + ", thread " + std::to_string(thread); }
+
+// In a launch that begins early, the launch before it has to be waited for.
+void check_waited(const char* what) {
+  Block& block = here();
+  const Fiber& fiber = *block.current;
+  if (!block.begins_early || fiber.has_waited || !block.wrong.empty()) return;
+  block.wrong = where(fiber.thread.block, fiber.thread.index) + ": " + what + " before it has waited for the launch before";
+}
+
 // A fiber runs one thread after another, block after block.
 void fiber_main() {
   for (;;) {
     Block& block = here();
     block.body(block.args);
+    check_waited("a thread ends");
     for (const auto& group : block.current->groups) complete(group);
     complete(block.current->open);
     yield(State::kDone);
@@ -124,8 +138,6 @@ Fiber& fiber(Block& block, int index) {
   }
   return *block.fibers[index];
 }
-
-std::string where(int64_t block, int thread) { return "block " + std::to_string(block) + ", thread " + std::to_string(thread); }
 
 // Lets the lanes of a warp go on once all have come to the same collective. Returns what is wrong.
 std::string release_warps(Block& block, int64_t index, int threads, bool& progress) {
@@ -161,6 +173,7 @@ std::string run_block(Block& block, int64_t index, int64_t grid, int threads, st
     f.groups.clear();
     f.open.clear();
     f.products.clear();
+    f.has_waited = false;
   }
   for (;;) {
     if (options().order == Order::kShuffled) std::shuffle(order.begin(), order.end(), random);
@@ -179,7 +192,7 @@ std::string run_block(Block& block, int64_t index, int64_t grid, int threads, st
       done += block.fibers[i]->state == State::kDone;
       at_barrier += block.fibers[i]->state == State::kAtBarrier;
     }
-    if (done == threads) return "";
+    if (done == threads) return block.wrong;
     if (at_barrier == threads) {
       for (int i = 0; i < threads; ++i) block.fibers[i]->state = State::kReady;
     } else if (at_barrier > 0 && at_barrier + done == threads) {
@@ -223,6 +236,7 @@ Options& options() {
 const Thread& self() { return here().current->thread; }
 void barrier() { yield(State::kAtBarrier); }
 void warp_barrier() { collective(nullptr, nullptr); }
+void wait_for_previous() { here().current->has_waited = true; }
 
 void collective(Collective function, void* operands) {
   if (!options().arithmetic && function != nullptr) return;
@@ -261,6 +275,7 @@ void complete_products() {
 }
 
 void note_load(const void* from, int bytes) {
+  check_waited("a thread reads memory");
   if (!options().count) return;
   Block& block = here();
   const uintptr_t address = reinterpret_cast<uintptr_t>(from);
@@ -270,10 +285,12 @@ void note_load(const void* from, int bytes) {
   note(block.weights, from, bytes);
 }
 void note_store(void* to, int bytes) {
+  check_waited("a thread writes memory");
   if (options().count) note(here().stores, to, bytes);
 }
 
-std::string run(Body body, const void* args, int64_t blocks, int threads, int64_t shared_bytes, Traffic* traffic) {
+std::string run(Body body, const void* args, int64_t blocks, int threads, int64_t shared_bytes, Traffic* traffic,
+                bool begins_early) {
   // NaN in every float type, and of a sign and payload that no kernel makes.
   std::vector<unsigned char> poison(shared_bytes, 0xff);
   std::atomic<int64_t> next = 0;
@@ -285,6 +302,8 @@ std::string run(Body body, const void* args, int64_t blocks, int threads, int64_
     block.body = body;
     block.args = args;
     block.traffic = {};
+    block.begins_early = begins_early;
+    block.wrong.clear();
     std::unique_ptr<unsigned char[]> shared(new (std::align_val_t(1024)) unsigned char[std::max<int64_t>(shared_bytes, 1)]);
     std::vector<int> order(threads);
     for (int i = 0; i < threads; ++i) order[i] = options().order == Order::kBackwards ? threads - 1 - i : i;

@@ -7,6 +7,7 @@
 //   load_matrices, multiply_matrices   collectives of the 32 lanes
 //   multiply_group         each thread's sums, computed in complete_products from what shared memory holds then
 //   shared_memory          one exact allocation a block, poisoned with NaN before each
+//   wait_for_previous      an error where a launch that begins early touches memory before, or a thread ends without
 //   load, store, copy_async   counted: requests, and the distinct 32-byte sectors that a block touches
 //
 // Blocks are independent: two host threads run them side by side.
@@ -47,7 +48,9 @@ Options& options();
 
 // What a launch gives: an empty string, or what went wrong. `body` is called once a thread with the launch's arguments bound.
 using Body = void (*)(const void* args);
-std::string run(Body body, const void* args, int64_t blocks, int threads, int64_t shared_bytes, Traffic* traffic);
+// begins_early: as a programmatic dependent launch: every thread has to wait_for_previous before it touches global memory.
+std::string run(Body body, const void* args, int64_t blocks, int threads, int64_t shared_bytes, Traffic* traffic,
+                bool begins_early = false);
 
 template <class Args, void (*kKernel)(Args)>
 void call(const void* args) {
@@ -63,6 +66,7 @@ struct Thread {
 const Thread& self();
 void barrier();
 void warp_barrier();
+void wait_for_previous();
 using Collective = void (*)(void* const* operands);  // of the 32 lanes, in order
 void collective(Collective function, void* operands);
 void enqueue_copy(void* to, const void* from, bool valid);

@@ -20,6 +20,7 @@ DWCONV_KERNEL(128, 1) shift(PlantedArgs args) {
   const std::string bug = args.bug;
   const int i = thread_index(), n = args.count;
   float* const values = reinterpret_cast<float*>(shared_memory());
+  if (bug != "missing_wait_for_previous") wait_for_previous();
   if (i % 4 == 0) copy_async(values + i, args.input + i, true);
   copy_commit();
   if (bug != "missing_copy_wait") copy_wait<0>();
@@ -71,7 +72,8 @@ std::vector<float> run_planted(const std::string& bug, const std::string& order)
   emulator::Traffic traffic;
   const bool products = bug == "product" || bug == "missing_product_wait" || bug == "operands_overwritten";
   const emulator::Body body = products ? &emulator::call<PlantedArgs, &product> : &emulator::call<PlantedArgs, &shift>;
-  const std::string wrong = emulator::run(body, &args, 1, kCount, products ? 192 * 128 : kCount * sizeof(float), &traffic);
+  const std::string wrong =
+      emulator::run(body, &args, 1, kCount, products ? 192 * 128 : kCount * sizeof(float), &traffic, !products);
   emulator::options().order = emulator::Order::kForwards;
   const std::vector<float> result(output, output + kCount);
   ::operator delete(input, std::align_val_t(64));

@@ -5,26 +5,43 @@
 
 namespace dwconv::cuda {
 
-// n / divisor as (n * magic) >> 40, exact for 0 <= n < 2^20 and 1 <= divisor < 2^20 (Granlund and Montgomery, PLDI 1994): a block
-// splits indices of its tile all the time, and the device has no integer division.
+// n / divisor as (n * magic) >> shift, exact for 0 <= n < 2^31 and 1 <= divisor < 2^31 (Granlund and Montgomery, PLDI 1994):
+// blocks split indices all the time, and the device has no integer division.
 struct Divisor {
   int32_t divisor = 1;
-  uint64_t magic = uint64_t{1} << 40;
-  Divisor() = default;
-  explicit Divisor(int64_t d) : divisor(static_cast<int32_t>(d)), magic(((uint64_t{1} << 40) + d - 1) / d) {}
+  uint32_t magic = (uint32_t{1} << 31) + 1;
+  int32_t shift = 31;
+  constexpr Divisor() = default;
+  constexpr explicit Divisor(int64_t d) : divisor(static_cast<int32_t>(d)) {
+    while ((int64_t{1} << (shift - 31)) < d) ++shift;
+    magic = static_cast<uint32_t>((uint64_t{1} << shift) / static_cast<uint64_t>(d) + 1);
+  }
+  constexpr int32_t quotient(int32_t n) const {
+    return static_cast<int32_t>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * magic) >> shift);
+  }
 };
+static_assert(Divisor().quotient(0x7fffffff) == 0x7fffffff && Divisor(1).quotient(0x7fffffff) == 0x7fffffff);
+static_assert(Divisor(7).quotient(0x7fffffff) == 306783378 && Divisor(7).quotient(306783378 * 7 - 1) == 306783377);
+static_assert(Divisor(0x40000001).quotient(0x7fffffff) == 1 && Divisor(0x7fffffff).quotient(0x7ffffffe) == 0);
 
 constexpr int64_t kMostDivided = 1 << 19;
 
-// What the kernels are compiled for and the plan assumes: channels a thread of those that walk down rows
-// (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh), the threads of a block at most, and how many such blocks a
-// SM's registers must hold.
-constexpr int row_channels(int kernel) { return kernel > 3 ? 1 : 2; }
-constexpr int row_threads(int64_t unit, int kernel, int stride) { return unit == 2 && kernel == 3 && stride == 1 ? 128 : 256; }
-constexpr int row_blocks(int64_t unit, int kernel, int stride) { return row_threads(unit, kernel, stride) == 128 ? 5 : 2; }
-constexpr int weight_row_channels(int kernel, int stride) { return kernel == 3 && stride == 1 ? 2 : 1; }
-constexpr int weight_row_threads(int kernel, int stride) { return kernel + 2 * stride < 8 ? 256 : 128; }
-constexpr int weight_row_blocks(int kernel, int stride) { return kernel + 2 * stride < 8 || kernel + stride > 8 ? 2 : 3; }
+// What the kernels are compiled for and the plan assumes: the threads of a block at most, and how many such blocks an SM's
+// registers must hold; of those that walk down rows (depthwise_rows.cuh, depthwise_backward_weight_rows.cuh) by their values'
+// bytes and a thread's channels.
+constexpr int row_threads(int64_t unit, int channels, int kernel, int stride) {
+  return channels > 1 && unit == 2 && stride == 1 ? 128 : 256;
+}
+constexpr int row_blocks(int64_t unit, int channels, int kernel, int stride) {
+  return row_threads(unit, channels, kernel, stride) == 256 ? 2 : channels == 2 && kernel == 3 ? 5 : 3;
+}
+constexpr int weight_row_threads(int channels, int kernel, int stride) {
+  return channels * kernel * kernel < 32 && kernel + 2 * stride < 8 ? 256 : 128;
+}
+constexpr int weight_row_blocks(int channels, int kernel, int stride) {
+  return weight_row_threads(channels, kernel, stride) == 256 || kernel + stride > 8 ? 2 : 3;
+}
+constexpr int kBackwardRowThreads = 128, kBackwardRowBlocks = 3;  // depthwise_backward_rows.cuh
 constexpr int kPlaneRowThreads = 128,
               kPlaneWeightRowBlocks = 4;  // depthwise_rows_nchw.cuh, depthwise_backward_weight_rows_nchw.cuh
 constexpr int plane_row_blocks(int kernel) { return kernel == 3 ? 5 : 4; }
@@ -63,12 +80,14 @@ struct DepthwiseTileArgs {
   // NCHW: elements of a segment of the tile in shared memory, and whether a segment is a plane's whole rows or one row.
   int32_t in_pitch = 0, out_pitch = 0;
   int32_t in_whole = 0, out_whole = 0;
+  Divisor slabs, tiles_w, tiles_h, lanes;     // channels_last: the tiling's, and threads of a slab
   Divisor in_columns, in_chunks, out_chunks;  // in channels_last: columns, chunks of a pixel; NCHW: chunks of a segment
   Divisor channels;                           // NCHW: of the problem, up to kMostDivided
 };
 
-// backward_weight, first stage: partial[part][output][tap], then partial_bias[part][output], in the accumulation type. The
-// problem is the forward pass's; its out_* strides are grad_output's. A part is a range of the tiles.
+// backward_weight, first stage: partial[part][output][tap], then partial_bias[part][output], in the accumulation type, or, where
+// there is one part, the gradients themselves in the input's. The problem is the forward pass's; its out_* strides are
+// grad_output's. A part is a range of the tiles.
 struct BackwardWeightTileArgs {
   DepthwiseProblem problem;
   int64_t multiplier = 1;
@@ -83,6 +102,13 @@ struct BackwardWeightTileArgs {
   int32_t in_pitch = 0, out_pitch = 0;
   int32_t in_whole = 0, out_whole = 0;
   Divisor in_columns, out_columns, in_chunks, out_chunks;
+};
+
+// backward, input and weight in one launch: the first blocks make the weight's.
+struct BackwardTileArgs {
+  DepthwiseTileArgs input;
+  BackwardWeightTileArgs weight;
+  int32_t weight_blocks = 0;
 };
 
 // Activations that the depthwise kernels apply to their results. The others' code would be most of theirs: where their output is
@@ -109,11 +135,13 @@ struct TransposeArgs {
   int32_t aligned_out = 0;  // every run of 16 bytes of channels lies on a multiple of 16 bytes
 };
 
-// Second stage: output[i] = sum over the parts, in their order, of partial[part * count + i].
+// Second stage, of the weights' and the biases' gradients: output[i] = sum over the parts, in their order, of
+// partial[part * count + i].
 struct SumPartsArgs {
-  const void* partial = nullptr;
-  void* output = nullptr;
-  int64_t count = 0;
+  const void* partial[2] = {};
+  void* output[2] = {};
+  int64_t count[2] = {};
+  int64_t first_blocks = 0;  // of the weights
   int32_t parts = 1;
 };
 

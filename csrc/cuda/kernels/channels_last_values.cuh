@@ -9,9 +9,11 @@
 
 namespace dwconv::cuda {
 
-template <class T>
+// kBehind: the launch may begin before the one of the values has ended.
+template <class T, bool kBehind = false>
 DWCONV_KERNEL(kMostThreads, 4)
 channels_last_values(TransposeArgs args) {
+  if constexpr (kBehind) wait_for_previous();
   using A = accumulate_t<T>;
   constexpr int kPitch = kTransposed + (sizeof(T) < 4 ? 2 : 1);             // an odd number of words, against bank conflicts
   constexpr int kRun = sizeof(T) <= 4 ? 4 : 2, kRuns = kTransposed / kRun;  // pixels a load
@@ -33,11 +35,11 @@ channels_last_values(TransposeArgs args) {
   for (int i = 0; i < kEach; ++i) {
     if (row + i * kRows >= channels) continue;
     if (args.aligned_in) {  // then the pixels end where a run does
-      if (pixel < pixels) value[i] = load<kRun>(from + i * step);
+      if (pixel < pixels) value[i] = load_written<kRun>(from + i * step);
     } else {
 #pragma unroll
       for (int k = 0; k < kRun; ++k) {
-        if (pixel + k < pixels) value[i].value[k] = load<1>(from + i * step + k).value[0];
+        if (pixel + k < pixels) value[i].value[k] = load_written<1>(from + i * step + k).value[0];
       }
     }
   }

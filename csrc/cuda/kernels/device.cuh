@@ -110,7 +110,16 @@ DWCONV_DEVICE int64_t divided(int64_t n, int64_t d) {
 }
 DWCONV_DEVICE int slabs_of(const Tiling& t) { return static_cast<int>(t.slabs); }  // not more than blocks
 
-// n / d for 0 <= n < 2^20.
-DWCONV_DEVICE int quotient(int n, const Divisor& d) { return static_cast<int>((static_cast<uint64_t>(n) * d.magic) >> 40); }
+DWCONV_DEVICE int quotient(int n, const Divisor& d) { return d.quotient(n); }
+
+// Where a block of a channels_last kernel is.
+struct TileOfBlock {
+  int slab, tile_x, tile_y, n;
+};
+DWCONV_DEVICE TileOfBlock tile_of_block(const DepthwiseTileArgs& args, int block) {
+  const int tile = quotient(block, args.slabs);
+  const int line = quotient(tile, args.tiles_w), n = quotient(line, args.tiles_h);
+  return {block - tile * args.slabs.divisor, tile - line * args.tiles_w.divisor, line - n * args.tiles_h.divisor, n};
+}
 
 }  // namespace dwconv::cuda

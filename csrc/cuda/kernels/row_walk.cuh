@@ -16,16 +16,36 @@ namespace dwconv::cuda {
 // Bit q: column x0 + q lies in 0 .. width.
 template <int kCount>
 DWCONV_DEVICE unsigned columns_inside(int x0, int width) {
-  unsigned mask = 0;
+  int mask = 0;
 #pragma unroll
-  for (int q = 0; q < kCount; ++q) mask |= static_cast<unsigned>(x0 + q) < static_cast<unsigned>(width) ? 1u << q : 0u;
-  return mask;
+  for (int q = 0; q < kCount; ++q) mask |= static_cast<unsigned>(x0 + q) < static_cast<unsigned>(width) ? 1 << q : 0;
+  in_order(mask);  // else its comparisons are made anew in each row
+  return static_cast<unsigned>(mask);
 }
+
+// The input rows of a strip one after the other, from first_y; those inside the image of in_h rows may be read.
+template <class T>
+struct InputRows {
+  const char* line;
+  int64_t step;  // bytes
+  int y, end;
+  DWCONV_DEVICE InputRows(const T* image, int64_t stride_h, int first_y, int rows, int in_h)
+      : line(reinterpret_cast<const char*>(image + first_y * stride_h)),
+        step(stride_h * static_cast<int64_t>(sizeof(T))),
+        y(first_y),
+        end(most(least(first_y + rows, in_h), 0)) {}
+  DWCONV_DEVICE bool inside() const { return static_cast<unsigned>(y) < static_cast<unsigned>(end); }
+  DWCONV_DEVICE const T* next() {
+    const char* const row = line;
+    line += step, ++y;
+    return reinterpret_cast<const T*>(row);
+  }
+};
 
 // `rows` rows of kColumns outputs of V channels. Row holds the kSpan samples of one input row; kAhead steps of S rows are on
 // their way beside the one that is multiplied, as many as the registers hold: 0, 1 or as many as there are output rows in
 // progress.
-//   fetch(j, row)              begins to read input row j, counted from the first that the strip reads
+//   fetch(row)                 begins to read the next input row; the strip reads each once, from the first to the last
 //   prepare(filter, bias)      once, behind the first reads
 //   widen(row, q, value)       sample q of a row in the type of the sums
 //   finish(acc)                the next complete output row
@@ -37,31 +57,25 @@ DWCONV_DEVICE void walk_rows(int rows, const Fetch& fetch, const Prepare& prepar
   static_assert(kAhead <= 1 || kAhead == kOpen);
   Row next[kRing][S];
   // Step i reads the input rows i * S .. i * S + S - 1.
-  const auto fetch_step = [&](int i, Row(&to)[S]) {
+  const auto fetch_step = [&](Row(&to)[S]) {
 #pragma unroll
-    for (int s = 0; s < S; ++s) fetch(i * S + s, to[s]);
+    for (int s = 0; s < S; ++s) fetch(to[s]);
   };
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) fetch_step(i, next[i]);
-  A filter[K][K][V], bias[V], acc[kOpen][kColumns][V];
+  for (int i = 0; i < kAhead; ++i) fetch_step(next[i]);
+  A filter[K][K][V], bias[V], acc[kOpen][kColumns][V] = {};  // of rows before the first, which are never stored
   prepare(filter, bias);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-#pragma unroll
-    for (int i = 0; i < kOpen * kColumns; ++i) acc[i / kColumns][i % kColumns][v] = bias[v];
-  }
-  const int steps = rows + kDelay;
-  for (int base = 0; base < steps; base += kOpen) {
+  int left = rows + kDelay;  // steps
+  while (left > 0) {
 #pragma unroll
     for (int u = 0; u < kOpen; ++u) {
-      const int i = base + u;
-      if (i >= steps) break;
-      if (kAhead == 0) fetch_step(i, next[0]);
+      if (left <= 0) break;
+      if (kAhead == 0) fetch_step(next[0]);
       Row copy[S];
       if (kAhead == 1) {
 #pragma unroll
         for (int s = 0; s < S; ++s) copy[s] = next[0][s];
-        if (i + 1 < steps) fetch_step(i + 1, next[0]);
+        if (left > 1) fetch_step(next[0]);
       }
       // A copy of a row of several would be made from one loop to the next, where it would wait for all that are on their way.
       const Row(&now)[S] = kAhead == 1 ? copy : next[u % kRing];
@@ -80,19 +94,16 @@ DWCONV_DEVICE void walk_rows(int rows, const Fetch& fetch, const Prepare& prepar
               const int k = q - x * S;
               if (k < 0 || k >= K) continue;
 #pragma unroll
-              for (int v = 0; v < V; ++v) acc[open][x][v] += filter[r][k][v] * value[v];
+              for (int v = 0; v < V; ++v) {  // an output begins with its first tap
+                acc[open][x][v] = filter[r][k][v] * value[v] + (r == 0 && k == 0 ? bias[v] : acc[open][x][v]);
+              }
             }
           }
         }
       }
-      if (kAhead > 1 && i + kAhead < steps) fetch_step(i + kAhead, next[u % kRing]);
-      const int done = (u + 1) % kOpen;  // row i - kDelay, and the next to be begun
-      if (i >= kDelay) finish(acc[done]);
-#pragma unroll
-      for (int x = 0; x < kColumns; ++x) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) acc[done][x][v] = bias[v];
-      }
+      if (kAhead > 1 && left > kAhead) fetch_step(next[u % kRing]);
+      if (left <= rows) finish(acc[(u + 1) % kOpen]);
+      --left;
     }
   }
 }

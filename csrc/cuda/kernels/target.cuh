@@ -29,6 +29,15 @@ DWCONV_DEVICE int64_t grid_size() { return gridDim.x; }
 DWCONV_DEVICE void synchronize() { __syncthreads(); }
 DWCONV_DEVICE void synchronize_warp() { __syncwarp(); }
 
+// Until all of the launch before this one on its stream is complete and seen: what a launch that may begin earlier
+// (Device::launch_behind) does before it touches memory. Of Hopper's kernels alone: the others are made of sm_80's code, and
+// their launches begin when the one before has ended.
+DWCONV_DEVICE void wait_for_previous() {
+#if DWCONV_HAS_HOPPER
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
 DWCONV_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(1024) unsigned char dwconv_shared[];
   return dwconv_shared;
@@ -61,6 +70,17 @@ DWCONV_DEVICE Vector<T, V> load(const T* from) {
     R raw;
     Vector<T, V> vector;
   } bits = {__ldg(reinterpret_cast<const R*>(from))};
+  return bits.vector;
+}
+
+// Of memory that the launch before this one wrote, after wait_for_previous: by the coherent path, which the other is not.
+template <int V, class T>
+DWCONV_DEVICE Vector<T, V> load_written(const T* from) {
+  using R = typename Raw<V * sizeof(T)>::type;
+  union {
+    R raw;
+    Vector<T, V> vector;
+  } bits = {*reinterpret_cast<const R*>(from)};
   return bits.vector;
 }
 

@@ -23,6 +23,10 @@ struct BackwardWeightPlan {
   LaunchPlan plan;
   BackwardWeightTileArgs args;
 };
+struct BackwardPlan {
+  LaunchPlan plan;
+  BackwardTileArgs args;
+};
 
 const DepthwisePlan& plan_for(Pass pass, const Request& request, const Gpu& gpu) {
   return planned<DepthwisePlan>(plan_key(Op::kDepthwise, pass, request, gpu), [&] {
@@ -65,7 +69,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
     device.launch(planned.plan.launch, &args);
     if (!is_inlined(activation.kind)) {
       const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
-      device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
+      device.launch(plan_activation(request.problem.dtype, values.count, device.gpu()).launch, &values);
     }
   };
   const std::string timed = tune(device, &work, [&](const Request& way) {
@@ -102,25 +106,21 @@ Work input_work(const Operands& o, const Tensor& grad_input) {
   return work;
 }
 
+void set_tensors(DepthwiseTileArgs* args, const Operands& o, const Work& work, const Tensor& grad_input) {
+  args->flipped = work.kernel_pass == Pass::kForward;
+  args->input = o.grad.const_data_ptr();
+  args->weight = o.weight.const_data_ptr();
+  args->output = grad_input.mutable_data_ptr();
+}
+
 // timed: for the log.
 void backward_input(const Operands& o, const Work& work, const Request& request, const Tensor& grad_input,
                     const std::string& timed) {
   const DepthwisePlan& planned = plan_for(work.kernel_pass, request, o.device.gpu());
   log_plan(Op::kDepthwise, work.pass, request.problem, 0, planned.plan.reason, planned.plan.launch, timed);
   DepthwiseTileArgs args = planned.args;
-  args.flipped = work.kernel_pass == Pass::kForward;
-  args.input = o.grad.const_data_ptr();
-  args.weight = o.weight.const_data_ptr();
-  args.output = grad_input.mutable_data_ptr();
+  set_tensors(&args, o, work, grad_input);
   o.device.launch(planned.plan.launch, &args);
-}
-
-void sum(const Device& device, DType dtype, const Tensor& partial, int32_t parts, const Tensor& output) {
-  SumPartsArgs args;
-  const LaunchPlan plan = plan_sum_parts(dtype, output.numel(), parts, &args);
-  args.partial = partial.const_data_ptr();
-  args.output = output.mutable_data_ptr();
-  device.launch(plan.launch, &args);
 }
 
 Work weight_work(const Operands& o, bool bias) {
@@ -135,6 +135,35 @@ Work weight_work(const Operands& o, bool bias) {
   return work;
 }
 
+// The first stage by first(), then the second where there are several parts.
+template <class First>
+void sum_weight(const Operands& o, const Tensor* grad_weight, const Tensor* grad_bias, BackwardWeightTileArgs* args,
+                const First& first) {
+  const ConvolutionShape& s = o.s;
+  const int64_t outputs = s.channels * s.multiplier, taps = s.kernel_h * s.kernel_w;
+  const int64_t weights = grad_weight != nullptr ? outputs * taps : 0, biases = grad_bias != nullptr ? outputs : 0;
+  void* const to_weight = weights > 0 ? grad_weight->mutable_data_ptr() : nullptr;
+  void* const to_bias = biases > 0 ? grad_bias->mutable_data_ptr() : nullptr;
+  args->input = o.input.const_data_ptr();
+  args->grad_output = o.grad.const_data_ptr();
+  if (args->parts == 1) {
+    args->partial = to_weight, args->partial_bias = to_bias;
+    return first();
+  }
+  const auto workspace = [&](int64_t size) {
+    return o.device.empty(o.grad, Ints{args->parts, size}, accumulate_scalar(s.dtype));
+  };
+  const Tensor partial = workspace(weights), partial_bias = workspace(biases);
+  args->partial = weights > 0 ? partial.mutable_data_ptr() : nullptr;
+  args->partial_bias = biases > 0 ? partial_bias.mutable_data_ptr() : nullptr;
+  first();
+  SumPartsArgs second;
+  const LaunchPlan sum = plan_sum_parts(s.dtype, weights, biases, args->parts, o.device.gpu(), &second);
+  second.partial[0] = args->partial, second.partial[1] = args->partial_bias;
+  second.output[0] = to_weight, second.output[1] = to_bias;
+  o.device.launch_behind(sum.launch, &second);
+}
+
 void backward_weight(const Operands& o, const Request& request, const Tensor* grad_weight, const Tensor* grad_bias,
                      const std::string& timed) {
   const Gpu& gpu = o.device.gpu();
@@ -146,18 +175,29 @@ void backward_weight(const Operands& o, const Request& request, const Tensor* gr
       });
   log_plan(Op::kDepthwise, Pass::kBackwardWeight, request.problem, 0, planned.plan.reason, planned.plan.launch, timed);
   BackwardWeightTileArgs args = planned.args;
-  const int64_t outputs = o.s.channels * o.s.multiplier, taps = o.s.kernel_h * o.s.kernel_w;
-  const ScalarType sums = accumulate_scalar(o.s.dtype);
-  const auto workspace = [&](int64_t size) { return o.device.empty(o.grad, Ints{args.parts, size}, sums); };
-  const Tensor partial = workspace(grad_weight != nullptr ? outputs * taps : 0);
-  const Tensor partial_bias = workspace(grad_bias != nullptr ? outputs : 0);
-  args.input = o.input.const_data_ptr();
-  args.grad_output = o.grad.const_data_ptr();
-  args.partial = grad_weight != nullptr ? partial.mutable_data_ptr() : nullptr;
-  args.partial_bias = grad_bias != nullptr ? partial_bias.mutable_data_ptr() : nullptr;
-  o.device.launch(planned.plan.launch, &args);
-  if (grad_weight != nullptr) sum(o.device, o.s.dtype, partial, args.parts, *grad_weight);
-  if (grad_bias != nullptr) sum(o.device, o.s.dtype, partial_bias, args.parts, *grad_bias);
+  sum_weight(o, grad_weight, grad_bias, &args, [&] { o.device.launch(planned.plan.launch, &args); });
+}
+
+// All gradients in one launch, and a second one for several parts; false where they are better apart.
+bool backward_at_once(const Operands& o, const Work& for_input, const Work& for_weight, const Tensor& grad_input,
+                      const Tensor* grad_weight, const Tensor* grad_bias) {
+  const auto other = [](const Forced& way) { return way.rank > 0 || way.source == Source::kTorch; };
+  if (for_input.kernel_pass != Pass::kForward || other(for_input.request.forced) || other(for_weight.request.forced))
+    return false;
+  Request request = for_weight.request;
+  request.aligned = std::min(request.aligned, for_input.request.aligned);
+  const Gpu& gpu = o.device.gpu();
+  const BackwardPlan& planned = dwconv::planned<BackwardPlan>(plan_key(Op::kDepthwise, Pass::kBackward, request, gpu), [&] {
+    BackwardPlan made;
+    made.plan = plan_backward(for_input.request, request, gpu, &made.args);
+    return made;
+  });
+  if (planned.plan.launch.row == nullptr) return false;
+  log_plan(Op::kDepthwise, Pass::kBackward, request.problem, 0, planned.plan.reason, planned.plan.launch, "");
+  BackwardTileArgs args = planned.args;
+  set_tensors(&args.input, o, for_input, grad_input);
+  sum_weight(o, grad_weight, grad_bias, &args.weight, [&] { o.device.launch(planned.plan.launch, &args); });
+  return true;
 }
 
 }  // namespace
@@ -217,6 +257,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
     if (torch_input) grad_input = as_output(theirs_input, input_size, layout);
     if (torch_weight && output_mask[1]) grad_weight = as_output(theirs_weight, weight_size, Layout::kNCHW);
     if (torch_weight && output_mask[2]) grad_bias = theirs_bias;
+  }
+  const bool both = to_input && to_weight && !torch_input && !torch_weight;
+  if (both && backward_at_once(operands, for_input, for_weight, grad_input, output_mask[1] ? &grad_weight : nullptr,
+                               output_mask[2] ? &grad_bias : nullptr)) {
+    return {grad_input, grad_weight, grad_bias};
   }
   if (to_input && !torch_input) backward_input(operands, for_input, for_input.request, grad_input, timed_input);
   if (to_weight && !torch_weight) weight_by_us(for_weight.request, timed_weight);

@@ -56,10 +56,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act_backward(
   args.partial = partial.mutable_data_ptr();
   device.launch(plan.launch.launch, &args);
   SumPartsArgs sum;
-  const LaunchPlan sum_plan = plan_sum_parts(s.dtype, s.channels * taps, args.parts, &sum);
-  sum.partial = partial.const_data_ptr();
-  sum.output = grad_weight.mutable_data_ptr();
-  device.launch(sum_plan.launch, &sum);
+  const LaunchPlan sum_plan = plan_sum_parts(s.dtype, s.channels * taps, 0, args.parts, gpu, &sum);
+  sum.partial[0] = partial.const_data_ptr();
+  sum.output[0] = grad_weight.mutable_data_ptr();
+  device.launch_behind(sum_plan.launch, &sum);
   return {grad_input, grad_weight, grad_norm_weight, grad_norm_bias};
 }
 

@@ -94,13 +94,17 @@ Tensor run_block(const Device& device, const Tensor& input, const BlockShape& bl
       values.input = middle.const_data_ptr();
       values.output = activated.mutable_data_ptr();
       if (!done) values.activation = block.dw_activation;
-      device.launch(plan.transpose.launch, &values);
+      device.launch_behind(plan.transpose.launch, &values);
     } else if (!done) {
       const ActivateArgs values = {middle.const_data_ptr(), activated.mutable_data_ptr(), middle.numel(), block.dw_activation};
-      device.launch(plan_activation(request.problem.dtype, values.count).launch, &values);
+      device.launch(plan_activation(request.problem.dtype, values.count, gpu).launch, &values);
     }
     args.input = activated.const_data_ptr();
-    device.launch(plan.block.launch, &args);
+    if (args.aligned_in) {  // then it reads pixels by asynchronous copies, past the cache that is not coherent
+      device.launch_behind(plan.block.launch, &args);
+    } else {
+      device.launch(plan.block.launch, &args);
+    }
   };
   const std::string timed = tune(device, &work, [&](const Request& way) {
     way.forced.source == Source::kTorch ? void(by_torch(x, layout)) : by_us(plan_for(way));

@@ -74,7 +74,7 @@ BatchNormPlan plan_batch_norm(Pass pass, const DepthwiseProblem& p, int32_t alig
                         wide * (backward ? 2 * channels : 2 * channels + 1));
   plan.values = launch_of(pass, p, plan.values_args, 0);
   plan.join.launch.row =
-      row_of(backward ? Pass::kJoinGradSums : Pass::kJoinStatistics, wide == 8 ? DType::kFloat64 : DType::kFloat32);
+      row_of(backward ? Pass::kJoinGradSums : Pass::kJoinStatistics, wide == 8 ? DType::kFloat64 : DType::kFloat32, gpu);
   plan.join.launch.threads = kJoinedChannels * kJoiningThreads;
   plan.join.launch.blocks = ceil_div(p.channels, kJoinedChannels);
   plan.join.launch.shared_bytes = plan.join.launch.threads * sums * 8;

@@ -9,14 +9,18 @@ namespace dwconv::cuda {
 namespace {
 
 constexpr int kMinThreads = 64;
-constexpr int64_t kChunk = 16;         // bytes
-constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifted against its chunks
+constexpr int64_t kChunk = 16;               // bytes
+constexpr double kWeightSetup = 800;         // instructions of a thread, with the sums over the threads
+constexpr double kSumPartsSeconds = 2.5e-6;  // of the second launch, where there are several parts
+constexpr double kPartSeconds = 6e-9;        // a part: of loads of 0.4 us 64 are on their way
+constexpr int64_t kSegmentSlack = 15;        // bytes by which a segment may be shifted against its chunks
 
 // What a tiled kernel is, as its file says.
 struct Shape {
   int patch_h = 1, patch_w = 1;
   int channels = 1;                        // channels_last: a thread's
   int threads = kMostThreads, blocks = 1;  // of a block at most, and how many an SM's registers hold
+  int exactly = 0;                         // threads, where a launch's other blocks decide
   double setup = 300;                      // instructions of a thread apart from its outputs
   double instructions = 0;                 // an output, its taps' multiply-adds apart
   bool rows = false;                       // without staging: a thread walks down a strip's rows
@@ -33,7 +37,7 @@ Shape shape_of(const KernelRow& row) {
   s.transposed = row.pass == Pass::kBackwardInput;
   s.rows = row.family == Family::kRows;
   s.large = row.family == Family::kLarge;
-  if (weight) s.setup = 800;  // and the sums over the threads
+  if (weight) s.setup = kWeightSetup;
   s.filters = nhwc && !weight && !s.large && !s.rows;
   if (s.large) {
     s.patch_h = nhwc || weight ? 1 : 4, s.patch_w = kRunTaps, s.channels = nhwc ? 2 : 1;
@@ -44,11 +48,13 @@ Shape shape_of(const KernelRow& row) {
     s.instructions = (weight ? 7 : 4) + 16.0 / s.patch_w;
   } else if (s.rows) {
     s.patch_h = 1, s.patch_w = 4;
-    s.channels = weight ? weight_row_channels(row.filter, row.stride) : row_channels(row.filter);
-    s.blocks = weight ? weight_row_blocks(row.filter, row.stride) : row_blocks(element_size(row.dtype), row.filter, row.stride),
-    s.instructions = weight ? 7 : 4;
+    const int64_t unit = element_size(row.dtype);
+    s.channels = static_cast<int>(row.aligned / unit);
+    s.blocks =
+        weight ? weight_row_blocks(s.channels, row.filter, row.stride) : row_blocks(unit, s.channels, row.filter, row.stride);
     s.threads =
-        weight ? weight_row_threads(row.filter, row.stride) : row_threads(element_size(row.dtype), row.filter, row.stride);
+        weight ? weight_row_threads(s.channels, row.filter, row.stride) : row_threads(unit, s.channels, row.filter, row.stride);
+    s.instructions = (weight ? 7 : row.filter + row.stride > 6 ? 11 : 4) / (s.channels == 4 ? 2.0 : 1.0);
   } else if (nhwc) {
     s.patch_h = weight ? 2 : 4, s.patch_w = 4, s.channels = 2;
     s.blocks = weight ? weight_blocks(row.filter) : nhwc_blocks(row.filter), s.instructions = weight ? 14 : 10;
@@ -94,7 +100,7 @@ int32_t odd_pitch(int64_t columns, int64_t unit) {
 }
 
 // Fills in the rest of a candidate whose tiling has tile_h, tile_w and slab; false where it does not fit the GPU.
-bool complete(const KernelRow& row, const Shape& s, const Request& request, const Gpu& gpu, Candidate& c) {
+bool complete(const KernelRow& row, const Shape& s, const Request& request, const Gpu& gpu, bool in_one_part, Candidate& c) {
   const DepthwiseProblem& p = request.problem;
   Tiling& t = c.tiling;
   const int64_t unit = element_size(p.dtype), sum_unit = accumulate_size(p.dtype), taps = p.kernel_h * p.kernel_w;
@@ -115,6 +121,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     tile_bytes = out_bytes = 0;
     if (lanes * t.tile_w / s.patch_w > s.threads) return false;
     c.launch.threads = static_cast<int32_t>(lanes * t.tile_w / s.patch_w);
+    if (s.exactly > 0 && c.launch.threads != s.exactly) return false;
   } else if (nhwc) {
     t.slabs = ceil_div(p.channels, t.slab);
     lanes = t.slab / s.channels;
@@ -160,7 +167,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   } else {
     c.launch.shared_bytes = std::max(tile_bytes + filter_bytes, out_bytes);
   }
-  constexpr int64_t kMostIndex = 1 << 20;  // of Divisor
+  constexpr int64_t kMostIndex = int64_t{1} << 31;
   if (c.launch.shared_bytes > gpu.shared_per_block) return false;
   if (!s.rows && c.in_rows * c.in_columns * t.slab >= kMostIndex) return false;
 
@@ -181,8 +188,9 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
     const int64_t resident = std::clamp<int64_t>(gpu.shared_per_sm / (c.launch.shared_bytes + 1024), 1, c.launch.blocks_per_sm);
     c.parts = static_cast<int32_t>(std::clamp<int64_t>(std::min(resident * gpu.sm_count / (t.slabs * c.group_blocks), affordable),
                                                        1, std::max<int64_t>(c.tiles, 1)));
+    if (in_one_part) c.parts = 1;
     c.launch.blocks = t.slabs * c.group_blocks * c.parts;
-    extra = 2 * part_bytes * c.parts;
+    extra = c.parts > 1 ? 2 * part_bytes * c.parts : 0;
   }
   // Unused lanes and rows of the last patches are computed too; short runs of channels cost more to fetch.
   const double run = nhwc ? static_cast<double>(std::min(t.slab, static_cast<int32_t>(p.channels)) * unit) : 256;
@@ -192,18 +200,20 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   const double computed = static_cast<double>(t.tiles_h) * (t.tile_h + begun) * static_cast<double>(t.tiles_w) * t.tile_w *
                           static_cast<double>(planes);
   const double warps = static_cast<double>(round_up(c.launch.threads, 32)) / c.launch.threads;
-  const double idle = nhwc ? static_cast<double>(t.slabs * t.slab) / static_cast<double>(p.channels) : s.rows ? warps : 1.0;
+  const double idle =
+      (nhwc ? static_cast<double>(t.slabs * t.slab) / static_cast<double>(p.channels) : 1.0) * (s.rows ? warps : 1.0);
   const double phases = s.transposed ? static_cast<double>(p.stride_h * p.stride_w) : 1;
   const double once = static_cast<double>(planes) * static_cast<double>(p.in_h * p.in_w + p.out_h * p.out_w) * unit;
   BlockCost cost;
   cost.total_bytes = once * short_run_penalty + extra;
   cost.bytes = (loads * short_run_penalty + outputs + extra) / blocks;
   cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
-  cost.flops += 2.0 * c.launch.threads * s.setup;
+  cost.flops += 2.0 * c.launch.threads * (s.rows ? warps : 1.0) * s.setup;
   cost.flop_rate = scalar_rate(p.dtype, gpu) * (s.large ? 0.5 : 0.6);
   cost.direct = s.rows;
+  if (s.rows && nhwc) cost.width = std::max(1.0, s.channels / 2.0);
   if (s.weight) cost.waits = static_cast<double>(ceil_div(c.tiles, c.parts));
-  c.seconds = launch_seconds(c.launch, cost, gpu);
+  c.seconds = launch_seconds(c.launch, cost, gpu) + (c.parts > 1 ? kSumPartsSeconds + kPartSeconds * c.parts : 0);
   return true;
 }
 
@@ -219,9 +229,8 @@ std::vector<int64_t> sides(int64_t size, int64_t patch, int64_t most) {
   return list;
 }
 
-bool best_candidate(const KernelRow& row, const Request& request, const Gpu& gpu, Candidate* best) {
+bool best_candidate(const KernelRow& row, const Shape& s, const Request& request, const Gpu& gpu, Candidate* best) {
   const DepthwiseProblem& p = request.problem;
-  const Shape s = shape_of(row);
   const bool nhwc = p.layout == Layout::kNHWC;
   const int64_t unit = element_size(p.dtype);
   const int64_t offset_h = s.transposed ? p.pad_h % p.stride_h : 0, offset_w = s.transposed ? p.pad_w % p.stride_w : 0;
@@ -246,11 +255,14 @@ bool best_candidate(const KernelRow& row, const Request& request, const Gpu& gpu
   for (int64_t tile_h : sides(p.out_h + offset_h, s.patch_h, nhwc ? 128 : 256)) {
     for (int64_t tile_w : sides(p.out_w + offset_w, s.patch_w, nhwc ? 128 : s.patch_w * 64)) {
       for (int64_t slab : slabs) {
-        Candidate c;
-        c.launch.row = &row;
-        c.tiling.tile_h = static_cast<int32_t>(tile_h), c.tiling.tile_w = static_cast<int32_t>(tile_w);
-        c.tiling.slab = static_cast<int32_t>(slab);
-        if (complete(row, s, request, gpu, c)) ranking.offer(c);
+        for (const bool in_one_part : {false, true}) {
+          if (in_one_part && !s.weight) continue;
+          Candidate c;
+          c.launch.row = &row;
+          c.tiling.tile_h = static_cast<int32_t>(tile_h), c.tiling.tile_w = static_cast<int32_t>(tile_w);
+          c.tiling.slab = static_cast<int32_t>(slab);
+          if (complete(row, s, request, gpu, in_one_part, c)) ranking.offer(c);
+        }
       }
     }
   }
@@ -271,19 +283,40 @@ std::string describe(const Candidate& c, const Request& request) {
          (request.problem.layout == Layout::kNHWC ? " channels" : " planes") + " a block";
 }
 
+// Of the rows that differ from this one, whose tile is `best`, in a thread's channels alone; and where a weight gradient of few
+// threads leaves SMs idle, of the staged ones too, which have more.
+const KernelRow* cheapest_like(const KernelRow& row, const Request& request, const Gpu& gpu, Candidate* best) {
+  const KernelRow* chosen = &row;
+  for (const KernelRow* other : kernel_table()) {
+    if (other == &row || other->aligned > request.aligned) continue;
+    if (misfit(*other, Op::kDepthwise, row.pass, request.problem, request.multiplier, gpu) != nullptr) continue;
+    const bool few = row.pass == Pass::kBackwardWeight && best->launch.blocks < gpu.sm_count;
+    const bool staged = other->family == Family::kTiles && few;
+    if (!staged && (other->family != Family::kRows || row.family != Family::kRows)) continue;
+    Candidate c;
+    if (!best_candidate(*other, shape_of(*other), request, gpu, &c) || c.seconds >= best->seconds) continue;
+    chosen = other;
+    *best = c;
+  }
+  return chosen;
+}
+
 // The first row that fits and has a tile for this GPU; the forced one before it. `why` collects what the rows before said.
 const KernelRow* choose_row(Pass pass, const Request& request, const Gpu& gpu, Candidate* best, std::string* why) {
+  const DepthwiseProblem& p = request.problem;
   std::vector<const KernelRow*> order;
   if (request.forced.row != nullptr) order.push_back(request.forced.row);
   order.insert(order.end(), kernel_table().begin(), kernel_table().end());
   for (const KernelRow* row : order) {
-    if (misfit(*row, Op::kDepthwise, pass, request.problem, request.multiplier, gpu) != nullptr) continue;
+    if (misfit(*row, Op::kDepthwise, pass, p, request.multiplier, gpu) != nullptr) continue;
     if (row->aligned > request.aligned) continue;
     if (row->family == Family::kAny) {
       if (why->empty()) *why = "no tiled kernel for this filter, stride, dilation or multiplier";
       return row;
     }
-    if (best_candidate(*row, request, gpu, best)) return row;
+    if (best_candidate(*row, shape_of(*row), request, gpu, best)) {
+      return row == request.forced.row || p.layout == Layout::kNCHW ? row : cheapest_like(*row, request, gpu, best);
+    }
     *why =
         std::string(row->name) + " has no tile that fits " + std::to_string(gpu.shared_per_block >> 10) + " KiB of shared memory";
   }
@@ -295,6 +328,19 @@ void set_counts(const DepthwiseProblem& p, int64_t multiplier, LaunchPlan* plan)
   plan->bytes = element_size(p.dtype) *
                 (p.batch * p.channels * p.in_h * p.in_w + planes * p.out_h * p.out_w + p.channels * multiplier * taps);
   plan->flops = 2 * planes * p.out_h * p.out_w * taps;
+}
+
+// What the tile of a kernel in channels_last is to it, or to its part of a launch.
+void set_tile(const Candidate& c, int channels, DepthwiseTileArgs* args) {
+  const Tiling& t = c.tiling;
+  args->tiling = t;
+  args->slabs = Divisor(t.slabs), args->tiles_w = Divisor(t.tiles_w), args->tiles_h = Divisor(t.tiles_h);
+  args->lanes = Divisor(t.slab / channels);
+}
+void set_tile(const Candidate& c, BackwardWeightTileArgs* args) {
+  args->tiling = c.tiling;
+  args->parts = c.parts;
+  args->tiles = c.tiles;
 }
 
 }  // namespace
@@ -323,7 +369,7 @@ LaunchPlan plan_depthwise(Pass pass, const Request& request, const Gpu& gpu, Dep
     plan.seconds = launch_seconds(plan.launch, cost, gpu);
     plan.reason = std::string(row->name) + ": " + why;
   } else {
-    args->tiling = best.tiling;
+    set_tile(best, shape_of(*row).channels, args);
     args->in_pitch = best.in_pitch, args->out_pitch = best.out_pitch;
     args->in_whole = best.in_whole, args->out_whole = best.out_whole;
     args->in_columns = Divisor(best.in_columns);
@@ -362,10 +408,8 @@ LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, Backward
                    kAnyTaps * kMostThreads * accumulate_size(p.dtype)};
     plan.reason = std::string(row->name) + ": " + why;
   } else {
-    args->tiling = best.tiling;
-    args->parts = best.parts;
+    set_tile(best, args);
     args->groups = best.groups, args->group_blocks = best.group_blocks;
-    args->tiles = best.tiles;
     args->in_pitch = best.in_pitch, args->out_pitch = best.out_pitch;
     args->in_whole = best.in_whole, args->out_whole = best.out_whole;
     args->in_columns = Divisor(best.in_columns), args->out_columns = Divisor(best.tiling.tile_w);
@@ -379,20 +423,65 @@ LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, Backward
     plan.seconds = best.seconds;
     plan.reason = describe(best, request);
   }
-  plan.reason += ", " + std::to_string(args->parts) + " parts";
+  plan.reason += args->parts == 1 ? ", in one part" : ", " + std::to_string(args->parts) + " parts";
   set_counts(p, request.multiplier, &plan);
   return plan;
 }
 
-LaunchPlan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args) {
+LaunchPlan plan_backward(const Request& to_input, const Request& to_weight, const Gpu& gpu, BackwardTileArgs* args) {
   LaunchPlan plan;
-  plan.launch.row = row_of(Pass::kSumParts, dtype);
-  args->count = count;
+  plan.seconds = 1e30;
+  const KernelRow* const wanted = to_weight.forced.row;
+  if (wanted != nullptr && wanted->pass != Pass::kBackward) return plan;
+  for (const KernelRow* row : kernel_table()) {
+    const bool fits = misfit(*row, Op::kDepthwise, Pass::kBackward, to_weight.problem, to_weight.multiplier, gpu) == nullptr;
+    if (!fits || row->aligned > std::min(to_input.aligned, to_weight.aligned)) continue;
+    const bool forced = row == wanted;
+    Shape s = shape_of(*row);
+    s.threads = kBackwardRowThreads, s.blocks = kBackwardRowBlocks;
+    for (s.exactly = 32; s.exactly <= s.threads; s.exactly *= 2) {
+      Candidate input, weight;
+      Shape summing = s;
+      summing.weight = true, summing.setup = kWeightSetup;
+      if (!best_candidate(*row, s, to_input, gpu, &input) || !best_candidate(*row, summing, to_weight, gpu, &weight)) continue;
+      // As long as the SMs hold all of them the longer decides; with twice as many each fills the GPU for itself.
+      const int64_t blocks = input.launch.blocks + weight.launch.blocks, held = gpu.sm_count * weight.launch.blocks_per_sm;
+      const double seconds =
+          blocks <= held ? std::max(input.seconds, weight.seconds) : input.seconds + weight.seconds - kLaunchSeconds;
+      if (seconds >= plan.seconds || (!forced && blocks > 2 * held)) continue;
+      plan.launch = weight.launch;
+      plan.launch.blocks = blocks;
+      plan.seconds = seconds;
+      args->weight_blocks = static_cast<int32_t>(weight.launch.blocks);
+      args->input.problem = to_input.problem, args->weight.problem = to_weight.problem;
+      set_tile(input, s.channels, &args->input);
+      set_tile(weight, &args->weight);
+      plan.reason = describe(weight, to_weight) + ", " + std::to_string(weight.parts) + " parts; and for the input's gradient " +
+                    std::to_string(input.tiling.tile_h) + "x" + std::to_string(input.tiling.tile_w) + " of " +
+                    std::to_string(input.tiling.slab) + " channels";
+    }
+    if (forced) return plan;
+  }
+  DepthwiseTileArgs input;
+  BackwardWeightTileArgs weight;
+  if (plan.launch.row != nullptr &&
+      plan_depthwise(Pass::kForward, to_input, gpu, &input).seconds + plan_backward_weight(to_weight, gpu, &weight).seconds <=
+          plan.seconds) {
+    plan.launch.row = nullptr;
+  }
+  return plan;
+}
+
+LaunchPlan plan_sum_parts(DType dtype, int64_t weights, int64_t biases, int32_t parts, const Gpu& gpu, SumPartsArgs* args) {
+  LaunchPlan plan;
+  plan.launch.row = row_of(Pass::kSumParts, dtype, gpu);
+  args->count[0] = weights, args->count[1] = biases;
+  args->first_blocks = ceil_div(weights, 32);
   args->parts = parts;
-  plan.launch.blocks = ceil_div(count, 32);
+  plan.launch.blocks = args->first_blocks + ceil_div(biases, 32);
   plan.launch.threads = kMostThreads;
   plan.launch.shared_bytes = kMostThreads * accumulate_size(dtype);
-  plan.reason = std::string("sum_parts: ") + std::to_string(parts) + " parts in their order";
+  plan.reason = std::string(plan.launch.row->name) + ": " + std::to_string(parts) + " parts in their order";
   return plan;
 }
 

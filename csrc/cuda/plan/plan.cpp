@@ -24,11 +24,13 @@ const std::vector<const KernelRow*>& kernel_table() {
   return rows;
 }
 
-const KernelRow* row_of(Pass pass, DType dtype) {
-  for (const KernelRow* row : kernel_table()) {
-    if (row->pass == pass && row->dtype == dtype) return row;
-  }
-  return nullptr;
+const KernelRow* row_of(Pass pass, DType dtype, const Gpu& gpu) {
+  const auto fits = [&](const KernelRow* row) {
+    return row->pass == pass && row->dtype == dtype && gpu.arch >= row->first_arch && gpu.arch <= row->last_arch;
+  };
+  if (forced().row != nullptr && fits(forced().row)) return forced().row;
+  const auto found = std::find_if(kernel_table().begin(), kernel_table().end(), fits);
+  return found != kernel_table().end() ? *found : nullptr;
 }
 
 Forced& forced() {
@@ -70,7 +72,7 @@ double tensor_rate(DType dtype, const Gpu& gpu) {
 }
 
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gpu) {
-  constexpr double kLaunchSeconds = 1.5e-6, kBlockSeconds = 1.2e-6;  // to start a kernel; to fill and drain a block
+  constexpr double kBlockSeconds = 1.2e-6;  // to fill and drain a block
   // L2 feeds an SM at about 1.3 times its share of the memory's bandwidth.
   const double per_sm = 1.3 * gpu.bytes_per_second / gpu.sm_count;
   const int64_t by_shared = gpu.shared_per_sm / (launch.shared_bytes + 1024);
@@ -81,12 +83,15 @@ double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gp
   const double busiest = std::min(resident, rounds);  // blocks on the busiest SM at a time
   // Blocks that share an SM move data for one another while they compute; one alone does one after the other.
   constexpr double kBusyThreads = 512;  // of an SM, to hide the latency of arithmetic and, without staging, of memory
-  const double occupancy = std::min(1.0, launch.threads * busiest / kBusyThreads);
+  const double occupancy = std::min(1.0, cost.width * launch.threads * busiest / kBusyThreads);
   const double moves = cost.bytes / per_sm / (cost.direct ? occupancy : 1.0);
   const double computes = cost.flops / (cost.flop_rate * occupancy);
   const double exposed = std::min(moves, computes) / busiest;
   const double busy = rounds * (std::max(moves, computes) + exposed) + std::ceil(rounds / resident) * kBlockSeconds * cost.waits;
-  return kLaunchSeconds + std::max(busy, cost.total_bytes / gpu.bytes_per_second);
+  // Nothing here tells some large blocks from more small ones that take as long, but these leave fewer SMs idle.
+  constexpr double kIdleSeconds = 4e-6;
+  const double idle = std::max(0.0, 1.0 - static_cast<double>(launch.blocks) / gpu.sm_count);
+  return kLaunchSeconds + std::max(busy, cost.total_bytes / gpu.bytes_per_second) + kIdleSeconds * idle;
 }
 
 }  // namespace dwconv::cuda

@@ -68,11 +68,13 @@ struct Request {
 // forward, and backward_input as args.h says. Fills all of args but the pointers and `flipped`.
 LaunchPlan plan_depthwise(Pass pass, const Request& request, const Gpu& gpu, DepthwiseTileArgs* args);
 
-// First stage of the weight gradient, and the second.
+// First stage of the weight gradient, and the second, where there are several parts, of so many weights and biases.
 LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, BackwardWeightTileArgs* args);
-LaunchPlan plan_sum_parts(DType dtype, int64_t count, int32_t parts, SumPartsArgs* args);
+// Both gradients in one launch, the input's as a forward pass of grad_output. No row where they are better apart.
+LaunchPlan plan_backward(const Request& to_input, const Request& to_weight, const Gpu& gpu, BackwardTileArgs* args);
+LaunchPlan plan_sum_parts(DType dtype, int64_t weights, int64_t biases, int32_t parts, const Gpu& gpu, SumPartsArgs* args);
 
-LaunchPlan plan_activation(DType dtype, int64_t count);
+LaunchPlan plan_activation(DType dtype, int64_t count, const Gpu& gpu);
 // Of `pixels` an image.
 LaunchPlan plan_transpose(const DepthwiseProblem& problem, int64_t pixels, const Gpu& gpu, TransposeArgs* args);
 
@@ -174,8 +176,8 @@ class Ranking {
   std::vector<Candidate> kept_;
 };
 
-// The kernel of a pass that has one for each dtype.
-const KernelRow* row_of(Pass pass, DType dtype);
+// The kernel of a pass that has one for each dtype: the forced one, else the first for this GPU.
+const KernelRow* row_of(Pass pass, DType dtype, const Gpu& gpu);
 
 // The longest run, up to 16 bytes, of which all these lengths are made: a power of two.
 inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
@@ -200,7 +202,9 @@ struct BlockCost {
   double total_bytes;   // of all blocks, from memory: what several blocks read comes from L2 after the first
   double waits = 1;     // of a block for memory, one after the other
   bool direct = false;  // global memory to registers: what is on its way depends on the number of threads
+  double width = 1;     // of a thread's work, in that of two channels: one of four keeps an SM as busy as two of two
 };
+constexpr double kLaunchSeconds = 1.5e-6;  // to start a kernel
 double launch_seconds(const Launch& launch, const BlockCost& cost, const Gpu& gpu);
 double scalar_rate(DType dtype, const Gpu& gpu);  // flops of an SM
 double tensor_rate(DType dtype, const Gpu& gpu);

@@ -210,9 +210,9 @@ std::vector<const KernelRow*> matrix_kernels(Op op, Pass pass, const Request& re
   return rows;
 }
 
-LaunchPlan plan_activation(DType dtype, int64_t count) {
+LaunchPlan plan_activation(DType dtype, int64_t count, const Gpu& gpu) {
   LaunchPlan plan;
-  plan.launch.row = row_of(Pass::kActivate, dtype);
+  plan.launch.row = row_of(Pass::kActivate, dtype, gpu);
   plan.launch.blocks = std::clamp<int64_t>(ceil_div(count, kMostThreads), 1, int64_t{1} << 20);
   plan.launch.threads = kMostThreads;
   return plan;
@@ -227,7 +227,7 @@ LaunchPlan plan_transpose(const DepthwiseProblem& p, int64_t pixels, const Gpu& 
   args->aligned_in = pixels % (unit <= 4 ? 4 : 2) == 0;  // torch's allocations begin on multiples of 64 bytes and more
   args->aligned_out = p.channels * unit % 16 == 0;
   LaunchPlan plan;
-  plan.launch.row = row_of(Pass::kTranspose, p.dtype);
+  plan.launch.row = row_of(Pass::kTranspose, p.dtype, gpu);
   plan.launch.blocks = p.batch * args->channel_tiles * args->pixel_tiles;
   plan.launch.threads = 256;
   plan.launch.blocks_per_sm = 4;

@@ -59,22 +59,12 @@ class Device {
     return gpus.emplace(index_, m).first->second;
   }
 
-  void launch(const Launch& launch, const void* args) const {
-    DWCONV_CHECK(launch.blocks < (int64_t{1} << 31), op_, ": input is too large: ", launch.blocks, " blocks");
-    if (launch.blocks == 0) return;
-    constexpr int64_t kWithoutAsking = 48 << 10;
-    if (launch.shared_bytes > kWithoutAsking) {
-      check_status(op_, launch.row->name,
-                   cudaFuncSetAttribute(launch.row->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(launch.shared_bytes)));
-    }
-    void* pointers[] = {const_cast<void*>(args)};
-    check_status(op_, launch.row->name,
-                 cudaLaunchKernel(launch.row->kernel, dim3(static_cast<unsigned>(launch.blocks)),
-                                  dim3(static_cast<unsigned>(launch.threads)), pointers, static_cast<size_t>(launch.shared_bytes),
-                                  stream_));
-    check_status(op_, launch.row->name, cudaGetLastError());
-  }
+  void launch(const Launch& launch, const void* args) const { start(launch, args, false); }
+
+  // A second or later launch of an op. On Hopper it begins while the one before it ends (programmatic dependent launch), and
+  // waits itself, first of all, for that to be complete (wait_for_previous). What follows on the stream begins when this one has
+  // ended, and so when both have.
+  void launch_behind(const Launch& launch, const void* args) const { start(launch, args, launch.row->first_arch == 90); }
 
   // Seconds of a run on the stream, whose operands are not in L2: what is written first takes its place, and meanwhile the host
   // gets ahead, so that launches do not count. None while the stream is captured into a graph, and where there is no memory for
@@ -119,6 +109,30 @@ class Device {
   }
 
  private:
+  void start(const Launch& launch, const void* args, bool begins_early) const {
+    DWCONV_CHECK(launch.blocks < (int64_t{1} << 31), op_, ": input is too large: ", launch.blocks, " blocks");
+    if (launch.blocks == 0) return;
+    constexpr int64_t kWithoutAsking = 48 << 10;
+    if (launch.shared_bytes > kWithoutAsking) {
+      check_status(op_, launch.row->name,
+                   cudaFuncSetAttribute(launch.row->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(launch.shared_bytes)));
+    }
+    void* pointers[] = {const_cast<void*>(args)};
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(launch.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
+    config.stream = stream_;
+    config.attrs = &early;
+    config.numAttrs = begins_early ? 1 : 0;
+    check_status(op_, launch.row->name, cudaLaunchKernelExC(&config, launch.row->kernel, pointers));
+    check_status(op_, launch.row->name, cudaGetLastError());
+  }
+
   const char* op_;
   torch::stable::accelerator::DeviceGuard guard_;
   int32_t index_;

@@ -5,8 +5,8 @@
 // A block owns `slab` channels and a part of the tiles (n, tile of rows and columns) of grad_output. For each it stages the tile
 // of grad_output and the input under it as the forward kernels do; a thread holds the K * K sums of its channels in registers,
 // walks its patches, and at the end the threads of a channel are added pairwise through shared memory, always in the same order:
-// no atomics, the same bits each time. The parts are added by sum_parts. Sums are short: a thread's patches, then a tree over the
-// threads, then over the parts.
+// no atomics, the same bits each time. Several parts are added by sum_parts. Sums are short: a thread's patches, then a tree over
+// the threads, then over the parts.
 //
 // The plan guarantees: tile sides multiples of the patch's; NCHW: slab * patches <= block_size(); shared memory for both tiles
 // and for kKernel values a thread and channel. Traffic: input (1 + halo) and grad_output once.
@@ -75,13 +75,21 @@ DWCONV_DEVICE void add_slots(A (&value)[kCount], A* scratch, int slot, int slots
   }
 }
 
+// A part's sum, or, of a single part, the gradient.
+template <class T>
+DWCONV_DEVICE void store_sum(const BackwardWeightTileArgs& args, void* to, int64_t at, accumulate_t<T> sum) {
+  if (args.parts == 1) {
+    store(static_cast<T*>(to) + at, Vector<T, 1>{{from_accumulate<T>(sum)}});
+  } else {
+    store(static_cast<accumulate_t<T>*>(to) + at, Vector<accumulate_t<T>, 1>{{sum}});
+  }
+}
+
 // Adds the block's sums and writes the part's.
-template <int K, int V, class A>
+template <class T, int K, int V, class A>
 DWCONV_DEVICE void finish_part(const BackwardWeightTileArgs& args, A (&acc)[K][K][V], A (&bias)[V], A* scratch, int64_t part,
                                int64_t channel, int slot, int slots, int lane, int lanes, bool active) {
   const int64_t channels = args.problem.channels;
-  A* const partial = static_cast<A*>(args.partial);
-  A* const partial_bias = static_cast<A*>(args.partial_bias);
   // The filter's rows take turns in acc[0], so that this code is there once and not K times.
 #pragma unroll 1
   for (int r = 0; r < K; ++r) {
@@ -91,19 +99,19 @@ DWCONV_DEVICE void finish_part(const BackwardWeightTileArgs& args, A (&acc)[K][K
 #pragma unroll
       for (int s = 0; s < K; ++s) row[s] = acc[0][s][v];
       add_slots(row, scratch, slot, slots, lane, lanes, active);
-      if (!active || slot != 0 || channel + v >= channels || partial == nullptr) continue;
+      if (!active || slot != 0 || channel + v >= channels || args.partial == nullptr) continue;
 #pragma unroll
-      for (int s = 0; s < K; ++s) partial[((part * channels + channel + v) * K + r) * K + s] = row[s];
+      for (int s = 0; s < K; ++s) store_sum<T>(args, args.partial, ((part * channels + channel + v) * K + r) * K + s, row[s]);
     }
 #pragma unroll
     for (int i = 0; i < (K - 1) * K * V; ++i) acc[i / (K * V)][i / V % K][i % V] = acc[i / (K * V) + 1][i / V % K][i % V];
   }
-  if (partial_bias == nullptr) return;
+  if (args.partial_bias == nullptr) return;
   add_slots(bias, scratch, slot, slots, lane, lanes, active);
   if (!active || slot != 0) return;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    if (channel + v < channels) partial_bias[part * channels + channel + v] = bias[v];
+    if (channel + v < channels) store_sum<T>(args, args.partial_bias, part * channels + channel + v, bias[v]);
   }
 }
 
@@ -162,7 +170,8 @@ depthwise_backward_weight_nhwc(BackwardWeightTileArgs args) {
       }
     }
   }
-  finish_part<K, V>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, c0 + lane * V, slot, slots, lane, lanes, true);
+  finish_part<T, K, V>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, c0 + lane * V, slot, slots, lane, lanes,
+                       true);
 }
 
 template <class T, class Taps>
@@ -239,7 +248,8 @@ depthwise_backward_weight_nchw(BackwardWeightTileArgs args) {
       correlate_row<Taps, kRows, kColumns, 1>(j, values, g, rows_left, columns_left, acc);
     }
   }
-  finish_part<K, 1>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, c0 + q, patch, patches, q, t.slab, q < planes);
+  finish_part<T, K, 1>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, c0 + q, patch, patches, q, t.slab,
+                       q < planes);
 }
 
 }  // namespace dwconv::cuda

@@ -1,5 +1,5 @@
-// Depthwise weight and bias gradient for any filter, stride, dilation and channel multiplier, both layouts, first stage; and the
-// second stage, which adds the parts of either (the formula: depthwise_backward_weight.cuh).
+// Depthwise weight and bias gradient for any filter, stride, dilation and channel multiplier, both layouts, first stage (the
+// formula: depthwise_backward_weight.cuh).
 //
 // A thread sums up to 8 taps of one filter row of one output channel over some pixels: a value of grad_output serves 8 products.
 // channels_last: a warp has 32 channels, the block's warps share the pixels. NCHW: a block has one channel, its threads share the
@@ -58,33 +58,15 @@ depthwise_backward_weight_any(BackwardWeightTileArgs args) {
   A* const scratch = reinterpret_cast<A*>(shared_memory());
   add_slots(acc, scratch, slot, slots, lane, lanes, true);
   if (active && slot == 0 && args.partial != nullptr) {
-    A* const to = static_cast<A*>(args.partial) + ((part * outputs + o) * kernel_h + r) * kernel_w + s0;
+    const int64_t to = ((part * outputs + o) * kernel_h + r) * kernel_w + s0;
 #pragma unroll
     for (int k = 0; k < kAnyTaps; ++k) {
-      if (k < taps) to[k] = acc[k];
+      if (k < taps) store_sum<T>(args, args.partial, to + k, acc[k]);
     }
   }
   if (args.partial_bias == nullptr || group != 0) return;
   add_slots(bias, scratch, slot, slots, lane, lanes, true);
-  if (active && slot == 0) static_cast<A*>(args.partial_bias)[part * outputs + o] = bias[0];
-}
-
-// Second stage. 32 neighbouring values a block; its 8 warps take every 8th part and are added pairwise.
-template <class T>
-DWCONV_KERNEL(kMostThreads, 1)
-sum_parts(SumPartsArgs args) {
-  using A = accumulate_t<T>;
-  const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = block_size() / kWarp;
-  const int64_t i = static_cast<int64_t>(block_index()) * kWarp + lane;
-  A sum[1] = {};
-  if (i < args.count) {
-#pragma unroll 4
-    for (int part = warp; part < args.parts; part += warps) {
-      sum[0] += load_one(static_cast<const A*>(args.partial) + part * args.count + i);
-    }
-  }
-  add_slots(sum, reinterpret_cast<A*>(shared_memory()), warp, warps, lane, kWarp, true);
-  if (i < args.count && warp == 0) store(static_cast<T*>(args.output) + i, Vector<T, 1>{{from_accumulate<T>(sum[0])}});
+  if (active && slot == 0) store_sum<T>(args, args.partial_bias, part * outputs + o, bias[0]);
 }
 
 }  // namespace dwconv::cuda

@@ -95,27 +95,25 @@ depthwise_backward_weight_large(BackwardWeightTileArgs args) {
   A* const scratch = reinterpret_cast<A*>(shared_memory());
   const int who = group * lanes + lane, width = args.groups * lanes;
   const bool there = slot < slots;
-  A* const partial = static_cast<A*>(args.partial);
-  A* const partial_bias = static_cast<A*>(args.partial_bias);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     A sums[kRunTaps];
 #pragma unroll
     for (int s = 0; s < kRunTaps; ++s) sums[s] = acc[s][v];
     add_slots(sums, scratch, slot, slots, who, width, there);
-    if (!active || slot != 0 || lane * V + v >= channels || partial == nullptr) continue;
-    A* const to = partial + ((part * p.channels + c0 + lane * V + v) * kernel_h + r) * kernel_w + s0;
+    if (!active || slot != 0 || lane * V + v >= channels || args.partial == nullptr) continue;
+    const int64_t to = ((part * p.channels + c0 + lane * V + v) * kernel_h + r) * kernel_w + s0;
 #pragma unroll
     for (int s = 0; s < kRunTaps; ++s) {
-      if (s0 + s < kernel_w) to[s] = sums[s];
+      if (s0 + s < kernel_w) store_sum<T>(args, args.partial, to + s, sums[s]);
     }
   }
-  if (partial_bias == nullptr || group_block != 0) return;
+  if (args.partial_bias == nullptr || group_block != 0) return;
   add_slots(bias, scratch, slot, slots, who, width, there);
   if (!active || slot != 0 || run != 0) return;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    if (lane * V + v < channels) partial_bias[part * p.channels + c0 + lane * V + v] = bias[v];
+    if (lane * V + v < channels) store_sum<T>(args, args.partial_bias, part * p.channels + c0 + lane * V + v, bias[v]);
   }
 }
 

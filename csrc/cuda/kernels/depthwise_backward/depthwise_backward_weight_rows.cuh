@@ -1,7 +1,7 @@
 // Depthwise weight and bias gradient, first stage, in channels_last for square filters of 3, 5 and 7 without staging: for tensors
 // whose 16-byte runs of channels are aligned (the formula: depthwise_backward_weight.cuh).
 //
-// A block owns `slab` channels and a part of the tiles of grad_output. A thread owns one or two channels of a strip of 4
+// A block owns `slab` channels and a part of the tiles of grad_output. A thread owns V channels of a strip of 4
 // columns and walks down the rows of each tile: it keeps the last rows of grad_output that an input row can reach, reads every
 // row of both tensors once, straight to registers, one row ahead, and holds the K * K sums of its channels. At the end the strips
 // are added pairwise, as in the other kernels.
@@ -19,15 +19,34 @@ namespace dwconv::cuda {
 template <int K, int S>
 constexpr bool kReadsAhead = K == 3 || S == 1;
 
-template <class T, class Taps>
-DWCONV_KERNEL(weight_row_threads(Taps::kKernel, Taps::kStride), weight_row_blocks(Taps::kKernel, Taps::kStride))
-depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
+// acc += the products of input row s of step u (modulo the rows in progress) with the outputs (d rows back, column x) that exist.
+template <int K, int S, int V, int kOpen, int kSpan, class A, class Exists>
+DWCONV_DEVICE void correlate_strip(int s, int u, const A (&row)[kSpan][V], const A (&grad)[kOpen][kStripColumns][V],
+                                   A (&acc)[K][K][V], const Exists& exists) {
+#pragma unroll
+  for (int d = 0; d < kOpen; ++d) {
+    const int r = S * d + s, open = (u - d + kOpen) % kOpen;
+    if (r >= K) continue;
+#pragma unroll
+    for (int x = 0; x < kStripColumns; ++x) {
+      if (!exists(d, x)) continue;
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) acc[r][k][v] += grad[open][x][v] * row[x * S + k][v];
+      }
+    }
+  }
+}
+
+template <class T, class Taps, int V>
+DWCONV_DEVICE void correlate_rows(const BackwardWeightTileArgs& args, int block) {
   using A = accumulate_t<T>;
-  constexpr int K = Taps::kKernel, S = Taps::kStride, V = weight_row_channels(K, S), kSpan = Taps::span(kStripColumns);
+  constexpr int K = Taps::kKernel, S = Taps::kStride, kSpan = Taps::span(kStripColumns);
   constexpr int kDelay = (K - 1) / S, kOpen = kDelay + 1;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  const int64_t c0 = block_index() % slabs_of(t) * t.slab, part = block_index() / slabs_of(t);
+  const int64_t c0 = block % slabs_of(t) * t.slab, part = block / slabs_of(t);
   const int lanes = t.slab / V, strip = thread_index() / lanes, strips = block_size() / lanes;
   const int lane = thread_index() - strip * lanes;
   const int64_t channel = c0 + lane * V;
@@ -41,31 +60,32 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
     const auto [n, y0, first_x] = grad_tile(tile, t);
     const int x0 = first_x + strip * kStripColumns;
     if (!active || x0 >= out_w) continue;
-    const int rows = least(t.tile_h, out_h - y0), in_rows = (rows - 1) * S + K, steps = rows + kDelay;
+    const int rows = least(t.tile_h, out_h - y0), steps = rows + kDelay;
     const int in_y0 = y0 * S - static_cast<int>(p.pad_h), in_x0 = x0 * S - static_cast<int>(p.pad_w);
     const unsigned inside = columns_inside<kSpan>(in_x0, in_w), exists = columns_inside<kStripColumns>(x0, out_w);
+    const bool whole = exists == (1u << kStripColumns) - 1;
     const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + in_x0 * p.in_stride_w + channel;
-    const T* const out =
-        static_cast<const T*>(args.grad_output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;
+    const T* const out = static_cast<const T*>(args.grad_output) + n * p.out_stride_n + x0 * p.out_stride_w + channel;
     Packed<T, V> next[S][kSpan], next_grad[kStripColumns];
-    // Step i begins row i of grad_output and reads the input rows i * S .. i * S + S - 1 of the tile.
-    const auto fetch = [&](int i) {
+    // Each step begins a row of grad_output and reads the next S input rows of the tile.
+    InputRows<T> lines(in, p.in_stride_h, in_y0, (rows - 1) * S + K, in_h), grads(out, p.out_stride_h, y0, rows, out_h);
+    const auto fetch = [&] {
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        const int j = i * S + s, y = in_y0 + j;
-        const bool wanted = j < in_rows && y >= 0 && y < in_h;
-        fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, next[s]);
+        const bool wanted = lines.inside();
+        fetch_pixels(lines.next(), p.in_stride_w, wanted ? inside : 0, next[s]);
       }
-      fetch_pixels(out + (i < rows ? i * p.out_stride_h : 0), p.out_stride_w, i < rows ? exists : 0, next_grad);
+      const bool begun = grads.inside();
+      fetch_pixels(grads.next(), p.out_stride_w, begun ? exists : 0, next_grad);
     };
-    if (kReadsAhead<K, S>) fetch(0);
+    if (kReadsAhead<K, S>) fetch();
     A grad[kOpen][kStripColumns][V];
     for (int base = 0; base < steps; base += kOpen) {
 #pragma unroll
       for (int u = 0; u < kOpen; ++u) {
         const int i = base + u;
         if (i >= steps) break;
-        if (!kReadsAhead<K, S>) fetch(i);
+        if (!kReadsAhead<K, S>) fetch();
         Packed<T, V> now[S][kSpan];
 #pragma unroll
         for (int k = 0; k < S * kSpan; ++k) now[k / kSpan][k % kSpan] = next[k / kSpan][k % kSpan];
@@ -75,7 +95,7 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
 #pragma unroll
           for (int v = 0; v < V; ++v) bias[v] += grad[u][x][v];
         }
-        if (kReadsAhead<K, S> && i + 1 < steps) fetch(i + 1);
+        if (kReadsAhead<K, S> && i + 1 < steps) fetch();
 #pragma unroll
         for (int s = 0; s < S; ++s) {
           const int y = in_y0 + i * S + s;
@@ -83,25 +103,23 @@ depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
           A row[kSpan][V];
 #pragma unroll
           for (int q = 0; q < kSpan; ++q) widen(now[s][q], row[q]);
-#pragma unroll
-          for (int d = 0; d <= kDelay; ++d) {
-            const int r = S * d + s, open = (u - d + kOpen) % kOpen;
-            if (r >= K || i < d || i - d >= rows) continue;
-#pragma unroll
-            for (int x = 0; x < kStripColumns; ++x) {
-              if (!(exists >> x & 1)) continue;  // 0 * NaN is no 0: outputs that do not exist are left out
-#pragma unroll
-              for (int k = 0; k < K; ++k) {
-#pragma unroll
-                for (int v = 0; v < V; ++v) acc[r][k][v] += grad[open][x][v] * row[x * S + k][v];
-              }
-            }
+          if (whole && i >= kDelay && i < rows) {
+            correlate_strip<K, S, V>(s, u, row, grad, acc, [](int, int) { return true; });
+          } else {  // 0 * NaN is no 0: outputs that do not exist are left out
+            correlate_strip<K, S, V>(s, u, row, grad, acc,
+                                     [&](int d, int x) { return i >= d && i - d < rows && (exists >> x & 1) != 0; });
           }
         }
       }
     }
   }
-  finish_part<K, V>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, channel, strip, strips, lane, lanes, active);
+  finish_part<T, K, V>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, channel, strip, strips, lane, lanes, active);
+}
+
+template <class T, class Taps, int V>
+DWCONV_KERNEL(weight_row_threads(V, Taps::kKernel, Taps::kStride), weight_row_blocks(V, Taps::kKernel, Taps::kStride))
+depthwise_backward_weight_rows_nhwc(BackwardWeightTileArgs args) {
+  correlate_rows<T, Taps, V>(args, block_index());
 }
 
 }  // namespace dwconv::cuda

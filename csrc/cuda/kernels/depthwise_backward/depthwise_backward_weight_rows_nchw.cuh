@@ -100,7 +100,7 @@ depthwise_backward_weight_rows_nchw(BackwardWeightTileArgs args) {
       }
     }
   }
-  finish_part<K, 1>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, channel, strip, strips, q, t.slab, active);
+  finish_part<T, K, 1>(args, acc, bias, reinterpret_cast<A*>(shared_memory()), part, channel, strip, strips, q, t.slab, active);
 }
 
 }  // namespace dwconv::cuda

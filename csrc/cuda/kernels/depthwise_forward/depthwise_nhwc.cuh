@@ -53,6 +53,19 @@ DWCONV_DEVICE void store_channels(T* to, const accumulate_t<T> (&value)[V], int 
   }
 }
 
+// The outputs of a patch that exist, by store(address, row, column); `first` is the address of the patch's first.
+template <class T, class Exists, class Store>
+DWCONV_DEVICE void store_patch(T* first, int64_t stride_h, int64_t stride_w, const Exists& exists, const Store& store) {
+#pragma unroll
+  for (int i = 0; i < kPatchRows; ++i) {
+#pragma unroll
+    for (int k = 0; k < kPatchColumns; ++k) {
+      if (exists(i, k)) store(first + k * stride_w, i, k);
+    }
+    first += stride_h;
+  }
+}
+
 template <class T, class Taps>
 DWCONV_KERNEL(kMostThreads, nhwc_blocks(Taps::kKernel))
 depthwise_nhwc(DepthwiseTileArgs args) {
@@ -60,16 +73,9 @@ depthwise_nhwc(DepthwiseTileArgs args) {
   constexpr int K = Taps::kKernel, V = kThreadChannels, kSpan = Taps::span(kPatchColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int block = block_index();
-  const int64_t slab_index = block % slabs_of(t);
-  block /= slabs_of(t);
-  const int tile_x = static_cast<int>(block % t.tiles_w);
-  block /= t.tiles_w;
-  const int tile_y = static_cast<int>(block % t.tiles_h);
-  const int64_t n = block / t.tiles_h;
-
+  const auto [slab_index, tile_x, tile_y, n] = tile_of_block(args, block_index());
   const int slab = t.slab;
-  const int64_t c0 = slab_index * slab;
+  const int64_t c0 = static_cast<int64_t>(slab_index) * slab;
   const int channels = static_cast<int>(p.channels - c0 < slab ? p.channels - c0 : slab);
   const int pad_h = static_cast<int>(p.pad_h), pad_w = static_cast<int>(p.pad_w);
   const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);
@@ -126,14 +132,20 @@ depthwise_nhwc(DepthwiseTileArgs args) {
       multiply_row<Taps, kPatchRows, kPatchColumns, V>(j, row, filter, acc);
     }
     activate_short(p.activation, acc);
-#pragma unroll
-    for (int i = 0; i < kPatchRows; ++i) {
-      T* const line = out + (y0 + y + i) * p.out_stride_h;
-#pragma unroll
-      for (int k = 0; k < kPatchColumns; ++k) {
-        if (y0 + y + i < 0 || y0 + y + i >= out_h || x0 + x + k < 0 || x0 + x + k >= out_w) continue;
-        store_channels<T, V>(line + (x0 + x + k) * p.out_stride_w, acc[i][k], channels - channel, t.aligned);
-      }
+    T* const first = out + (y0 + y) * p.out_stride_h + (x0 + x) * p.out_stride_w;
+    const bool inside = y0 + y >= 0 && y0 + y + kPatchRows <= out_h && x0 + x >= 0 && x0 + x + kPatchColumns <= out_w;
+    if (inside && t.aligned) {
+      store_patch<T>(
+          first, p.out_stride_h, p.out_stride_w, [](int, int) { return true; },
+          [&](T* to, int i, int k) { store_packed(to, pack<T, V>(acc[i][k])); });
+    } else {
+      store_patch<T>(
+          first, p.out_stride_h, p.out_stride_w,
+          [&](int i, int k) {
+            return static_cast<unsigned>(y0 + y + i) < static_cast<unsigned>(out_h) &&
+                   static_cast<unsigned>(x0 + x + k) < static_cast<unsigned>(out_w);
+          },
+          [&](T* to, int i, int k) { store_channels<T, V>(to, acc[i][k], channels - channel, t.aligned); });
     }
   }
 }

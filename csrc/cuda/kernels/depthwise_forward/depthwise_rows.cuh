@@ -1,7 +1,8 @@
 // Depthwise forward in channels_last for square filters of 3 and 5 without shared memory: for tensors whose 16-byte runs of
 // channels are aligned (the formula: taps.cuh).
 //
-// A thread owns one or two channels of a strip of 4 output columns and walks down the rows of its tile (row_walk.cuh).
+// A thread owns V channels of a strip of 4 output columns and walks down the rows of its tile (row_walk.cuh). More channels share
+// the instructions that are not arithmetic; fewer leave more threads where a problem is small.
 //
 //     lanes ->  channels of the slab         slots ->  strips of the tile
 //
@@ -24,13 +25,18 @@ constexpr int kAhead = K == 3 && (S == 1 || sizeof(T) == 2) ? (K - 1) / S + 1
                        : K == 3 || S == 1                   ? 1
                                                             : 0;
 
-// kCount pixels of a row, zeros where the mask has no bit.
+// kCount pixels of a row, zeros where the mask has no bit. Most strips have all: they need no zeros and no look at the mask.
 template <int kCount, int V, class T>
 DWCONV_DEVICE void fetch_pixels(const T* row, int64_t stride_w, unsigned mask, Packed<T, V> (&to)[kCount]) {
   const char* const first = reinterpret_cast<const char*>(row);
   const int64_t step = stride_w * static_cast<int64_t>(sizeof(T));
+  if (mask == (1u << kCount) - 1) {
 #pragma unroll
-  for (int q = 0; q < kCount; ++q) to[q] = load_packed<V>(reinterpret_cast<const T*>(first + q * step), mask >> q & 1);
+    for (int q = 0; q < kCount; ++q) to[q] = load_packed<V>(reinterpret_cast<const T*>(first + q * step), true);
+  } else {
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) to[q] = load_packed<V>(reinterpret_cast<const T*>(first + q * step), mask >> q & 1);
+  }
 }
 
 template <class T, int V>
@@ -65,21 +71,15 @@ DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> 
   }
 }
 
-template <class T, class Taps>
-DWCONV_KERNEL(row_threads(sizeof(T), Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), Taps::kKernel, Taps::kStride))
-depthwise_rows_nhwc(DepthwiseTileArgs args) {
+template <class T, class Taps, int V>
+DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block) {
   using A = accumulate_t<T>;
-  constexpr int K = Taps::kKernel, S = Taps::kStride, V = row_channels(K), kSpan = Taps::span(kStripColumns);
+  constexpr int K = Taps::kKernel, S = Taps::kStride, kSpan = Taps::span(kStripColumns);
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  int block = block_index();
-  const int64_t c0 = block % slabs_of(t) * t.slab;
-  block /= slabs_of(t);
-  const int tile_x = static_cast<int>(block % t.tiles_w);
-  block /= t.tiles_w;
-  const int tile_y = static_cast<int>(block % t.tiles_h);
-  const int64_t n = block / t.tiles_h;
-  const int lanes = t.slab / V, strip = thread_index() / lanes;
+  const auto [slab, tile_x, tile_y, n] = tile_of_block(args, block);
+  const int64_t c0 = static_cast<int64_t>(slab) * t.slab;
+  const int lanes = args.lanes.divisor, strip = quotient(thread_index(), args.lanes);
   const int64_t channel = c0 + (thread_index() - strip * lanes) * V;
   const int in_h = static_cast<int>(p.in_h), out_w = static_cast<int>(p.out_w);
   const int y0 = tile_y * t.tile_h, x0 = tile_x * t.tile_w + strip * kStripColumns;
@@ -93,10 +93,10 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
   struct Row {
     Packed<T, V> pixel[kSpan];
   };
-  const auto fetch = [&](int j, Row& row) {
-    const int y = in_y0 + j;
-    const bool wanted = j < in_rows && y >= 0 && y < in_h;
-    fetch_pixels(in + (wanted ? y * p.in_stride_h : 0), p.in_stride_w, wanted ? inside : 0, row.pixel);
+  InputRows<T> lines(in, p.in_stride_h, in_y0, in_rows, in_h);
+  const auto fetch = [&](Row& row) {
+    const bool wanted = lines.inside();
+    fetch_pixels(lines.next(), p.in_stride_w, wanted ? inside : 0, row.pixel);
   };
   const auto prepare = [&](A(&filter)[K][K][V], A(&bias)[V]) {
     fetch_filters<T, K, V>(static_cast<const T*>(args.weight) + channel * (K * K), args.flipped, filter);
@@ -108,14 +108,21 @@ depthwise_rows_nhwc(DepthwiseTileArgs args) {
   T* out = static_cast<T*>(args.output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;
   const auto finish = [&](A(&row)[kStripColumns][V]) {
     activate_short(p.activation, row);
+    const bool all = exists == (1u << kStripColumns) - 1;
 #pragma unroll
     for (int x = 0; x < kStripColumns; ++x) {
-      if (exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(row[x]));
+      if (all || exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(row[x]));
     }
     out += p.out_stride_h;
   };
   walk_rows<Taps, kStripColumns, V, kAhead<T, K, S>, Row, A>(
       rows, fetch, prepare, [](const Row& row, int q, A(&value)[V]) { widen(row.pixel[q], value); }, finish);
+}
+
+template <class T, class Taps, int V>
+DWCONV_KERNEL(row_threads(sizeof(T), V, Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), V, Taps::kKernel, Taps::kStride))
+depthwise_rows_nhwc(DepthwiseTileArgs args) {
+  convolve_rows<T, Taps, V>(args, block_index());
 }
 
 }  // namespace dwconv::cuda

@@ -71,10 +71,10 @@ depthwise_rows_nchw(DepthwiseTileArgs args) {
   const int in_y0 = y0 * S - static_cast<int>(p.pad_h);
   const unsigned inside = columns_inside<Taps::span(kColumns)>(x0 * S - Row::kLeft, in_w);
   const T* const in = static_cast<const T*>(args.input) + n * p.in_stride_n + c * p.in_stride_c + x0 * S;
-  const auto fetch = [&](int j, Row& row) {
-    const int y = in_y0 + j;
-    const bool wanted = j < in_rows && y >= 0 && y < in_h;
-    row.fetch(in + (wanted ? y * p.in_stride_h : 0), wanted ? inside : 0);
+  InputRows<T> lines(in, p.in_stride_h, in_y0, in_rows, in_h);
+  const auto fetch = [&](Row& row) {
+    const bool wanted = lines.inside();
+    row.fetch(lines.next(), wanted ? inside : 0);
   };
   const auto prepare = [&](A(&filter)[K][K][1], A(&bias)[1]) {
     load_filter(static_cast<const T*>(args.weight) + c * (K * K), args.flipped, filter);

@@ -299,6 +299,7 @@ template <class T, class S, bool kChannelsLast>
 DWCONV_KERNEL(kSeparableThreads, kSeparableBlocks)
 separable_group(SeparableBlockArgs args) {
 #if DWCONV_HAS_HOPPER
+  wait_for_previous();
   separable_block<T, GroupTile<T>, S, kChannelsLast>(args);
 #endif
 }

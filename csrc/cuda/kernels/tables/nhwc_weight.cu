@@ -1,6 +1,6 @@
+#include "cuda/kernels/depthwise_backward/depthwise_backward_rows.cuh"
 #include "cuda/kernels/depthwise_backward/depthwise_backward_weight_any.cuh"
 #include "cuda/kernels/depthwise_backward/depthwise_backward_weight_large.cuh"
-#include "cuda/kernels/depthwise_backward/depthwise_backward_weight_rows.cuh"
 #include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {

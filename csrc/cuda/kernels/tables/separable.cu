@@ -1,5 +1,5 @@
-#include "cuda/kernels/separable/separable_forward.cuh"
 #include "cuda/kernels/kernel_table.h"
+#include "cuda/kernels/separable/separable_forward.cuh"
 
 namespace dwconv::cuda {
 

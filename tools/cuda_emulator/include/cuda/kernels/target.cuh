@@ -20,6 +20,7 @@ inline int block_index() { return static_cast<int>(emulator::self().block); }
 inline int64_t grid_size() { return emulator::self().grid; }
 inline void synchronize() { emulator::barrier(); }
 inline void synchronize_warp() { emulator::warp_barrier(); }
+inline void wait_for_previous() { emulator::wait_for_previous(); }
 inline unsigned char* shared_memory() { return emulator::self().shared; }
 
 template <int V, class T>
@@ -28,6 +29,11 @@ inline Vector<T, V> load(const T* from) {
   Vector<T, V> value;
   memcpy(static_cast<void*>(&value), from, sizeof value);
   return value;
+}
+
+template <int V, class T>
+inline Vector<T, V> load_written(const T* from) {
+  return load<V>(from);
 }
 
 template <int V, class T>

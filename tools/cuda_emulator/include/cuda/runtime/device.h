@@ -32,15 +32,8 @@ class Device {
 
   const Gpu& gpu() const { return emulator::emulated_gpu(); }
 
-  void launch(const Launch& launch, const void* args) const {
-    STD_TORCH_CHECK(launch.shared_bytes <= gpu().shared_per_block, op_, ": ", launch.row->name, ": ", launch.shared_bytes,
-                    " bytes of shared memory");
-    emulator::Traffic traffic;
-    const std::string wrong = emulator::run(reinterpret_cast<emulator::Body>(const_cast<void*>(launch.row->kernel)), args,
-                                            launch.blocks, launch.threads, launch.shared_bytes, &traffic);
-    STD_TORCH_CHECK(wrong.empty(), op_, ": ", launch.row->name, ": ", wrong);
-    emulator::launches().push_back({launch.row, launch.blocks, launch.threads, launch.shared_bytes, traffic});
-  }
+  void launch(const Launch& launch, const void* args) const { start(launch, args, false); }
+  void launch_behind(const Launch& launch, const void* args) const { start(launch, args, launch.row->first_arch == 90); }
 
   // Tests fake the times (tuner.h).
   Tuner::Clock clock() const { return steady_clock(); }
@@ -51,6 +44,16 @@ class Device {
   }
 
  private:
+  void start(const Launch& launch, const void* args, bool begins_early) const {
+    STD_TORCH_CHECK(launch.shared_bytes <= gpu().shared_per_block, op_, ": ", launch.row->name, ": ", launch.shared_bytes,
+                    " bytes of shared memory");
+    emulator::Traffic traffic;
+    const std::string wrong = emulator::run(reinterpret_cast<emulator::Body>(const_cast<void*>(launch.row->kernel)), args,
+                                            launch.blocks, launch.threads, launch.shared_bytes, &traffic, begins_early);
+    STD_TORCH_CHECK(wrong.empty(), op_, ": ", launch.row->name, ": ", wrong);
+    emulator::launches().push_back({launch.row, launch.blocks, launch.threads, launch.shared_bytes, traffic});
+  }
+
   // NaN, so that an element which no thread writes is seen.
   static Tensor poisoned(Tensor t) {
     if (t.numel() > 0) torch::stable::fill_(t, NAN);
