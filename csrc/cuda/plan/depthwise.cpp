@@ -162,7 +162,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   c.launch.blocks_per_sm = static_cast<int32_t>(s.blocks * s.threads / round_up(c.launch.threads, 32));
   const int64_t filter_bytes = s.filters ? taps * t.slab * sum_unit : s.large ? taps * t.slab * unit : 0;
   if (s.weight) {
-    const int64_t sums = (runs ? kRunTaps : p.kernel_w) * c.launch.threads * sum_unit;
+    const int64_t sums = std::max<int64_t>(runs ? kRunTaps : p.kernel_w, s.channels) * c.launch.threads * sum_unit;
     c.launch.shared_bytes = std::max(tile_bytes + out_bytes, sums);
   } else {
     c.launch.shared_bytes = std::max(tile_bytes + filter_bytes, out_bytes);
@@ -208,7 +208,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   cost.total_bytes = once * short_run_penalty + extra;
   cost.bytes = (loads * short_run_penalty + outputs + extra) / blocks;
   cost.flops = 2 * computed * idle / blocks * (static_cast<double>(taps) / phases + s.instructions);
-  cost.flops += 2.0 * c.launch.threads * (s.rows ? warps : 1.0) * s.setup;
+  cost.flops += 2.0 * c.launch.threads * (s.rows && nhwc ? warps : 1.0) * s.setup;
   cost.flop_rate = scalar_rate(p.dtype, gpu) * (s.large ? 0.5 : 0.6);
   cost.direct = s.rows;
   if (s.rows && nhwc) cost.width = std::max(1.0, s.channels / 2.0);

@@ -7,7 +7,8 @@
 // are added pairwise, as in the other kernels.
 //
 // The plan guarantees: alignment of both tensors; tile_w a multiple of 4; slab lanes * strips == block_size(); shared memory for
-// kKernel values a thread and channel. Traffic: input (1 + halo rows) and grad_output once.
+// kKernel values a thread, or for one of each of its channels where they are more. Traffic: input (1 + halo rows) and grad_output
+// once.
 #pragma once
 
 #include "cuda/kernels/depthwise_backward/depthwise_backward_weight.cuh"
