@@ -22,7 +22,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-SUITES = ["tests/cuda/test_cuda.py", *(f"tests/ops/test_{name}.py" for name in ("depthwise", "separable", "extreme_numbers"))]
+SUITES = [
+    "tests/cuda/test_cuda.py",
+    *(f"tests/ops/test_{name}.py" for name in ("depthwise", "separable", "extreme_numbers", "tuner")),
+]
 SELECTION = """
 import torch, dwconv_ext
 for layout in (torch.contiguous_format, torch.channels_last):
