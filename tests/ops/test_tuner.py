@@ -331,7 +331,7 @@ def test_measured_ranges_run_torch(emulated):
     assert emulated.half.launches() == []
     want = conv_and_grads(x, w, None, Convolution(padding=(1, 1)), torch.ones_like(x))
     assert torch.equal(grads[0], want[1]) and torch.equal(grads[1], want[2])
-    for mask in ([False, True, False], [True, True, True]):
+    for mask in ([True, False, False], [False, True, False], [True, True, True]):
         ops.depthwise_conv2d_backward(torch.ones_like(x), x, w, *conv, mask)
         assert emulated.half.launches() != []
     emulated.half.force_source("ours")
