@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rounds": {"type": int, "default": 7, "help": "bursts of each implementation (default: %(default)s)"},
     "amp": {"choices": models.AMP, "help": "autocast to it in a training step"},
     "eager": {"action": "store_true", "help": "on CUDA, time calls with their launches, not graphs of them"},
+    "tuned": {"action": "store_true", "help": "with dwconv_ext.benchmark(True)"},
     "no-compile": {"action": "store_true", "help": "leave inductor out (it takes seconds a layer, a minute a model)"},
     "no-runtimes": {"action": "store_true", "help": "leave ONNX Runtime and OpenVINO out"},
     "profile": {"action": "store_true", "help": "in place of the table, the time of each operation"},
@@ -55,7 +56,7 @@ class Suite(NamedTuple):
     defaults: dict[str, Any] = {}  # noqa: RUF012 (never written)
 
 
-COMPARISON = "device dtype threads layers without batch rounds eager no-compile no-runtimes save"
+COMPARISON = "device dtype threads layers without batch rounds eager tuned no-compile no-runtimes save"
 SUITES = {
     "depthwise": Suite("depthwise convolution: forward, and gradients of input and weight", layer_suites.run, COMPARISON),
     "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", layer_suites.run, COMPARISON),

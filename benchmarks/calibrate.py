@@ -121,7 +121,7 @@ def measure(rounds: int, progress: Callable[[list], Iterable], half: ModuleType)
                 options = argparse.Namespace(
                     what=what, device="cuda", dtype=dtype, threads=torch.get_num_threads(), layers="", batch=batch, rounds=rounds,
                     without="31x31" if batch > 1 else None,  # whose reference takes longer than all the rest
-                    eager=False, no_compile=True, no_runtimes=True, save=Path(folder) / str(batch),
+                    eager=False, tuned=False, no_compile=True, no_runtimes=True, save=Path(folder) / str(batch),
                 )  # fmt: skip
                 if layer_suites.run(options, getattr(torch, dtype), progress) == 0:
                     saved += suites_of(options.save / f"{what}-{dtype}.json")

@@ -15,6 +15,8 @@ from contextlib import nullcontext
 
 import torch
 
+from dwconv_ext import benchmark
+
 from . import peers, plot, report
 from .layers import Layer, depthwise_layers, inverted_layers, pointwise_layers, separable_layers, training_layers
 from .roofline import Roofline
@@ -45,10 +47,21 @@ def title_of(options: argparse.Namespace, facts: dict[str, str]) -> str:
     )
     if options.device == "cuda":
         title += ", calls with their launches" if options.eager else ", replays of CUDA graphs"
-    return title
+    return title + (", tuned" if options.tuned else "")
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
+    """With the tuner on where --tuned says so."""
+    if not options.tuned:
+        return _run(options, dtype, progress)
+    benchmark(True)
+    try:
+        return _run(options, dtype, progress)
+    finally:
+        benchmark(False)
+
+
+def _run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
     """What is done is saved after each layer, so that a run cut short leaves it."""
     layers = chosen_layers(options)
     if not layers:

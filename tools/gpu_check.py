@@ -22,7 +22,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-OPS = ("depthwise", "separable", "batch_norm", "depthwise_norm", "extreme_numbers")
+OPS = (
+    "depthwise", "separable", "pointwise", "inverted_residual", "batch_norm", "depthwise_norm", "extreme_numbers", "tuner",
+)  # fmt: skip
 SUITES = ["tests/cuda/test_cuda.py", *(f"tests/ops/test_{name}.py" for name in OPS)]
 SELECTION = """
 import torch, dwconv_ext

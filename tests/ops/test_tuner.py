@@ -331,7 +331,7 @@ def test_measured_ranges_run_torch(emulated):
     assert emulated.half.launches() == []
     want = conv_and_grads(x, w, None, Convolution(padding=(1, 1)), torch.ones_like(x))
     assert torch.equal(grads[0], want[1]) and torch.equal(grads[1], want[2])
-    for mask in ([False, True, False], [True, True, True]):
+    for mask in ([True, False, False], [False, True, False], [True, True, True]):
         ops.depthwise_conv2d_backward(torch.ones_like(x), x, w, *conv, mask)
         assert emulated.half.launches() != []
     emulated.half.force_source("ours")
@@ -483,3 +483,30 @@ def test_the_switch(tmp_path, monkeypatch, on_cpu):
     dwconv_ext.benchmark(False)
     with on_cpu.times(False):
         step()
+
+
+# ---- on a GPU only -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_events_and_graphs_on_a_gpu():
+    half = dwconv_ext._C_cuda
+    x, w = torch.randn(4, 32, 28, 28, device="cuda"), torch.randn(32, 1, 3, 3, device="cuda")
+    dwconv_ext.benchmark(True)
+    try:
+        before = half.timed_runs()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):  # nothing may be timed, nor remembered
+            captured = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+        assert half.timed_runs() == before and half.benchmark_choices() == []
+        y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
+        assert half.timed_runs() > before
+        (choice,) = half.benchmark_choices()
+        times = [float(time.split(" us ")[0]) for time in choice["times"].split("; ")]
+        assert len(times) > 2 and all(0.5 < t < 1000 for t in times)
+        graph.replay()
+        for output in (captured, y):
+            torch.testing.assert_close(output, F.conv2d(x, w, padding=1, groups=32), rtol=1e-3, atol=1e-2)
+    finally:
+        dwconv_ext.benchmark(False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dwconv_ext
 from benchmarks import __main__ as program
 from benchmarks import calibrate, memory, network, plot, report, suites, sweep
 from benchmarks.layers import depthwise_layers, inverted_layers, pointwise_layers, separable_layers
@@ -60,6 +61,14 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     roofline = files["png"].with_stem(f"{what}-{dtype}-roofline")
     assert roofline.read_bytes().startswith(b"\x89PNG")
+
+
+def test_with_the_tuner(capsys, threads):
+    threads(torch.get_num_threads())
+    command = ["depthwise", "--layers", "7x7_c1024", "--batch", "1", "--rounds", "1", "--no-compile", "--no-runtimes", "--tuned"]
+    before = dwconv_ext._C.timed_runs()
+    assert program.main(command) == 0 and dwconv_ext._C.timed_runs() > before
+    assert ", tuned: forward" in capsys.readouterr().out and dwconv_ext._C.benchmark_choices() == []
 
 
 def test_whole_networks(tmp_path, capsys, threads):
