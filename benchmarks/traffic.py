@@ -138,7 +138,7 @@ def table(rows: list[Moved]) -> tuple[list[str], list[list[str]]]:
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
-    """Counts and prints the depthwise layers, the blocks and the inverted residuals."""
+    """Counts and prints the depthwise layers, the blocks, the inverted residuals and the blocks' training steps."""
     lists = {
         "depthwise": depthwise_layers(),
         "separable": separable_layers((options.batch,)),
@@ -160,5 +160,14 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
         print_rows(title, header, cells, last_is_bold=False)
         tables.append(markdown_table(title, header, cells))
         figures += [{"kind": kind, **asdict(row), "ratio": row.ratio, "saved": row.saved} for row in groups[kind]]
+    from .training_traffic import measure_training, training_table
+
+    chosen = [layer for layer in lists["separable"] if options.layers in layer.name]
+    steps = [measure_training(layer, layout, dtype) for layer in progress(chosen) for layout in LAYOUTS]
+    title = f"traffic, training, {options.dtype}, plans for an H100, counted on the emulator; torch's modules by their sweeps"
+    header, cells = training_table(steps)
+    print_rows(title, header, cells, last_is_bold=False)
+    tables.append(markdown_table(title, header, cells))
+    figures += [{"kind": "training", **asdict(step), "ratio": step.ratio} for step in steps]
     save(options, {"device": "emulator", **made()}, {"rows": figures}, tables)
     return 0

@@ -88,3 +88,13 @@ def measure_training(layer: Layer, layout: str, dtype: torch.dtype) -> Step:
     )  # fmt: skip
     sizes = {name: t.numel() * t.element_size() for name, t in (("input", x), ("middle", middle), ("output", output))}
     return Step(layer.name, layout, total, _bytes(TORCH, sizes), _bytes(POINTWISE, sizes), ", ".join(names))
+
+
+def training_table(steps: list[Step]) -> tuple[list[str], list[list[str]]]:
+    header = ["block", "layout", "MB", "torch's MB", "pointwise MB of both", "ratio", "ratio without pointwise", "kernels"]
+    cells = [
+        [step.layer, step.layout, *(f"{size / 1e6:.2f}" for size in (step.ours, step.torch, step.pointwise)),
+         f"{step.ratio:.2f}", f"{step.without_pointwise:.2f}", step.plan]
+        for step in steps
+    ]  # fmt: skip
+    return header, cells

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.layers import depthwise_layers, inverted_layers, separable_layers
 from benchmarks.traffic import LAYOUTS, measure, measure_inverted
+from benchmarks.training_traffic import measure_training
 
 if emulator.cuda_headers() is None:
     pytest.skip("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch", allow_module_level=True)
@@ -53,3 +54,11 @@ def test_inverted_residuals_of_large_images_are_one_kernel_that_moves_little_mor
 def test_inverted_residuals_of_small_images_move_less_than_two_kernels(layer):
     moved = measure_inverted(layer, "channels_last", torch.float16)
     assert not moved.fused or moved.saved > 0.5, moved
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layer", separable_layers((2,))[:4], ids=lambda layer: layer.name)
+def test_training_a_block_moves_less_than_torch_s_modules(layer, layout):
+    """Few images make small tiles, hence more halo than in training; each is read from L2."""
+    step = measure_training(layer, layout, torch.float16)
+    assert "depthwise_norm_backward" in step.plan and 0.45 < step.without_pointwise <= 0.8, step
