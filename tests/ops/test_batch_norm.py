@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from blocks import Recorded, sequential
 from cases import LAYOUTS
-from implementations import CUDA, NAMES, ONE_SM, running
+from implementations import CUDA, EMULATOR, ONE_SM, running
 from properties import given, st
 from reference import check_batch_norm
 from torch import nn
@@ -61,15 +61,23 @@ def test_shapes(kernels, name, dtype, layout):
         check_batch_norm(*kernels.on_device(operands(SHAPES[name], dtype, layout)), "relu")
 
 
-@given(
+PROBLEMS = (
     st.tuples(st.integers(2, 4), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40)),
     st.sampled_from(DTYPES),
     st.sampled_from(list(LAYOUTS)),
     st.sampled_from(list(ACTIVATIONS)),
-    st.sampled_from([name for name in NAMES if isinstance(name, str)]),
 )
-def test_random_problems(shape, dtype, layout, act, name):
-    with running(name):
+
+
+@given(*PROBLEMS, st.sampled_from(dwconv_ext._C.supported_isas()))
+def test_random_problems(shape, dtype, layout, act, isa):
+    with running(isa):
+        check_batch_norm(*operands(shape, dtype, layout), act, peer=False)
+
+
+@given(*PROBLEMS)
+def test_random_problems_on_the_emulator(shape, dtype, layout, act):
+    with running(EMULATOR):
         check_batch_norm(*operands(shape, dtype, layout), act, peer=False)
 
 
