@@ -96,6 +96,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "batch_norm_act_backward_apply(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
       "Tensor variance, Tensor mean_grad_weight, Tensor mean_grad_bias, float eps, str act, float slope=0.01) -> Tensor");
+  // act(batch_norm(middle)), middle = depthwise_conv2d(input, weight, None, stride, padding, dilation), middle, and the
+  // statistics as batch_norm_act's; without derivatives.
+  m.def(
+      "depthwise_norm_act(Tensor input, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, float eps, str act, float slope) -> (Tensor, Tensor, Tensor, Tensor)");
   // Backward of act(batch_norm(middle)), middle = depthwise_conv2d(input, weight, None, stride, padding, dilation): the gradients
   // of input and weight, each only where output_mask asks, and of norm_weight and norm_bias.
   m.def(

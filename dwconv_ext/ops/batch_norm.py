@@ -83,10 +83,7 @@ def forward_in_training(
     """The forward pass in training. The running statistics move in it: where a checkpoint's second pass ends early, which it does
     when the last tensor is saved, they have moved as torch's have."""
     output = BatchNormActFunction.forward(x, w, b, eps, act, slope)
-    _, mean, variance = output
-    n = x.numel() // x.shape[1]
-    if running[0] is not None:
-        move_statistics(running, mean, variance * (n / (n - 1)))
+    move_by_batch(running, x, *output[1:])
     return output
 
 
@@ -141,6 +138,13 @@ def train_batch_norm_act(
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
     running = (running_mean, running_var, momentum)
     return (_BatchNormAct.apply if needed else forward_in_training)(x, w, b, eps, act, slope, running)[0]
+
+
+def move_by_batch(running: tuple, x: Tensor, mean: Tensor, variance: Tensor) -> None:
+    """The running statistics towards those of x."""
+    if running[0] is not None:
+        n = x.numel() // x.shape[1]
+        move_statistics(running, mean, variance * (n / (n - 1)))
 
 
 def move_statistics(running: tuple, mean: Tensor, variance: Tensor) -> None:

@@ -282,6 +282,20 @@ class Checks:
         self.activation("act", act)
 
 
+def check_depthwise_norm_forward(x, w, norm_w, norm_b, stride, padding, dilation, eps, act) -> tuple:
+    """depthwise_norm_act's operands, in its order but for the slope; the output's shape."""
+    check = Checks("depthwise_norm_act")
+    size = check.convolution(x, "weight", w, stride, padding, dilation)
+    shape = (x.shape[0], w.shape[0], *size)
+    check.output(x, shape, padding)
+    check.that(math.prod(shape) > 0, f"input must not be empty, but got shape {list(shape)}")
+    check.that(eps >= 0, f"eps must be non-negative, but got {eps:g}")
+    check.activation("act", act)
+    check.wide("norm_weight", norm_w, (w.shape[0],), x)
+    check.wide("norm_bias", norm_b, (w.shape[0],), x)
+    return shape
+
+
 def check_depthwise_norm(grad, middle, x, w, norm_w, norm_b, mean, variance, stride, padding, dilation, eps, act, mask) -> None:
     """depthwise_norm_act_backward's operands, in its order but for the slope."""
     check = Checks("depthwise_norm_act_backward")

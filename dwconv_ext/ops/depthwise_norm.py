@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .autograd import below_autograd, call, in_its_dtypes, single_level
-from .batch_norm import by_parts, forward_in_training
+from .batch_norm import by_parts, move_by_batch
 
 ops = torch.ops.dwconv_ext
 
@@ -37,8 +37,8 @@ class DepthwiseNormActFunction(torch.autograd.Function):
         recompute: bool,
     ) -> tuple:
         with below_autograd():
-            middle = ops.depthwise_conv2d.default(x, w, None, *conv)
-        y, mean, variance = forward_in_training(middle, norm_w, norm_b, *how, running)
+            y, middle, mean, variance = ops.depthwise_norm_act.default(x, w, norm_w, norm_b, *conv, *how)
+        move_by_batch(running, middle, mean, variance)
         return y, middle, mean, variance
 
     @staticmethod

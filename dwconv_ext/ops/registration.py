@@ -22,7 +22,7 @@ from .autograd import (
     single_level,
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
-from .checks import Checks, block_bytes, check_depthwise_norm
+from .checks import Checks, block_bytes, check_depthwise_norm, check_depthwise_norm_forward
 from .functional import accumulation_dtype, as_autocast
 
 ops = torch.ops.dwconv_ext
@@ -252,6 +252,23 @@ def _(grad, x, w, b, mean, variance, mean_grad_weight, mean_grad_bias, eps, act,
     check.wide("mean_grad_weight", mean_grad_weight, x.shape[1:2], x)
     check.wide("mean_grad_bias", mean_grad_bias, x.shape[1:2], x)
     return _like(x, x.shape)
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_norm_act")
+def _(x, w, norm_w, norm_b, stride, padding, dilation, eps, act, slope):
+    middle = _like(x, check_depthwise_norm_forward(x, w, norm_w, norm_b, stride, padding, dilation, eps, act))
+    return torch.empty_like(middle), middle, *_like_statistics(middle)
+
+
+def _depthwise_norm_act(x, w, norm_w, norm_b, stride, padding, dilation, eps, act, slope):
+    """On the CPU, where it has no kernel of its own."""
+    check_depthwise_norm_forward(x, w, norm_w, norm_b, stride, padding, dilation, eps, act)
+    middle = ops.depthwise_conv2d.default(x, w, None, stride, padding, dilation)
+    y, *statistics = ops.batch_norm_act.default(middle, norm_w, norm_b, eps, act, slope)
+    return y, middle, *statistics
+
+
+_library.impl("depthwise_norm_act", _depthwise_norm_act, "CPU")
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_norm_act_backward")

@@ -45,7 +45,11 @@ class NormCall {
     check_wide(op_, "mean_grad_bias", bias, {like_.size(1)}, like_, dtype_);
     grad_weight_ = dense(weight), grad_bias_ = dense(bias);
   }
-  // Mean and variance, which later stages use.
+  // Mean and variance, which later stages use; of parts that the kernel before has left.
+  Pair statistics(const Tensor& partial, int32_t parts) {
+    std::tie(mean_, variance_) = joined(Pass::kForward, partial, parts);
+    return {*mean_, *variance_};
+  }
   Pair statistics() {
     std::tie(mean_, variance_) = sums(Pass::kForward);
     return {*mean_, *variance_};
@@ -112,14 +116,20 @@ class NormCall {
     const ScalarType wide = accumulate_scalar(dtype_);
     const int64_t channels = like_.size(1), kinds = pass == Pass::kForward ? 3 : 2;
     const Tensor partial = device_.empty(like_, Ints{plan.sums_args.parts, kinds, channels}, wide);
-    const Tensor first = device_.empty(like_, Ints{channels}, wide), second = device_.empty(like_, Ints{channels}, wide);
     BatchNormArgs args = plan.sums_args;
     set(&args, 1);
     args.partial = partial.mutable_data_ptr();
     device_.launch(plan.sums.launch, &args);
-    const JoinPartsArgs join = {
-        partial.const_data_ptr(), args.variance, first.mutable_data_ptr(), second.mutable_data_ptr(), eps_, channels, args.parts};
-    device_.launch(plan.join.launch, &join);
+    return joined(pass, partial, args.parts);
+  }
+
+  Pair joined(Pass pass, const Tensor& partial, int32_t parts) const {
+    const ScalarType wide = accumulate_scalar(dtype_);
+    const int64_t channels = like_.size(1);
+    const Tensor first = device_.empty(like_, Ints{channels}, wide), second = device_.empty(like_, Ints{channels}, wide);
+    const JoinPartsArgs args = {
+        partial.const_data_ptr(), pointer(variance_), first.mutable_data_ptr(), second.mutable_data_ptr(), eps_, channels, parts};
+    device_.launch(plan_for(pass).join.launch, &args);
     return {first, second};
   }
 

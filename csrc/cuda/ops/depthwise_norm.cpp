@@ -1,4 +1,4 @@
-// Backward of a depthwise convolution with BatchNorm by the batch's statistics and the activation after it, on CUDA.
+// A depthwise convolution with BatchNorm by the batch's statistics and the activation after it, and its backward, on CUDA.
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #ifndef USE_CUDA
 #define USE_CUDA  // the stable ABI declares the current stream only then
@@ -11,7 +11,45 @@
 namespace dwconv::cuda {
 namespace {
 
+constexpr const char* kForward = "depthwise_norm_act";
 constexpr const char* kOp = "depthwise_norm_act_backward";
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act(const Tensor& input, const Tensor& weight,
+                                                              const MaybeTensor& norm_weight, const MaybeTensor& norm_bias,
+                                                              const Ints stride, const Ints padding, const Ints dilation,
+                                                              double eps, const std::string act, double slope) {
+  const ConvolutionShape s = check_forward(kForward, input, weight, std::nullopt, stride, padding, dilation);
+  check_sides(kForward, s);
+  const Device device(kForward, input);
+  const Layout layout = layout_of(input);
+  const Tensor middle = device.empty(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout);
+  NormCall norm(kForward, middle, norm_weight, norm_bias, eps, act, slope, {"input", "norm_weight", "norm_bias"});
+  const Tensor x = as_layout(input, layout), w = dense(weight);
+  Request request;
+  request.multiplier = s.multiplier;
+  request.aligned = aligned_start(w) ? aligned_runs(layout, x, middle) : 0;
+  set_problem(request.problem, s, layout);
+  set_input(request.problem, x);
+  set_output(request.problem, middle);
+  const Gpu& gpu = device.gpu();
+  const DepthwiseStatisticsPlan& plan = planned<DepthwiseStatisticsPlan>(
+      plan_key(Op::kDepthwiseNorm, Pass::kForward, request, gpu), [&] { return plan_depthwise_statistics(request, gpu); });
+  log_plan(Op::kDepthwiseNorm, Pass::kForward, request.problem, 0, plan.reason, plan.launch, "");
+  DepthwiseStatisticsArgs args = plan.args;
+  args.convolution.input = x.const_data_ptr();
+  args.convolution.weight = w.const_data_ptr();
+  args.convolution.output = middle.mutable_data_ptr();
+  if (plan.parts == 0) {
+    device.launch(plan.launch, &args.convolution);
+    const auto [mean, variance] = norm.statistics();
+    return {norm.values(), middle, mean, variance};
+  }
+  const Tensor partial = device.empty(input, Ints{plan.parts, 3, s.channels}, accumulate_scalar(s.dtype));
+  args.partial = partial.mutable_data_ptr();
+  device.launch(plan.launch, &args);
+  const auto [mean, variance] = norm.statistics(partial, plan.parts);
+  return {norm.values(), middle, mean, variance};
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act_backward(
     const Tensor& grad_output, const Tensor& middle, const Tensor& input, const Tensor& weight, const MaybeTensor& norm_weight,
@@ -67,5 +105,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act_backward(
 }  // namespace dwconv::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(DWCONV_LIBRARY, DWCONV_DISPATCH_KEY, m) {
+  m.impl("depthwise_norm_act", TORCH_BOX(&dwconv::cuda::depthwise_norm_act));
   m.impl("depthwise_norm_act_backward", TORCH_BOX(&dwconv::cuda::depthwise_norm_act_backward));
 }

@@ -114,6 +114,13 @@ struct DepthwiseNormPlan : PlanFacts {
 };
 DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu);
 
+// The convolution's forward pass, whose tiles leave the statistics of so many parts, or 0 where these are a sweep of their own.
+struct DepthwiseStatisticsPlan : LaunchPlan {
+  int32_t parts = 0;
+  DepthwiseStatisticsArgs args;
+};
+DepthwiseStatisticsPlan plan_depthwise_statistics(const Request& request, const Gpu& gpu);
+
 // A pointwise convolution: in NCHW its input's values are put in channels_last first, hence the problem is one without stride
 // whose input's strides are that of channels_last, taken as far apart as the stride says, and whose in_h and in_w are the whole
 // input's.

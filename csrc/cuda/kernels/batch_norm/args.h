@@ -6,7 +6,7 @@
 namespace dwconv::cuda {
 
 constexpr int kNormThreads = 256, kNormBlocks = 2;        // of a block; that the registers of an SM must hold
-constexpr int kJoinedChannels = 8, kJoiningThreads = 32;  // channels of a block that joins parts, and threads of each
+constexpr int kJoinedChannels = 8, kJoiningThreads = 64;  // channels of a block that joins parts, and threads of each
 
 // Tensors are dense. A block's threads are `rows` times `lanes`; the rest idle. The sums of a part are
 // partial[part][value][channel] in the accumulation type: mean, sum of squares about it and count of the statistics; the two sums

@@ -202,13 +202,30 @@ batch_norm_grad_sums(BatchNormArgs args) {
   }
 }
 
-// A block has kJoinedChannels channels, kJoiningThreads threads each; each takes every kJoiningThreads-th part.
-template <class Sums, class Add>
-DWCONV_DEVICE bool join_parts(const JoinPartsArgs& args, int64_t* channel, Sums& sums, const Add& add) {
+// A block has kJoinedChannels channels, kJoiningThreads threads each; each takes every kJoiningThreads-th part, the values of
+// several at a time, since parts may be thousands. join(values) has kValues of a part.
+template <class A, int kValues, class Sums, class Join>
+DWCONV_DEVICE bool join_parts(const JoinPartsArgs& args, int64_t* channel, Sums& sums, const Join& join) {
+  constexpr int kAtOnce = 4;
   const int lane = thread_index() % kJoinedChannels, row = thread_index() / kJoinedChannels;
   *channel = static_cast<int64_t>(block_index()) * kJoinedChannels + lane;
   const bool exists = *channel < args.channels;
-  for (int part = row; exists && part < args.parts; part += kJoiningThreads) add(part);
+  const A* const partial = static_cast<const A*>(args.partial) + (exists ? *channel : 0);
+  for (int part = row; exists && part < args.parts; part += kAtOnce * kJoiningThreads) {
+    A value[kAtOnce][kValues];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t each = part + i * kJoiningThreads;
+#pragma unroll
+      for (int k = 0; k < kValues; ++k) {
+        value[i][k] = each < args.parts ? load_one(partial + (each * kValues + k) * args.channels) : A(0);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (part + i * kJoiningThreads < args.parts) join(value[i]);
+    }
+  }
   join_rows(sums, row, lane, kJoiningThreads, kJoinedChannels);
   return exists && row == 0;
 }
@@ -216,13 +233,11 @@ DWCONV_DEVICE bool join_parts(const JoinPartsArgs& args, int64_t* channel, Sums&
 template <class A>
 DWCONV_KERNEL(kJoinedChannels* kJoiningThreads, 1)
 batch_norm_join_statistics(JoinPartsArgs args) {
-  const A* const partial = static_cast<const A*>(args.partial);
   int64_t channel = 0;
   Moments<double, 1> sums;
-  const bool first = join_parts(args, &channel, sums, [&](int64_t part) {
-    const A* const from = partial + part * 3 * args.channels + channel;
-    const double mean[1] = {load_one(from)}, squares[1] = {load_one(from + args.channels)};
-    sums.join(load_one(from + 2 * args.channels), mean, squares);
+  const bool first = join_parts<A, 3>(args, &channel, sums, [&](const A(&value)[3]) {
+    const double mean[1] = {value[0]}, squares[1] = {value[1]};
+    sums.join(value[2], mean, squares);
   });
   if (!first) return;
   store_one(args.first, channel, static_cast<A>(sums.mean[0]));
@@ -232,13 +247,11 @@ batch_norm_join_statistics(JoinPartsArgs args) {
 template <class A>
 DWCONV_KERNEL(kJoinedChannels* kJoiningThreads, 1)
 batch_norm_join_grad_sums(JoinPartsArgs args) {
-  const A* const partial = static_cast<const A*>(args.partial);
   int64_t channel = 0;
   GradSums<double, 1> sums;
-  const bool first = join_parts(args, &channel, sums, [&](int64_t part) {
-    const A* const from = partial + part * 2 * args.channels + channel;
-    sums.product[0] += load_one(from);
-    sums.grad[0] += load_one(from + args.channels);
+  const bool first = join_parts<A, 2>(args, &channel, sums, [&](const A(&value)[2]) {
+    sums.product[0] += value[0];
+    sums.grad[0] += value[1];
   });
   if (!first) return;
   const double variance = load_one(static_cast<const A*>(args.variance) + channel);

@@ -71,8 +71,9 @@ DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> 
   }
 }
 
-template <class T, class Taps, int V>
-DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block) {
+// taken(x, packed): output x of a strip's row has been stored.
+template <class T, class Taps, int V, class Taken>
+DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block, const Taken& taken) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, kSpan = Taps::span(kStripColumns);
   const DepthwiseProblem& p = args.problem;
@@ -111,7 +112,10 @@ DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block) {
     const bool all = exists == (1u << kStripColumns) - 1;
 #pragma unroll
     for (int x = 0; x < kStripColumns; ++x) {
-      if (all || exists >> x & 1) store_packed(out + x * p.out_stride_w, pack<T, V>(row[x]));
+      if (!(all || exists >> x & 1)) continue;
+      const Packed<T, V> packed = pack<T, V>(row[x]);
+      store_packed(out + x * p.out_stride_w, packed);
+      taken(x, packed);
     }
     out += p.out_stride_h;
   };
@@ -122,7 +126,7 @@ DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block) {
 template <class T, class Taps, int V>
 DWCONV_KERNEL(row_threads(sizeof(T), V, Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), V, Taps::kKernel, Taps::kStride))
 depthwise_rows_nhwc(DepthwiseTileArgs args) {
-  convolve_rows<T, Taps, V>(args, block_index());
+  convolve_rows<T, Taps, V>(args, block_index(), [](int, const Packed<T, V>&) {});
 }
 
 }  // namespace dwconv::cuda

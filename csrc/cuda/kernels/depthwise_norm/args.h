@@ -28,4 +28,14 @@ struct DepthwiseNormArgs {
   int32_t parts = 1;                 // ranges of the tiles
 };
 
+// depthwise_rows_nhwc's, and for each of its tiles what batch_norm_statistics leaves of a part.
+struct DepthwiseStatisticsArgs {
+  DepthwiseTileArgs convolution;
+  void* partial = nullptr;
+};
+constexpr int statistics_blocks(int64_t unit, int channels, int kernel, int stride) {
+  const int blocks = row_blocks(unit, channels, kernel, stride);
+  return blocks > 2 ? blocks - 1 : blocks;
+}
+
 }  // namespace dwconv::cuda

@@ -1,4 +1,5 @@
 #include "cuda/kernels/depthwise_norm/depthwise_norm_backward_nchw.cuh"
+#include "cuda/kernels/depthwise_norm/depthwise_rows_statistics.cuh"
 #include "cuda/kernels/kernel_table.h"
 
 namespace dwconv::cuda {
