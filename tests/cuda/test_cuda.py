@@ -18,7 +18,7 @@ from implementations import CUDA, EMULATOR, TURING, Implementation, running
 from inverted import check_cuda as check_inverted
 from inverted import operands as inverted_operands
 from problems import operands
-from reference import check_batch_norm, check_depthwise, check_depthwise_norm, check_separable
+from reference import check_batch_norm, check_depthwise, check_depthwise_norm, check_depthwise_norm_forward, check_separable
 from rows import check_nan_at_an_edge, forced_case
 
 import dwconv_ext
@@ -92,7 +92,8 @@ def test_every_kernel_runs(index, emulated):
         check_separable(x, dw, db, pw, None, case.conv, act, "relu", peer=False, narrow=True, tf32=tf32)
     elif row["op"] == "depthwise_norm_act":
         emulated.force_fusion("always")
-        check_depthwise_norm(*case.tensors(dtype, layout)[:2], case.conv, "relu")
+        checked = check_depthwise_norm if row["pass"] == "backward" else check_depthwise_norm_forward
+        checked(*case.tensors(dtype, layout)[:2], case.conv, "relu")
     elif row["op"] == "batch_norm_act":
         for width in (16, 37):
             x = replace(case, size=(19, width)).tensors(dtype, layout)[0]
@@ -248,8 +249,11 @@ def test_depthwise_norm_bits_do_not_depend_on_the_order_of_threads(layout, case,
         emulated.set_order(order, seed)
         how = (None, None, *statistics, *conv, 1e-5, "silu", 0.0, (True, True))
         emulated.launches()
-        results.append(torch.ops.dwconv_ext.depthwise_norm_act_backward(middle, middle, x, w, *how))
+        backward = torch.ops.dwconv_ext.depthwise_norm_act_backward(middle, middle, x, w, *how)
         assert any(launch["op"] == "depthwise_norm_act" for launch in emulated.launches())
+        forward = torch.ops.dwconv_ext.depthwise_norm_act(x, w, None, None, *conv, 1e-5, "silu", 0.0)
+        assert (layout == "nchw") == all(launch["op"] != "depthwise_norm_act" for launch in emulated.launches())
+        results.append((*backward, *forward))
     assert not any(t.isnan().any() for t in results[0])
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
@@ -341,7 +345,7 @@ else:
                     for kernel in (3, 5):
                         for stride in (1, 2):
                             w, conv = torch.randn(channels, 1, kernel, kernel).half(), ((stride,) * 2, (kernel // 2,) * 2, (1, 1))
-                            y = ops.depthwise_conv2d(x, w, None, *conv)
+                            y = ops.depthwise_norm_act(x, w, None, None, *conv, 1e-5, "relu", 0.0)[0]
                             how = (None, None, mean, variance, *conv, 1e-5, "relu", 0.0, [True] * 2)
                             ops.depthwise_norm_act_backward(y, y, x, w, *how)
             for c, hidden, o, kernel, stride in ((24, 72, 40, 3, 1), (7, 33, 9, 3, 2), (16, 64, 24, 5, 2)):

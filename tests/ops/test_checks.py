@@ -79,6 +79,11 @@ def valid(op: str, how: dict) -> dict:
         tensors = {"grad_output": middle, "middle": middle, "input": x, "weight": image(outputs, 1, kernel, kernel), **norm}
         how_ = {"eps": 1e-5, "act": "relu", "slope": 0.01, "output_mask": [True, how["optional"]]}
         return tensors | statistics | conv | how_
+    if op == "depthwise_norm_act":
+        outputs = channels * how["multiplier"]
+        norm = {f"norm_{name}": maybe(vector(outputs, wide)) for name in ("weight", "bias")}
+        first = {"input": image(max(batch, 1), channels, 8, 7), "weight": image(outputs, 1, kernel, kernel), **norm}
+        return first | conv | {"eps": 1e-5, "act": "relu", "slope": 0.01}
     if op == "max_pool2d":
         window = {"kernel_size": (kernel, kernel), **conv, "padding": [min(pad, kernel // 2) for pad in how["padding"]]}
         return {"input": image(max(batch, 1), channels, 8, 7), **window}
@@ -167,6 +172,7 @@ OPS = (
     "batch_norm_act",
     "batch_norm_act_backward",
     "squeeze_excitation",
+    "depthwise_norm_act",
     "depthwise_norm_act_backward",
     *STAGES,
 )
@@ -260,7 +266,7 @@ MISTAKES = {
 
 # What the named cases find no mistake after all.
 ALLOWED = {
-    *(("depthwise_conv2d", "stride", name) for name in LARGE),
+    *((op, "stride", name) for op in ("depthwise_conv2d", "depthwise_norm_act") for name in LARGE),
     *(("separable_conv2d_pack", "dw_weight", name) for name in ("large", "wide")),
     *(("depthwise_conv2d_pack", "weight", name) for name in ("large", "wide")),
     ("separable_conv2d_pack", "input_dtype", "float16"),
@@ -331,7 +337,7 @@ def mistakes(op: str) -> dict[tuple[str, str], object]:
     return found
 
 
-ON_THE_EMULATOR = (*STAGES, "depthwise_norm_act_backward")  # whose C++ is CUDA's alone
+ON_THE_EMULATOR = (*STAGES, "depthwise_norm_act", "depthwise_norm_act_backward")  # whose C++ is CUDA's alone
 
 
 @pytest.fixture(autouse=True)

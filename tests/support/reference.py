@@ -183,13 +183,17 @@ def check_batch_norm(
 def _depthwise_norm_and_grads(
     x: Tensor, w: Tensor, norm_w: Tensor | None, norm_b: Tensor | None, conv: Convolution, act: str, grad: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """z, the gradients of what there is of x, w, norm_w and norm_b, in float64; and the gradient of y that they are of."""
-    given = [None if t is None else t.detach().double().requires_grad_() for t in (x, w, norm_w, norm_b)]
-    z = F.conv2d(given[0], given[1], None, *conv.args(), x.shape[1])
-    y = ACTIVATIONS[act](F.batch_norm(z, None, None, *given[2:], True, 0.0, 1e-5))
+    """z as it is rounded, the gradients of what there is of x, w, norm_w and norm_b, in float64; and the gradient of y that they
+    are of."""
+    x, w, norm_w, norm_b = (None if t is None else t.detach().double().requires_grad_() for t in (x, w, norm_w, norm_b))
+    convolved = F.conv2d(x, w, None, *conv.args(), x.shape[1])
+    middle = convolved.detach().to(grad)
+    z = middle.double().requires_grad_()
+    y = ACTIVATIONS[act](F.batch_norm(z, None, None, norm_w, norm_b, True, 0.0, 1e-5))
     for kink in KINKS.get(act, ()):  # on which side an element falls is a matter of rounding
         grad = grad.masked_fill((y.detach() - kink).abs() < 1e-3, 0)
-    return z.detach(), torch.autograd.grad(y, [t for t in given if t is not None], grad.double()), grad
+    to_z, *to_norm = torch.autograd.grad(y, [t for t in (z, norm_w, norm_b) if t is not None], grad.double())
+    return middle, (*torch.autograd.grad(convolved, (x, w), to_z), *to_norm), grad
 
 
 def check_depthwise_norm(x: Tensor, w: Tensor, conv: Convolution, act: str, *, affine: bool = True, device: str = "cpu") -> None:
@@ -197,13 +201,32 @@ def check_depthwise_norm(x: Tensor, w: Tensor, conv: Convolution, act: str, *, a
     wide = torch.promote_types(x.dtype, torch.float32)
     norm_w, norm_b = torch.randn(2, len(w), dtype=wide) if affine else (None, None)
     grad = torch.randn_like(F.conv2d(x, w, None, *conv.args(), x.shape[1]))
-    z, exact, grad = _depthwise_norm_and_grads(x, w, norm_w, norm_b, conv, act, grad)
-    middle = z.to(grad)
-    mean, variance = z.mean((0, 2, 3)).to(wide), z.var((0, 2, 3), correction=0).to(wide)
+    middle, exact, grad = _depthwise_norm_and_grads(x, w, norm_w, norm_b, conv, act, grad)
+    variance, mean = (t.to(wide) for t in torch.var_mean(middle.double(), (0, 2, 3), correction=0))
     tensors = [None if t is None else t.to(device) for t in (grad, middle, x, w, norm_w, norm_b, mean, variance)]
     ours = torch.ops.dwconv_ext.depthwise_norm_act_backward(*tensors, *conv.args(), 1e-5, act, 0.01, (True, True))
     assert ours[0].dtype == ours[1].dtype == x.dtype and ours[2].dtype == ours[3].dtype == wide
     assert is_channels_last(ours[0]) == is_channels_last(x)
     for name, got, want in zip(("input", "weight", "norm_weight", "norm_bias"), ours, exact, strict=affine):
         error = (got.double().cpu() - want).abs().max() / want.abs().max().clamp(min=1e-3)
-        assert error <= 64 * UNIT[x.dtype], f"{name}: {error:.3g} of the largest"
+        assert error <= 16 * UNIT[x.dtype], f"{name}: {error:.3g} of the largest"
+
+
+def check_depthwise_norm_forward(
+    x: Tensor, w: Tensor, conv: Convolution, act: str, *, affine: bool = True, device: str = "cpu"
+) -> None:
+    """depthwise_norm_act is the convolution, and BatchNorm of what that has rounded."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm_w, norm_b = torch.randn(2, len(w), dtype=wide) if affine else (None, None)
+    tensors = [None if t is None else t.to(device) for t in (x, w, norm_w, norm_b)]
+    y, middle, mean, variance = torch.ops.dwconv_ext.depthwise_norm_act(*tensors, *conv.args(), 1e-5, act, 0.01)
+    assert torch.equal(middle, torch.ops.dwconv_ext.depthwise_conv2d(*tensors[:2], None, *conv.args()))
+    want = torch.ops.dwconv_ext.batch_norm_act(middle, *tensors[2:], 1e-5, act, 0.01)
+    exact, dims = middle.double(), (0, 2, 3)
+    unit = 16 * UNIT[wide]
+    scale = exact.abs().amax(dims) + 1e-30
+    assert ((mean.double() - exact.mean(dims)).abs() <= unit * scale).all()
+    assert ((variance.double() - exact.var(dims, correction=0)).abs() <= unit * scale**2).all()
+    close = {torch.float64: 1e-10, torch.float32: 1e-4}.get(x.dtype, 4 * UNIT[x.dtype])
+    torch.testing.assert_close(y, want[0], rtol=close, atol=close)
+    assert is_channels_last(y) == is_channels_last(middle) == is_channels_last(x)

@@ -119,23 +119,31 @@ DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu) {
 }
 
 DepthwiseStatisticsPlan plan_depthwise_statistics(const Request& request, const Gpu& gpu) {
+  // The convolution's kernel and the one that takes statistics besides differ in that alone.
+  const auto twin = [](const KernelRow& row, Op op) -> const KernelRow* {
+    for (const KernelRow* each : kernel_table()) {
+      if (each->op == op && each->pass == Pass::kForward && each->family == Family::kRows && each->layout == Layout::kNHWC &&
+          each->dtype == row.dtype && each->filter == row.filter && each->stride == row.stride && each->aligned == row.aligned)
+        return each;
+    }
+    return nullptr;
+  };
   DepthwiseStatisticsPlan plan;
-  static_cast<LaunchPlan&>(plan) = plan_depthwise(Pass::kForward, request, gpu, &plan.args.convolution);
+  Request convolution = request;
+  const KernelRow* const forced = request.forced.row;
+  if (forced != nullptr && forced->op == Op::kDepthwiseNorm) convolution.forced.row = twin(*forced, Op::kDepthwise);
+  static_cast<LaunchPlan&>(plan) = plan_depthwise(Pass::kForward, convolution, gpu, &plan.args.convolution);
   const KernelRow& row = *plan.launch.row;
   if (row.family != Family::kRows || row.layout != Layout::kNHWC || request.forced.fusion == Fusion::kNever) return plan;
-  for (const KernelRow* each : kernel_table()) {
-    if (each->op != Op::kDepthwiseNorm || each->pass != Pass::kForward || each->dtype != row.dtype ||
-        each->filter != row.filter || each->stride != row.stride || each->aligned != row.aligned)
-      continue;
-    const Tiling& t = plan.args.convolution.tiling;
-    const int64_t unit = element_size(row.dtype), channels = row.aligned / unit;
-    plan.launch.row = each;
-    plan.launch.blocks_per_sm = statistics_blocks(unit, static_cast<int>(channels), row.filter, row.stride);
-    plan.launch.shared_bytes = plan.launch.threads * (2 * channels + 1) * accumulate_size(row.dtype);
-    plan.parts = static_cast<int32_t>(request.problem.batch * t.tiles_h * t.tiles_w);
-    plan.reason += std::string(", by ") + each->name;
-    return plan;
-  }
+  const KernelRow* const statistics = twin(row, Op::kDepthwiseNorm);
+  if (statistics == nullptr) return plan;
+  const Tiling& t = plan.args.convolution.tiling;
+  const int64_t unit = element_size(row.dtype), channels = row.aligned / unit;
+  plan.launch.row = statistics;
+  plan.launch.blocks_per_sm = statistics_blocks(unit, static_cast<int>(channels), row.filter, row.stride);
+  plan.launch.shared_bytes = plan.launch.threads * (2 * channels + 1) * accumulate_size(row.dtype);
+  plan.parts = static_cast<int32_t>(request.problem.batch * t.tiles_h * t.tiles_w);
+  plan.reason += std::string(", by ") + statistics->name;
   return plan;
 }
 
