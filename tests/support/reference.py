@@ -209,7 +209,7 @@ def check_depthwise_norm(x: Tensor, w: Tensor, conv: Convolution, act: str, *, a
     assert is_channels_last(ours[0]) == is_channels_last(x)
     for name, got, want in zip(("input", "weight", "norm_weight", "norm_bias"), ours, exact, strict=affine):
         error = (got.double().cpu() - want).abs().max() / want.abs().max().clamp(min=1e-3)
-        assert error <= 16 * UNIT[x.dtype], f"{name}: {error:.3g} of the largest"
+        assert error <= 64 * UNIT[x.dtype], f"{name}: {error:.3g} of the largest"
 
 
 def check_depthwise_norm_forward(
