@@ -69,8 +69,7 @@ DWCONV_DEVICE void widen_run(const Packed<T, V>& packed, accumulate_t<T> (&to)[V
   for (int v = 0; v < V; ++v) to[v] = to_accumulate(vector.value[v]);
 }
 
-// Runs of V elements, `step` apart, from the element `first` on: R at a time, so that many loads are on their way together.
-// body(r, wanted) begins the r-th load of a group, finish(count, at) has them all; at(r) is the r-th run's first element.
+// Runs of elements, `step` apart, from the element `first` on.
 struct Runs {
   int64_t first, step;
   int count;
@@ -90,6 +89,31 @@ DWCONV_DEVICE Runs runs_of_plane(const BatchNormArgs& args, const NormThread& th
   const int64_t end = args.pixels < (piece + 1) * args.piece ? args.pixels : (piece + 1) * args.piece;
   const int step = args.lanes * V;
   return {plane * args.pixels + begin, step, thread.works && begin < end ? static_cast<int>((end - begin + step - 1) / step) : 0};
+}
+
+// body(x, dy, element) for each of them, of V values in the type of the sums; the loads of two are on their way together.
+template <class T, int V, class Body>
+DWCONV_DEVICE void for_each_gradient(const BatchNormArgs& args, const Runs& runs, const Body& body) {
+  constexpr int kRuns = 2;
+  for (int i = 0; i < runs.count; i += kRuns) {
+    const int64_t at = runs.first + i * runs.step;
+    Packed<T, V> in[kRuns], grad[kRuns];
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const bool wanted = i + r < runs.count;
+      const int64_t element = at + (wanted ? r * runs.step : 0);
+      in[r] = load_packed<V>(static_cast<const T*>(args.input) + element, wanted);
+      grad[r] = load_packed<V>(static_cast<const T*>(args.grad_output) + element, wanted);
+    }
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      if (i + r >= runs.count) break;
+      accumulate_t<T> x[V], dy[V];
+      widen_run(in[r], x);
+      widen_run(grad[r], dy);
+      body(x, dy, at + r * runs.step);
+    }
+  }
 }
 
 }  // namespace dwconv::cuda

@@ -123,36 +123,20 @@ struct StatisticsOf {
 template <class T, int V, bool kSame>
 struct GradSumsOf {
   using A = accumulate_t<T>;
-  static constexpr int kRuns = 2, kChannels = kSame ? 1 : V;
+  static constexpr int kChannels = kSame ? 1 : V;
   using Sums = GradSums<A, kChannels>;
   ChannelConstants<A, V, kSame> constants;
 
   DWCONV_DEVICE GradSumsOf(const BatchNormArgs& args, int64_t channel) : constants(args, channel) {}
   DWCONV_DEVICE void add(const BatchNormArgs& args, const Runs& runs, Sums& all) const {
-    for (int i = 0; i < runs.count; i += kRuns) {
-      const int64_t at = runs.first + i * runs.step;
-      Packed<T, V> in[kRuns], grad[kRuns];
+    for_each_gradient<T, V>(args, runs, [&](A(&x)[V], A(&g)[V], int64_t) {
+      constants.centre_and_differentiate(args.activation, x, g);
 #pragma unroll
-      for (int r = 0; r < kRuns; ++r) {
-        const bool wanted = i + r < runs.count;
-        const int64_t element = at + (wanted ? r * runs.step : 0);
-        in[r] = load_packed<V>(static_cast<const T*>(args.input) + element, wanted);
-        grad[r] = load_packed<V>(static_cast<const T*>(args.grad_output) + element, wanted);
+      for (int v = 0; v < V; ++v) {
+        all.grad[kSame ? 0 : v] += g[v];
+        all.product[kSame ? 0 : v] += g[v] * x[v];
       }
-#pragma unroll
-      for (int r = 0; r < kRuns; ++r) {
-        if (i + r >= runs.count) break;
-        A x[V], g[V];
-        widen_run(in[r], x);
-        widen_run(grad[r], g);
-        constants.centre_and_differentiate(args.activation, x, g);
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          all.grad[kSame ? 0 : v] += g[v];
-          all.product[kSame ? 0 : v] += g[v] * x[v];
-        }
-      }
-    }
+    });
   }
 };
 

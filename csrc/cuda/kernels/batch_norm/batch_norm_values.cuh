@@ -42,7 +42,6 @@ template <class T, int V, bool kSame>
 struct BackwardValues {
   using A = accumulate_t<T>;
   using Constants = ChannelConstants<A, V, kSame>;
-  static constexpr int kRuns = 2;
   Constants constants;
   A slope[Constants::kCount], mean_grad[Constants::kCount];
 
@@ -64,26 +63,10 @@ struct BackwardValues {
     }
   }
   DWCONV_DEVICE void write(const BatchNormArgs& args, const Runs& runs) const {
-    for (int i = 0; i < runs.count; i += kRuns) {
-      const int64_t at = runs.first + i * runs.step;
-      Packed<T, V> in[kRuns], grad[kRuns];
-#pragma unroll
-      for (int r = 0; r < kRuns; ++r) {
-        const bool wanted = i + r < runs.count;
-        const int64_t element = at + (wanted ? r * runs.step : 0);
-        in[r] = load_packed<V>(static_cast<const T*>(args.input) + element, wanted);
-        grad[r] = load_packed<V>(static_cast<const T*>(args.grad_output) + element, wanted);
-      }
-#pragma unroll
-      for (int r = 0; r < kRuns; ++r) {
-        if (i + r >= runs.count) break;
-        A x[V], g[V];
-        widen_run(in[r], x);
-        widen_run(grad[r], g);
-        gradient(args.activation, x, g);
-        store_packed(static_cast<T*>(args.output) + at + r * runs.step, pack<T, V>(g));
-      }
-    }
+    for_each_gradient<T, V>(args, runs, [&](A(&x)[V], A(&g)[V], int64_t element) {
+      gradient(args.activation, x, g);
+      store_packed(static_cast<T*>(args.output) + element, pack<T, V>(g));
+    });
   }
 };
 
