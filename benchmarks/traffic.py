@@ -65,7 +65,7 @@ def _moved(launches: list[dict]) -> tuple[int, int]:
     return activations, sum(launch["weight_bytes"] for launch in launches) - between
 
 
-def _count(module: Any, x: Tensor, call: Any) -> tuple[list[dict], Tensor]:
+def _count(module: Any, x: Tensor, call: Any) -> tuple[list[dict], Any]:
     module.launches()
     module.count_traffic(True, False, [(x.data_ptr(), x.data_ptr() + x.numel() * x.element_size())])
     try:
@@ -100,6 +100,23 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
     requests = sum(launch["requests"] for launch in launches)
     plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
     return Moved(layer.name, layout, fused, activations, compulsory, weights, requests, unfused, plan)
+
+
+def measure_pooled(layer: Layer, layout: str, dtype: torch.dtype) -> Moved:
+    """The same of a depthwise layer with SiLU and the mean over its pixels; `unfused`: with these as sweeps of their own."""
+    _, module = load_emulator()
+    x = torch.randn(layer.batch, layer.channels, *layer.size).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    w = torch.randn(layer.channels, 1, *layer.kernel).to(dtype)
+    conv = ((layer.stride, layer.stride), layer.padding, (1, 1))
+    module.set_gpu({})
+    pooled = torch.ops.dwconv_emulator.depthwise_conv2d_pooled
+    launches, (y, _) = _count(module, x, lambda: pooled(x, w, None, *conv, "silu", 0.0))
+    activations, weights = _moved(launches)
+    compulsory = (x.numel() + y.numel()) * x.element_size()
+    plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
+    requests = sum(launch["requests"] for launch in launches)
+    unfused = compulsory + 3 * y.numel() * y.element_size()
+    return Moved(layer.name, layout, None, activations, compulsory, weights, requests, unfused, plan)
 
 
 def measure_inverted(layer: Layer, layout: str, dtype: torch.dtype, *, fusion: str = "by_cost") -> Moved:

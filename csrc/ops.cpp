@@ -17,6 +17,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
+  // depthwise_conv2d's output and its mean over the pixels, (N, C * multiplier, 1, 1), in one pass on CUDA; without derivatives.
+  m.def(
+      "depthwise_conv2d_pooled(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, str act=\"identity\", float slope=0.01) -> (Tensor, Tensor)");
   // pw_act(conv2d(dw_act(conv2d(input, dw_weight, dw_bias, groups=C)), pw_weight, pw_bias)) + residual
   // allow_tf32: CUDA's tensor cores may round float32 operands of the pointwise convolution, as torch.backends.cudnn.allow_tf32.
   m.def(

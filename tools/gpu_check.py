@@ -23,7 +23,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 OPS = (
-    "depthwise", "separable", "pointwise", "inverted_residual", "batch_norm", "depthwise_norm", "extreme_numbers", "tuner",
+    "depthwise", "separable", "pointwise", "inverted_residual", "batch_norm", "depthwise_norm", "pooled", "extreme_numbers",
+    "tuner",
 )  # fmt: skip
 SUITES = ["tests/cuda/test_cuda.py", *(f"tests/ops/test_{name}.py" for name in OPS)]
 SELECTION = """
@@ -78,15 +79,16 @@ def main() -> int:
     }
     if options.built:
         del steps["build"]
-    for what, dtype, batch in (
+    for what, dtype, batch, *tuned in (
         *(("separable", "float16", 128), ("depthwise", "float16", 128), ("depthwise", "float32", 128)),
         *(("separable", "float32", 128), ("separable", "float16", 1), ("depthwise", "float16", 1), ("training", "float16", 128)),
+        *((what, "float16", batch, "--tuned") for what, batch in (("depthwise", 1), ("separable", 1), ("depthwise", 128))),
     ):
-        step = f"{what}_{dtype}_b{batch}"
+        step = f"{what}_{dtype}_b{batch}" + ("_tuned" if tuned else "")
         saved[step] = (results / "parts" / step, f"{what}-{dtype}")
         steps[step] = [
             *(python, "-m", "benchmarks", what, "--device", "cuda", "--dtype", dtype, "--batch", str(batch), "--no-runtimes"),
-            *("--no-compile", "--rounds", "5", "--save", str(saved[step][0])),
+            *("--no-compile", "--rounds", "5", "--save", str(saved[step][0]), *tuned),
             # At batch 128 the float64 reference of 31 x 31 takes longer than all the rest.
             *(["--without", "31x31"] if batch > 1 else []),
         ]

@@ -46,7 +46,8 @@ enum class Pass : int32_t {
   kTranspose,
   kStatistics,  // of BatchNorm, on CUDA: its first sweep, and what joins its parts
   kJoinStatistics,
-  kGradSums,  // the same of its backward pass
+  kJoinMeans,  // of images
+  kGradSums,   // the same of its backward pass
   kJoinGradSums,
 };
 
@@ -57,8 +58,9 @@ static constexpr const char* op_name(Op op) {
   return kNames[static_cast<int>(op)];
 }
 static constexpr const char* pass_name(Pass pass) {
-  constexpr const char* kNames[] = {"forward",  "backward",  "backward_input", "backward_weight", "pointwise", "sum_parts",
-                                    "activate", "transpose", "statistics",     "join_statistics", "grad_sums", "join_grad_sums"};
+  constexpr const char* kNames[] = {"forward",    "backward",  "backward_input", "backward_weight", "pointwise",
+                                    "sum_parts",  "activate",  "transpose",      "statistics",      "join_statistics",
+                                    "join_means", "grad_sums", "join_grad_sums"};
   return kNames[static_cast<int>(pass)];
 }
 

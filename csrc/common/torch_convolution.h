@@ -104,6 +104,15 @@ inline void torch_activate_(const Tensor& t, const Activation& activation) {
   }
 }
 
+// Of (N, C, H, W): (N, C, 1, 1).
+inline Tensor torch_mean_of_pixels(const Tensor& x) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(x), from(std::optional<Ints>(Ints{2, 3})), from(true),
+                                    from(std::optional<ScalarType>())};
+  call_torch("aten::mean", "dim", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // act(conv(x)) in the ops' layout.
 inline Tensor in_torch_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                const TorchConvolution& c, const Activation& activation, const Ints& size, Layout layout) {

@@ -11,6 +11,7 @@ In inference (the result wants no derivative):
     mean over the pixels - pointwise [- act] - pointwise - (hard)sigmoid FoldedSqueeze
     a channel shuffle of two tensors, and its halves                     FoldedInterleave, FoldedNarrow (shuffles.py)
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
+    on CUDA a depthwise convolution and the mean over its pixels         FoldedPooled
 
 In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation where the base is eager.
 
@@ -41,7 +42,7 @@ from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .aten import as_torch
 from .channel_layers import ChannelLayers, fuse_linear
-from .poolings import fuse_poolings
+from .poolings import fuse_pooled, fuse_poolings
 from .report import Report
 from .sequences import Layers, as_function, merge
 from .shuffles import fuse_shuffles
@@ -122,6 +123,8 @@ class Pass:
                 self.writes.append(at)
         nodes = list(graph.nodes)
         for node in nodes:
+            if node not in self.used:
+                fuse_pooled(self, node)
             if self.packed and node not in self.used:
                 fuse_poolings(self, node)
         for node in nodes:
@@ -317,15 +320,19 @@ class Pass:
         self, nodes: list[fx.Node], input: fx.Node, residual: fx.Node | None, layer: Folded, tensors: list[Any],
         gate: fx.Node | None = None,
     ) -> fx.Node:  # fmt: skip
-        graph, last = self.module.graph, nodes[-1]
-        with graph.inserting_before(last):
-            if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
-                input = self.cast(input, g.tensor_of(last).dtype)
-            if not isinstance(layer, FoldedConv) or not layer.settings.has_few_channels(g.tensor_of(tensors[0])):
-                input = self.in_layout(input, tensors[0], last)  # patches are read in any
+        with self.module.graph.inserting_before(nodes[-1]):
+            input = self.prepared(input, layer, tensors, nodes[-1])
             fused = self.insert(layer, input, residual, tensors, gate)
         self.swap(nodes, fused)
         return fused
+
+    def prepared(self, input: fx.Node, layer: Folded, tensors: list[Any], last: fx.Node) -> fx.Node:
+        """A layer's input in the dtype and the layout that its last node has."""
+        if g.tensor_of(input).dtype != g.tensor_of(last).dtype:  # as autocast does
+            input = self.cast(input, g.tensor_of(last).dtype)
+        if isinstance(layer, FoldedConv) and layer.settings.has_few_channels(g.tensor_of(tensors[0])):
+            return input  # patches are read in any
+        return self.in_layout(input, tensors[0], last)
 
     def insert(
         self, layer: Folded, input: fx.Node, residual: fx.Node | None, tensors: list[Any], gate: fx.Node | None = None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import fx
 
 from ..nn.fixed_layers import FoldedMaxPool, FoldedPool
 from ..nn.folded_layers import folded
 from ..nn.folded_linear import FoldedSqueeze
+from ..nn.folded_pooled import FoldedPooled
 from ..ops.functional import DTYPES
 from . import graph as g
 
 if TYPE_CHECKING:
-    from .patterns import Pass
+    from .patterns import Layer, Pass
+
+POOLED = ("cuda",)  # devices on which a depthwise convolution leaves the mean over its pixels
 
 
 def fuse_poolings(whole: Pass, node: fx.Node) -> None:
@@ -22,6 +27,44 @@ def fuse_poolings(whole: Pass, node: fx.Node) -> None:
     if found is not None and not squeeze(whole, node, *found):
         pool(whole, node, *found)
     max_pool(whole, node)
+
+
+def fuse_pooled(whole: Pass, node: fx.Node) -> None:
+    """The mean over the pixels of a depthwise layer's output, taken with it: squeeze-and-excitation begins so."""
+    input, keepdim = g.mean_of_pixels(node) or (None, True)
+    value = g.tensor_of(node)
+    layer = None if input is None or value.device.type not in POOLED else _depthwise_layer(whole, input)
+    if layer is None or value.requires_grad or g.tensor_of(input).requires_grad or whole.why_not_folded(layer):
+        return
+    nodes = [*layer.nodes, node]
+    same = len({whole.region[n] for n in nodes}) == 1 and value.dtype is g.tensor_of(input).dtype
+    if not same or not whole.undisturbed(nodes) or layer.settings.is_lopsided(g.tensor_of(layer.conv["weight"])):
+        return
+    graph, fused = whole.module.graph, folded(FoldedPooled, layer.settings)
+    with graph.inserting_before(input):
+        both = whole.insert(fused, whole.prepared(layer.conv["input"], fused, layer.tensors, input), None, layer.tensors)
+        result, mean = (graph.call_function(operator.getitem, (both, i)) for i in range(2))
+        if not keepdim:
+            mean = graph.call_function(torch.flatten, (mean, 1))
+    for new in (both, mean.args[0] if not keepdim else mean):
+        whole.order[new], whole.region[new] = whole.order[input], whole.region[input]
+    whole.swap(layer.nodes, result)
+    whole.swap([node], mean)
+    whole.report.fused["depthwise convolutions"] += 1
+    whole.report.fused["poolings"] += 1
+
+
+def _depthwise_layer(whole: Pass, last: fx.Node) -> Layer | None:
+    """The one whose output this node is."""
+    first: object = last
+    for _ in range(4):  # a convolution, BatchNorm, an activation, one that does nothing
+        if not isinstance(first, fx.Node) or first in whole.used:
+            return None
+        if g.convolution(first) is not None:
+            layer = whole.layer(first)
+            return layer if layer is not None and layer.nodes[-1] is last and layer.is_depthwise else None
+        first = first.args[0] if first.args else None
+    return None
 
 
 def pool(whole: Pass, node: fx.Node, input: fx.Node, keepdim: bool) -> None:

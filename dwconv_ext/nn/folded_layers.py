@@ -109,14 +109,14 @@ def folded(kind: type[Folded], *settings: ConvSettings | str) -> Folded:
     return layer
 
 
-def _folds(input: Tensor, tensors: Tensors) -> bool:
+def folds(input: Tensor, tensors: Tensors) -> bool:
     """Whether the BatchNorm can go into weights of the input's dtype. Else torch has the result, or the error."""
     if input.dtype is torch.float16 and input.is_cpu:  # a dead channel's may not fit (on CUDA: docs/design/limits.md)
         return False
     return norm_fits(len(tensors[0]), input.dtype, tensors[2:])
 
 
-def _as_steps(input: Tensor, tensors: Tensors, s: ConvSettings) -> Tensor:
+def as_steps(input: Tensor, tensors: Tensors, s: ConvSettings) -> Tensor:
     """``act(bn(conv(x)))`` in three operations."""
     weight, bias = (None if t is None else t.to(input.dtype) for t in tensors[:2])
     output = _convolve(input, weight, bias, s._replace(activation="identity"))
@@ -304,8 +304,8 @@ class FoldedBlock(Folded):
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         (one, first), (two, second) = layers = (tensors[:6], self.first), (tensors[6:], self.second)
-        if not (_folds(input, one) and _folds(input, two)):
-            return plus(_as_steps(_as_steps(input, one, first), two, second), residual)
+        if not (folds(input, one) and folds(input, two)):
+            return plus(as_steps(as_steps(input, one, first), two, second), residual)
         weights = (None if t is None else t.to(input.dtype) for layer, s in layers for t in fold(*layer, s.eps))
         return separable_conv2d(
             input, *weights, first.stride, first.padding, first.dilation, first.activation, second.activation, residual,
@@ -350,19 +350,23 @@ class FoldedConv(Folded):
                 return None
             act = _C.activations[s.activation]
             return Step(ops.pointwise_conv2d.default, packed, len(weight), stride, act, s.slope, more=2)
-        if not norm_fits(len(weight), dtype, tensors[2:]):
-            return None
-        if weight.is_cpu and self.packs(weight, dtype) and s.activation in ACTIVATIONS and not s.is_lopsided(weight):
+        fits = norm_fits(len(weight), dtype, tensors[2:])
+        if fits and weight.is_cpu and self.packs(weight, dtype) and s.activation in ACTIVATIONS and not s.is_lopsided(weight):
             if s.is_depthwise(weight):
                 return self.of_filters(tensors, dtype)
             if s.has_few_channels(weight):
                 return self.of_patches(tensors, dtype)
+        weights = self.folded_weights(tensors, dtype)
+        return weights and (lambda input, residual, gate: plus(_convolve(input, *weights, s), residual))
+
+    def folded_weights(self, tensors: Tensors, dtype: torch.dtype) -> list[Tensor | None] | None:
+        """Weight and bias, where keeping them saves something."""
+        if not norm_fits(len(tensors[0]), dtype, tensors[2:]):
+            return None
         if dtype is torch.float16 and tensors[2] is not None:  # whose range holds no folded weights
             return None
-        weight, bias = (None if t is None else t.to(dtype) for t in fold(*tensors, s.eps))
-        if weight is tensors[0]:
-            return None
-        return lambda input, residual, gate: plus(_convolve(input, weight, bias, s), residual)
+        weights = [None if t is None else t.to(dtype) for t in fold(*tensors, self.settings.eps)]
+        return None if weights[0] is tensors[0] else weights
 
     def of_filters(self, tensors: Tensors, dtype: torch.dtype) -> Step:
         s = self.settings
@@ -387,8 +391,8 @@ class FoldedConv(Folded):
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         s = self.settings
-        if not _folds(input, tensors):
-            return plus(_as_steps(input, tensors, s), residual)
+        if not folds(input, tensors):
+            return plus(as_steps(input, tensors, s), residual)
         weights = (None if t is None else t.to(input.dtype) for t in fold(*tensors, s.eps))
         return plus(_convolve(input, *weights, s), residual)
 

@@ -282,6 +282,17 @@ class Checks:
         self.activation("act", act)
 
 
+def check_depthwise(op, x, w, b, stride, padding, dilation, act) -> tuple:
+    """depthwise_conv2d's operands, in its order but for the slope; the output's shape."""
+    check = Checks(op)
+    size = check.convolution(x, "weight", w, stride, padding, dilation)
+    shape = (x.shape[0], w.shape[0], *size)
+    check.output(x, shape, padding)
+    check.vector("bias", b, w.shape[0], x)
+    check.activation("act", act)
+    return shape
+
+
 def check_depthwise_norm_forward(x, w, norm_w, norm_b, stride, padding, dilation, eps, act) -> tuple:
     """depthwise_norm_act's operands, in its order but for the slope; the output's shape."""
     check = Checks("depthwise_norm_act")

@@ -22,7 +22,7 @@ from .autograd import (
     single_level,
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
-from .checks import Checks, block_bytes, check_depthwise_norm, check_depthwise_norm_forward
+from .checks import Checks, block_bytes, check_depthwise, check_depthwise_norm, check_depthwise_norm_forward
 from .functional import accumulation_dtype, as_autocast
 
 ops = torch.ops.dwconv_ext
@@ -42,13 +42,23 @@ def _like_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d")
 def _(x, w, b, stride, padding, dilation, act="identity", slope=SLOPE):
-    check = Checks("depthwise_conv2d")
-    size = check.convolution(x, "weight", w, stride, padding, dilation)
-    shape = (x.shape[0], w.shape[0], *size)
-    check.output(x, shape, padding)
-    check.vector("bias", b, w.shape[0], x)
-    check.activation("act", act)
-    return _like(x, shape)
+    return _like(x, check_depthwise("depthwise_conv2d", x, w, b, stride, padding, dilation, act))
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_conv2d_pooled")
+def _(x, w, b, stride, padding, dilation, act="identity", slope=SLOPE):
+    shape = check_depthwise("depthwise_conv2d_pooled", x, w, b, stride, padding, dilation, act)
+    return _like(x, shape), x.new_empty((*shape[:2], 1, 1))
+
+
+def _depthwise_conv2d_pooled(x, w, b, stride, padding, dilation, act="identity", slope=SLOPE):
+    """On the CPU, where it has no kernel of its own."""
+    check_depthwise("depthwise_conv2d_pooled", x, w, b, stride, padding, dilation, act)
+    y = ops.depthwise_conv2d.default(x, w, b, stride, padding, dilation, act, slope)
+    return y, y.mean((2, 3), keepdim=True)
+
+
+_library.impl("depthwise_conv2d_pooled", _depthwise_conv2d_pooled, "CPU")
 
 
 @torch.library.register_fake("dwconv_ext::depthwise_conv2d_backward")

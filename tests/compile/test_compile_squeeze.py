@@ -9,6 +9,8 @@ from blocks import randomised
 from small_models import assert_same, check, fast, fused, picture
 from torch import nn
 
+from dwconv_ext.nn.folded_pooled import FoldedPooled
+
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
@@ -190,3 +192,54 @@ def test_training_and_changing_sizes():
     model(x).sum().backward()
     assert_same(ours, x.grad)
     assert fused() is not None
+
+
+class Pooled(nn.Module):
+    """depthwise - BN - act, and the mean over its pixels."""
+
+    def __init__(self, keepdim=True, act=F.hardswish, change=None):
+        super().__init__()
+        self.depthwise, self.bn = nn.Conv2d(16, 32, 3, 2, 1, groups=16), nn.BatchNorm2d(32)
+        self.keepdim, self.act, self.change = keepdim, act, change
+
+    def forward(self, x):
+        y = self.act(self.bn(self.depthwise(x)))
+        if self.change is not None:
+            y = self.change(y)
+        mean = y.mean((2, 3), keepdim=self.keepdim)
+        return y, mean, y * mean.reshape(len(x), -1, 1, 1)
+
+
+@pytest.fixture
+def pooled_here(monkeypatch):
+    """On the CPU, where the op is two."""
+    monkeypatch.setattr("dwconv_ext.compile.poolings.POOLED", ("cpu",))
+
+
+BOTH = {"depthwise convolutions": 1, "poolings": 1}
+
+
+@pytest.mark.parametrize("options", ({}, {"base": "aot_eager"}, {"freeze": True}), ids=str)
+@pytest.mark.parametrize("keepdim", (True, False))
+def test_a_depthwise_layer_with_its_mean(keepdim, options, pooled_here, monkeypatch):
+    calls, pooled = [], FoldedPooled.pooled
+    monkeypatch.setattr(FoldedPooled, "pooled", lambda *operands: calls.append(len(operands)) or pooled(*operands))
+    check(randomised(Pooled(keepdim)), picture(2), wanted=BOTH, options=options)
+    assert calls
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize("act", (F.relu, F.silu, nn.Identity()))
+def test_a_mean_with_other_activations_and_layouts(act, layout, pooled_here):
+    check(randomised(Pooled(act=act)), picture(2).contiguous(memory_format=layout), wanted=BOTH)
+
+
+def test_a_squeeze_begins_with_its_depthwise_layer(pooled_here):
+    check(randomised(Block(Squeeze())), picture(), wanted={**BOTH, "pointwise convolutions": 3})
+
+
+@pytest.mark.parametrize("change", (lambda y: y.add_(1), lambda y: y + 1, lambda y: y[:, :, 1:]))
+def test_a_mean_of_something_else(change, pooled_here):
+    model, x = randomised(Pooled(change=change)), picture(2)
+    with torch.no_grad():
+        assert_same(fast(model)(x), model(x))

@@ -18,7 +18,14 @@ from implementations import CUDA, EMULATOR, TURING, Implementation, running
 from inverted import check_cuda as check_inverted
 from inverted import operands as inverted_operands
 from problems import operands
-from reference import check_batch_norm, check_depthwise, check_depthwise_norm, check_depthwise_norm_forward, check_separable
+from reference import (
+    check_batch_norm,
+    check_depthwise,
+    check_depthwise_norm,
+    check_depthwise_norm_forward,
+    check_pooled,
+    check_separable,
+)
 from rows import check_nan_at_an_edge, forced_case
 
 import dwconv_ext
@@ -94,6 +101,9 @@ def test_every_kernel_runs(index, emulated):
         emulated.force_fusion("always")
         checked = check_depthwise_norm if row["pass"] == "backward" else check_depthwise_norm_forward
         checked(*case.tensors(dtype, layout)[:2], case.conv, "relu")
+    elif row["pass"] == "join_means":
+        pooled = Case("", 2, 40, (12, 16))
+        check_pooled(pooled.tensors(dtype, layout), pooled.conv, "silu")
     elif row["op"] == "batch_norm_act":
         for width in (16, 37):
             x = replace(case, size=(19, width)).tensors(dtype, layout)[0]
@@ -120,7 +130,7 @@ def test_nan_at_an_edge_reaches_only_the_taps_that_meet_it(index, emulated):
 
 RACES = {
     "3x3": Case("", 2, 40, (13, 15)),
-    "5x5_stride2": Case("", 1, 24, (14, 15), (5, 5), (2, 2)),
+    "5x5_stride2": Case("", 1, 24, (14, 16), (5, 5), (2, 2)),
     "7x7": Case("", 1, 16, (14, 14), (7, 7)),
     "large": Case("", 1, 12, (17, 18), (9, 13)),
     "any": Case("", 2, 9, (9, 8), multiplier=2),
@@ -252,8 +262,10 @@ def test_depthwise_norm_bits_do_not_depend_on_the_order_of_threads(layout, case,
         backward = torch.ops.dwconv_ext.depthwise_norm_act_backward(middle, middle, x, w, *how)
         assert any(launch["op"] == "depthwise_norm_act" for launch in emulated.launches())
         forward = torch.ops.dwconv_ext.depthwise_norm_act(x, w, None, None, *conv, 1e-5, "silu", 0.0)
-        assert (layout == "nchw") == all(launch["op"] != "depthwise_norm_act" for launch in emulated.launches())
-        results.append((*backward, *forward))
+        pooled = torch.ops.dwconv_ext.depthwise_conv2d_pooled(x, w, None, *conv, "silu", 0.0)
+        with_statistics = [launch for launch in emulated.launches() if launch["op"] == "depthwise_norm_act"]
+        assert len(with_statistics) == 2
+        results.append((*backward, *forward, *pooled))
     assert not any(t.isnan().any() for t in results[0])
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
@@ -346,6 +358,7 @@ else:
                         for stride in (1, 2):
                             w, conv = torch.randn(channels, 1, kernel, kernel).half(), ((stride,) * 2, (kernel // 2,) * 2, (1, 1))
                             y = ops.depthwise_norm_act(x, w, None, None, *conv, 1e-5, "relu", 0.0)[0]
+                            ops.depthwise_conv2d_pooled(x, w, None, *conv, "silu", 0.0)
                             how = (None, None, mean, variance, *conv, 1e-5, "relu", 0.0, [True] * 2)
                             ops.depthwise_norm_act_backward(y, y, x, w, *how)
             for c, hidden, o, kernel, stride in ((24, 72, 40, 3, 1), (7, 33, 9, 3, 2), (16, 64, 24, 5, 2)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.layers import depthwise_layers, inverted_layers, separable_layers
-from benchmarks.traffic import LAYOUTS, measure, measure_inverted
+from benchmarks.traffic import LAYOUTS, measure, measure_inverted, measure_pooled
 from benchmarks.training_traffic import measure_training
 
 if emulator.cuda_headers() is None:
@@ -38,6 +38,13 @@ def test_fused_blocks_move_little_more_than_input_and_output(layer, layout):
 def test_channels_last_blocks_that_halve_large_images_are_fused():
     for layer in separable_layers((8,))[1:4:2]:
         assert measure(layer, "channels_last", torch.float16, separable=True).fused
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layer", [layer for layer in DEPTHWISE if max(layer.kernel) <= 5], ids=lambda layer: layer.name)
+def test_a_depthwise_layer_and_its_mean_are_one_sweep(layer, layout):
+    moved = measure_pooled(layer, layout, torch.float16)
+    assert "statistics" in moved.plan and 0.99 <= moved.ratio <= 1.75, moved
 
 
 INVERTED = [layer for layer in inverted_layers((8,)) if layer.expand > 1]

@@ -107,7 +107,7 @@ def valid(op: str, how: dict) -> dict:
             filter = [filters, kernel, kernel, *how["stride"], *how["padding"], 1, 1]
             packed = ops.depthwise_conv2d_pack(w, maybe(vector(filters)), isa)
             return {"input": x, "packed": packed, "filter": filter, "act": 1, "slope": 0.1}
-        if op == "depthwise_conv2d":
+        if op in ("depthwise_conv2d", "depthwise_conv2d_pooled"):
             return {"input": x, "weight": w, "bias": maybe(vector(filters)), **conv, "act": "relu", "slope": 0.01}
         return {"grad_output": image(batch, filters, *size), "input": x, "weight": w, **conv, "output_mask": [True, True, True]}
     out_channels = how["out_channels"]
@@ -155,6 +155,7 @@ def valid(op: str, how: dict) -> dict:
 OPS = (
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
+    "depthwise_conv2d_pooled",
     "depthwise_conv2d_pack",
     "depthwise_conv2d_packed",
     "separable_conv2d",
@@ -266,7 +267,7 @@ MISTAKES = {
 
 # What the named cases find no mistake after all.
 ALLOWED = {
-    *((op, "stride", name) for op in ("depthwise_conv2d", "depthwise_norm_act") for name in LARGE),
+    *((op, "stride", name) for op in ("depthwise_conv2d", "depthwise_conv2d_pooled", "depthwise_norm_act") for name in LARGE),
     *(("separable_conv2d_pack", "dw_weight", name) for name in ("large", "wide")),
     *(("depthwise_conv2d_pack", "weight", name) for name in ("large", "wide")),
     ("separable_conv2d_pack", "input_dtype", "float16"),
@@ -337,7 +338,12 @@ def mistakes(op: str) -> dict[tuple[str, str], object]:
     return found
 
 
-ON_THE_EMULATOR = (*STAGES, "depthwise_norm_act", "depthwise_norm_act_backward")  # whose C++ is CUDA's alone
+ON_THE_EMULATOR = (
+    *STAGES,
+    "depthwise_conv2d_pooled",
+    "depthwise_norm_act",
+    "depthwise_norm_act_backward",
+)  # whose C++ is CUDA's alone
 
 
 @pytest.fixture(autouse=True)

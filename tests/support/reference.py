@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -230,3 +231,18 @@ def check_depthwise_norm_forward(
     close = {torch.float64: 1e-10, torch.float32: 1e-4}.get(x.dtype, 4 * UNIT[x.dtype])
     torch.testing.assert_close(y, want[0], rtol=close, atol=close)
     assert is_channels_last(y) == is_channels_last(middle) == is_channels_last(x)
+
+
+def check_pooled(tensors: Iterable[Tensor | None], conv: Convolution, act: str, device: str = "cpu") -> None:
+    """depthwise_conv2d_pooled is the convolution, and the mean over the pixels of what that has rounded."""
+    x, w, b = (None if t is None else t.to(device) for t in tensors)
+    y, mean = torch.ops.dwconv_ext.depthwise_conv2d_pooled(x, w, b, *conv.args(), act, 0.1)
+    want = torch.ops.dwconv_ext.depthwise_conv2d(x, w, b, *conv.args(), act, 0.1)
+    assert is_channels_last(y) == is_channels_last(x) and mean.dtype == x.dtype and mean.shape == (*y.shape[:2], 1, 1)
+    # A long activation is applied to sums of full precision, not to what a kernel before it has rounded.
+    close = 4 * UNIT[x.dtype] if x.dtype.itemsize == 2 else 1e-5
+    torch.testing.assert_close(y, want, rtol=close, atol=close)
+    exact, pixels = y.double(), (2, 3)
+    right = exact.mean(pixels, keepdim=True)
+    bound = 2 * UNIT[x.dtype] * right.abs() + 1e-6 * exact.abs().amax(pixels, keepdim=True)
+    assert ((mean.double() - right).abs() <= bound + 1e-30).all()

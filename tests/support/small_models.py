@@ -202,9 +202,9 @@ def fused():
     return dict(last_report().fused)
 
 
-def check(f, *inputs, wanted=None, tolerance=None):
+def check(f, *inputs, wanted=None, tolerance=None, options=None):
     """The compiled function, called without gradients, against the plain one; `wanted`: what must have been fused."""
-    compiled = fast(f)
+    compiled = fast(f, options=options) if options else fast(f)
     with torch.no_grad():
         right = f(*copy.deepcopy(inputs))
         assert_same(compiled(*copy.deepcopy(inputs)), right, tolerance=tolerance)

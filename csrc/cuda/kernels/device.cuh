@@ -70,6 +70,13 @@ DWCONV_DEVICE accumulate_t<T> load_one(const T* from) {
   return to_accumulate(load<1>(from).value[0]);
 }
 
+template <class T, int V>
+DWCONV_DEVICE void widen(const Packed<T, V>& packed, accumulate_t<T> (&to)[V]) {
+  const Vector<T, V> vector = unpacked(packed);
+#pragma unroll
+  for (int v = 0; v < V; ++v) to[v] = to_accumulate(vector.value[v]);
+}
+
 // A bias, of the accumulation type where it is wide, else of T.
 template <class T>
 DWCONV_DEVICE accumulate_t<T> load_bias(const void* bias, int64_t channel, bool wide) {

@@ -36,55 +36,6 @@ const DepthwisePlan& plan_for(Pass pass, const Request& request, const Gpu& gpu)
   });
 }
 
-Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
-                        const Ints padding, const Ints dilation, const std::string act, double slope) {
-  const ConvolutionShape s = check_forward(kForward, input, weight, bias, stride, padding, dilation);
-  const Activation activation = check_activation(kForward, "act", act, slope);
-  check_sides(kForward, s);
-  const Layout layout = layout_of(input);
-  const Device device(kForward, input);
-  const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
-  Tensor output = device.empty(input, size, layout);
-  if (output.numel() == 0) return output;
-  const Tensor x = as_layout(input, layout);
-  const Tensor w = torch::stable::contiguous(weight);
-  const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
-  Work work = {Op::kDepthwise, Pass::kForward, Pass::kForward};
-  Request& request = work.request;
-  request.multiplier = s.multiplier;
-  request.aligned = aligned_start(w) ? aligned_runs(layout, x, output) : 0;
-  set_problem(request.problem, s, layout);
-  set_input(request.problem, x);
-  set_output(request.problem, output);
-  work.extras = {.activation = activation, .bias = bias.has_value(), .view = !is_dense(x, layout)};
-  work.torch = torch_has(activation);
-  const auto by_torch = [&] { return in_torch_forward(x, w, bias, TorchConvolution(s), activation, size, layout); };
-  const auto by_us = [&](const DepthwisePlan& planned) {
-    DepthwiseTileArgs args = planned.args;
-    args.input = x.const_data_ptr();
-    args.weight = w.const_data_ptr();
-    args.bias = bias ? b.const_data_ptr() : nullptr;
-    args.output = output.mutable_data_ptr();
-    args.problem.activation = activation;  // a short one; a long one is a pass of its own
-    device.launch(planned.plan.launch, &args);
-    if (!is_inlined(activation.kind)) {
-      const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
-      device.launch(plan_activation(request.problem.dtype, values.count, device.gpu()).launch, &values);
-    }
-  };
-  const std::string timed = tune(device, &work, [&](const Request& way) {
-    way.forced.source == Source::kTorch ? void(by_torch()) : by_us(plan_for(Pass::kForward, way, device.gpu()));
-  });
-  if (is_for_torch(work, device.gpu(), timed)) {
-    output = Tensor();  // its memory first
-    return by_torch();
-  }
-  const DepthwisePlan& planned = plan_for(Pass::kForward, request, device.gpu());
-  log_plan(Op::kDepthwise, Pass::kForward, request.problem, 0, planned.plan.reason, planned.plan.launch, timed);
-  by_us(planned);
-  return output;
-}
-
 // The operands of a backward pass, in the input's layout.
 struct Operands {
   const Device& device;
@@ -201,6 +152,55 @@ bool backward_at_once(const Operands& o, const Work& for_input, const Work& for_
 }
 
 }  // namespace
+
+Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
+                        const Ints padding, const Ints dilation, const std::string act, double slope) {
+  const ConvolutionShape s = check_forward(kForward, input, weight, bias, stride, padding, dilation);
+  const Activation activation = check_activation(kForward, "act", act, slope);
+  check_sides(kForward, s);
+  const Layout layout = layout_of(input);
+  const Device device(kForward, input);
+  const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
+  Tensor output = device.empty(input, size, layout);
+  if (output.numel() == 0) return output;
+  const Tensor x = as_layout(input, layout);
+  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
+  Work work = {Op::kDepthwise, Pass::kForward, Pass::kForward};
+  Request& request = work.request;
+  request.multiplier = s.multiplier;
+  request.aligned = aligned_start(w) ? aligned_runs(layout, x, output) : 0;
+  set_problem(request.problem, s, layout);
+  set_input(request.problem, x);
+  set_output(request.problem, output);
+  work.extras = {.activation = activation, .bias = bias.has_value(), .view = !is_dense(x, layout)};
+  work.torch = torch_has(activation);
+  const auto by_torch = [&] { return in_torch_forward(x, w, bias, TorchConvolution(s), activation, size, layout); };
+  const auto by_us = [&](const DepthwisePlan& planned) {
+    DepthwiseTileArgs args = planned.args;
+    args.input = x.const_data_ptr();
+    args.weight = w.const_data_ptr();
+    args.bias = bias ? b.const_data_ptr() : nullptr;
+    args.output = output.mutable_data_ptr();
+    args.problem.activation = activation;  // a short one; a long one is a pass of its own
+    device.launch(planned.plan.launch, &args);
+    if (!is_inlined(activation.kind)) {
+      const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
+      device.launch(plan_activation(request.problem.dtype, values.count, device.gpu()).launch, &values);
+    }
+  };
+  const std::string timed = tune(device, &work, [&](const Request& way) {
+    way.forced.source == Source::kTorch ? void(by_torch()) : by_us(plan_for(Pass::kForward, way, device.gpu()));
+  });
+  if (is_for_torch(work, device.gpu(), timed)) {
+    output = Tensor();  // its memory first
+    return by_torch();
+  }
+  const DepthwisePlan& planned = plan_for(Pass::kForward, request, device.gpu());
+  log_plan(Op::kDepthwise, Pass::kForward, request.problem, 0, planned.plan.reason, planned.plan.launch, timed);
+  by_us(planned);
+  return output;
+}
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                              const Ints stride, const Ints padding, const Ints dilation,

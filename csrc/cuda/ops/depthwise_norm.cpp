@@ -1,4 +1,5 @@
-// A depthwise convolution with BatchNorm by the batch's statistics and the activation after it, and its backward, on CUDA.
+// A depthwise convolution on CUDA with what follows it: BatchNorm by the batch's statistics and the activation, and their
+// backward; the mean of each of its planes.
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #ifndef USE_CUDA
 #define USE_CUDA  // the stable ABI declares the current stream only then
@@ -13,6 +14,55 @@ namespace {
 
 constexpr const char* kForward = "depthwise_norm_act";
 constexpr const char* kOp = "depthwise_norm_act_backward";
+constexpr const char* kPooled = "depthwise_conv2d_pooled";
+
+// The convolution, by a kernel whose tiles leave their statistics where there is one.
+class StatisticsCall {
+ public:
+  StatisticsCall(const Device& device, const ConvolutionShape& s, const Tensor& input, const Tensor& weight, const Tensor& output,
+                 bool by_image)
+      : device_(device), output_(output), channels_(by_image ? s.batch * s.channels : s.channels) {
+    const Layout layout = layout_of(input);
+    x_ = as_layout(input, layout), w_ = dense(weight);
+    Request request;
+    request.multiplier = s.multiplier;
+    request.aligned = aligned_start(w_) ? aligned_runs(layout, x_, output) : 0;
+    set_problem(request.problem, s, layout);
+    set_input(request.problem, x_);
+    set_output(request.problem, output);
+    const Gpu& gpu = device.gpu();
+    const PlanKey key = plan_key(Op::kDepthwiseNorm, by_image ? Pass::kJoinMeans : Pass::kForward, request, gpu);
+    plan_ = &planned<DepthwiseStatisticsPlan>(key, [&] { return plan_depthwise_statistics(request, by_image, gpu); });
+    log_plan(Op::kDepthwiseNorm, Pass::kForward, request.problem, 0, plan_->reason, plan_->launch, "");
+  }
+  int32_t parts() const { return plan_->parts; }
+  // The parts' statistics, where there are any.
+  Tensor run(const MaybeTensor& bias, const Activation& activation) const {
+    DepthwiseStatisticsArgs args = plan_->args;
+    DepthwiseTileArgs& conv = args.convolution;
+    const MaybeTensor b = bias ? MaybeTensor(dense(*bias)) : std::nullopt;
+    conv.input = x_.const_data_ptr();
+    conv.weight = w_.const_data_ptr();
+    conv.bias = b ? b->const_data_ptr() : nullptr;
+    conv.output = output_.mutable_data_ptr();
+    conv.problem.activation = activation;
+    if (parts() == 0) {
+      device_.launch(plan_->launch, &conv);
+      return Tensor();
+    }
+    const Tensor partial = device_.empty(output_, Ints{parts(), 3, channels_}, accumulate_scalar(conv.problem.dtype));
+    args.partial = partial.mutable_data_ptr();
+    device_.launch(plan_->launch, &args);
+    return partial;
+  }
+
+ private:
+  const Device& device_;
+  const Tensor& output_;
+  int64_t channels_;
+  Tensor x_, w_;
+  const DepthwiseStatisticsPlan* plan_;
+};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act(const Tensor& input, const Tensor& weight,
                                                               const MaybeTensor& norm_weight, const MaybeTensor& norm_bias,
@@ -21,34 +71,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act(const Tensor& inpu
   const ConvolutionShape s = check_forward(kForward, input, weight, std::nullopt, stride, padding, dilation);
   check_sides(kForward, s);
   const Device device(kForward, input);
-  const Layout layout = layout_of(input);
-  const Tensor middle = device.empty(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout);
+  const Tensor middle = device.empty(input, {s.batch, s.channels * s.multiplier, s.out_h, s.out_w}, layout_of(input));
   NormCall norm(kForward, middle, norm_weight, norm_bias, eps, act, slope, {"input", "norm_weight", "norm_bias"});
-  const Tensor x = as_layout(input, layout), w = dense(weight);
-  Request request;
-  request.multiplier = s.multiplier;
-  request.aligned = aligned_start(w) ? aligned_runs(layout, x, middle) : 0;
-  set_problem(request.problem, s, layout);
-  set_input(request.problem, x);
-  set_output(request.problem, middle);
-  const Gpu& gpu = device.gpu();
-  const DepthwiseStatisticsPlan& plan = planned<DepthwiseStatisticsPlan>(
-      plan_key(Op::kDepthwiseNorm, Pass::kForward, request, gpu), [&] { return plan_depthwise_statistics(request, gpu); });
-  log_plan(Op::kDepthwiseNorm, Pass::kForward, request.problem, 0, plan.reason, plan.launch, "");
-  DepthwiseStatisticsArgs args = plan.args;
-  args.convolution.input = x.const_data_ptr();
-  args.convolution.weight = w.const_data_ptr();
-  args.convolution.output = middle.mutable_data_ptr();
-  if (plan.parts == 0) {
-    device.launch(plan.launch, &args.convolution);
-    const auto [mean, variance] = norm.statistics();
-    return {norm.values(), middle, mean, variance};
-  }
-  const Tensor partial = device.empty(input, Ints{plan.parts, 3, s.channels}, accumulate_scalar(s.dtype));
-  args.partial = partial.mutable_data_ptr();
-  device.launch(plan.launch, &args);
-  const auto [mean, variance] = norm.statistics(partial, plan.parts);
+  const StatisticsCall call(device, s, input, weight, middle, false);
+  const Tensor partial = call.run(std::nullopt, {});
+  const auto [mean, variance] = call.parts() > 0 ? norm.statistics(partial, call.parts()) : norm.statistics();
   return {norm.values(), middle, mean, variance};
+}
+
+std::tuple<Tensor, Tensor> depthwise_conv2d_pooled(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                                                   const Ints stride, const Ints padding, const Ints dilation,
+                                                   const std::string act, double slope) {
+  const ConvolutionShape s = check_forward(kPooled, input, weight, bias, stride, padding, dilation);
+  const Activation activation = check_activation(kPooled, "act", act, slope);
+  check_sides(kPooled, s);
+  const int64_t channels = s.channels * s.multiplier;
+  const Device device(kPooled, input);
+  Tensor output = device.empty(input, {s.batch, channels, s.out_h, s.out_w}, layout_of(input));
+  if (output.numel() > 0) {
+    const StatisticsCall call(device, s, input, weight, output, true);
+    if (call.parts() > 0) {
+      const Tensor partial = call.run(bias, activation);
+      const Tensor mean = device.empty(input, {s.batch, channels, 1, 1}, Layout::kNCHW);
+      const JoinPartsArgs args = {partial.const_data_ptr(), nullptr,     mean.mutable_data_ptr(), nullptr, 0,
+                                  s.batch * channels,       call.parts()};
+      device.launch(plan_join_parts(Pass::kJoinMeans, s.dtype, args.channels, device.gpu()).launch, &args);
+      return {output, mean};
+    }
+    output = Tensor();  // its memory first
+    output = depthwise_conv2d(input, weight, bias, stride, padding, dilation, act, slope);
+  }
+  return {output, torch_mean_of_pixels(output)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act_backward(
@@ -105,6 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act_backward(
 }  // namespace dwconv::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(DWCONV_LIBRARY, DWCONV_DISPATCH_KEY, m) {
+  m.impl("depthwise_conv2d_pooled", TORCH_BOX(&dwconv::cuda::depthwise_conv2d_pooled));
   m.impl("depthwise_norm_act", TORCH_BOX(&dwconv::cuda::depthwise_norm_act));
   m.impl("depthwise_norm_act_backward", TORCH_BOX(&dwconv::cuda::depthwise_norm_act_backward));
 }

@@ -62,6 +62,15 @@ LaunchPlan launch_of(Pass pass, const DepthwiseProblem& p, const BatchNormArgs& 
 
 }  // namespace
 
+LaunchPlan plan_join_parts(Pass pass, DType dtype, int64_t channels, const Gpu& gpu) {
+  LaunchPlan plan;
+  plan.launch.row = row_of(pass, dtype, gpu);
+  plan.launch.threads = kJoinedChannels * kJoiningThreads;
+  plan.launch.blocks = ceil_div(channels, kJoinedChannels);
+  plan.launch.shared_bytes = plan.launch.threads * (pass == Pass::kJoinGradSums ? 2 : 3) * 8;
+  return plan;
+}
+
 BatchNormPlan plan_batch_norm(Pass pass, const DepthwiseProblem& p, int32_t aligned, const Gpu& gpu) {
   const bool backward = pass == Pass::kBackward;
   const int64_t unit = element_size(p.dtype), wide = accumulate_size(p.dtype);
@@ -69,15 +78,11 @@ BatchNormPlan plan_batch_norm(Pass pass, const DepthwiseProblem& p, int32_t alig
   BatchNormPlan plan;
   cut(p, values, true, gpu, &plan.sums_args);
   cut(p, values, false, gpu, &plan.values_args);
-  const int64_t sums = backward ? 2 : 3;
   plan.sums = launch_of(backward ? Pass::kGradSums : Pass::kStatistics, p, plan.sums_args,
                         wide * (backward ? 2 * channels : 2 * channels + 1));
   plan.values = launch_of(pass, p, plan.values_args, 0);
-  plan.join.launch.row =
-      row_of(backward ? Pass::kJoinGradSums : Pass::kJoinStatistics, wide == 8 ? DType::kFloat64 : DType::kFloat32, gpu);
-  plan.join.launch.threads = kJoinedChannels * kJoiningThreads;
-  plan.join.launch.blocks = ceil_div(p.channels, kJoinedChannels);
-  plan.join.launch.shared_bytes = plan.join.launch.threads * sums * 8;
+  plan.join = plan_join_parts(backward ? Pass::kJoinGradSums : Pass::kJoinStatistics,
+                              wide == 8 ? DType::kFloat64 : DType::kFloat32, p.channels, gpu);
 
   const int64_t elements = p.batch * p.channels * plan.sums_args.pixels, sweeps = backward ? 5 : 3;
   plan.bytes = elements * unit * (backward ? 3 : 2);

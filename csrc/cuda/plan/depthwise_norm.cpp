@@ -118,11 +118,11 @@ DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu) {
   return plan;
 }
 
-DepthwiseStatisticsPlan plan_depthwise_statistics(const Request& request, const Gpu& gpu) {
+DepthwiseStatisticsPlan plan_depthwise_statistics(const Request& request, bool by_image, const Gpu& gpu) {
   // The convolution's kernel and the one that takes statistics besides differ in that alone.
   const auto twin = [](const KernelRow& row, Op op) -> const KernelRow* {
     for (const KernelRow* each : kernel_table()) {
-      if (each->op == op && each->pass == Pass::kForward && each->family == Family::kRows && each->layout == Layout::kNHWC &&
+      if (each->op == op && each->pass == Pass::kForward && each->family == Family::kRows && each->layout == row.layout &&
           each->dtype == row.dtype && each->filter == row.filter && each->stride == row.stride && each->aligned == row.aligned)
         return each;
     }
@@ -134,15 +134,19 @@ DepthwiseStatisticsPlan plan_depthwise_statistics(const Request& request, const 
   if (forced != nullptr && forced->op == Op::kDepthwiseNorm) convolution.forced.row = twin(*forced, Op::kDepthwise);
   static_cast<LaunchPlan&>(plan) = plan_depthwise(Pass::kForward, convolution, gpu, &plan.args.convolution);
   const KernelRow& row = *plan.launch.row;
-  if (row.family != Family::kRows || row.layout != Layout::kNHWC || request.forced.fusion == Fusion::kNever) return plan;
+  if (row.family != Family::kRows || request.forced.fusion == Fusion::kNever) return plan;
   const KernelRow* const statistics = twin(row, Op::kDepthwiseNorm);
   if (statistics == nullptr) return plan;
   const Tiling& t = plan.args.convolution.tiling;
-  const int64_t unit = element_size(row.dtype), channels = row.aligned / unit;
+  const bool nhwc = row.layout == Layout::kNHWC;
+  const int64_t unit = element_size(row.dtype), channels = nhwc ? row.aligned / unit : 1;  // of a thread
   plan.launch.row = statistics;
-  plan.launch.blocks_per_sm = statistics_blocks(unit, static_cast<int>(channels), row.filter, row.stride);
+  plan.launch.blocks_per_sm =
+      nhwc ? statistics_blocks(unit, static_cast<int>(channels), row.filter, row.stride) : plane_statistics_blocks(row.filter);
   plan.launch.shared_bytes = plan.launch.threads * (2 * channels + 1) * accumulate_size(row.dtype);
-  plan.parts = static_cast<int32_t>(request.problem.batch * t.tiles_h * t.tiles_w);
+  const int64_t tiles = static_cast<int64_t>(t.tiles_h) * t.tiles_w;
+  plan.parts = static_cast<int32_t>(by_image ? tiles : request.problem.batch * tiles);
+  plan.args.by_image = by_image;
   plan.reason += std::string(", by ") + statistics->name;
   return plan;
 }

@@ -103,6 +103,8 @@ struct BatchNormPlan : PlanFacts {
   LaunchPlan sums, join, values;
   BatchNormArgs sums_args, values_args;  // all but pointers, eps, count and activation
 };
+// kJoinStatistics or kJoinGradSums, in the accumulation type; kJoinMeans.
+LaunchPlan plan_join_parts(Pass pass, DType dtype, int64_t channels, const Gpu& gpu);
 BatchNormPlan plan_batch_norm(Pass pass, const DepthwiseProblem& problem, int32_t aligned, const Gpu& gpu);
 
 // Backward of a depthwise convolution and the BatchNorm and activation after it, both layers' tensors dense, in the problem's
@@ -114,12 +116,13 @@ struct DepthwiseNormPlan : PlanFacts {
 };
 DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu);
 
-// The convolution's forward pass, whose tiles leave the statistics of so many parts, or 0 where these are a sweep of their own.
+// The convolution's forward pass, whose tiles leave the statistics of so many parts, of the batch or of each image, or 0 where
+// these are a sweep of their own.
 struct DepthwiseStatisticsPlan : LaunchPlan {
   int32_t parts = 0;
   DepthwiseStatisticsArgs args;
 };
-DepthwiseStatisticsPlan plan_depthwise_statistics(const Request& request, const Gpu& gpu);
+DepthwiseStatisticsPlan plan_depthwise_statistics(const Request& request, bool by_image, const Gpu& gpu);
 
 // A pointwise convolution: in NCHW its input's values are put in channels_last first, hence the problem is one without stride
 // whose input's strides are that of channels_last, taken as far apart as the stride says, and whose in_h and in_w are the whole

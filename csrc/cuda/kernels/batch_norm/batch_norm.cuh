@@ -62,13 +62,6 @@ struct ChannelConstants {
   }
 };
 
-template <class T, int V>
-DWCONV_DEVICE void widen_run(const Packed<T, V>& packed, accumulate_t<T> (&to)[V]) {
-  const Vector<T, V> vector = unpacked(packed);
-#pragma unroll
-  for (int v = 0; v < V; ++v) to[v] = to_accumulate(vector.value[v]);
-}
-
 // Runs of elements, `step` apart, from the element `first` on.
 struct Runs {
   int64_t first, step;
@@ -109,8 +102,8 @@ DWCONV_DEVICE void for_each_gradient(const BatchNormArgs& args, const Runs& runs
     for (int r = 0; r < kRuns; ++r) {
       if (i + r >= runs.count) break;
       accumulate_t<T> x[V], dy[V];
-      widen_run(in[r], x);
-      widen_run(grad[r], dy);
+      widen(in[r], x);
+      widen(grad[r], dy);
       body(x, dy, at + r * runs.step);
     }
   }

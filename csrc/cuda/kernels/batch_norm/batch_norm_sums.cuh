@@ -98,7 +98,7 @@ struct StatisticsOf {
       A x[kRuns][V], mean[kChannels] = {}, squares[kChannels] = {};
 #pragma unroll
       for (int r = 0; r < kRuns; ++r) {
-        widen_run(in[r], x[r]);
+        widen(in[r], x[r]);
 #pragma unroll
         for (int v = 0; v < V; ++v) mean[kSame ? 0 : v] += x[r][v];  // absent ones are zero
       }
@@ -214,18 +214,34 @@ DWCONV_DEVICE bool join_parts(const JoinPartsArgs& args, int64_t* channel, Sums&
   return exists && row == 0;
 }
 
+// Whether this thread has the moments of all parts of a channel.
+template <class A>
+DWCONV_DEVICE bool join_moments(const JoinPartsArgs& args, int64_t* channel, Moments<double, 1>& sums) {
+  return join_parts<A, 3>(args, channel, sums, [&](const A(&value)[3]) {
+    const double mean[1] = {value[0]}, squares[1] = {value[1]};
+    sums.join(value[2], mean, squares);
+  });
+}
+
 template <class A>
 DWCONV_KERNEL(kJoinedChannels* kJoiningThreads, 1)
 batch_norm_join_statistics(JoinPartsArgs args) {
   int64_t channel = 0;
   Moments<double, 1> sums;
-  const bool first = join_parts<A, 3>(args, &channel, sums, [&](const A(&value)[3]) {
-    const double mean[1] = {value[0]}, squares[1] = {value[1]};
-    sums.join(value[2], mean, squares);
-  });
-  if (!first) return;
+  if (!join_moments<A>(args, &channel, sums)) return;
   store_one(args.first, channel, static_cast<A>(sums.mean[0]));
   store_one(args.second, channel, static_cast<A>(sums.squares[0] / sums.count));
+}
+
+// The means alone, in T.
+template <class T>
+DWCONV_KERNEL(kJoinedChannels* kJoiningThreads, 1)
+join_means(JoinPartsArgs args) {
+  using A = accumulate_t<T>;
+  int64_t channel = 0;
+  Moments<double, 1> sums;
+  if (!join_moments<A>(args, &channel, sums)) return;
+  store(static_cast<T*>(args.first) + channel, Vector<T, 1>{{from_accumulate<T>(static_cast<A>(sums.mean[0]))}});
 }
 
 template <class A>

@@ -27,7 +27,7 @@ struct ForwardValues {
       for (int r = 0; r < kRuns; ++r) {
         if (i + r >= runs.count) break;
         A x[V], z[V];
-        widen_run(in[r], x);
+        widen(in[r], x);
 #pragma unroll
         for (int v = 0; v < V; ++v) x[v] -= constants.mean[constants.at(v)];
         constants.normalise(x, z);

@@ -16,7 +16,7 @@ depthwise_backward_rows_nhwc(BackwardTileArgs args) {
   if (block_index() < args.weight_blocks) {
     correlate_rows<T, Taps, V>(args.weight, block_index());
   } else {
-    convolve_rows<T, Taps, V>(args.input, block_index() - args.weight_blocks, [](int, const Packed<T, V>&) {});
+    convolve_rows<T, Taps, V>(args.input, block_index() - args.weight_blocks, [](auto&) {}, [](int, const Packed<T, V>&) {});
   }
 }
 

@@ -39,13 +39,6 @@ DWCONV_DEVICE void fetch_pixels(const T* row, int64_t stride_w, unsigned mask, P
   }
 }
 
-template <class T, int V>
-DWCONV_DEVICE void widen(const Packed<T, V>& packed, accumulate_t<T> (&to)[V]) {
-  const Vector<T, V> vector = unpacked(packed);
-#pragma unroll
-  for (int v = 0; v < V; ++v) to[v] = to_accumulate(vector.value[v]);
-}
-
 // The filters of V neighbouring channels, V * K * K consecutive values.
 template <class T, int K, int V>
 DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> (&filter)[K][K][V]) {
@@ -71,9 +64,9 @@ DWCONV_DEVICE void fetch_filters(const T* weight, bool flipped, accumulate_t<T> 
   }
 }
 
-// taken(x, packed): output x of a strip's row has been stored.
-template <class T, class Taps, int V, class Taken>
-DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block, const Taken& taken) {
+// activate(row): in place; taken(x, packed): output x of a strip's row has been stored.
+template <class T, class Taps, int V, class Activate, class Taken>
+DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block, const Activate& activate, const Taken& taken) {
   using A = accumulate_t<T>;
   constexpr int K = Taps::kKernel, S = Taps::kStride, kSpan = Taps::span(kStripColumns);
   const DepthwiseProblem& p = args.problem;
@@ -108,7 +101,7 @@ DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block, const
   };
   T* out = static_cast<T*>(args.output) + n * p.out_stride_n + y0 * p.out_stride_h + x0 * p.out_stride_w + channel;
   const auto finish = [&](A(&row)[kStripColumns][V]) {
-    activate_short(p.activation, row);
+    activate(row);
     const bool all = exists == (1u << kStripColumns) - 1;
 #pragma unroll
     for (int x = 0; x < kStripColumns; ++x) {
@@ -126,7 +119,8 @@ DWCONV_DEVICE void convolve_rows(const DepthwiseTileArgs& args, int block, const
 template <class T, class Taps, int V>
 DWCONV_KERNEL(row_threads(sizeof(T), V, Taps::kKernel, Taps::kStride), row_blocks(sizeof(T), V, Taps::kKernel, Taps::kStride))
 depthwise_rows_nhwc(DepthwiseTileArgs args) {
-  convolve_rows<T, Taps, V>(args, block_index(), [](int, const Packed<T, V>&) {});
+  convolve_rows<T, Taps, V>(
+      args, block_index(), [&](auto& row) { activate_short(args.problem.activation, row); }, [](int, const Packed<T, V>&) {});
 }
 
 }  // namespace dwconv::cuda

@@ -47,21 +47,32 @@ struct PlaneRow {
   }
 };
 
-template <class T, class Taps, int kBytes>
-DWCONV_KERNEL(kPlaneRowThreads, plane_row_blocks(Taps::kKernel))
-depthwise_rows_nchw(DepthwiseTileArgs args) {
+// Where a thread is: the tile of its block, its plane's number there, which may be beyond the slab, and its strip. Tiles of the
+// same planes are neighbours: the rows that both read are still in L2.
+struct PlaneThread {
+  int tile_y, tile_x, q, strip;
+  int64_t plane;
+
+  DWCONV_DEVICE PlaneThread(const Tiling& t, int block, int columns) {
+    tile_y = block % t.tiles_h;
+    block /= t.tiles_h;
+    const int strips = t.tile_w / columns;
+    tile_x = block % t.tiles_w;
+    q = thread_index() / strips, strip = thread_index() - q * strips;
+    plane = static_cast<int64_t>(block / t.tiles_w) * t.slab + q;
+  }
+};
+
+// activate(row): in place; taken(packed): a row of the thread's strip has been stored.
+template <class T, class Taps, int kColumns, class Activate, class Taken>
+DWCONV_DEVICE void convolve_plane_rows(const DepthwiseTileArgs& args, const PlaneThread& thread, const Activate& activate,
+                                       const Taken& taken) {
   using A = accumulate_t<T>;
-  constexpr int K = Taps::kKernel, S = Taps::kStride, kColumns = kBytes / static_cast<int>(sizeof(T));
+  constexpr int K = Taps::kKernel, S = Taps::kStride;
   using Row = PlaneRow<T, Taps, kColumns>;
   const DepthwiseProblem& p = args.problem;
   const Tiling& t = args.tiling;
-  // Tiles of the same planes are neighbours here: the rows that both read are still in L2.
-  int block = block_index();
-  const int tile_y = block % t.tiles_h;
-  block /= t.tiles_h;
-  const int tile_x = block % t.tiles_w, strips = t.tile_w / kColumns;
-  const int q = thread_index() / strips, strip = thread_index() - q * strips;
-  const int64_t plane = static_cast<int64_t>(block / t.tiles_w) * t.slab + q;
+  const auto [tile_y, tile_x, q, strip, plane] = thread;
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
   const int y0 = tile_y * t.tile_h, x0 = tile_x * t.tile_w + strip * kColumns;
   if (q >= t.slab || plane >= p.batch * p.channels || x0 >= static_cast<int>(p.out_w)) return;
@@ -83,14 +94,25 @@ depthwise_rows_nchw(DepthwiseTileArgs args) {
   const auto widen = [](const Row& row, int i, A(&value)[1]) { value[0] = row.sample(i); };
   T* out = static_cast<T*>(args.output) + n * p.out_stride_n + c * p.out_stride_c + y0 * p.out_stride_h + x0;
   const auto finish = [&](A(&row)[kColumns][1]) {
-    activate_short(p.activation, row);
+    activate(row);
     A flat[kColumns];
 #pragma unroll
     for (int x = 0; x < kColumns; ++x) flat[x] = row[x][0];
-    store_packed(out, pack<T, kColumns>(flat));
+    const Packed<T, kColumns> packed = pack<T, kColumns>(flat);
+    store_packed(out, packed);
     out += p.out_stride_h;
+    taken(packed);
   };
   walk_rows<Taps, kColumns, 1, Row::kAhead, Row, A>(rows, fetch, prepare, widen, finish);
+}
+
+template <class T, class Taps, int kBytes>
+DWCONV_KERNEL(kPlaneRowThreads, plane_row_blocks(Taps::kKernel))
+depthwise_rows_nchw(DepthwiseTileArgs args) {
+  constexpr int kColumns = kBytes / static_cast<int>(sizeof(T));
+  convolve_plane_rows<T, Taps, kColumns>(
+      args, PlaneThread(args.tiling, block_index(), kColumns), [&](auto& row) { activate_short(args.problem.activation, row); },
+      [](const Packed<T, kColumns>&) {});
 }
 
 }  // namespace dwconv::cuda

@@ -28,14 +28,17 @@ struct DepthwiseNormArgs {
   int32_t parts = 1;                 // ranges of the tiles
 };
 
-// depthwise_rows_nhwc's, and for each of its tiles what batch_norm_statistics leaves of a part.
+// Those of depthwise_rows_nhwc and depthwise_rows_nchw, and for each tile what batch_norm_statistics leaves of a part. A part is
+// a tile of an image; by_image: the same tile of all images, with a channel of each image as a channel.
 struct DepthwiseStatisticsArgs {
   DepthwiseTileArgs convolution;
   void* partial = nullptr;
+  int32_t by_image = 0;
 };
 constexpr int statistics_blocks(int64_t unit, int channels, int kernel, int stride) {
   const int blocks = row_blocks(unit, channels, kernel, stride);
   return blocks > 2 ? blocks - 1 : blocks;
 }
+constexpr int plane_statistics_blocks(int kernel) { return plane_row_blocks(kernel) - 1; }
 
 }  // namespace dwconv::cuda

@@ -45,8 +45,8 @@ DWCONV_DEVICE void stage_norm_gradient(const DepthwiseNormArgs& args, int64_t im
         static_cast<unsigned>(y) < static_cast<unsigned>(out_h) && static_cast<unsigned>(x) < static_cast<unsigned>(out_w);
     const int64_t at = start + (inside ? (static_cast<int64_t>(y) * out_w + x) * p.channels : 0);
     A z[V], g[V];
-    widen_run(load_packed<V>(static_cast<const T*>(args.norm.input) + at, inside), z);
-    widen_run(load_packed<V>(static_cast<const T*>(args.norm.grad_output) + at, inside), g);
+    widen(load_packed<V>(static_cast<const T*>(args.norm.input) + at, inside), z);
+    widen(load_packed<V>(static_cast<const T*>(args.norm.grad_output) + at, inside), g);
     norm.gradient(args.norm.activation, z, g);
     A* const to = tile + pixel * args.slab + chunk * V;
     Vector<A, V> run;
@@ -127,7 +127,7 @@ depthwise_norm_backward_nhwc(DepthwiseNormArgs args) {
           const bool inside = static_cast<unsigned>(i0 + i) < static_cast<unsigned>(in_h) &&
                               static_cast<unsigned>(j0 + j) < static_cast<unsigned>(in_w);
           const int64_t at = inside ? (static_cast<int64_t>(i0 + i) * in_w + j0 + j) * p.channels : 0;
-          widen_run(load_packed<V>(static_cast<const T*>(args.input) + start + at, inside), x[i][j]);
+          widen(load_packed<V>(static_cast<const T*>(args.input) + start + at, inside), x[i][j]);
         }
       }
       const A* const from = tile + (Taps::advance(patch_y * S) * columns + Taps::advance(patch_x)) * slab + lane;
