@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._extension import _C
 from .nn.separable import FusedDSConv
 from .ops.arguments import positive_int, shape_of
-from .ops.functional import DTYPES, depthwise_conv2d, name_of, resolve_padding
+from .ops.functional import DTYPES, depthwise_conv2d, name_of, padding_of
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,9 @@ class Plans(tuple[Plan, ...]):
 
 def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int, threads: int) -> Plan | None:
     layout = "NCHW" if input.is_contiguous() else "channels_last"
-    # On the meta device: an even filter's 'same' pads the input itself.
-    shape = torch.empty(input.shape, device="meta")
-    padded, padding = resolve_padding("plan", shape, conv.weight, conv.padding, conv.stride, conv.dilation)
-    height, width = padded.shape[-2:]
+    padding = padding_of("plan", conv.padding, conv.kernel_size, conv.stride, conv.dilation)
     found = _C.plan(
-        op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, (height, width),
+        op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, input.shape[2:],
         conv.kernel_size, conv.stride, padding, conv.dilation, out_channels, conv.out_channels // conv.in_channels, threads,
         conv.bias is not None,
     )  # fmt: skip

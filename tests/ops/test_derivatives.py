@@ -175,7 +175,7 @@ OPCHECK = {
         (
             x.detach(),
             ops.separable_conv2d_pack(w.detach(), b.detach(), torch.randn(4, 3, 1, 1), None, ISA),
-            [4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 3],
+            [4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3],
             [0.0, 0.0],
             torch.randn(2, 4, 6, 5),
         ),
