@@ -14,6 +14,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, str act=\"identity\", float slope=0.01) -> Tensor");
+  // act(conv1d(cat((state, input[..., None]), -1), weight, bias, 1, 0, dilation, groups=C))[..., 0] for input (N, C), weight
+  // (C, 1, k) and state (N, C, (k - 1) * dilation), which then holds the last samples. Without derivatives.
+  m.def(
+      "depthwise_conv1d_step(Tensor input, Tensor(a!) state, Tensor weight, Tensor? bias, int dilation=1, str act=\"identity\", "
+      "float slope=0.01) -> Tensor");
   // (grad_input, grad_weight, grad_bias), each only where output_mask asks; the others are empty tensors of shape (0,).
   m.def(
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "

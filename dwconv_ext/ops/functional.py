@@ -69,6 +69,15 @@ def padding_of(
     return height // 2, height - height // 2, width // 2, width - width // 2
 
 
+def convolve(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: tuple, padding: tuple, dilation: tuple, act: str, slope: float
+) -> Tensor:
+    """The op, by the shortest way."""
+    if act == "identity" and is_training_step(x, w, b):
+        return _DepthwiseConv2d.apply(x, w, b, stride, padding, dilation)
+    return call(ops.depthwise_conv2d.default, x, w, b, stride, padding, dilation, act, slope)
+
+
 def depthwise_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -123,10 +132,7 @@ def depthwise_conv2d(
     batched, unbatched = _batched(op, input)
     stride, dilation = to_pair(op, "stride", stride), to_pair(op, "dilation", dilation)
     padding = padding_of(op, padding, weight.shape[2:], stride, dilation)
-    if act == "identity" and is_training_step(batched, weight, bias):
-        output = _DepthwiseConv2d.apply(batched, weight, bias, stride, padding, dilation)
-    else:
-        output = call(ops.depthwise_conv2d.default, batched, weight, bias, stride, padding, dilation, act, slope)
+    output = convolve(batched, weight, bias, stride, padding, dilation, act, slope)
     return output.squeeze(0) if unbatched else output
 
 
