@@ -103,7 +103,7 @@ def folded(kind: type[Folded], *settings: ConvSettings | str) -> Folded:
     return layer
 
 
-def _folds(input: Tensor, tensors: Tensors) -> bool:
+def folds(input: Tensor, tensors: Tensors) -> bool:
     """Whether the BatchNorm can go into weights of the input's dtype. Else torch has the result, or the error."""
     if input.dtype is torch.float16 and input.is_cpu:  # a dead channel's may not fit (on CUDA: docs/design/limits.md)
         return False
@@ -293,7 +293,7 @@ class FoldedBlock(Folded):
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         (one, first), (two, second) = layers = (tensors[:6], self.first), (tensors[6:], self.second)
-        if not (_folds(input, one) and _folds(input, two)):
+        if not (folds(input, one) and folds(input, two)):
             return plus(_as_steps(_as_steps(input, one, first), two, second), residual)
         weights = (None if t is None else t.to(input.dtype) for layer, s in layers for t in fold(*layer, s.eps))
         return separable_conv2d(
@@ -376,7 +376,7 @@ class FoldedConv(Folded):
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
         s = self.settings
-        if not _folds(input, tensors):
+        if not folds(input, tensors):
             return plus(_as_steps(input, tensors, s), residual)
         weights = (None if t is None else t.to(input.dtype) for t in fold(*tensors, s.eps))
         return plus(_convolve(input, *weights, s), residual)
