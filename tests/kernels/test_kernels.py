@@ -47,6 +47,12 @@ def test_row(forced):
         check_batch_norm(x, *channels, "relu")
         check_batch_norm(x, *channels, "silu")
         return
+    if forced["op"] == "depthwise_conv1d_step":
+        x, w, state = torch.randn(2, 35, 3).to(dtype), torch.randn(35, 1, 4).to(dtype), torch.zeros(2, 35, 3, dtype=dtype)
+        steps = [dwconv_ext.depthwise_conv1d_step(sample, state, w, act="silu") for sample in x.unbind(2)]
+        assert torch.equal(torch.stack(steps, 2), dwconv_ext.depthwise_conv1d(x, w, act="silu", causal=True))
+        assert torch.equal(state, x)
+        return
     x, dw, db = case.tensors(dtype, layout)
     pw = (torch.randn(70, 35, 1, 1) / 6).to(dtype)
     check_separable(x, dw, db, pw, None, case.conv, "relu", "relu")

@@ -92,6 +92,20 @@ def test_activations(act, layout):
         torch.testing.assert_close(depthwise_conv1d(x, w, b, *conv, act).double(), want, rtol=close, atol=2 * close)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["mamba", "conformer", "strided", "dilated", "same_even", "two_ends", "multiplier"])
+def test_every_implementation(case, layout, kernels):
+    x, w, b, conv = operands(case, layout=layout)
+    results = []
+    for tensors, call in (((x, w, b), depthwise_conv1d), ((x.double(), w.double(), b.double()), reference)):
+        given = [t.to(kernels.device).requires_grad_() for t in tensors]
+        y = call(*given, *conv)
+        y.square().sum().backward()
+        results.append([y.detach(), *(t.grad for t in given)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("act", ["identity", "silu"])
 def test_causal_is_a_pad_on_the_left(act):
     for layout, stride, dilation in itertools.product(LAYOUTS, (1, 2), (1, 3)):
