@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dwconv_ext.ops.arguments import four_paddings
+
 from .layers import Layer, depthwise_layers, inverted_layers, separable_layers
 from .report import made, markdown_table, print_rows, save
 
@@ -128,7 +130,7 @@ def measure_inverted(layer: Layer, layout: str, dtype: torch.dtype, *, fusion: s
     expand = ops.pointwise_conv2d_pack(torch.randn(hidden, layer.channels, 1, 1), torch.randn(hidden), "", name)
     filters = torch.randn(hidden, 1, *layer.kernel), torch.randn(hidden)
     packed = ops.separable_conv2d_pack(*filters, torch.randn(layer.out_channels, hidden, 1, 1), None, "", name)
-    block = [layer.out_channels, *layer.kernel, layer.stride, layer.stride, *layer.padding, 1, 1, 2, 0]
+    block = [layer.out_channels, *layer.kernel, layer.stride, layer.stride, *four_paddings(layer.padding), 1, 1, 2, 0]
     module.set_gpu({})
     runs = {}
     for how in ("never", fusion):

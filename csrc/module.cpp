@@ -99,8 +99,8 @@ std::optional<py::dict> depthwise_dict(const CpuProblem& p, Pass pass, int64_t m
 
 // The plan of one op on contiguous tensors; `threads` as torch would be given. None where a pass has none of its own.
 std::optional<py::dict> plan(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
-                             int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
-                             int64_t out_channels, int64_t multiplier, int64_t threads, bool bias) {
+                             int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, const Paddings& padding,
+                             Pair dilation, int64_t out_channels, int64_t multiplier, int64_t threads, bool bias) {
   CpuProblem p;
   describe_problem(p, dtype, layout, batch, channels, in_size, kernel, stride, padding, dilation);
   const Machine here = machine(threads);

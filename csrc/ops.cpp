@@ -9,10 +9,16 @@
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
-  // act(conv2d(input, weight, bias, groups=C)) for weight of shape (C * multiplier, 1, kH, kW).
+  // act(conv2d(input, weight, bias, groups=C)) for weight of shape (C * multiplier, 1, kH, kW). padding, here and in the fused
+  // ops: of height and width, or of four ends, top, bottom, left and right.
   m.def(
       "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, str act=\"identity\", float slope=0.01) -> Tensor");
+  // act(conv1d(cat((state, input[..., None]), -1), weight, bias, 1, 0, dilation, groups=C))[..., 0] for input (N, C), weight
+  // (C, 1, k) and state (N, C, (k - 1) * dilation), which then holds the last samples. Without derivatives.
+  m.def(
+      "depthwise_conv1d_step(Tensor input, Tensor(a!) state, Tensor weight, Tensor? bias, int dilation=1, str act=\"identity\", "
+      "float slope=0.01) -> Tensor");
   // (grad_input, grad_weight, grad_bias), each only where output_mask asks; the others are empty tensors of shape (0,).
   m.def(
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
@@ -28,11 +34,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str dw_act, str pw_act, Tensor? residual=None, "
       "float dw_slope=0.01, float pw_slope=0.01, bool allow_tf32=False) -> Tensor");
   // The same without derivatives, for many calls with the same weights: their packed bytes, and the rest of the arguments as
-  // numbers, which take less of a short call's time (block: out_channels, kernel_h, kernel_w, stride, padding, dilation, dw_act,
-  // pw_act; slopes: dw_slope, pw_slope). isa is the CPU's selected instruction set, whose kernels read them: named so that
-  // compiled graphs kept for one CPU aren't taken for another's; on CUDA, where all kernels read the same, nothing looks at it.
-  // input_dtype: of the inputs where it is not the weights': folded weights are float32 also where inputs are bfloat16 or
-  // float16, whose range they may leave.
+  // numbers, which take less of a short call's time (block: out_channels, kernel_h, kernel_w, stride, the four paddings,
+  // dilation, dw_act, pw_act; slopes: dw_slope, pw_slope). isa is the CPU's selected instruction set, whose kernels read them:
+  // named so that compiled graphs kept for one CPU aren't taken for another's; on CUDA, where all kernels read the same, nothing
+  // looks at it. input_dtype: of the inputs where it is not the weights': folded weights are float32 also where inputs are
+  // bfloat16 or float16, whose range they may leave.
   m.def(
       "separable_conv2d_pack(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, str isa, "
       "str input_dtype=\"\") -> Tensor");
@@ -40,7 +46,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
       "separable_conv2d_packed(Tensor input, Tensor packed, int[] block, float[] slopes, Tensor? residual=None, "
       "bool allow_tf32=False) -> Tensor");
   // act(conv2d(input, weight, bias, groups=C)) in the same way, on the CPU. filter: out_channels, kernel_h, kernel_w, stride,
-  // padding, dilation (height and width each); act: an activation's number (_C.activations).
+  // the four paddings, dilation; act: an activation's number (_C.activations).
   m.def("depthwise_conv2d_pack(Tensor weight, Tensor? bias, str isa, str input_dtype=\"\") -> Tensor");
   m.def("depthwise_conv2d_packed(Tensor input, Tensor packed, int[] filter, int act, float slope=0.01) -> Tensor");
   // act(conv2d(input * gate, weight, bias, stride)) + residual for a 1x1 convolution, without derivatives. gate is (N, C, 1, 1).

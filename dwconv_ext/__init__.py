@@ -2,7 +2,8 @@
 
     depthwise_conv2d(input, weight, ...)     F.conv2d(..., groups=C)
     separable_conv2d(input, ...)             depthwise, activation, pointwise, activation in one pass
-    DepthwiseConv2d                          nn.Conv2d(C, C * multiplier, k, groups=C)
+    depthwise_conv1d(input, weight, ...)     F.conv1d(..., groups=C), causal too; depthwise_conv1d_step one sample at a time
+    DepthwiseConv2d, DepthwiseConv1d         nn.Conv2d(C, C * multiplier, k, groups=C), nn.Conv1d
     FusedDSConv                              depthwise - BatchNorm - activation - pointwise - BatchNorm - activation
     convert, unfuse                          any model onto these kernels, and back
     plan                                     which kernel a layer runs, and why
@@ -24,9 +25,11 @@ from . import cost, models
 from .convert import convert, unfuse
 from .models import InvertedResidual
 from .nn.depthwise import DepthwiseConv2d
+from .nn.depthwise1d import DepthwiseConv1d
 from .nn.folded_weights import clear_caches
 from .nn.separable import FusedDSConv
 from .ops.autograd import DepthwiseConv2dFunction, SeparableConv2dFunction
+from .ops.conv1d import depthwise_conv1d, depthwise_conv1d_step
 from .ops.functional import depthwise_conv2d, separable_conv2d
 from .plan import plan
 from .tuner import benchmark, benchmark_by_environment
@@ -52,6 +55,7 @@ register_missing()
 benchmark_by_environment()
 
 __all__ = [
+    "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DepthwiseConv2dFunction",
     "FusedDSConv",
@@ -61,6 +65,8 @@ __all__ = [
     "clear_caches",
     "convert",
     "cost",
+    "depthwise_conv1d",
+    "depthwise_conv1d_step",
     "depthwise_conv2d",
     "models",
     "plan",

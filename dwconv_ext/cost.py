@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .nn.depthwise import DepthwiseConv2d
+from .nn.depthwise1d import DepthwiseConv1d
 from .nn.separable import FusedDSConv
 from .ops.arguments import IntOrPair, check_kind, positive_int, positive_pair, shape_of
 from .plan import plan
@@ -237,7 +238,10 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
         if own == 0 or layer.is_recursive:
             continue
         kernel = ""
-        if isinstance(module, DepthwiseConv2d) and len(layer.input_size) == 4 and input.device.type == "cpu":
+        ours = (isinstance(module, DepthwiseConv2d) and len(layer.input_size) == 4) or (
+            isinstance(module, DepthwiseConv1d) and len(layer.input_size) == 3
+        )
+        if ours and input.device.type == "cpu":
             seen = torch.empty(layer.input_size, dtype=input.dtype, device="meta")
             kernel = plan(fused.get(id(module), module), seen)[0].kernel
         elif id(module) in fused:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ._extension import _C
 from .nn.separable import FusedDSConv
 from .ops.arguments import positive_int, shape_of
-from .ops.functional import DTYPES, depthwise_conv2d, name_of, resolve_padding
+from .ops.conv1d import depthwise_conv1d, padding_of_length
+from .ops.functional import DTYPES, depthwise_conv2d, name_of, padding_of
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,23 @@ class Plans(tuple[Plan, ...]):
         return "\n".join(map(str, self))
 
 
-def _plan(pass_: str, op: str, conv: nn.Conv2d, input: Tensor, out_channels: int, threads: int) -> Plan | None:
+def _geometry(conv: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], ...]:
+    """Filter, stride, padding and dilation of an image; in one dimension of one row."""
+    if isinstance(conv, nn.Conv2d):
+        padding = padding_of("plan", conv.padding, conv.kernel_size, conv.stride, conv.dilation)
+        return conv.kernel_size, conv.stride, padding, conv.dilation
+    (taps,), (stride,), (dilation,) = conv.kernel_size, conv.stride, conv.dilation
+    pads = padding_of_length("plan", conv.padding, taps, stride, dilation)
+    if getattr(conv, "causal", False):
+        pads = (taps - 1) * dilation, 0
+    return (1, taps), (1, stride), (0, 0, *pads), (1, dilation)
+
+
+def _plan(pass_: str, op: str, conv: nn.Conv1d | nn.Conv2d, input: Tensor, out_channels: int, threads: int) -> Plan | None:
     layout = "NCHW" if input.is_contiguous() else "channels_last"
-    # On the meta device: an even filter's 'same' pads the input itself.
-    shape = torch.empty(input.shape, device="meta")
-    padded, padding = resolve_padding("plan", shape, conv.weight, conv.padding, conv.stride, conv.dilation)
-    height, width = padded.shape[-2:]
     found = _C.plan(
-        op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, (height, width),
-        conv.kernel_size, conv.stride, padding, conv.dilation, out_channels, conv.out_channels // conv.in_channels, threads,
+        op, pass_, name_of(input.dtype), layout, input.shape[0], conv.in_channels, input.shape[2:],
+        *_geometry(conv), out_channels, conv.out_channels // conv.in_channels, threads,
         conv.bias is not None,
     )  # fmt: skip
     if found is None:
@@ -86,8 +95,8 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
     """What a depthwise convolution or a FusedDSConv would run on the CPU for an input. Computes nothing.
 
     Args:
-        layer: a depthwise ``nn.Conv2d`` (``DepthwiseConv2d`` or not), or a ``FusedDSConv``: its fused forward pass.
-        input: (N, C, H, W), a tensor (on any device, ``meta`` too) or its shape (then float32, NCHW).
+        layer: a depthwise ``nn.Conv2d`` or ``nn.Conv1d`` (ours or not), or a ``FusedDSConv``: its fused forward pass.
+        input: (N, C, H, W), in one dimension (N, C, L), a tensor (on any device, ``meta`` too) or its shape (then float32, NCHW).
         threads: default ``torch.get_num_threads()``.
 
     Returns:
@@ -107,17 +116,25 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
     threads = torch.get_num_threads() if threads is None else positive_int("plan", "threads", threads)
     fused = isinstance(layer, FusedDSConv)
     conv = layer._parts()[0] if fused else layer
-    if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels):
-        raise TypeError(f"plan: layer must be a depthwise nn.Conv2d or a FusedDSConv, but got {type(layer).__name__}")
-    if input.dim() != 4 or input.shape[1] != conv.in_channels:
-        raise ValueError(f"plan: input must have shape (N, {conv.in_channels}, H, W), but got {list(input.shape)}")
+    if not (isinstance(conv, (nn.Conv1d, nn.Conv2d)) and conv.groups == conv.in_channels):
+        wanted = "a depthwise nn.Conv2d or nn.Conv1d, or a FusedDSConv"
+        raise TypeError(f"plan: layer must be {wanted}, but got {type(layer).__name__}")
+    one = isinstance(conv, nn.Conv1d)
+    if input.dim() != (3 if one else 4) or input.shape[1] != conv.in_channels:
+        wanted = f"(N, {conv.in_channels}, {'L' if one else 'H, W'})"
+        raise ValueError(f"plan: input must have shape {wanted}, but got {list(input.shape)}")
     if input.dtype not in DTYPES:
         raise ValueError(f"plan: input must be float32, float64, bfloat16 or float16, but got {input.dtype}")
     weight = torch.empty(conv.weight.shape, dtype=input.dtype, device="meta")
     try:
-        depthwise_conv2d(input.to("meta"), weight, None, conv.stride, conv.padding, conv.dilation)
+        if one:
+            causal = getattr(conv, "causal", False)
+            depthwise_conv1d(input.to("meta"), weight, None, conv.stride, conv.padding, conv.dilation, causal=causal)
+        else:
+            depthwise_conv2d(input.to("meta"), weight, None, conv.stride, conv.padding, conv.dilation)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
+    input = input.unsqueeze(2) if one else input
     if not (input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last)):
         input = torch.empty_like(input, device="meta", memory_format=torch.contiguous_format)
     if fused:

@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -39,11 +40,12 @@ template <class... Parts>
       refuse(__VA_ARGS__);           \
   } while (false)
 
-inline std::string to_string(const Ints& size) {
-  std::string text = "[";
-  for (size_t i = 0; i < size.size(); ++i) text += (i ? ", " : "") + std::to_string(size[i]);
-  return text + "]";
+inline std::string listed(const Ints& values) {
+  std::string text;
+  for (size_t i = 0; i < values.size(); ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return text;
 }
+inline std::string to_string(const Ints& size) { return "[" + listed(size) + "]"; }
 inline Ints shape_of(const Tensor& tensor) {
   Ints size;
   for (int64_t i = 0; i < tensor.dim(); ++i) size.push_back(tensor.size(i));
@@ -51,7 +53,8 @@ inline Ints shape_of(const Tensor& tensor) {
 }
 inline std::string to_string(const Tensor& tensor) { return to_string(shape_of(tensor)); }
 
-// Strides, paddings and dilations are those of axis.h, which give the same as the caller's.
+// Strides, paddings and dilations are those of axis.h, which give the same as the caller's. A padding is that of an axis'
+// beginning: what there is at the end follows from the output's size.
 struct ConvolutionShape {
   int64_t batch, channels, multiplier, in_h, in_w, kernel_h, kernel_w;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -153,12 +156,29 @@ inline void check_pair(const char* op, const char* name, const Ints& value, int6
                ", but got (", value[0], ", ", value[1], ")");
 }
 
+// At the beginning and the end of an axis.
+struct Ends {
+  int64_t before, after;
+};
+
+// Of two values, each for both ends of an axis, or of four: top, bottom, left, right.
+inline std::array<Ends, 2> check_padding(const char* op, const Ints& value) {
+  DWCONV_CHECK(value.size() == 2 || value.size() == 4, op, ": padding must be a pair or four values, but got ", value.size(),
+               " values");
+  for (int64_t pad : value) DWCONV_CHECK(pad >= 0, op, ": padding must be non-negative, but got (", listed(value), ")");
+  if (value.size() == 2) return {{{value[0], value[0]}, {value[1], value[1]}}};
+  return {{{value[0], value[1]}, {value[2], value[3]}}};
+}
+
 // Any 64-bit numbers: what they make may not fit 64 bits, and then no step here overflows.
 inline int64_t output_size(const char* op, const char* weight_name, int dimension, int64_t size, int64_t kernel, int64_t stride,
-                           int64_t pad, int64_t dilation) {
+                           Ends pads, int64_t dilation) {
   const int64_t most = (std::numeric_limits<int64_t>::max() - size) / 2;
-  DWCONV_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ", most);
-  const int64_t padded = size + 2 * pad;
+  for (int64_t pad : {pads.before, pads.after}) {
+    DWCONV_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ",
+                 most);
+  }
+  const int64_t padded = size + pads.before + pads.after;
   int64_t reach = 0;
   const bool endless = __builtin_mul_overflow(dilation, kernel - 1, &reach) || __builtin_add_overflow(reach, 1, &reach);
   const char* const side = dimension == 0 ? "height" : "width";
@@ -182,7 +202,7 @@ inline ConvolutionShape check_filter(const char* op, const Tensor& input, const 
   DWCONV_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
                to_string(input));
   check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
+  const auto [pads_h, pads_w] = check_padding(op, padding);
   check_pair(op, "dilation", dilation, 1);
   ConvolutionShape s = {};
   s.dtype = dtype;
@@ -193,10 +213,10 @@ inline ConvolutionShape check_filter(const char* op, const Tensor& input, const 
   s.in_w = input.size(3);
   s.kernel_h = kernel_h;
   s.kernel_w = kernel_w;
-  s.out_h = output_size(op, weight_name, 0, s.in_h, s.kernel_h, stride[0], padding[0], dilation[0]);
-  s.out_w = output_size(op, weight_name, 1, s.in_w, s.kernel_w, stride[1], padding[1], dilation[1]);
-  const Axis h = within_sizes({s.in_h, s.kernel_h, s.out_h, stride[0], padding[0], dilation[0]});
-  const Axis w = within_sizes({s.in_w, s.kernel_w, s.out_w, stride[1], padding[1], dilation[1]});
+  s.out_h = output_size(op, weight_name, 0, s.in_h, s.kernel_h, stride[0], pads_h, dilation[0]);
+  s.out_w = output_size(op, weight_name, 1, s.in_w, s.kernel_w, stride[1], pads_w, dilation[1]);
+  const Axis h = within_sizes({s.in_h, s.kernel_h, s.out_h, stride[0], pads_h.before, dilation[0]});
+  const Axis w = within_sizes({s.in_w, s.kernel_w, s.out_w, stride[1], pads_w.before, dilation[1]});
   s.stride_h = h.stride, s.stride_w = w.stride;
   s.pad_h = h.pad, s.pad_w = w.pad;
   s.dilation_h = h.dilation, s.dilation_w = w.dilation;
@@ -231,7 +251,7 @@ inline void check_output(const char* op, const Tensor& input, const ConvolutionS
   for (int64_t size : {s.batch, out_channels, s.out_h, s.out_w})
     bytes *= static_cast<double>(std::max<int64_t>(size, 1));  // no images: strides too
   DWCONV_CHECK(bytes < kMostBytes, op, ": the output's shape [", s.batch, ", ", out_channels, ", ", s.out_h, ", ", s.out_w,
-               "] is too large to allocate: padding is (", padding[0], ", ", padding[1], ")");
+               "] is too large to allocate: padding is (", listed(padding), ")");
 }
 
 // depthwise_conv2d's operands.

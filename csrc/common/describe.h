@@ -6,6 +6,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "common/problem.h"
 #include "common/tuner.h"
@@ -14,6 +15,7 @@ namespace dwconv {
 
 namespace py = pybind11;
 using Pair = std::pair<int64_t, int64_t>;
+using Paddings = std::vector<int64_t>;  // height and width, or top, bottom, left, right
 
 inline DType parse_dtype(const std::string& name) {
   for (DType dtype : kDTypes) {
@@ -24,7 +26,7 @@ inline DType parse_dtype(const std::string& name) {
 
 // The forward problem of a convolution; all but its strides.
 inline void describe_problem(DepthwiseProblem& p, const std::string& dtype, const std::string& layout, int64_t batch,
-                             int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+                             int64_t channels, Pair in_size, Pair kernel, Pair stride, const Paddings& padding, Pair dilation) {
   p.dtype = p.out_dtype = parse_dtype(dtype);
   if (layout != "NCHW" && layout != "channels_last")
     throw py::value_error("layout: expected NCHW or channels_last, got '" + layout + "'");
@@ -34,12 +36,15 @@ inline void describe_problem(DepthwiseProblem& p, const std::string& dtype, cons
   p.kernel_h = kernel.first, p.kernel_w = kernel.second;
   p.stride_h = stride.first, p.stride_w = stride.second;
   p.dilation_h = dilation.first, p.dilation_w = dilation.second;
-  p.pad_h = padding.first, p.pad_w = padding.second;
+  if (padding.size() != 2 && padding.size() != 4) throw py::value_error("padding: expected two or four values");
+  const size_t ends = padding.size() / 2;  // of an axis
+  p.pad_h = padding[0], p.pad_w = padding[ends];
+  const int64_t padded_h = p.in_h + p.pad_h + padding[ends - 1], padded_w = p.in_w + p.pad_w + padding[2 * ends - 1];
   if (p.stride_h < 1 || p.stride_w < 1) throw py::value_error("stride: must be positive");
-  if (p.dilation_h * (p.kernel_h - 1) >= p.in_h + 2 * p.pad_h || p.dilation_w * (p.kernel_w - 1) >= p.in_w + 2 * p.pad_w)
+  if (p.dilation_h * (p.kernel_h - 1) >= padded_h || p.dilation_w * (p.kernel_w - 1) >= padded_w)
     throw py::value_error("kernel: larger than the padded input");
-  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
-  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  p.out_h = (padded_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
+  p.out_w = (padded_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
 }
 
 // One of the passes given, of an op.

@@ -37,12 +37,15 @@ inline std::string weights_text(std::string_view pack_op, int64_t channels_in, i
 
 inline bool is_activation(int64_t number) { return number >= 0 && number < static_cast<int64_t>(std::size(kActivationNames)); }
 
-// numbers: out_channels, kernel_h, kernel_w, stride, padding, dilation (height and width each), and what may follow.
+constexpr size_t kFilterNumbers = 11;
+
+// numbers: out_channels, kernel_h, kernel_w, stride (height and width), padding (top, bottom, left, right), dilation (as stride),
+// and what may follow.
 inline ConvolutionShape check_filter_numbers(const char* op, const Tensor& input, const char* name, DType dtype,
                                              const Ints& numbers) {
-  const Ints padding = {numbers[5], numbers[6]};
+  const Ints padding(&numbers[5], &numbers[9]);
   const ConvolutionShape s =
-      check_filter(op, input, name, dtype, numbers[1], numbers[2], {numbers[3], numbers[4]}, padding, {numbers[7], numbers[8]});
+      check_filter(op, input, name, dtype, numbers[1], numbers[2], {numbers[3], numbers[4]}, padding, {numbers[9], numbers[10]});
   check_output(op, input, s, numbers[0], padding);
   return s;
 }
@@ -53,18 +56,18 @@ struct BlockShape {
   Activation dw_activation, pw_activation;
 };
 
-// A block over an image of `channels` and the input's other sizes. block: out_channels, the filter's height and width, stride,
-// padding, dilation (height and width each), the activations' numbers (problem.h), all that the output's shape depends on first.
+// A block over an image of `channels` and the input's other sizes. block: check_filter_numbers's, and the activations' numbers
+// (problem.h).
 // check_weights: of what was packed.
 template <class CheckWeights>
 BlockShape check_block_shape(const char* op, const Tensor& input, int64_t channels, DType dtype, const Ints& block,
                              const std::vector<double>& slopes, CheckWeights check_weights) {
-  DWCONV_CHECK(block.size() == 11 && slopes.size() == 2 && is_activation(block[9]) && is_activation(block[10]), op,
-               ": block must be 11 integers that end in two activations' numbers, and slopes two numbers");
+  DWCONV_CHECK(block.size() == kFilterNumbers + 2 && slopes.size() == 2 && is_activation(block[11]) && is_activation(block[12]),
+               op, ": block must be 13 integers that end in two activations' numbers, and slopes two numbers");
   check_weights();
   const auto activation = [](int64_t number, double slope) { return Activation{static_cast<ActivationKind>(number), slope}; };
-  BlockShape b = {check_filter_numbers(op, input, "block", dtype, block), block[0], activation(block[9], slopes[0]),
-                  activation(block[10], slopes[1])};
+  BlockShape b = {check_filter_numbers(op, input, "block", dtype, block), block[0], activation(block[11], slopes[0]),
+                  activation(block[12], slopes[1])};
   b.shape.channels = channels;
   return b;
 }

@@ -34,6 +34,7 @@ enum class Op : int32_t {
   kSqueezeExcitation,
   kLayerNorm,
   kDepthwiseNorm,
+  kDepthwiseStep,
 };
 enum class Pass : int32_t {
   kForward = 0,
@@ -52,9 +53,9 @@ enum class Pass : int32_t {
 };
 
 static constexpr const char* op_name(Op op) {
-  constexpr const char* kNames[] = {"depthwise_conv2d",   "separable_conv2d", "pointwise_conv2d",
-                                    "inverted_residual",  "patch_conv2d",     "batch_norm_act",
-                                    "squeeze_excitation", "layer_norm2d",     "depthwise_norm_act"};
+  constexpr const char* kNames[] = {"depthwise_conv2d",   "separable_conv2d",     "pointwise_conv2d",   "inverted_residual",
+                                    "patch_conv2d",       "batch_norm_act",       "squeeze_excitation", "layer_norm2d",
+                                    "depthwise_norm_act", "depthwise_conv1d_step"};
   return kNames[static_cast<int>(op)];
 }
 static constexpr const char* pass_name(Pass pass) {

@@ -38,6 +38,15 @@ inline Tensor as_output(const Tensor& t, const Ints& size, Layout layout) {
   return packed;
 }
 
+// Whether torch's convolution, whose padding is the same at both ends, computes the same: where its output has the size.
+inline bool torch_has(const ConvolutionShape& s) {
+  const auto same = [](int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, int64_t out) {
+    return pad >= 0 && (in + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1 == out;
+  };
+  return same(s.in_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, s.out_h) &&
+         same(s.in_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, s.out_w);
+}
+
 struct TorchConvolution {
   Ints stride, padding, dilation;
   int64_t groups;

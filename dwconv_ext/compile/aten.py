@@ -16,6 +16,8 @@ _BOTH = ("silu", "hardswish", "leaky_relu", "hardtanh", "relu6")  # of new memor
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.conv2d.default: torch.conv2d,
     aten.conv2d.padding: torch.conv2d,
+    aten.conv1d.default: torch.conv1d,
+    aten.conv1d.padding: torch.conv1d,
     aten.linear.default: F.linear,
     aten.max_pool2d.default: F.max_pool2d,
     aten.sigmoid.default: torch.sigmoid,

@@ -67,13 +67,26 @@ def convolution(node: fx.Node) -> dict[str, Any] | None:
         if len(node.args) > 6 and node.args[6] != "identity":
             return None
         arguments["groups"] = tensor_of(node.args[0]).shape[1]
+    return arguments if _fix_numbers(arguments) else None
+
+
+def convolution_1d(node: fx.Node) -> dict[str, Any] | None:
+    """The same of a 1-D one."""
+    if node.op != "call_function" or node.target is not torch.conv1d:
+        return None
+    arguments = {**_CONV2D_DEFAULTS, **dict(zip(_CONV2D, node.args, strict=False)), **node.kwargs}
+    return arguments if _fix_numbers(arguments) else None
+
+
+def _fix_numbers(conv: dict[str, Any]) -> bool:
+    """Python's in the place of a compiler's; false where they are none."""
     for name in ("stride", "padding", "dilation", "groups"):
-        value = arguments[name]
+        value = conv[name]
         value = tuple(map(number_of, value)) if isinstance(value, (tuple, list)) else number_of(value)
         if not all(type(v) in (int, str) for v in (value if isinstance(value, tuple) else (value,))):
-            return None
-        arguments[name] = value
-    return arguments
+            return False
+        conv[name] = value
+    return True
 
 
 def linear(node: fx.Node) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ In inference (the result wants no derivative):
     depthwise [- BN] [- act] - pointwise [- BN] [- act] [+ shortcut]     FoldedBlock
     pointwise [- BN] [- act] - such a block                              FoldedInvertedResidual
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
+    depthwise in one dimension [- BN] [- act]                            FoldedConv1d (conv1d.py)
     linear [- act]                                                       FoldedLinear
     LayerNorm, linear [- act] over an image's channels                   FoldedLayerNorm, FoldedImageLinear (channel_layers.py)
     mean over the pixels [- flatten], max pooling                        FoldedPool, FoldedMaxPool
@@ -13,7 +14,7 @@ In inference (the result wants no derivative):
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
     on CUDA a depthwise convolution and the mean over its pixels         FoldedPooled
 
-In training: a depthwise convolution becomes depthwise_conv2d, and BatchNorm - act one operation where the base is eager.
+In training: a depthwise convolution becomes depthwise_conv2d (or 1d), and BatchNorm - act one operation where the base is eager.
 
 A pattern's inner values have no other user; its nodes lie in one grad and autocast mode, and nothing between the first and the
 last may write a tensor; its weights are inputs of the graph (parameters, buffers), not results.
@@ -21,6 +22,7 @@ last may write a tensor; its weights are inputs of the graph (parameters, buffer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +44,7 @@ from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .aten import as_torch
 from .channel_layers import ChannelLayers, fuse_linear
+from .conv1d import fuse_conv1d
 from .poolings import fuse_pooled, fuse_poolings
 from .report import Report
 from .sequences import Layers, as_function, merge
@@ -128,6 +131,8 @@ class Pass:
             if self.packed and node not in self.used:
                 fuse_poolings(self, node)
         for node in nodes:
+            if node not in self.used and fuse_conv1d(self, node):
+                continue
             if node not in self.used and g.convolution(node) is not None:
                 self.convolution(node)
             elif isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -178,7 +183,11 @@ class Pass:
             return None
         if g.tensor_of(conv["weight"]) is None or not all(map(g.is_plain, (conv["input"], conv["weight"], conv["bias"]))):
             return None
-        layer = Layer(conv, [node])
+        return self.followed(conv, [node])
+
+    def followed(self, conv: dict[str, Any], nodes: list[fx.Node]) -> Layer:
+        """The convolution, of these nodes, with the BatchNorm and the activation after it."""
+        layer, node = Layer(conv, list(nodes)), nodes[-1]
         after = self.next(node)
         norm = None if after is None else g.batch_norm(after)
         if norm is not None and norm["input"] is node and norm["training"] is False and norm["running_mean"] is not None:
@@ -379,7 +388,7 @@ class Pass:
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def replace_in_training(self, layer: Layer) -> None:
+    def replace_in_training(self, layer: Layer, function: Callable[..., Tensor] = depthwise_conv2d) -> None:
         """The depthwise convolution alone, differentiable."""
         conv, node = layer.conv, layer.nodes[0]
         with self.module.graph.inserting_before(node):
@@ -390,9 +399,7 @@ class Pass:
                     operand = self.cast(operand, g.tensor_of(node).dtype)
                 operands.append(operand)
             operands[0] = self.in_layout(operands[0], conv["weight"], node)
-            new = self.module.graph.call_function(
-                depthwise_conv2d, (*operands, conv["stride"], conv["padding"], conv["dilation"])
-            )
+            new = self.module.graph.call_function(function, (*operands, conv["stride"], conv["padding"], conv["dilation"]))
         self.swap([node], new)
         self.report.fused["depthwise convolutions"] += 1
 

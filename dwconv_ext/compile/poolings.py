@@ -38,7 +38,7 @@ def fuse_pooled(whole: Pass, node: fx.Node) -> None:
         return
     nodes = [*layer.nodes, node]
     same = len({whole.region[n] for n in nodes}) == 1 and value.dtype is g.tensor_of(input).dtype
-    if not same or not whole.undisturbed(nodes) or layer.settings.is_lopsided(g.tensor_of(layer.conv["weight"])):
+    if not same or not whole.undisturbed(nodes):
         return
     graph, fused = whole.module.graph, folded(FoldedPooled, layer.settings)
     with graph.inserting_before(input):

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..nn.depthwise import DepthwiseConv2d
+from ..nn.depthwise1d import DepthwiseConv1d
 from ..ops.functional import DTYPES, name_of
 from .sequential import SequentialMixin, flattened, is_sequential
 
 
 class Swapped:
-    """Mixed into a subclass of nn.Conv2d: its own behaviour, our kernel."""
+    """Mixed into a subclass of nn.Conv1d or nn.Conv2d: its own behaviour, our kernel."""
 
 
 class _SamePadded(Swapped):
@@ -34,13 +35,18 @@ def _depthwise_forward(self: nn.Conv2d, input: torch.Tensor, weight: torch.Tenso
     return DepthwiseConv2d._conv_forward(self, input, weight, bias)
 
 
+def _depthwise_forward_1d(self: nn.Conv1d, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return DepthwiseConv1d._conv_forward(self, input, weight, bias)
+
+
 def _reduce_ex(self: nn.Module, protocol: int) -> tuple:
     """Made again from the class it was written with when unpickled."""
     _, _, state, *rest = super(type(self), self).__reduce_ex__(protocol)
     return (_new_swapped, (_written_with(type(self)),), state, *rest)
 
 
-_swapped: dict[type, type] = {nn.Conv2d: DepthwiseConv2d}
+OURS = {nn.Conv2d: DepthwiseConv2d, nn.Conv1d: DepthwiseConv1d}
+_swapped: dict[type, type] = dict(OURS)
 
 
 def class_for(kind: type) -> type:
@@ -52,7 +58,10 @@ def class_for(kind: type) -> type:
             methods["forward"] = SequentialMixin.forward
         else:
             name, mixin = f"Depthwise{kind.__name__}", _SamePadded if _is_timm_same(kind) else Swapped
-            methods["_conv_forward"] = _depthwise_forward
+            one = issubclass(kind, nn.Conv1d)
+            methods["_conv_forward"] = _depthwise_forward_1d if one else _depthwise_forward
+            if one:
+                methods["causal"] = False
         _swapped[kind] = type(name, (mixin, kind), {**methods, "__prepare_scriptable__": _prepare_scriptable})
     return _swapped[kind]
 
@@ -69,23 +78,25 @@ def _new_swapped(kind: type) -> nn.Module:
 
 
 def _is_ours(kind: type) -> bool:
-    return kind is DepthwiseConv2d or (issubclass(kind, (Swapped, SequentialMixin)) and kind.__module__ == __name__)
+    return kind in OURS.values() or (issubclass(kind, (Swapped, SequentialMixin)) and kind.__module__ == __name__)
 
 
 def _written_with(kind: type) -> type:
     """The class that one of ours stands for."""
-    return nn.Conv2d if kind is DepthwiseConv2d else kind.__bases__[-1]
+    return next((theirs for theirs, ours in OURS.items() if ours is kind), kind.__bases__[-1])
 
 
 def _is_timm_same(kind: type) -> bool:
     return kind.__name__ == "Conv2dSame" and kind.__module__.startswith("timm.")
 
 
-def why_not(conv: nn.Conv2d) -> str:
+def why_not(conv: nn.Conv1d | nn.Conv2d) -> str:
     """Why this depthwise convolution must stay what it is; empty where it need not."""
     kind = type(conv)
-    if kind is DepthwiseConv2d or isinstance(conv, Swapped):
+    if is_replaced(conv):
         return ""
+    base = nn.Conv1d if isinstance(conv, nn.Conv1d) else nn.Conv2d
+    function = base.__name__.lower()
     if not _is_copied_by_its_state(kind):
         return f"{kind.__name__} overrides __reduce__"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
@@ -96,12 +107,12 @@ def why_not(conv: nn.Conv2d) -> str:
         return f"the kernels have no {name_of(conv.weight.dtype)}"
     if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
         return "its forward was replaced on the instance"
-    if kind is nn.Conv2d or _is_timm_same(kind):
+    if kind is base or _is_timm_same(kind):
         return ""
-    if kind._conv_forward is not nn.Conv2d._conv_forward:
+    if kind._conv_forward is not base._conv_forward:
         return f"{kind.__name__} overrides _conv_forward"
-    if kind.forward is not nn.Conv2d.forward and "conv2d" in kind.forward.__code__.co_names:
-        return f"{kind.__name__}.forward calls conv2d itself"
+    if kind.forward is not base.forward and function in kind.forward.__code__.co_names:
+        return f"{kind.__name__}.forward calls {function} itself"
     return ""
 
 
@@ -109,8 +120,13 @@ def _is_copied_by_its_state(kind: type) -> bool:
     return kind.__reduce__ is object.__reduce__ and (kind.__reduce_ex__ is object.__reduce_ex__ or _is_ours(kind))
 
 
+def is_replaced(conv: nn.Module) -> bool:
+    """Whether it is one of ours, or has been made one."""
+    return isinstance(conv, (DepthwiseConv1d, DepthwiseConv2d, Swapped))
+
+
 def is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
+    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups > 1 and module.groups == module.in_channels
 
 
 def fuses(module: nn.Module) -> bool:
@@ -123,6 +139,8 @@ def fuses(module: nn.Module) -> bool:
 def restore(module: nn.Module) -> None:
     """The class that the module was written with."""
     kind = type(module)
+    if getattr(module, "causal", False):
+        return  # torch has no class for it
     if _is_ours(kind):
         module.__class__ = _written_with(kind)
     elif "parametrizations" in module.__dict__.get("_modules", {}) and _is_ours(kind.__bases__[0]):

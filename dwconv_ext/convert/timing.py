@@ -81,11 +81,13 @@ def speedup(ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> float:
     return median(ratios)
 
 
-def depthwise_speedup(conv: nn.Conv2d, x: Tensor) -> float:
+def depthwise_speedup(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> float:
     """A converted depthwise convolution over torch's own, forward."""
 
+    plain = nn.Conv1d if isinstance(conv, nn.Conv1d) else nn.Conv2d
+
     def theirs() -> Tensor:
-        return nn.Conv2d._conv_forward(conv, x, conv.weight, conv.bias)
+        return plain._conv_forward(conv, x, conv.weight, conv.bias)
 
     with torch.no_grad():
         return speedup(lambda: conv._conv_forward(x, conv.weight, conv.bias), theirs)

@@ -71,7 +71,7 @@ def depthwise_norm_activation(
     x = as_weights_layout(as_autocast(x), weight)
     wide = accumulation_dtype(x.dtype)
     affine = (None if t is None else t.to(wide) for t in (bn.weight, bn.bias))
-    geometry = settings_of(conv, None, "identity", 0.0).pairs("depthwise_conv2d", weight)
+    geometry = settings_of(conv, None, "identity", 0.0).geometry("depthwise_conv2d", weight)
     return train_depthwise_norm_act(x, as_autocast(weight), *affine, geometry, (bn.eps, act, slope), _running(bn), recompute)[0]
 
 
@@ -82,11 +82,12 @@ def _trains_as_one(conv: nn.Module, bn: nn.Module, x: Tensor, recompute: bool) -
         return False
     weight = conv._parameters["weight"]
     settings = settings_of(conv, None, "identity", 0.0)
-    if not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad) or settings.is_lopsided(weight):
+    if not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad):
         return False
     if not runs_as_op(as_autocast(x), (bn.running_mean, bn.running_var, bn.weight, bn.bias), bn.eps):
         return False
-    sides = zip(x.shape[2:], weight.shape[2:], *settings.pairs("depthwise_conv2d", weight), strict=True)
-    height, width = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sides)
+    strides, (top, bottom, left, right), dilations = settings.geometry("depthwise_conv2d", weight)
+    sides = zip(x.shape[2:], weight.shape[2:], strides, (top + bottom, left + right), dilations, strict=True)
+    height, width = ((size + pads - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pads, dilation in sides)
     values = len(x) * height * width
     return height > 0 and width > 0 and values > 1 and (recompute or values * x.shape[1] >= LEAST_CUDA)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._extension import _C, _C_cuda
 from ..ops.activations import ACTIVATIONS, SLOPE, activate
-from ..ops.arguments import IntOrPair, to_pair
+from ..ops.arguments import IntOrPair, four_paddings, to_pair
 from ..ops.autograd import PLAIN, is_traced_or_transformed
 from ..ops.batch_norm import norm_fits
 from ..ops.functional import (
@@ -59,16 +59,10 @@ class ConvSettings(NamedTuple):
         few = self.groups == 1 and weight.dim() == 4 and weight.shape[1] <= MOST_PATCH_CHANNELS
         return few and max(weight.shape[2:]) <= MOST_PATCH_SIDE and self.product_stride(weight) is None
 
-    def is_lopsided(self, weight: Tensor) -> bool:
-        """Whether its padding is another at each end, which the ops do not have: 'same' with an even filter."""
-        if self.padding != "same":
-            return False
-        return any(padding_of("conv2d", "same", weight.shape[2:], (1, 1), to_pair("conv2d", "dilation", self.dilation))[1])
-
-    def pairs(self, op: str, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Stride, padding and dilation as the op takes them, where the padding is not lopsided."""
+    def geometry(self, op: str, weight: Tensor) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, int]]:
+        """Stride, the four paddings and dilation, as the op takes them."""
         stride, dilation = to_pair(op, "stride", self.stride), to_pair(op, "dilation", self.dilation)
-        return stride, padding_of(op, self.padding, weight.shape[2:], stride, dilation)[0], dilation
+        return stride, four_paddings(padding_of(op, self.padding, weight.shape[2:], stride, dilation)), dilation
 
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether it is one product of its weight with every pixel, all of them."""
@@ -150,7 +144,7 @@ def has_kernels(t: Tensor) -> bool:
 
 
 def _pack(first: ConvSettings, second: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> _Packed | None:
-    """The block of these twelve tensors; None where it has no kernel, or its padding is another at each end."""
+    """The block of these twelve tensors; None where it has no kernel."""
     one, two = tensors[:6], tensors[6:]
     if (
         not (has_kernels(one[0]) and Folded.packs(one[0], dtype))
@@ -160,22 +154,17 @@ def _pack(first: ConvSettings, second: ConvSettings, tensors: Tensors, dtype: to
     if not all(norm_fits(len(t[0]), dtype, t[2:]) for t in (one, two)):
         return None
     (dw, dw_bias), (pw, pw_bias) = fold(*one, first.eps), fold(*two, second.eps)
-    stride, padding, dilation = first.pairs("separable_conv2d", dw)
-    if first.is_lopsided(dw):
-        return None
+    stride, padding, dilation = first.geometry("separable_conv2d", dw)
     activations = (_C.activations[s.activation] for s in (first, second))
     block = [pw.shape[0], *dw.shape[2:], *stride, *padding, *dilation, *activations]
     packed = ops.separable_conv2d_pack(dw, dw_bias, pw, pw_bias, _C.selected_isa(), name_of(dtype))
     return _Packed(packed, block, [first.slope, second.slope])
 
 
-def _becomes_step(input: Tensor, settings: tuple[ConvSettings, ...], layers: tuple[Tensors, ...]) -> bool:
-    """Whether layers of these settings and tensors, with data or without, can be packed for the input."""
+def _becomes_step(input: Tensor, layers: tuple[Tensors, ...]) -> bool:
+    """Whether layers of these tensors, with data or without, can be packed for the input."""
     wide = input.dtype is torch.float64
-    return all(
-        (t[0].dtype is torch.float64) is wide and norm_fits(len(t[0]), input.dtype, t[2:]) and not s.is_lopsided(t[0])
-        for s, t in zip(settings, layers, strict=True)
-    )
+    return all((t[0].dtype is torch.float64) is wide and norm_fits(len(t[0]), input.dtype, t[2:]) for t in layers)
 
 
 def pack_pointwise(s: ConvSettings, tensors: Tensors, dtype: torch.dtype) -> Tensor | None:
@@ -291,7 +280,7 @@ class FoldedBlock(Folded):
         self.first, self.second = first, second
 
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
-        return _becomes_step(input, (self.first, self.second), (tensors[:6], tensors[6:]))
+        return _becomes_step(input, (tensors[:6], tensors[6:]))
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(0)
@@ -340,7 +329,7 @@ class FoldedConv(Folded):
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
         s, weight = self.settings, tensors[0]
         ours = s.is_depthwise(weight) or s.product_stride(weight) or s.has_few_channels(weight)
-        return bool(ours) and _becomes_step(input, (s,), (tensors,))
+        return bool(ours) and _becomes_step(input, (tensors,))
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         s, weight = self.settings, tensors[0]
@@ -351,7 +340,7 @@ class FoldedConv(Folded):
             act = _C.activations[s.activation]
             return Step(ops.pointwise_conv2d.default, packed, len(weight), stride, act, s.slope, more=2)
         fits = norm_fits(len(weight), dtype, tensors[2:])
-        if fits and weight.is_cpu and self.packs(weight, dtype) and s.activation in ACTIVATIONS and not s.is_lopsided(weight):
+        if fits and weight.is_cpu and self.packs(weight, dtype) and s.activation in ACTIVATIONS:
             if s.is_depthwise(weight):
                 return self.of_filters(tensors, dtype)
             if s.has_few_channels(weight):
@@ -386,7 +375,7 @@ class FoldedConv(Folded):
 
     def filter(self, op: str, weight: Tensor) -> list[int]:
         """The numbers that the op takes."""
-        stride, padding, dilation = self.settings.pairs(op, weight)
+        stride, padding, dilation = self.settings.geometry(op, weight)
         return [len(weight), *weight.shape[2:], *stride, *padding, *dilation]
 
     def functional(self, input: Tensor, tensors: Tensors, residual: Tensor | None = None) -> Tensor:
@@ -410,8 +399,7 @@ class FoldedInvertedResidual(Folded):
         self.expand, self.first, self.second = expand, first, second
 
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
-        layers = tensors[:6], tensors[6:12], tensors[12:]
-        return _becomes_step(input, (self.expand, self.first, self.second), layers)
+        return _becomes_step(input, (tensors[:6], tensors[6:12], tensors[12:]))
 
     def fits(self, input: Tensor, tensors: Tensors, residual: Tensor | None) -> bool:
         return super().fits(input, tensors, residual) and input.size(1) == tensors[0].size(1)

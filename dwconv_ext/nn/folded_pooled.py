@@ -28,5 +28,5 @@ class FoldedPooled(FoldedConv):
 
     def pooled(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         s = self.settings
-        conv = s.pairs("depthwise_conv2d", weight)
+        conv = s.geometry("depthwise_conv2d", weight)
         return call(ops.depthwise_conv2d_pooled.default, input, weight, bias, *conv, s.activation, s.slope)

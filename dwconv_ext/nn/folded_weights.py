@@ -123,4 +123,4 @@ def fold(
     shift = shift * scale
     if bn_bias is not None:
         shift = shift + bn_bias.to(wide)
-    return weight * scale.reshape(-1, 1, 1, 1), shift
+    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), shift

@@ -15,8 +15,12 @@ from torch import Tensor
 from .activations import ACTIVATIONS
 
 IntOrPair = int | Sequence[int]
+IntOrSingle = int | Sequence[int]
 MOST_INT64 = 2**63 - 1
 PADDING = "'same', 'valid', an int or a pair of ints"
+PADDING_1D = "'same', 'valid', an int or a 1-tuple"
+PADDINGS_1D = "'same', 'valid', an int, a 1-tuple or two ints"
+PADDINGS = "'same', 'valid', an int, a pair or four ints"
 
 
 def _integer(value: object) -> int | None:
@@ -40,6 +44,31 @@ def to_pair(op: str, name: str, value: IntOrPair, wanted: str = "an int or a pai
     if any(isinstance(v, int) and abs(v) > MOST_INT64 for v in values):
         raise ValueError(f"{op}: {name} must fit 64 bits, but got {value!r}")
     return values[0], values[-1]
+
+
+def to_single(op: str, name: str, value: IntOrSingle, wanted: str = "an int or a 1-tuple") -> int:
+    if type(value) is int and 0 <= value <= MOST_INT64:
+        return value
+    values = [_integer(v) for v in (value if isinstance(value, (tuple, list)) else (value,))]
+    if any(v is None for v in values) or len(values) != 1:
+        raise TypeError(f"{op}: {name} must be {wanted}, but got {value!r}")
+    if isinstance(values[0], int) and abs(values[0]) > MOST_INT64:
+        raise ValueError(f"{op}: {name} must fit 64 bits, but got {value!r}")
+    return values[0]
+
+
+def to_padding(op: str, value: IntOrPair) -> tuple[int, ...]:
+    """Height and width, or four ends: top, bottom, left and right."""
+    if isinstance(value, (tuple, list)) and len(value) == 4:
+        ends = [to_pair(op, "padding", end, PADDINGS)[0] for end in value if _integer(end) is not None]
+        if len(ends) == 4:
+            return tuple(ends)
+    return to_pair(op, "padding", value, PADDINGS)
+
+
+def four_paddings(padding: Sequence[int]) -> tuple[int, ...]:
+    """Of two or four."""
+    return tuple(padding) if len(padding) == 4 else (padding[0], padding[0], padding[1], padding[1])
 
 
 def positive_pair(op: str, name: str, value: IntOrPair) -> tuple[int, int]:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from .._extension import _C, _C_cuda
 from .activations import ACTIVATIONS, GATES
-from .arguments import MOST_INT64, check_activation
+from .arguments import MOST_INT64, check_activation, four_paddings
 from .functional import DTYPES, accumulation_dtype, name_of
 
 MOST_BYTES = 2**48  # more than a process can address
+FILTER_NUMBERS = 11
 
 
 def block_bytes(t: Tensor, dtype: str, channels: int, out_channels: int, kernel_h: int, kernel_w: int) -> int:
@@ -81,11 +82,14 @@ class Checks:
     def activation(self, name: str, value: str) -> None:
         check_activation(self.op, name, value)
 
-    def output_size(self, weight_name: str, dimension: int, size: Any, kernel: Any, stride: Any, pad: Any, dilation: Any) -> Any:
-        if isinstance(pad, int) and pad >= 2**61:  # else in range whatever the size
-            most = (MOST_INT64 - size) // 2
-            self.that(pad <= most, f"Given padding={pad} at dimension {dimension}, expected padding to be at most {most}")
-        side, padded, reach = ("height", "width")[dimension], size + 2 * pad, dilation * (kernel - 1) + 1
+    def output_size(
+        self, weight_name: str, dimension: int, size: Any, kernel: Any, stride: Any, pads: Sequence[Any], dilation: Any
+    ) -> Any:
+        for pad in pads:
+            if isinstance(pad, int) and pad >= 2**61:  # else in range whatever the size
+                most = (MOST_INT64 - size) // 2
+                self.that(pad <= most, f"Given padding={pad} at dimension {dimension}, expected padding to be at most {most}")
+        side, padded, reach = ("height", "width")[dimension], size + sum(pads), dilation * (kernel - 1) + 1
         endless = isinstance(reach, int) and reach > MOST_INT64
         self.that(
             reach <= padded,
@@ -99,13 +103,22 @@ class Checks:
         for value in pair:
             self.that(value >= least, f"{name} must be {'positive' if least else 'non-negative'}, but got {tuple(pair)}")
 
+    def padding(self, padding: Sequence[Any]) -> list[Sequence[Any]]:
+        """Of two values, each for both ends of an axis, or of four: those of the height's ends and of the width's."""
+        self.that(len(padding) in (2, 4), f"padding must be a pair or four values, but got {len(padding)} values")
+        for value in padding:
+            self.that(value >= 0, f"padding must be non-negative, but got {tuple(padding)}")
+        ends = four_paddings(padding)
+        return [ends[:2], ends[2:]]
+
     def filter(self, x: Tensor, weight_name: str, kernel: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
         """Of a filter on an image with at least one pixel; the output's height and width."""
         for size in x.shape[2:]:
             self.that(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
-        for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-            self.pair(name, pair, least)
-        axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+        self.pair("stride", stride, 1)
+        pads = self.padding(padding)
+        self.pair("dilation", dilation, 1)
+        axes = zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
         return [self.output_size(weight_name, i, *axis) for i, axis in enumerate(axes)]
 
     def convolution(self, x: Tensor, weight_name: str, w: Tensor, stride: Any, padding: Any, dilation: Any) -> list[Any]:
@@ -172,9 +185,10 @@ class Checks:
         self.that(possible, f"{name} must be what {op}_pack made on this device of {weights}")
 
     def filter_numbers(self, x: Tensor, name: str, numbers: Sequence[int]) -> tuple[Any, ...]:
-        """Of out_channels, the filter's height and width, stride, padding, dilation, and what may follow; the output's shape."""
-        shape = (x.shape[0], numbers[0], *self.filter(x, name, numbers[1:3], numbers[3:5], numbers[5:7], numbers[7:9]))
-        self.output(x, shape, numbers[5:7])
+        """Of out_channels, the filter's height and width, stride, the four paddings, dilation, and what may follow; the output's
+        shape."""
+        shape = (x.shape[0], numbers[0], *self.filter(x, name, numbers[1:3], numbers[3:5], numbers[5:9], numbers[9:11]))
+        self.output(x, shape, numbers[5:9])
         return shape
 
     def block(
@@ -182,8 +196,8 @@ class Checks:
     ) -> tuple[Any, ...]:
         """Of packed weights, over an image of `channels` and input's other sizes; the output's shape."""
         acts = range(len(ACTIVATIONS))
-        whole = len(block) == 11 and len(slopes) == 2 and block[9] in acts and block[10] in acts
-        self.that(whole, "block must be 11 integers that end in two activations' numbers, and slopes two numbers")
+        whole = len(block) == FILTER_NUMBERS + 2 and len(slopes) == 2 and all(act in acts for act in block[FILTER_NUMBERS:])
+        self.that(whole, "block must be 13 integers that end in two activations' numbers, and slopes two numbers")
         self.packed("packed", "separable_conv2d", packed, x, channels, block[0], block[1:3])
         shape = self.filter_numbers(x, "block", block)
         if residual is not None:
@@ -192,7 +206,7 @@ class Checks:
 
     def depthwise(self, x: Tensor, packed: Tensor, filter: Sequence[int]) -> tuple[Any, ...]:
         """Of packed weights; the output's shape."""
-        self.that(len(filter) == 9, f"filter must be 9 integers, but got {len(filter)}")
+        self.that(len(filter) == FILTER_NUMBERS, f"filter must be 11 integers, but got {len(filter)}")
         filters, channels = filter[0], x.shape[1]
         message = f"filter's out_channels must be a multiple of input's channels, {channels}, but got {filters}"
         self.that(channels > 0, message)
@@ -203,7 +217,7 @@ class Checks:
     def patches(self, x: Tensor, packed: Tensor, filter: Sequence[int]) -> tuple[Any, ...]:
         """The output's shape."""
         most = 2**15
-        self.that(len(filter) == 9, f"filter must be 9 integers, but got {len(filter)}")
+        self.that(len(filter) == FILTER_NUMBERS, f"filter must be 11 integers, but got {len(filter)}")
         outputs, kernel, channels = filter[0], tuple(filter[1:3]), x.shape[1]
         sides = all(0 < side <= most for side in kernel) and channels <= most
         self.that(sides, f"filter's height and width, and input's channels, must be between 1 and {most}")
@@ -240,6 +254,7 @@ class Checks:
         """The output's shape."""
         self.pixels(x)
         self.pair("kernel_size", kernel, 1)
+        self.pair("padding", padding, 0)
         size = self.filter(x, "kernel_size", kernel, stride, padding, dilation)
         for pad, side in zip(padding, kernel, strict=True):
             self.that(pad <= side // 2, f"padding must be at most half of kernel_size, {side}, but got {pad}")

@@ -30,6 +30,10 @@ def register(counter: ModuleType) -> None:
     def _(grad, x, w, stride, padding, dilation, mask, *_, **__) -> int:
         return conv_flop_count(list(x), list(w), list(grad)) * (bool(mask[0]) + bool(mask[1]))
 
+    @formula(ours.depthwise_conv1d_step)
+    def _(x, state, w, *_, **__) -> int:
+        return 2 * x[0] * x[1] * w[2]
+
     @formula([ours.depthwise_norm_act, ours.depthwise_conv2d_pooled])
     def _(x, w, *_, out_shape=None, **__) -> int:
         return conv_flop_count(list(x), list(w), list(out_shape[0]))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import SLOPE
-from .arguments import PADDING, IntOrPair, check_activation, check_number, check_tensor, to_pair
+from .arguments import PADDINGS, IntOrPair, check_activation, check_number, check_tensor, to_padding, to_pair
 from .autograd import DepthwiseConv2dFunction, call, is_training_step, single_level
 
 ops = torch.ops.dwconv_ext
@@ -52,28 +51,31 @@ def _batched(op: str, input: Tensor) -> tuple[Tensor, bool]:
 
 def padding_of(
     op: str, padding: str | IntOrPair, filter_size: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Zeros on each side, and how many more at the end: one where 'same' is lopsided (even filters)."""
+) -> tuple[int, ...]:
+    """As the ops take it: of height and width, or of four ends."""
     if not isinstance(padding, str):
-        return to_pair(op, "padding", padding, PADDING), (0, 0)
+        return to_padding(op, padding)
     if padding == "valid":
-        return (0, 0), (0, 0)
+        return 0, 0
     if padding != "same":
-        raise ValueError(f"{op}: padding must be {PADDING}, but got {padding!r}")
+        raise ValueError(f"{op}: padding must be {PADDINGS}, but got {padding!r}")
     if tuple(stride) != (1, 1):
         raise RuntimeError(f"{op}: padding='same' is not supported for strided convolutions, but got stride {tuple(stride)}")
+    if len(filter_size) != 2:
+        return 0, 0  # the op has the message
     height, width = (d * (k - 1) for d, k in zip(dilation, filter_size, strict=True))
-    return (height // 2, width // 2), (height % 2, width % 2)
+    if height % 2 == width % 2 == 0:
+        return height // 2, width // 2
+    return height // 2, height - height // 2, width // 2, width - width // 2
 
 
-def resolve_padding(
-    op: str, input: Tensor, weight: Tensor, padding: str | IntOrPair, stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
-    """The input, with what is more at its end, and the symmetric padding left to the op."""
-    if isinstance(padding, str) and weight.dim() != 4:
-        return input, (0, 0)  # the op has the message
-    both, more = padding_of(op, padding, weight.shape[2:], stride, dilation)
-    return F.pad(input, (0, more[1], 0, more[0])) if any(more) else input, both
+def convolve(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: tuple, padding: tuple, dilation: tuple, act: str, slope: float
+) -> Tensor:
+    """The op, by the shortest way."""
+    if act == "identity" and is_training_step(x, w, b):
+        return _DepthwiseConv2d.apply(x, w, b, stride, padding, dilation)
+    return call(ops.depthwise_conv2d.default, x, w, b, stride, padding, dilation, act, slope)
 
 
 def depthwise_conv2d(
@@ -96,7 +98,8 @@ def depthwise_conv2d(
             ``c * multiplier + m`` is filter m of input channel c.
         bias: (C * multiplier,) or None.
         stride: int or pair (height, width), positive.
-        padding: zeros added on each side, int or pair; ``'valid'`` (none) or ``'same'`` (output size = input size, stride 1).
+        padding: zeros added on each side, int or pair, or four ints (top, bottom, left, right); ``'valid'`` (none) or ``'same'``
+            (output size = input size, stride 1).
         dilation: spacing of the filter's taps in pixels, int or pair, positive.
         act: applied to the sums before they are rounded and written: ``identity``, ``relu``, ``relu6``, ``silu``,
             ``hardswish``, ``gelu``, ``gelu_tanh``, ``leaky_relu``. Where a derivative is wanted it runs by itself, as torch's.
@@ -128,11 +131,8 @@ def depthwise_conv2d(
     check_number(op, "slope", slope)
     batched, unbatched = _batched(op, input)
     stride, dilation = to_pair(op, "stride", stride), to_pair(op, "dilation", dilation)
-    batched, padding = resolve_padding(op, batched, weight, padding, stride, dilation)
-    if act == "identity" and is_training_step(batched, weight, bias):
-        output = _DepthwiseConv2d.apply(batched, weight, bias, stride, padding, dilation)
-    else:
-        output = call(ops.depthwise_conv2d.default, batched, weight, bias, stride, padding, dilation, act, slope)
+    padding = padding_of(op, padding, weight.shape[2:], stride, dilation)
+    output = convolve(batched, weight, bias, stride, padding, dilation, act, slope)
     return output.squeeze(0) if unbatched else output
 
 
@@ -221,7 +221,7 @@ def separable_conv2d(
             raise RuntimeError(f"{op}: residual must be {wanted}, but got shape {list(residual.shape)}")
         residual = residual.unsqueeze(0)
     stride, dilation = to_pair(op, "stride", stride), to_pair(op, "dilation", dilation)
-    batched, padding = resolve_padding(op, batched, dw_weight, padding, stride, dilation)
+    padding = padding_of(op, padding, dw_weight.shape[2:], stride, dilation)
     output = call(
         ops.separable_conv2d.default,
         batched, dw_weight, dw_bias, pw_weight, pw_bias, stride, padding, dilation, dw_act, pw_act, residual, dw_slope, pw_slope,

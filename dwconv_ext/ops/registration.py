@@ -23,6 +23,7 @@ from .autograd import (
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
 from .checks import Checks, block_bytes, check_depthwise, check_depthwise_norm, check_depthwise_norm_forward
+from .conv1d import check_step, step_by_ops
 from .functional import accumulation_dtype, as_autocast
 
 ops = torch.ops.dwconv_ext
@@ -186,6 +187,15 @@ def _(x, packed, out_features, act, slope=SLOPE):
     check.activation_number("act", act)
     check.packed("packed", "pointwise_conv2d", packed, x, x.shape[-1], out_features)
     return x.new_empty((*x.shape[:-1], out_features))
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_conv1d_step")
+def _(x, state, w, b, dilation=1, act="identity", slope=SLOPE):
+    check_step(x, state, w, b, dilation, act)
+    return x.new_empty(x.shape)
+
+
+_library.impl("depthwise_conv1d_step", step_by_ops, "CUDA")
 
 
 @torch.library.register_fake("dwconv_ext::interleave_channels")

@@ -102,7 +102,7 @@ def test_fakes_know_the_bytes_of_cudas_packed_weights(emulated):
         assert ops.separable_conv2d_pack(*fake, "", "float16").shape == packed.shape
         x = torch.empty(1, 7, 4, 4, device="cuda:0", dtype=torch.float16)
         bytes = torch.empty(packed.shape, device="cuda:0", dtype=torch.uint8)
-        block = [5, 3, 3, 1, 1, 1, 1, 1, 1, 0, 0]
+        block = [5, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
         assert ops.separable_conv2d_packed(x, bytes, block, [0.0, 0.0]).shape == (1, 5, 4, 4)
         with pytest.raises(RuntimeError, match="packed must be what separable_conv2d_pack made on this device"):
             ops.separable_conv2d_packed(x, bytes[:-1], block, [0.0, 0.0])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import CACHE_CASES, CASES, LAYOUTS, Case
-from reference import Convolution, check_batch_norm, check_depthwise, check_separable
+from reference import Convolution, check_batch_norm, check_depthwise, check_separable, convolved
 from rows import TABLE, check_nan_at_an_edge, forced_case, label
 
 import dwconv_ext
@@ -46,6 +46,12 @@ def test_row(forced):
         x, channels = case.tensors(dtype, layout)[0], torch.randn(2, 35, dtype=torch.promote_types(dtype, torch.float32))
         check_batch_norm(x, *channels, "relu")
         check_batch_norm(x, *channels, "silu")
+        return
+    if forced["op"] == "depthwise_conv1d_step":
+        x, w, state = torch.randn(2, 35, 3).to(dtype), torch.randn(35, 1, 4).to(dtype), torch.zeros(2, 35, 3, dtype=dtype)
+        steps = [dwconv_ext.depthwise_conv1d_step(sample, state, w, act="silu") for sample in x.unbind(2)]
+        assert torch.equal(torch.stack(steps, 2), dwconv_ext.depthwise_conv1d(x, w, act="silu", causal=True))
+        assert torch.equal(state, x)
         return
     x, dw, db = case.tensors(dtype, layout)
     pw = (torch.randn(70, 35, 1, 1) / 6).to(dtype)
@@ -146,7 +152,7 @@ def test_blocks_with_pixels_as_lanes(forced, case, outputs):
     pw = (torch.randn(outputs, case.channels, 1, 1) / case.channels**0.5).to(dtype)
     pb = torch.randn(outputs, dtype=torch.float32).to(dtype)
     check_separable(x, dw, db, pw, pb, case.conv, "relu6", "relu", peer=False)
-    size = torch.nn.functional.conv2d(x[:, :1].float(), dw[:1].float(), None, *case.conv.args()).shape[2:]
+    size = convolved(x[:, :1].float(), dw[:1].float(), None, case.conv).shape[2:]
     residual = torch.randn(x.shape[0], outputs, *size).to(dtype)
     check_separable(x, dw, None, pw, None, case.conv, "silu", "gelu", residual, peer=False)
 

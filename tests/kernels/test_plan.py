@@ -318,6 +318,16 @@ def test_plan_of_a_layer():
     assert even.flops == 2 * 8 * 32 * 9 * 9 * 16  # the output is as large as the input
 
 
+def test_plan_in_one_dimension():
+    conv = dwconv_ext.DepthwiseConv1d(64, 64, 4, causal=True)
+    forward, backward = dwconv_ext.plan(conv, (2, 64, 1000))
+    assert forward.flops == 2 * 2 * 64 * 1000 * 4 and backward.pass_ == "backward_weight"
+    last = torch.empty(2, 1000, 64).transpose(1, 2)
+    assert dwconv_ext.plan(torch.nn.Conv1d(64, 64, 15, 2, 7, groups=64), last)[0].layout == "channels_last"
+    with pytest.raises(ValueError, match=r"plan: input must have shape \(N, 64, L\), but got \[2, 64, 1, 9\]"):
+        dwconv_ext.plan(conv, (2, 64, 1, 9))
+
+
 def test_plan_of_a_multiplier_counts_all_filters():
     forward = dwconv_ext.plan(torch.nn.Conv2d(32, 96, 3, padding=1, groups=32), (8, 32, 28, 28))[0]
     assert forward.flops == 2 * 8 * 96 * 28**2 * 9
@@ -355,7 +365,7 @@ def test_plan_of_a_block_and_a_tensor():
         (torch.nn.Conv2d(4, 4, 3, groups=4), None, TypeError, "plan: input must be a Tensor or a shape, but got None"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), 8, TypeError, "plan: input must be a Tensor or a shape, but got 8"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 4, -8, 8), ValueError, "plan: input must be a Tensor or a shape, but got"),
-        (torch.nn.Linear(3, 3), (1, 3, 4, 4), TypeError, "layer must be a depthwise nn.Conv2d or a FusedDSConv"),
+        (torch.nn.Linear(3, 3), (1, 3, 4, 4), TypeError, "layer must be a depthwise nn.Conv2d or nn.Conv1d"),
         (torch.nn.Conv2d(4, 4, 3), (1, 4, 4, 4), TypeError, "layer must be"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 5, 4, 4), ValueError, "input must have shape"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 4, 2, 2), ValueError, "larger than the padded input"),

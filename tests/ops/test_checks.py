@@ -18,6 +18,7 @@ from torch._subclasses import FakeTensorMode
 
 import dwconv_ext
 from dwconv_ext._extension import STAGES
+from dwconv_ext.ops.arguments import four_paddings
 
 ops = torch.ops.dwconv_ext
 
@@ -32,7 +33,7 @@ CHOICES = {
     "multiplier": [2, 1],
     "out_channels": [6, 1],
     "stride": [(1, 1), (2, 1)],
-    "padding": [(0, 0), (1, 2)],
+    "padding": [(0, 0), (1, 2), (1, 2, 0, 1)],
     "kernel": [3, 1],
     "optional": [True, False],  # whether tensors that may be left out are there
 }
@@ -44,7 +45,8 @@ def valid(op: str, how: dict) -> dict:
     layout = LAYOUTS[how["layout"]]
     wide = torch.promote_types(dtype, torch.float32)
     kernel = how["kernel"]
-    size = [(n + 2 * p - kernel) // s + 1 for n, p, s in zip((8, 7), how["padding"], how["stride"], strict=True)]
+    pads = four_paddings(how["padding"])
+    size = [(n + p - kernel) // s + 1 for n, p, s in zip((8, 7), (sum(pads[:2]), sum(pads[2:])), how["stride"], strict=True)]
 
     def image(*shape):
         return torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -85,7 +87,7 @@ def valid(op: str, how: dict) -> dict:
         first = {"input": image(max(batch, 1), channels, 8, 7), "weight": image(outputs, 1, kernel, kernel), **norm}
         return first | conv | {"eps": 1e-5, "act": "relu", "slope": 0.01}
     if op == "max_pool2d":
-        window = {"kernel_size": (kernel, kernel), **conv, "padding": [min(pad, kernel // 2) for pad in how["padding"]]}
+        window = {"kernel_size": (kernel, kernel), **conv, "padding": [min(pad, kernel // 2) for pad in how["padding"][:2]]}
         return {"input": image(max(batch, 1), channels, 8, 7), **window}
     if op == "layer_norm2d":
         affine = {"weight": maybe(vector(channels, wide)), "bias": maybe(vector(channels, wide))}
@@ -104,7 +106,7 @@ def valid(op: str, how: dict) -> dict:
         if op == "depthwise_conv2d_pack":
             return {"weight": w, "bias": maybe(vector(filters)), "isa": isa, "input_dtype": ""}
         if op == "depthwise_conv2d_packed":
-            filter = [filters, kernel, kernel, *how["stride"], *how["padding"], 1, 1]
+            filter = [filters, kernel, kernel, *how["stride"], *pads, 1, 1]
             packed = ops.depthwise_conv2d_pack(w, maybe(vector(filters)), isa)
             return {"input": x, "packed": packed, "filter": filter, "act": 1, "slope": 0.1}
         if op in ("depthwise_conv2d", "depthwise_conv2d_pooled"):
@@ -133,7 +135,7 @@ def valid(op: str, how: dict) -> dict:
         return {"input": x, "packed": packed, **shape, "slope": 0.1, **residual, "gate": gate}
     if op == "patch_conv2d":
         patches = torch.zeros(out_channels, channels * kernel * kernel, 1, 1, dtype=dtype)
-        filter = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1]
+        filter = [out_channels, kernel, kernel, *how["stride"], *pads, 1, 1]
         packed = ops.pointwise_conv2d_pack(patches, None, isa)
         return {"input": x, "packed": packed, "filter": filter, "act": 1, "slope": 0.1, "channels_last": not how["optional"]}
     if op == "linear":
@@ -146,9 +148,9 @@ def valid(op: str, how: dict) -> dict:
     if op == "inverted_residual":
         x, expand = image(batch, 3, 8, 7), torch.zeros(channels, 3, 1, 1, dtype=dtype)
         first = {"expand": ops.pointwise_conv2d_pack(expand, None, isa), "hidden": channels, "expand_act": 1, "expand_slope": 0.0}
-        block = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1, 1, 3]
+        block = [out_channels, kernel, kernel, *how["stride"], *pads, 1, 1, 1, 3]
         return {"input": x, **first, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual}
-    block = [out_channels, kernel, kernel, *how["stride"], *how["padding"], 1, 1, 1, 3]
+    block = [out_channels, kernel, kernel, *how["stride"], *pads, 1, 1, 1, 3]
     return {"input": x, "packed": packed, "block": block, "slopes": [0.0, 0.0], **residual}
 
 
@@ -259,8 +261,8 @@ MISTAKES = {
     "block": {
         "short": lambda b: b[:10], "long": lambda b: [*b, 0], "empty": lambda _: [], "outputs": lambda b: [b[0] + 64, *b[1:]],
         "no_outputs": at(0, 0), "huge": at(0, 2**62, 2**62, 2**62), "filter": at(1, 3, 5), "negative_filter": at(1, -3, -3),
-        "stride": at(3, 0), "padding": at(5, 0, -1), "huge_padding": at(5, 2**45, 2**45), "dilation": at(7, -1),
-        "far_apart": at(7, 9), "activation": at(10, 8), "negative_activation": at(9, -1),
+        "stride": at(3, 0), "padding": at(5, 0, -1), "huge_padding": at(5, 2**45, 2**45), "dilation": at(9, -1),
+        "far_apart": at(9, 9), "activation": at(12, 8), "negative_activation": at(11, -1),
     },
     "slopes": {"none": lambda _: [], "one": lambda s: s[:1], "three": lambda s: [*s, 0.0]},
 }  # fmt: skip
@@ -299,8 +301,8 @@ FILTER = {
     "endless": at(1, 2**40),
     "padding": at(5, 0, -1),
     "huge_padding": at(5, 2**45, 2**45),
-    "dilation": at(7, -1),
-    "far_apart": at(7, 9),
+    "dilation": at(9, -1),
+    "far_apart": at(9, 9),
 }
 
 # And of arguments that are another op's in name alone.

@@ -9,7 +9,7 @@ from cases import CACHE_CASES, CASES, DTYPES, LAYOUTS, Case
 from implementations import CUDA, EMULATOR, ONE_SM, running
 from problems import VIEWS, problems
 from properties import given, settings
-from reference import ACTIVATIONS, SLOPE, check_depthwise, is_channels_last
+from reference import ACTIVATIONS, SLOPE, Convolution, check_depthwise, convolved, is_channels_last
 from tolerance import UNIT
 
 import dwconv_ext
@@ -99,7 +99,7 @@ def test_activations(activation, dtype, layout, kernels):
     for case in (*cases, Case("row_11", 1, 3, (4, 40), (1, 11)), Case("planes", 2, 9, (16, 30))):
         x, w, b = kernels.on_device(case.tensors(dtype, layout))
         ours = dwconv_ext.depthwise_conv2d(x, w, b, *case.conv.args(), activation)
-        z = F.conv2d(x.double(), w.double(), b.double(), *case.conv.args(), case.channels)
+        z = convolved(x.double(), w.double(), b.double(), case.conv)
         want = ACTIVATIONS[activation](z)
         least = 1e-4 if kernels.device == "cuda" else 1e-5  # a GPU's own exponential
         limit = (2 * UNIT[dtype] + least) * want.abs() + 2 * least
@@ -140,11 +140,12 @@ def test_strange_weight_strides():
     torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w), F.conv2d(x, w, groups=8))
 
 
-@pytest.mark.parametrize("padding", ["same", "valid", 2, (1, 2), [2, 1]])
+@pytest.mark.parametrize("padding", ["same", "valid", 2, (1, 2), [2, 1], (1, 0, 2, 3), [0, 2, 0, 0]])
 @pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (1, 6)])
 def test_padding_forms(padding, kernel):
     x, w = torch.randn(2, 6, 11, 10), torch.randn(6, 1, *kernel)
-    torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w, padding=padding), F.conv2d(x, w, padding=padding, groups=6))
+    want = convolved(x, w, None, Convolution(padding=padding))
+    torch.testing.assert_close(dwconv_ext.depthwise_conv2d(x, w, padding=padding), want)
 
 
 def test_unbatched():

@@ -11,6 +11,7 @@ from cases import DTYPES, LAYOUTS
 from tolerance import UNIT, accumulation_unit
 
 import dwconv_ext
+from dwconv_ext.ops.arguments import four_paddings
 from dwconv_ext.ops.functional import name_of
 
 ops = torch.ops.dwconv_ext
@@ -38,7 +39,7 @@ def tensors(case, dtype, layout):
 def run(case, x, weight, bias, act="relu"):
     packed = ops.depthwise_conv2d_pack(weight, bias, _C.selected_isa(), name_of(x.dtype))
     _, _, kernel, stride, padding, dilation, *_ = case
-    filter = [len(weight), *kernel, *stride, *padding, *dilation]
+    filter = [len(weight), *kernel, *stride, *four_paddings(padding), *dilation]
     return ops.depthwise_conv2d_packed(x, packed, filter, _C.activations[act], 0.1)
 
 
@@ -90,7 +91,7 @@ def test_views_and_threads(threads, isa):
 def test_errors():
     x, weight, bias = tensors(CASES["3x3"], torch.float32, torch.channels_last)
     isa = _C.selected_isa()
-    packed, filter = ops.depthwise_conv2d_pack(weight, bias, isa), [40, 3, 3, 1, 1, 1, 1, 1, 1]
+    packed, filter = ops.depthwise_conv2d_pack(weight, bias, isa), [40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]
     other = ops.depthwise_conv2d_pack(weight[..., :2], bias, isa)
     block = ops.separable_conv2d_pack(weight, bias, weight.new_ones(8, 40, 1, 1), None, isa)
     made = "packed must be what depthwise_conv2d_pack made on this device of 40 filters of this size, for inputs of this dtype"
@@ -99,14 +100,14 @@ def test_errors():
             ops.depthwise_conv2d_packed(x, bytes, filter, 0)
     with pytest.raises(RuntimeError, match=f"depthwise_conv2d_packed: {made}"):
         ops.depthwise_conv2d_packed(x.bfloat16(), packed, filter, 0)
-    none = [0, 3, 3, 1, 1, 1, 1, 1, 1, 0, 0]  # no output channels: the same bytes but for their op
+    none = [0, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]  # no output channels: the same bytes but for their op
     with pytest.raises(RuntimeError, match="separable_conv2d_packed: packed must be what separable_conv2d_pack made"):
         ops.separable_conv2d_packed(x, packed, none, [0.0, 0.0])
     expand = ops.pointwise_conv2d_pack(weight.new_ones(40, 40, 1, 1), None, isa)
     with pytest.raises(RuntimeError, match="inverted_residual: packed must be what separable_conv2d_pack made"):
         ops.inverted_residual(x, expand, 40, 0, 0.0, packed, none, [0.0, 0.0])
     with pytest.raises(RuntimeError, match="depthwise_conv2d_packed: packed's filter is larger than the padded input"):
-        ops.depthwise_conv2d_packed(x[:, :, :1], packed, [40, 3, 3, 1, 1, 0, 0, 1, 1], 0)
+        ops.depthwise_conv2d_packed(x[:, :, :1], packed, [40, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1], 0)
     with pytest.raises(RuntimeError, match="filter's out_channels must be a multiple of input's channels, 39, but got 40"):
         ops.depthwise_conv2d_packed(x[:, :39], packed, filter, 0)
     with pytest.raises(RuntimeError, match=r"depthwise_conv2d_pack: weight must have shape \(out_channels, 1, kH, kW\)"):
@@ -120,4 +121,4 @@ def test_opcheck():
     isa = _C.selected_isa()
     torch.library.opcheck(ops.depthwise_conv2d_pack.default, (weight, bias, isa))
     packed = ops.depthwise_conv2d_pack(weight, bias, isa)
-    torch.library.opcheck(ops.depthwise_conv2d_packed.default, (x, packed, [18, 3, 3, 1, 2, 1, 0, 1, 1], 1))
+    torch.library.opcheck(ops.depthwise_conv2d_packed.default, (x, packed, [18, 3, 3, 1, 2, 1, 1, 0, 2, 1, 1], 1))

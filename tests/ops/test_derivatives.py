@@ -175,7 +175,7 @@ OPCHECK = {
         (
             x.detach(),
             ops.separable_conv2d_pack(w.detach(), b.detach(), torch.randn(4, 3, 1, 1), None, ISA),
-            [4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 3],
+            [4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3],
             [0.0, 0.0],
             torch.randn(2, 4, 6, 5),
         ),
@@ -305,6 +305,26 @@ def test_inference_mode_and_no_grad():
     with torch.no_grad():
         assert not depthwise_conv2d(x, w).requires_grad
     assert inner.is_inference() and depthwise_conv2d(x, w).requires_grad
+
+
+def test_another_padding_at_each_end():
+    """Every derivative and transform; two values for each side are the same as four."""
+    x, w = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 6, 5), (6, 1, 3, 2)))
+    b = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    for stride, padding, dilation in ((1, (2, 0, 0, 1), 1), (2, (0, 3, 1, 2), (2, 1))):
+
+        def call(x, w, b, conv=(stride, padding, dilation)):
+            return dwconv_ext.depthwise_conv2d(x, w, b, *conv)
+
+        torch.autograd.gradcheck(call, (x, w, b), check_forward_ad=True, fast_mode=True)
+        torch.autograd.gradgradcheck(call, (x, w, b), fast_mode=True)
+        want = torch.stack([call(t[None], w, b)[0] for t in x])
+        torch.testing.assert_close(torch.vmap(call, (0, None, None))(x[:, None], w, b)[:, 0], want)
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, w, b), call(x, w, b))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call(x.float(), w.float(), b.float()).dtype == torch.bfloat16
+    assert torch.equal(*(dwconv_ext.depthwise_conv2d(x, w, b, 1, p) for p in ((1, 2), (1, 1, 2, 2))))
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])

@@ -51,10 +51,14 @@ WRONG = {
     "dilation_overflows": ((X, W), {"dilation": 2**62}, "filter is larger than the padded input along height.*more than 2"),
     "output_too_large": ((X, W), {"padding": 2**40}, r"the output's shape \[2, 8, 2199023255558, .* is too large.*padding is"),
     "padding_negative": ((X, W), {"padding": -1}, "padding must be non-negative"),
-    "padding_word": ((X, W), {"padding": "full"}, "padding must be 'same', 'valid', an int or a pair"),
+    "padding_word": ((X, W), {"padding": "full"}, "padding must be 'same', 'valid', an int, a pair or four"),
     "padding_same_strided": ((X, W), {"padding": "same", "stride": 2}, "padding='same' is not supported for strided"),
-    "padding_float": ((X, W), {"padding": 0.5}, "padding must be 'same', 'valid', an int or a pair of ints, but got 0.5"),
-    "padding_none": ((X, W), {"padding": None}, "padding must be 'same', 'valid', an int or a pair of ints, but got None"),
+    "padding_float": ((X, W), {"padding": 0.5}, "padding must be 'same', 'valid', an int, a pair or four ints, but got 0.5"),
+    "padding_three": ((X, W), {"padding": (1, 2, 3)}, "padding must be 'same', .*four ints, but got .1, 2, 3."),
+    "padding_four_floats": ((X, W), {"padding": (1, 2, 3, 0.5)}, "padding must be 'same', .*four ints, but got .1, 2, 3, 0.5."),
+    "padding_four_negative": ((X, W), {"padding": (1, 0, 0, -1)}, r"padding must be non-negative, but got \(1, 0, 0, -1\)"),
+    "padding_four_overflows": ((X, W), {"padding": (0, 2**62, 0, 0)}, f"Given padding={2**62} at dimension 0, expected padding"),
+    "padding_none": ((X, W), {"padding": None}, "padding must be 'same', 'valid', an int, a pair or four ints, but got None"),
     "padding_beyond_64_bits": ((X, W), {"padding": 2**70}, f"padding must fit 64 bits, but got {2**70}"),
     "dilation_beyond_64_bits": ((X, W), {"dilation": (1, -(2**70))}, "dilation must fit 64 bits, but got"),
     "dilation_zero": ((X, W), {"dilation": 0}, "dilation must be positive"),
@@ -158,7 +162,7 @@ def test_unknown_activations_in_forward_mode(op, name):
 
 ISA = dwconv_ext._C.selected_isa()
 PACKED = torch.ops.dwconv_ext.separable_conv2d_pack(DW, None, PW, None, ISA)
-BLOCK = [6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+BLOCK = [6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
 MADE = r"packed must be what separable_conv2d_pack made on this device of weights for {} channels of input"
 WRONG_PACKED = {
     "rank": ((X[0], PACKED, BLOCK, [0.0, 0.0]), "input must be 4-dimensional"),
@@ -171,9 +175,9 @@ WRONG_PACKED = {
     "cut": ((X, PACKED[:-1], BLOCK, [0.0, 0.0]), MADE.format(4)),
     "no_bytes": ((X, PACKED[:8], BLOCK, [0.0, 0.0]), MADE.format(4)),
     "floats": ((X, torch.zeros(2000), BLOCK, [0.0, 0.0]), MADE.format(4)),
-    "activation": ((X, PACKED, [*BLOCK[:10], 8], [0.0, 0.0]), "block must be 11 integers that end in two activations"),
-    "short": ((X, PACKED, BLOCK[:10], [0.0, 0.0]), "block must be 11 integers"),
-    "slopes": ((X, PACKED, BLOCK, [0.0]), "block must be 11 integers.*slopes two numbers"),
+    "activation": ((X, PACKED, [*BLOCK[:12], 8], [0.0, 0.0]), "block must be 13 integers that end in two activations"),
+    "short": ((X, PACKED, BLOCK[:12], [0.0, 0.0]), "block must be 13 integers"),
+    "slopes": ((X, PACKED, BLOCK, [0.0]), "block must be 13 integers.*slopes two numbers"),
     "stride": ((X, PACKED, [*BLOCK[:3], 0, *BLOCK[4:]], [0.0, 0.0]), "stride must be positive"),
     "small_input": ((X[..., :0, :], PACKED, BLOCK, [0.0, 0.0]), "input must have a non-empty height and width"),
     "residual": ((X, PACKED, BLOCK, [0.0, 0.0], X), r"residual must have the output's shape \[2, 6, 8, 8\]"),

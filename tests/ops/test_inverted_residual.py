@@ -93,7 +93,7 @@ def test_the_border_is_of_zeros_and_not_of_activated_biases(kernels):
     filters, last = one.expand(9, 8).t().reshape(8, 1, 3, 3), torch.eye(8, device=kernels.device)[..., None, None]
     packed = ops.separable_conv2d_pack(filters, None, last, None, _C.selected_isa())
     for _ in kernels.fusions():
-        y = ops.inverted_residual(x, expand, 8, 0, 0.0, packed, [8, 3, 3, 1, 1, 1, 1, 1, 1, 0, 0], [0.0, 0.0])
+        y = ops.inverted_residual(x, expand, 8, 0, 0.0, packed, [8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0], [0.0, 0.0])
         assert y[0, 0].tolist() == [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
 
 

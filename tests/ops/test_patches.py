@@ -11,6 +11,7 @@ from reference import ACTIVATIONS, SLOPE
 from tolerance import UNIT, assert_close
 
 import dwconv_ext
+from dwconv_ext.ops.arguments import four_paddings
 
 ops = torch.ops.dwconv_ext
 _C = dwconv_ext._C
@@ -40,7 +41,7 @@ def check(case, dtype, layout, *, act="identity", bias=True, channels_last=False
     wide = torch.promote_types(dtype, torch.float32)
     x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=layout)
     weight, b = torch.randn(o, c, *kernel, dtype=wide), torch.randn(o, dtype=wide) if bias else None
-    filter = [o, *kernel, *stride, *padding, *dilation]
+    filter = [o, *kernel, *stride, *four_paddings(padding), *dilation]
     got = ops.patch_conv2d(x, packed(weight, b, dtype), filter, _C.activations[act], 0.01, channels_last)
     b64 = None if b is None else b.double()
     sums = F.conv2d(x.double(), weight.double(), b64, stride, padding, dilation)
@@ -91,12 +92,12 @@ def test_views(layout, isa):
     for view in views:
         view.copy_(torch.randn(view.shape))
         for last in (False, True):
-            want = ops.patch_conv2d(view.contiguous(), bytes, [24, 3, 3, 2, 2, 1, 1, 1, 1], 1, 0.01, last)
-            assert torch.equal(ops.patch_conv2d(view, bytes, [24, 3, 3, 2, 2, 1, 1, 1, 1], 1, 0.01, last), want)
+            want = ops.patch_conv2d(view.contiguous(), bytes, [24, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1], 1, 0.01, last)
+            assert torch.equal(ops.patch_conv2d(view, bytes, [24, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1], 1, 0.01, last), want)
         view.fill_(float("nan"))
     one = torch.randn(1, 3, 1, 1).expand(2, 3, 6, 7)
-    want = ops.patch_conv2d(one.contiguous(), bytes, [24, 3, 3, 1, 1, 1, 1, 1, 1], 0)
-    assert torch.equal(ops.patch_conv2d(one, bytes, [24, 3, 3, 1, 1, 1, 1, 1, 1], 0), want)
+    want = ops.patch_conv2d(one.contiguous(), bytes, [24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1], 0)
+    assert torch.equal(ops.patch_conv2d(one, bytes, [24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1], 0), want)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -198,7 +198,7 @@ def test_errors(wrong, message, kernels):
 
 def test_a_pointwise_convolutions_weights_are_no_blocks():
     with pytest.raises(RuntimeError, match="packed must be what separable_conv2d_pack made"):
-        ops.separable_conv2d_packed(X, PACKED, [6, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0], [0.0, 0.0])
+        ops.separable_conv2d_packed(X, PACKED, [6, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0], [0.0, 0.0])
 
 
 def test_pack_errors():

@@ -20,7 +20,7 @@ class Case:
     size: tuple[int, int]
     kernel: tuple[int, int] = (3, 3)
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] | None = None  # None: "same" as far as stride 1 goes
+    padding: tuple[int, ...] | None = None  # None: "same" as far as stride 1 goes
     dilation: tuple[int, int] = (1, 1)
     multiplier: int = 1
 
@@ -77,6 +77,14 @@ CASES = [
     Case("no_padding", 2, 16, (9, 9), padding=(0, 0)),
     Case("only_padding_reaches", 1, 16, (2, 2), padding=(5, 4)),
     Case("lopsided_padding", 1, 24, (7, 9), padding=(3, 0)),
+    Case("causal_rows", 2, 16, (9, 8), padding=(2, 0, 1, 1)),
+    Case("none_on_the_left", 2, 17, (9, 16), padding=(1, 1, 0, 2)),
+    Case("tensorflow_same", 2, 24, (16, 14), stride=(2, 2), padding=(0, 1, 0, 1)),
+    Case("tensorflow_same_5x5", 1, 16, (14, 12), (5, 5), (2, 2), padding=(1, 2, 1, 2)),
+    Case("same_even", 2, 20, (7, 9), (4, 2), padding=(1, 2, 0, 1)),
+    Case("lopsided_dilated", 1, 17, (9, 10), (3, 3), padding=(4, 1, 0, 5), dilation=(2, 2)),
+    Case("lopsided_multiplier", 1, 6, (8, 9), padding=(0, 2, 2, 1), multiplier=2),
+    Case("right_alone_reaches", 1, 16, (2, 3), padding=(0, 4, 0, 6)),
     Case("dilated", 2, 16, (13, 14), dilation=(2, 2)),
     Case("dilated_rows_only", 1, 17, (12, 8), (3, 5), dilation=(3, 1)),
     Case("dilated_columns_only", 2, 17, (9, 13), dilation=(1, 2)),

@@ -36,7 +36,7 @@ def operands(shape, dtype, layout, act="relu6", added=False, on=CPU):
     isa, number = _C.selected_isa(), _C.activations[act]
     expand = ops.pointwise_conv2d_pack(*weights[:2], isa, name_of(dtype))
     packed = ops.separable_conv2d_pack(*weights[2:], isa, name_of(dtype))
-    block = [o, k, k, s, s, k // 2, k // 2, 1, 1, number, 0]
+    block = [o, k, k, s, s, *[k // 2] * 4, 1, 1, number, 0]
     out_h, out_w = ((side + 2 * (k // 2) - k) // s + 1 for side in (h, w))
     residual = torch.randn(n, o, out_h, out_w).to(dtype).contiguous(memory_format=layout) if added else None
     x, residual = on.on_device([x, residual])

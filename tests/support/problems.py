@@ -8,6 +8,7 @@ from properties import st
 from reference import Convolution
 
 import dwconv_ext
+from dwconv_ext.ops.arguments import four_paddings
 
 VIEWS = {
     "every_second_row": lambda x: x[:, :, ::2],
@@ -34,8 +35,10 @@ def problems(draw):
     )
     stride = draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1), (4, 3)]))
     dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3), (2, 1)]))
-    padding = pair(0, 8)
-    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    padding = (*pair(0, 8), *(pair(0, 8) if draw(st.booleans()) else ()))
+    pads = four_paddings(padding)
+    ends = sum(pads[:2]), sum(pads[2:])
+    least = [max(1, d * (k - 1) + 1 - p) for k, d, p in zip(kernel, dilation, ends, strict=True)]
     size = tuple(draw(st.integers(m, m + 22)) for m in least)
     return {
         "shape": (draw(st.integers(0, 3)), draw(st.integers(1, 36)), *size),
@@ -65,6 +68,8 @@ BLOCKS = {
     "dilated": (2, 20, 36, (11, 12), (3, 3), Convolution((1, 1), (2, 2), (2, 2))),
     "one_by_eleven": (1, 12, 20, (6, 19), (1, 11), Convolution(padding=(0, 5))),
     "filter_larger_than_image": (1, 18, 20, (3, 2), (5, 5), Convolution(padding=(2, 2))),
+    "tensorflow_same": (1, 24, 40, (12, 10), (3, 3), Convolution((2, 2), (0, 1, 0, 1))),
+    "same_even": (1, 16, 20, (7, 8), (4, 4), Convolution(padding=(1, 2, 1, 2))),
     "deep": (1, 1031, 20, (7, 7), (3, 3), SAME),  # several blocks of channels, the last a short one
     "empty_batch": (0, 8, 8, (5, 5), (3, 3), SAME),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,26 @@ import dwconv_ext
 @dataclass
 class Convolution:
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    padding: tuple[int, ...] = (0, 0)  # or of four ends
     dilation: tuple[int, int] = (1, 1)
 
     def args(self) -> tuple:
         return self.stride, self.padding, self.dilation
 
 
+def convolved(x: Tensor, w: Tensor, b: Tensor | None, conv: Convolution) -> Tensor:
+    """By torch's grouped convolution."""
+    if isinstance(conv.padding, (tuple, list)) and len(conv.padding) == 4:
+        top, bottom, left, right = conv.padding
+        x, conv = F.pad(x, (left, right, top, bottom)), replace(conv, padding=(0, 0))
+    return F.conv2d(x, w, b, *conv.args(), x.shape[1])
+
+
 def conv_and_grads(x: Tensor, w: Tensor, b: Tensor | None, conv: Convolution, grad: Tensor | None) -> list[Tensor | None]:
     """[y, grad_x, grad_w, grad_b] of torch's grouped convolution, in the dtype of x."""
     x, w = (t.detach().clone().requires_grad_() for t in (x, w))
     b = None if b is None else b.detach().clone().requires_grad_()
-    y = F.conv2d(x, w, b, *conv.args(), x.shape[1])
+    y = convolved(x, w, b, conv)
     if grad is None:
         return [y.detach(), None, None, None]
     y.backward(grad.to(y.dtype))
@@ -91,7 +99,7 @@ def check_separable(
     )  # fmt: skip
 
     def chain(x, dw, db, pw, pb, residual, first, second):
-        middle = first(F.conv2d(x, dw, db, *conv.args(), x.shape[1]))
+        middle = first(convolved(x, dw, db, conv))
         out = second(F.conv2d(middle, pw, pb))
         return middle, out if residual is None else out + residual
 
@@ -187,21 +195,21 @@ def _depthwise_norm_and_grads(
     """z as it is rounded, the gradients of what there is of x, w, norm_w and norm_b, in float64; and the gradient of y that they
     are of."""
     x, w, norm_w, norm_b = (None if t is None else t.detach().double().requires_grad_() for t in (x, w, norm_w, norm_b))
-    convolved = F.conv2d(x, w, None, *conv.args(), x.shape[1])
-    middle = convolved.detach().to(grad)
+    exact = convolved(x, w, None, conv)
+    middle = exact.detach().to(grad)
     z = middle.double().requires_grad_()
     y = ACTIVATIONS[act](F.batch_norm(z, None, None, norm_w, norm_b, True, 0.0, 1e-5))
     for kink in KINKS.get(act, ()):  # on which side an element falls is a matter of rounding
         grad = grad.masked_fill((y.detach() - kink).abs() < 1e-3, 0)
     to_z, *to_norm = torch.autograd.grad(y, [t for t in (z, norm_w, norm_b) if t is not None], grad.double())
-    return middle, (*torch.autograd.grad(convolved, (x, w), to_z), *to_norm), grad
+    return middle, (*torch.autograd.grad(exact, (x, w), to_z), *to_norm), grad
 
 
 def check_depthwise_norm(x: Tensor, w: Tensor, conv: Convolution, act: str, *, affine: bool = True, device: str = "cpu") -> None:
     """depthwise_norm_act_backward against float64; eps is 1e-5, leaky_relu's slope 0.01."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm_w, norm_b = torch.randn(2, len(w), dtype=wide) if affine else (None, None)
-    grad = torch.randn_like(F.conv2d(x, w, None, *conv.args(), x.shape[1]))
+    grad = torch.randn_like(convolved(x, w, None, conv))
     middle, exact, grad = _depthwise_norm_and_grads(x, w, norm_w, norm_b, conv, act, grad)
     variance, mean = (t.to(wide) for t in torch.var_mean(middle.double(), (0, 2, 3), correction=0))
     tensors = [None if t is None else t.to(device) for t in (grad, middle, x, w, norm_w, norm_b, mean, variance)]

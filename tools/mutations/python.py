@@ -104,8 +104,8 @@ FAULTS = [
     Fault(
         "same_on_the_wrong_side",
         "ops/functional.py",
-        "F.pad(input, «(0, more[1], 0, more[0])»)",
-        "(more[1], 0, more[0], 0)",
+        "return «height // 2, height - height // 2, width // 2, width - width // 2»",
+        "height - height // 2, height // 2, width - width // 2, width // 2",
         "uneven padding on the wrong side",
         "tests/ops/test_depthwise.py -k test_padding_forms",
     ),
@@ -176,7 +176,7 @@ FAULTS = [
     Fault(
         "mean_of_what_was_written_to",
         "poolings.py",
-        "if not same or «not whole.undisturbed(nodes)» or layer",
+        "if not same or «not whole.undisturbed(nodes)»:",
         "False",
         "the mean is of a depthwise layer's output before something else wrote to it",
         "tests/compile/test_compile_squeeze.py -k test_a_mean_of_something_else",

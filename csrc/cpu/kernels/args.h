@@ -182,7 +182,21 @@ struct LayerNormArgs {
   int64_t rows_per_tile = 1;
 };
 using LayerNormKernel = void (*)(const LayerNormArgs&, void* scratch, Tiles);
-constexpr int64_t kMostLanes = 16;  // of any set's vector of accumulation types
-constexpr int kMeanVectors = 4;     // of channels, of which a channels_last tile takes the means
+
+// One output of a causal convolution in one dimension. The problem gives batch, channels, kernel_w, dilation_w, dtype, activation
+// and the input's strides n and c; output, weight [channels][kernel_w] and bias are dense, all of the input's dtype.
+struct StepArgs {
+  CpuProblem problem;
+  const void* input = nullptr;
+  void* state = nullptr;  // [batch][channels][(kernel_w - 1) * dilation_w]
+  int64_t state_stride_n = 0, state_stride_c = 0, state_stride_w = 0;
+  const void* weight = nullptr;
+  const void* bias = nullptr;  // or null
+  void* output = nullptr;
+};
+using StepKernel = void (*)(const StepArgs&, void* scratch, Tiles);
+constexpr int64_t kStepChannels = 128;  // of a tile
+constexpr int64_t kMostLanes = 16;      // of any set's vector of accumulation types
+constexpr int kMeanVectors = 4;         // of channels, of which a channels_last tile takes the means
 
 }  // namespace dwconv

@@ -24,6 +24,7 @@
 #define DWCONV_TABLE blocks_table
 #include "cpu/kernels/batch_norm/batch_norm_nchw.h"
 #include "cpu/kernels/batch_norm/batch_norm_nhwc.h"
+#include "cpu/kernels/depthwise_step/depthwise_step.h"
 #include "cpu/kernels/layer_norm/layer_norm.h"
 #include "cpu/kernels/separable/separable_forward.h"
 #include "cpu/kernels/separable/separable_forward_nchw_direct.h"
@@ -56,6 +57,9 @@ namespace dwconv::DWCONV_ISA {
 #define DWCONV_LAYER_NORM(function, family, T, dtype, layout)                                \
   DWCONV_ROW(function, kLayerNorm, kForward, family, T, dtype, layout, 0, 0, Layout::kNHWC,  \
              .layer_norm = &function<T>)
+#define DWCONV_STEP(function, family, T, dtype, layout)                                      \
+  DWCONV_ROW(function, kDepthwiseStep, kForward, family, T, dtype, layout, 0, 0, Layout::kNCHW, \
+             .step = &function<T>)
 #define DWCONV_BATCH_NORM(function, pass, family, T, dtype, layout)                          \
   DWCONV_ROW(function, kBatchNorm, pass, family, T, dtype, layout, 0, 0, Layout::kNHWC,      \
              .batch_norm = &function<T>)

@@ -39,6 +39,7 @@ struct KernelRow {
   BatchNormKernel batch_norm;
   SqueezeKernel squeeze;
   LayerNormKernel layer_norm;
+  StepKernel step;
   PointwiseFormat pointwise;  // of a fused block's kernel
 };
 

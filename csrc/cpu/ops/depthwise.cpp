@@ -127,7 +127,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
     return forward_plan(forward_problem(repeated ? without_multiplier(s) : s, layout), repeated ? s.multiplier : 1).row;
   };
   const CpuProblem p = forward_problem(s, layout);
-  const FoundWay<Way> found = tune(Pass::kForward, p, s.multiplier, extras, torch_has(activation), planned_row,
+  const FoundWay<Way> found = tune(Pass::kForward, p, s.multiplier, extras, torch_has(s) && torch_has(activation), planned_row,
                                    [&](const Way& way) { way.torch ? by_torch() : by_us(way.row, {}); });
   if (!found.way.torch) return by_us(found.way.row, found.times);
   log_plan("", Op::kDepthwise, Pass::kForward, p, 0, kTorchWay + found.times);
@@ -159,7 +159,7 @@ Tensor depthwise_conv2d_packed(const Tensor& input, const Tensor& packed, const 
   DWCONV_CHECK(input.dim() == 4, kPacked, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   const DType dtype = check_dtype(kPacked, "input", input);
   DWCONV_CHECK(is_activation(act), kPacked, ": act must be an activation's number, but got ", act);
-  DWCONV_CHECK(filter.size() == 9, kPacked, ": filter must be 9 integers, but got ", filter.size());
+  DWCONV_CHECK(filter.size() == kFilterNumbers, kPacked, ": filter must be 11 integers, but got ", filter.size());
   const int64_t channels = input.size(1), filters = filter[0];
   DWCONV_CHECK(channels > 0 && filters > 0 && filters % channels == 0, kPacked,
                ": filter's out_channels must be a multiple of input's channels, ", channels, ", but got ", filters);

@@ -277,14 +277,14 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
     const bool dense_grad = is_dense(dy, layout);
     if (output_mask[0]) {
       for_input = tune(
-          Pass::kBackwardInput, p, s.multiplier, {.view = !dense_grad}, true,
+          Pass::kBackwardInput, p, s.multiplier, {.view = !dense_grad}, torch_has(s),
           [] { return static_cast<const KernelRow*>(nullptr); },
           [&](const Way& way) { way.torch ? void(by_torch(true, false)) : void(input_by_us()); });
     }
     if (output_mask[1]) {
       for_weight = tune(
-          Pass::kBackwardWeight, p, s.multiplier, {.bias = output_mask[2], .view = !dense_grad || !is_dense(input, layout)}, true,
-          [&] { return backward_weight_plan(repeat ? forward_problem(without_multiplier(s), layout) : p, {}).row; },
+          Pass::kBackwardWeight, p, s.multiplier, {.bias = output_mask[2], .view = !dense_grad || !is_dense(input, layout)},
+          torch_has(s), [&] { return backward_weight_plan(repeat ? forward_problem(without_multiplier(s), layout) : p, {}).row; },
           [&](const Way& way) { way.torch ? void(by_torch(false, true)) : weight_by_us(way.row, {}); });
     }
   }

@@ -102,6 +102,7 @@ void pool(const ConvolutionShape& s, Layout layout, const Tensor& input, const T
 Tensor max_pool2d(const Tensor& input, const Ints kernel_size, const Ints stride, const Ints padding, const Ints dilation) {
   const CpuProblem p = pixelwise_problem(kOp, input);
   check_pair(kOp, "kernel_size", kernel_size, 1);
+  check_pair(kOp, "padding", padding, 0);
   const ConvolutionShape s =
       check_filter(kOp, input, "kernel_size", p.dtype, kernel_size[0], kernel_size[1], stride, padding, dilation);
   for (size_t i = 0; i < 2; ++i) {

@@ -13,7 +13,7 @@ Tensor patch_conv2d(const Tensor& input, const Tensor& packed, const Ints filter
   DWCONV_CHECK(input.dim() == 4, kOp, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
   const DType dtype = check_dtype(kOp, "input", input);
   DWCONV_CHECK(is_activation(act), kOp, ": act must be an activation's number, but got ", act);
-  DWCONV_CHECK(filter.size() == 9, kOp, ": filter must be 9 integers, but got ", filter.size());
+  DWCONV_CHECK(filter.size() == kFilterNumbers, kOp, ": filter must be 11 integers, but got ", filter.size());
   const int64_t kernel_h = filter[1], kernel_w = filter[2], channels = input.size(1);
   const bool sides = kernel_h > 0 && kernel_h <= kMostSide && kernel_w > 0 && kernel_w <= kMostSide && channels <= kMostSide;
   DWCONV_CHECK(sides, kOp, ": filter's height and width, and input's channels, must be between 1 and ", kMostSide);

@@ -2,6 +2,7 @@
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
+#include "common/packed_checks.h"
 #include "common/tensors.h"
 #include "cpu/ops/calls.h"
 #include "cpu/runtime/arena.h"
@@ -84,7 +85,7 @@ constexpr Op kOps[] = {
     {"depthwise_conv2d_packed",
      [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
        const Tensor& packed = read.tensor();
-       const Ints filter = read.integers(9);
+       const Ints filter = read.integers(kFilterNumbers);
        const int64_t act = read.integer();
        return depthwise_conv2d_packed(input, packed, filter, act, read.number());
      }},
@@ -97,7 +98,7 @@ constexpr Op kOps[] = {
     {"patch_conv2d",
      [](const Tensor& input, const OptionalTensor&, const OptionalTensor&, Reader& read) {
        const Tensor& packed = read.tensor();
-       const Ints filter = read.integers(9);
+       const Ints filter = read.integers(kFilterNumbers);
        const int64_t act = read.integer();
        const double slope = read.number();
        return patch_conv2d(input, packed, filter, act, slope, read.integer() != 0);
@@ -111,7 +112,7 @@ constexpr Op kOps[] = {
     {"separable_conv2d_packed",
      [](const Tensor& input, const OptionalTensor& residual, const OptionalTensor&, Reader& read) {
        const Tensor& packed = read.tensor();
-       const Ints block = read.integers(11);
+       const Ints block = read.integers(kFilterNumbers + 2);
        return separable_conv2d_packed(input, packed, block, read.numbers(2), residual, false);
      }},
     {"inverted_residual",
@@ -120,7 +121,7 @@ constexpr Op kOps[] = {
        const int64_t hidden = read.integer(), act = read.integer();
        const double slope = read.number();
        const Tensor& packed = read.tensor();
-       const Ints block = read.integers(11);
+       const Ints block = read.integers(kFilterNumbers + 2);
        return inverted_residual(input, expand, hidden, act, slope, packed, block, read.numbers(2), residual, false);
      }},
     {"squeeze_excitation",

@@ -269,4 +269,16 @@ Plan plan_layer_norm(const CpuProblem& p, const IsaKernels& isa, const Machine& 
   return plan;
 }
 
+Plan plan_step(const CpuProblem& p, const IsaKernels& isa, const Machine& machine) {
+  Plan plan;
+  plan.row = choose_row(isa, machine, Op::kDepthwiseStep, Pass::kForward, p);
+  const int64_t channels = p.batch * p.channels, window = (p.kernel_w - 1) * p.dilation_w;
+  plan.tiles = p.batch * ceil_div(p.channels, kStepChannels);
+  plan.workers = workers_for(channels * (p.kernel_w + window), plan.tiles, machine);
+  plan.bytes = element_size(p.dtype) * (channels * (2 + 2 * window) + p.channels * p.kernel_w);
+  plan.flops = 2 * channels * p.kernel_w;
+  if (machine.with_reasons) plan.reason = describe(*plan.row);
+  return plan;
+}
+
 }  // namespace dwconv

@@ -53,6 +53,9 @@ SqueezePlan plan_squeeze(const CpuProblem& problem, int64_t squeezed, const IsaK
 // LayerNorm over channels; problem as in LayerNormArgs.
 Plan plan_layer_norm(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
 
+// One step of a causal convolution; problem as in StepArgs.
+Plan plan_step(const CpuProblem& problem, const IsaKernels& isa, const Machine& machine);
+
 struct SeparablePlan {
   Plan depthwise;      // of the first stage
   Plan whole;          // its row has the format of the pointwise weights

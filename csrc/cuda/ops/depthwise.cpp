@@ -53,7 +53,7 @@ Work input_work(const Operands& o, const Tensor& grad_input) {
   set_input(work.request.problem, o.grad);
   set_output(work.request.problem, grad_input);
   work.extras = {.view = !is_dense(o.grad, o.layout)};
-  work.torch = true;
+  work.torch = torch_has(o.s);
   return work;
 }
 
@@ -82,7 +82,7 @@ Work weight_work(const Operands& o, bool bias) {
   set_input(work.request.problem, o.input);
   set_output(work.request.problem, o.grad);
   work.extras = {.bias = bias, .view = !is_dense(o.input, o.layout) || !is_dense(o.grad, o.layout)};
-  work.torch = true;
+  work.torch = torch_has(o.s);
   return work;
 }
 
@@ -174,7 +174,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
   set_input(request.problem, x);
   set_output(request.problem, output);
   work.extras = {.activation = activation, .bias = bias.has_value(), .view = !is_dense(x, layout)};
-  work.torch = torch_has(activation);
+  work.torch = torch_has(s) && torch_has(activation);
   const auto by_torch = [&] { return in_torch_forward(x, w, bias, TorchConvolution(s), activation, size, layout); };
   const auto by_us = [&](const DepthwisePlan& planned) {
     DepthwiseTileArgs args = planned.args;

@@ -135,7 +135,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std:
                                 pw_bias ? pb.const_data_ptr() : nullptr, false};
   ByTorch by_torch;
   // Whether torch's convolution may use tf32 is a setting of its own.
-  if (torch_has(block.dw_activation) && torch_has(block.pw_activation) && !residual &&
+  if (torch_has(s) && torch_has(block.dw_activation) && torch_has(block.pw_activation) && !residual &&
       (s.dtype != DType::kFloat32 || allow_tf32)) {
     by_torch = [&](const Tensor& x, Layout layout) {
       const Tensor middle = in_torch_forward(x, dw, dw_bias, TorchConvolution(s), block.dw_activation,

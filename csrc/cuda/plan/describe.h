@@ -77,9 +77,9 @@ inline bool choose(Work* work, const Gpu& gpu, std::string* why) {
 
 // The plan of one op on contiguous, aligned tensors, for a GPU of the given facts (an H100 by default).
 inline py::dict plan_dict(const std::string& op, const std::string& pass, const std::string& dtype, const std::string& layout,
-                          int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
-                          int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& facts, bool bias,
-                          const std::string& act) {
+                          int64_t batch, int64_t channels, Pair in_size, Pair kernel, Pair stride, const Paddings& padding,
+                          Pair dilation, int64_t out_channels, int64_t multiplier, bool allow_tf32, const py::dict& facts,
+                          bool bias, const std::string& act) {
   Work work = {Op::kDepthwise, parse_pass(pass, {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight}), Pass::kForward};
   work.kernel_pass = work.pass;
   for (const Op each : {Op::kSeparable, Op::kInvertedResidual}) work.op = op == op_name(each) ? each : work.op;

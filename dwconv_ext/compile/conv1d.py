@@ -1,0 +1,103 @@
+"""Depthwise convolutions in one dimension: with the BatchNorm and the activation after them, as Conformer has them, and the zeros
+before them, as causal ones have them.
+
+    [pad -] conv1d [- BN] [- act]     of nn.Conv1d; and the same of a DepthwiseConv1d, which is the 2-D op between two views
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ..nn.folded_conv1d import FoldedConv1d
+from ..nn.folded_layers import folded
+from ..ops.conv1d import depthwise_conv1d
+from ..ops.functional import DTYPES
+from . import graph as g
+
+if TYPE_CHECKING:
+    from .patterns import Pass
+
+
+def _is_view(node: Any, name: str) -> bool:
+    return g.calls(node, name) and node.args[1:] == (2,) and not node.kwargs
+
+
+def _in_one_row(node: fx.Node) -> tuple[dict[str, Any], list[fx.Node]] | None:
+    """Of the 2-D op over an image of one row, as a DepthwiseConv1d calls it."""
+    if node.target is not torch.ops.dwconv_ext.depthwise_conv2d.default:
+        return None
+    conv, after = g.convolution(node), list(node.users)
+    if conv is None or len(conv["padding"]) != 4 or len(after) != 1 or not _is_view(after[0], "squeeze"):
+        return None
+    input, weight = conv["input"], conv["weight"]
+    if not (_is_view(input, "unsqueeze") and _is_view(weight, "unsqueeze")):
+        return None
+    numbers = {"stride": conv["stride"][1:], "padding": conv["padding"][2:], "dilation": conv["dilation"][1:]}
+    own = [view for view in (input, weight) if len(view.users) == 1]
+    return {**conv, **numbers, "input": input.args[0], "weight": weight.args[0]}, [*own, node, after[0]]
+
+
+def _of_torch(node: fx.Node) -> tuple[dict[str, Any], list[fx.Node]] | None:
+    conv = g.convolution_1d(node)
+    if conv is None:
+        return None
+    numbers = ("stride", "padding", "dilation")
+    return {n: (v,) if n in numbers and not isinstance(v, (tuple, str)) else v for n, v in conv.items()}, [node]
+
+
+def _depthwise(node: fx.Node) -> tuple[dict[str, Any], list[fx.Node]] | None:
+    """The convolution's arguments and nodes, where it is depthwise and of a batch."""
+    found = _in_one_row(node) or _of_torch(node)
+    if found is None:
+        return None
+    conv, nodes = found
+    input, weight, output = g.tensor_of(conv["input"]), g.tensor_of(conv["weight"]), g.tensor_of(nodes[-1])
+    if input is None or weight is None or output is None or input.dim() != 3 or output.dtype not in DTYPES:
+        return None
+    plain = all(map(g.is_plain, (conv["input"], conv["weight"], conv["bias"])))
+    return found if plain and weight.shape[1] == 1 and 1 < conv["groups"] == input.shape[1] else None
+
+
+def _zeros(node: Any) -> tuple[int, int] | None:
+    """How many a pad puts before and after its input."""
+    if not isinstance(node, fx.Node) or node.target not in (F.pad, torch._C._nn.pad) or len(node.users) != 1:
+        return None
+    how = {
+        "mode": "constant",
+        "value": None,
+        **dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)),
+        **node.kwargs,
+    }
+    pads = tuple(map(g.number_of, how["pad"])) if isinstance(how["pad"], (tuple, list)) else ()
+    whole = len(pads) == 2 and all(type(pad) is int and pad >= 0 for pad in pads)
+    return pads if whole and how["mode"] == "constant" and how["value"] in (None, 0) else None
+
+
+def fuse_conv1d(whole: Pass, node: fx.Node) -> bool:
+    """Whether the node is such a convolution."""
+    found = _depthwise(node)
+    if found is None:
+        return False
+    conv, nodes = found
+    layer = whole.followed(conv, nodes)
+    why = ""
+    if g.tensor_of(layer.nodes[-1]).requires_grad or g.tensor_of(node).requires_grad:
+        why = "a gradient is required: only the convolution itself is replaced (torch.no_grad()?)"
+    why = why or whole.why_not_folded(layer)
+    if why:
+        whole.report.refuse(node, why)
+        if nodes == [node]:  # else it is ours
+            whole.replace_in_training(layer, depthwise_conv1d)
+        return True
+    pad, nodes = conv["input"], layer.nodes
+    zeros = _zeros(pad) if conv["padding"] in ((0,), (0, 0), "valid") else None
+    if zeros is not None and whole.region[pad] == whole.region[node] and whole.undisturbed([pad, *nodes]):
+        nodes = [pad, *nodes]
+        conv["padding"], conv["input"] = zeros, pad.args[0] if pad.args else pad.kwargs["input"]
+    whole.replace(nodes, conv["input"], None, folded(FoldedConv1d, layer.settings), layer.tensors)
+    whole.report.fused["depthwise convolutions"] += 1
+    return True
