@@ -16,6 +16,7 @@ _BOTH = ("silu", "hardswish", "leaky_relu", "hardtanh", "relu6")  # of new memor
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.conv2d.default: torch.conv2d,
     aten.conv2d.padding: torch.conv2d,
+    aten.conv_transpose2d.input: torch.conv_transpose2d,
     aten.linear.default: F.linear,
     aten.max_pool2d.default: F.max_pool2d,
     aten.sigmoid.default: torch.sigmoid,

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..nn.depthwise import DepthwiseConv2d
 from ..nn.separable import FusedDSConv
 from ..ops.arguments import check_kind, to_pair
-from .replace import Swapped, class_for, fuses, is_depthwise, restore, why_not
+from .replace import OURS, class_for, fuses, is_depthwise, is_replaced, plain_class, restore, why_not
 from .sequential import SequentialMixin, blocks_of, flattened
 from .timing import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
 
@@ -31,7 +30,8 @@ class Entry:
     Attributes:
         name: its path in the model.
         layer: its class, channels, filter and stride.
-        became: ``fused block`` (with its neighbours in a sequential container), ``DepthwiseConv2d`` or ``left alone``.
+        became: ``fused block`` (with its neighbours in a sequential container), ``DepthwiseConv2d`` (a transposed one:
+            ``DepthwiseConvTranspose2d`` or ``1d``) or ``left alone``.
         why: what it is fused with; else why it is no more than it is.
     """
 
@@ -68,8 +68,9 @@ class ConversionReport:
         return "\n".join([head, *lines])
 
 
-def _describe(conv: nn.Conv2d) -> str:
-    pairs = (to_pair(type(conv).__name__, name, getattr(conv, name)) for name in ("kernel_size", "stride"))
+def _describe(conv: nn.Module) -> str:
+    sides = 1 if isinstance(conv, nn.ConvTranspose1d) else 2
+    pairs = (to_pair(type(conv).__name__, name, getattr(conv, name))[:sides] for name in ("kernel_size", "stride"))
     size, stride = ("x".join(map(str, pair)) for pair in pairs)
     return f"{conv.in_channels} channels, {size}, stride {stride}"
 
@@ -79,7 +80,7 @@ def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
     own = {part for m in names if type(m) is FusedDSConv for part in m.children()}
     convs = {m: f"{type(m).__name__}: {_describe(m)}" for m in names if is_depthwise(m) and m not in own}
     left = {m: why for m in convs if (why := why_not(m))}
-    changed = [m for m in convs if m not in left and not isinstance(m, (DepthwiseConv2d, Swapped))]
+    changed = [m for m in convs if m not in left and not is_replaced(m)]
     changed += [m for m in names if not isinstance(m, SequentialMixin) and fuses(m)]
     inputs = {} if example_input is None else inputs_of(model, changed, example_input)
     for module in changed:
@@ -89,12 +90,13 @@ def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
     report = ConversionReport(containers=sum(isinstance(m, SequentialMixin) for m in names))
     for conv, layer in convs.items():
         if conv in left and conv not in fused:
-            became = "DepthwiseConv2d" if isinstance(conv, (DepthwiseConv2d, Swapped)) else "left alone"
+            became = OURS[plain_class(conv)].__name__ if is_replaced(conv) else "left alone"
             entry = Entry(names[conv], layer, became, left[conv])
         elif conv in fused:
             entry = Entry(names[conv], layer, FUSED, "with " + ", ".join(names[part] for part in fused[conv]))
         else:
-            entry = Entry(names[conv], layer, "DepthwiseConv2d", "its neighbours are no block of a sequential container")
+            became = OURS[plain_class(conv)].__name__
+            entry = Entry(names[conv], layer, became, "its neighbours are no block of a sequential container")
         report.entries.append(entry)
     return report
 
@@ -142,7 +144,8 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     """The model with single layers replaced by this package's: nothing is traced, and no other forward is touched.
 
     Each depthwise ``nn.Conv2d`` (and subclass whose own behaviour can be kept, such as timm's ``Conv2dSame``) becomes a
-    ``DepthwiseConv2d``. Each ``nn.Sequential`` with a convolution (and subclass with the same forward) fuses its neighbours
+    ``DepthwiseConv2d``, each depthwise ``nn.ConvTranspose2d`` or ``1d`` a ``DepthwiseConvTranspose2d`` or ``1d``. Each
+    ``nn.Sequential`` with a convolution (and subclass with the same forward) fuses its neighbours
     as it runs (sequential.py): depthwise-separable blocks as one kernel and BatchNorms folded in eval mode, BatchNorm and
     activation as one operation in training. For everything else there is ``torch.compile(model, backend="dwconv_ext")``.
 
@@ -185,7 +188,8 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
 def unfuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Plain nn modules again: what ``convert`` changed is as it was, and this package's own modules become torch's.
 
-    A ``DepthwiseConv2d`` becomes an ``nn.Conv2d``, a ``FusedDSConv`` an ``nn.Sequential`` with the same keys. The
+    A ``DepthwiseConv2d`` becomes an ``nn.Conv2d``, a ``DepthwiseConvTranspose2d`` an ``nn.ConvTranspose2d``, a ``FusedDSConv`` an
+    ``nn.Sequential`` with the same keys. The
     result has the original's module tree, keys, parameters and hooks, for ``torch.onnx.export``, ``torch.jit.script`` and
     quantization tools.
 

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..nn.conv_transpose import DepthwiseConvTranspose1d, DepthwiseConvTranspose2d
 from ..nn.depthwise import DepthwiseConv2d
 from ..ops.functional import DTYPES, name_of
 from .sequential import SequentialMixin, flattened, is_sequential
 
 
 class Swapped:
-    """Mixed into a subclass of nn.Conv2d: its own behaviour, our kernel."""
+    """Mixed into a subclass of nn.Conv2d or nn.ConvTranspose2d: its own behaviour, our kernel."""
 
 
 class _SamePadded(Swapped):
@@ -40,7 +41,23 @@ def _reduce_ex(self: nn.Module, protocol: int) -> tuple:
     return (_new_swapped, (_written_with(type(self)),), state, *rest)
 
 
-_swapped: dict[type, type] = {nn.Conv2d: DepthwiseConv2d}
+OURS = {
+    nn.Conv2d: DepthwiseConv2d,
+    nn.ConvTranspose2d: DepthwiseConvTranspose2d,
+    nn.ConvTranspose1d: DepthwiseConvTranspose1d,
+}
+_PLAIN_OF = {ours: plain for plain, ours in OURS.items()}
+_TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose1d)
+_swapped: dict[type, type] = dict(OURS)
+
+
+def plain_class(conv: nn.Module) -> type:
+    """Of torch's layers that are replaced, the one that this is."""
+    return next(plain for plain in OURS if isinstance(conv, plain))
+
+
+def is_replaced(module: nn.Module) -> bool:
+    return type(module) in _PLAIN_OF or isinstance(module, Swapped)
 
 
 def class_for(kind: type) -> type:
@@ -52,7 +69,11 @@ def class_for(kind: type) -> type:
             methods["forward"] = SequentialMixin.forward
         else:
             name, mixin = f"Depthwise{kind.__name__}", _SamePadded if _is_timm_same(kind) else Swapped
-            methods["_conv_forward"] = _depthwise_forward
+            transposed = next((plain for plain in _TRANSPOSED if issubclass(kind, plain)), None)
+            if transposed is None:
+                methods["_conv_forward"] = _depthwise_forward
+            else:
+                methods["forward"] = OURS[transposed].forward
         _swapped[kind] = type(name, (mixin, kind), {**methods, "__prepare_scriptable__": _prepare_scriptable})
     return _swapped[kind]
 
@@ -69,22 +90,22 @@ def _new_swapped(kind: type) -> nn.Module:
 
 
 def _is_ours(kind: type) -> bool:
-    return kind is DepthwiseConv2d or (issubclass(kind, (Swapped, SequentialMixin)) and kind.__module__ == __name__)
+    return kind in _PLAIN_OF or (issubclass(kind, (Swapped, SequentialMixin)) and kind.__module__ == __name__)
 
 
 def _written_with(kind: type) -> type:
     """The class that one of ours stands for."""
-    return nn.Conv2d if kind is DepthwiseConv2d else kind.__bases__[-1]
+    return _PLAIN_OF.get(kind) or kind.__bases__[-1]
 
 
 def _is_timm_same(kind: type) -> bool:
     return kind.__name__ == "Conv2dSame" and kind.__module__.startswith("timm.")
 
 
-def why_not(conv: nn.Conv2d) -> str:
+def why_not(conv: nn.Module) -> str:
     """Why this depthwise convolution must stay what it is; empty where it need not."""
-    kind = type(conv)
-    if kind is DepthwiseConv2d or isinstance(conv, Swapped):
+    kind, plain = type(conv), plain_class(conv)
+    if is_replaced(conv):
         return ""
     if not _is_copied_by_its_state(kind):
         return f"{kind.__name__} overrides __reduce__"
@@ -96,8 +117,10 @@ def why_not(conv: nn.Conv2d) -> str:
         return f"the kernels have no {name_of(conv.weight.dtype)}"
     if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
         return "its forward was replaced on the instance"
-    if kind is nn.Conv2d or _is_timm_same(kind):
+    if kind is plain or _is_timm_same(kind):
         return ""
+    if plain in _TRANSPOSED:
+        return f"{kind.__name__} overrides forward" if kind.forward is not plain.forward else ""
     if kind._conv_forward is not nn.Conv2d._conv_forward:
         return f"{kind.__name__} overrides _conv_forward"
     if kind.forward is not nn.Conv2d.forward and "conv2d" in kind.forward.__code__.co_names:
@@ -110,14 +133,15 @@ def _is_copied_by_its_state(kind: type) -> bool:
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
+    return isinstance(module, tuple(OURS)) and module.groups > 1 and module.groups == module.in_channels
 
 
 def fuses(module: nn.Module) -> bool:
     """Whether it is a sequential container with a convolution to fuse something with."""
     if not is_sequential(module) or not _is_copied_by_its_state(type(module)):
         return False
-    return any(isinstance(layer, nn.Conv2d) for layer in flattened(module))
+    fused = (nn.Conv2d, nn.ConvTranspose2d)
+    return any(isinstance(layer, fused) and (is_depthwise(layer) or isinstance(layer, nn.Conv2d)) for layer in flattened(module))
 
 
 def restore(module: nn.Module) -> None:

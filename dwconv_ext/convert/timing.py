@@ -81,8 +81,12 @@ def speedup(ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> float:
     return median(ratios)
 
 
-def depthwise_speedup(conv: nn.Conv2d, x: Tensor) -> float:
+def depthwise_speedup(conv: nn.Module, x: Tensor) -> float:
     """A converted depthwise convolution over torch's own, forward."""
+    for plain in (nn.ConvTranspose2d, nn.ConvTranspose1d):
+        if isinstance(conv, plain):
+            with torch.no_grad():
+                return speedup(lambda: type(conv).forward(conv, x), lambda plain=plain: plain.forward(conv, x))
 
     def theirs() -> Tensor:
         return nn.Conv2d._conv_forward(conv, x, conv.weight, conv.bias)

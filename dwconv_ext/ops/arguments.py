@@ -42,6 +42,14 @@ def to_pair(op: str, name: str, value: IntOrPair, wanted: str = "an int or a pai
     return values[0], values[-1]
 
 
+def one_number(op: str, name: str, value: int | Sequence[int]) -> int:
+    """Of an axis."""
+    wanted = "an int or a sequence of one"
+    if isinstance(value, (tuple, list)) and len(value) != 1:
+        raise TypeError(f"{op}: {name} must be {wanted}, but got {value!r}")
+    return to_pair(op, name, value, wanted)[0]
+
+
 def positive_pair(op: str, name: str, value: IntOrPair) -> tuple[int, int]:
     pair = to_pair(op, name, value)
     if min(pair) < 1:

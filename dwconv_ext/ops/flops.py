@@ -30,6 +30,10 @@ def register(counter: ModuleType) -> None:
     def _(grad, x, w, stride, padding, dilation, mask, *_, **__) -> int:
         return conv_flop_count(list(x), list(w), list(grad)) * (bool(mask[0]) + bool(mask[1]))
 
+    @formula(ours.depthwise_conv_transpose2d)
+    def _(x, w, *_, out_shape=None, **__) -> int:
+        return conv_flop_count(list(x), list(w), list(out_shape), transposed=True)
+
     @formula(ours.depthwise_norm_act)
     def _(x, w, *_, out_shape=None, **__) -> int:
         return conv_flop_count(list(x), list(w), list(out_shape[0]))
