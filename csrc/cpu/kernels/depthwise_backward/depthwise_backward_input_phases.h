@@ -47,12 +47,12 @@ struct PhasesFrame {
 };
 
 // Samples of base row u and columns [v, v + kPhaseColumns), one vector of channels. kEdge: columns, samples and lanes are looked
-// at one by one.
-template <class Taps, class T, class A, bool kEdge>
+// at one by one. kEpilogue: with bias and activation, whose registers an input gradient would pay for.
+template <class Taps, bool kEpilogue, class T, class A, bool kEdge>
 DWCONV_INLINE void phases_vector(const PhasesFrame<T, A> f, int64_t u, int64_t v, int64_t c, int lanes) {
   constexpr int kColumns = kPhaseColumns;
   Vec<A> acc[2][2][kColumns];
-  const Vec<A> start = f.bias ? load(f.bias + c) : Vec<A>{};
+  const Vec<A> start = kEpilogue && f.bias ? load(f.bias + c) : Vec<A>{};
   DWCONV_UNROLL
   for (int i = 0; i < 4 * kColumns; ++i) acc[i / (2 * kColumns)][i / kColumns % 2][i % kColumns] = start;
   DWCONV_UNROLL
@@ -80,8 +80,10 @@ DWCONV_INLINE void phases_vector(const PhasesFrame<T, A> f, int64_t u, int64_t v
       }
     }
   }
-  DWCONV_UNROLL
-  for (int a = 0; a < 2; ++a) activate_all<A>(acc[a], f.activation);
+  if constexpr (kEpilogue) {
+    DWCONV_UNROLL
+    for (int a = 0; a < 2; ++a) activate_all<A>(acc[a], f.activation);
+  }
   DWCONV_UNROLL
   for (int a = 0; a < 2; ++a) {
     if (2 * u + a >= f.out_h) break;
@@ -97,7 +99,7 @@ DWCONV_INLINE void phases_vector(const PhasesFrame<T, A> f, int64_t u, int64_t v
   }
 }
 
-template <class Taps, class T, class A>
+template <class Taps, bool kEpilogue, class T, class A>
 DWCONV_NOINLINE void phases_row(const PhasesFrame<T, A>& frame, int64_t u) {
   constexpr int kColumns = kPhaseColumns, kVec = kLanes<A>;
   const PhasesFrame<T, A> f = frame;  // a copy, which no store can be taken to change
@@ -107,9 +109,9 @@ DWCONV_NOINLINE void phases_row(const PhasesFrame<T, A>& frame, int64_t u) {
     const bool inside = v >= f.pad_w && v - f.pad_w + kColumns + Taps::window - 1 <= f.in_w && 2 * (v + kColumns) <= f.out_w;
     int64_t c = 0;
     if (inside) {
-      for (; c < whole; c += kVec) phases_vector<Taps, T, A, false>(f, u, v, c, kVec);
+      for (; c < whole; c += kVec) phases_vector<Taps, kEpilogue, T, A, false>(f, u, v, c, kVec);
     }
-    for (; c < f.channels; c += kVec) phases_vector<Taps, T, A, true>(f, u, v, c, lanes_left(f.channels - c, kVec));
+    for (; c < f.channels; c += kVec) phases_vector<Taps, kEpilogue, T, A, true>(f, u, v, c, lanes_left(f.channels - c, kVec));
   }
 }
 
@@ -146,7 +148,9 @@ bool try_all_phases(const BackwardInputArgs& args, const CpuProblem& p, const T*
     f.pad_h = phases[0][0]->pad_h - row + in_begin, f.pad_w = phases[0][0]->pad_w;
     f.channels = p.channels;
     const auto run = [&]<class Taps>(Taps) {
-      for (int64_t u = 0; u < args.rows_per_tile && 2 * u < f.out_h; ++u) phases_row<Taps, T, A>(f, u);
+      const bool epilogue = f.bias != nullptr || f.activation.kind != ActivationKind::kIdentity;
+      const auto row = epilogue ? &phases_row<Taps, true, T, A> : &phases_row<Taps, false, T, A>;
+      for (int64_t u = 0; u < args.rows_per_tile && 2 * u < f.out_h; ++u) row(f, u);
     };
     switch (whole.kernel_h) {
       case 2:
