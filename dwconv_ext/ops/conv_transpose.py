@@ -26,16 +26,22 @@ from .functional import batched_image
 ops = torch.ops.dwconv_ext
 
 
-def _reads(grad: Tensor, w: Tensor, size: Sequence[int], conv: tuple) -> Tensor:
-    """g * w, of x's height and width: where the output's padding is not below the stride, there is more."""
-    return call(ops.depthwise_conv2d.default, grad, w, None, *conv)[..., : size[0], : size[1]]
+def _beyond(conv: tuple, output_padding: Sequence[int]) -> list[int]:
+    """How many rows and columns the convolution of y has beyond those of x: where output_padding is not below the stride."""
+    return [pad // stride for pad, stride in zip(output_padding, conv[0], strict=True)]
 
 
-def _to_weight(grad: Tensor, x: Tensor, w: Tensor, conv: tuple, output_padding: Sequence[int]) -> Tensor:
-    """B_w(x, g). Outputs that are there by the output's padding alone have no x."""
-    more = [pad // stride for pad, stride in zip(output_padding, conv[0], strict=True)]
-    if any(more):
-        x = F.pad(x, (0, more[1], 0, more[0]))
+def _convolution(grad: Tensor, w: Tensor, x: Tensor, conv: tuple, output_padding: Sequence[int]) -> Tensor:
+    """g * w, of x's size."""
+    y = call(ops.depthwise_conv2d.default, grad, w, None, *conv)
+    return y[:, :, : x.shape[2], : x.shape[3]] if any(_beyond(conv, output_padding)) else y
+
+
+def _to_weight(grad: Tensor, w: Tensor, x: Tensor, conv: tuple, output_padding: Sequence[int]) -> Tensor:
+    """B_w(x, g)."""
+    height, width = _beyond(conv, output_padding)
+    if height or width:
+        x = F.pad(x, (0, width, 0, height))
     return call(ops.depthwise_conv2d_backward.default, x, grad, w, *conv, (False, True, False))[1]
 
 
@@ -73,9 +79,10 @@ class DepthwiseConvTranspose2dFunction(torch.autograd.Function):
         # Each of a channel's filters by itself: together they would be no depthwise convolution.
         parts = [(grad, w)] if multiplier == 1 else [(grad[:, m::multiplier], w[:, m : m + 1]) for m in range(multiplier)]
         if ctx.needs_input_grad[0]:
-            to_x = sum((_reads(g, f, x.shape[2:], conv) for g, f in parts[1:]), _reads(*parts[0], x.shape[2:], conv))
+            to_x = [_convolution(g, f, x, conv, output_padding) for g, f in parts]
+            to_x = to_x[0] if multiplier == 1 else sum(to_x[1:], to_x[0])
         if ctx.needs_input_grad[1]:
-            to_w = [_to_weight(g, x, f, conv, output_padding) for g, f in parts]
+            to_w = [_to_weight(g, f, x, conv, output_padding) for g, f in parts]
             to_w = to_w[0] if multiplier == 1 else torch.cat(to_w, 1)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             to_b = grad.sum((0, 2, 3))
