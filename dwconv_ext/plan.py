@@ -139,7 +139,7 @@ def plan(layer: nn.Module, input: Tensor | Sequence[int], *, threads: int | None
     conv = layer._parts()[0] if fused else layer
     transposed = isinstance(conv, nn.ConvTranspose2d) and conv.groups == conv.in_channels == conv.out_channels
     if not transposed and not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels):
-        wanted = "a depthwise nn.Conv2d, a depthwise nn.ConvTranspose2d of one filter a channel, or a FusedDSConv"
+        wanted = "a depthwise nn.Conv2d or nn.ConvTranspose2d (of one filter a channel), or a FusedDSConv"
         raise TypeError(f"plan: layer must be {wanted}, but got {type(layer).__name__}")
     if input.dim() != 4 or input.shape[1] != conv.in_channels:
         raise ValueError(f"plan: input must have shape (N, {conv.in_channels}, H, W), but got {list(input.shape)}")
