@@ -1,6 +1,7 @@
 """One layer or block after another: our kernels against nn.Conv2d in both layouts, torch.compile, ONNX Runtime and OpenVINO.
 
-``depthwise`` times the forward pass and both gradients of 11 layers of known networks; ``separable`` MobileNetV1's blocks,
+``depthwise`` times the forward pass and both gradients of 11 layers of known networks, ``transposed`` those of upsampling layers,
+for which nn.Conv2d stands for nn.ConvTranspose2d; ``separable`` MobileNetV1's blocks,
 ``inverted`` MobileNetV2's, called as in frozen graphs, also as two ops, and ``pointwise`` the 1x1 convolutions of seven networks,
 each at batch 1 and 8; ``training`` the blocks of both networks, forward and backward, at batch 8. At 16 bits the peers of
 inference run in float32 too. "sgemm %" is the share of the rate of a large torch.mm in the same rounds.
@@ -18,13 +19,22 @@ import torch
 from dwconv_ext import benchmark
 
 from . import peers, plot, report
-from .layers import Layer, depthwise_layers, inverted_layers, pointwise_layers, separable_layers, training_layers
+from .layers import (
+    Layer,
+    depthwise_layers,
+    inverted_layers,
+    pointwise_layers,
+    separable_layers,
+    training_layers,
+    transposed_layers,
+)
 from .roofline import Roofline
 from .suites import Options, compare
 from .timing import Stopwatch, keep_freed_memory
 
 SUITES = {
     "depthwise": depthwise_layers,
+    "transposed": transposed_layers,
     "separable": separable_layers,
     "pointwise": pointwise_layers,
     "inverted": inverted_layers,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dwconv_ext import FusedDSConv, depthwise_conv2d, unfuse
+from dwconv_ext import FusedDSConv, depthwise_conv2d, depthwise_conv_transpose2d, unfuse
 from dwconv_ext.models.mobilenet_v2 import InvertedResidual
 from dwconv_ext.nn.folded_layers import (
     NO_NORM,
@@ -110,13 +110,17 @@ def _by_kernel(function: Function, kernel: str) -> Function:
     return run
 
 
-def _depthwise_module(layer: Layer) -> nn.Conv2d:
+def _depthwise_module(layer: Layer) -> nn.Module:
     channels = layer.channels
+    if layer.kind == "transposed":
+        return nn.ConvTranspose2d(channels, channels, layer.kernel, layer.stride, layer.padding, groups=channels, bias=False)
     return nn.Conv2d(channels, channels, layer.kernel, layer.stride, layer.padding, groups=channels, bias=False)
 
 
 def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
-    """Forward without gradients, and the gradients of input and weight through autograd."""
+    """Forward without gradients, and the gradients of input and weight through autograd. Of a transposed convolution nn.Conv2d
+    stands for nn.ConvTranspose2d."""
+    transposed = layer.kind == "transposed"
     random = torch.Generator().manual_seed(0)
     x = torch.randn(layer.batch, layer.channels, *layer.size, generator=random).to(options.device, options.dtype)
     w = torch.randn(layer.channels, 1, *layer.kernel, generator=random).to(options.device, options.dtype)
@@ -124,10 +128,13 @@ def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
     conv.weight.data.copy_(w)
 
     def theirs(x: Tensor, w: Tensor) -> Tensor:
+        if transposed:
+            return F.conv_transpose2d(x, w, None, layer.stride, layer.padding, 0, layer.channels)
         return F.conv2d(x, w, None, layer.stride, layer.padding, 1, layer.channels)
 
     def ours(x: Tensor, w: Tensor) -> Tensor:
-        return depthwise_conv2d(x, w, None, layer.stride, layer.padding)
+        function = depthwise_conv_transpose2d if transposed else depthwise_conv2d
+        return function(x, w, None, layer.stride, layer.padding)
 
     forward: dict[str, Function] = {}
     backward: dict[str, Function] = {}
@@ -322,5 +329,5 @@ def _randomize(bn: nn.BatchNorm2d) -> None:
 
 def compare(layer: Layer, options: Options) -> Iterator[Comparison]:
     torch._dynamo.reset()  # once: what is compiled before a reset is compiled anew at its next call, without freezing
-    kinds = {"depthwise": compare_depthwise, "training": compare_training}
+    kinds = {"depthwise": compare_depthwise, "transposed": compare_depthwise, "training": compare_training}
     return kinds.get(layer.kind, compare_inference)(layer, options)

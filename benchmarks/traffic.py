@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dwconv_ext.ops.arguments import four_paddings
 
-from .layers import Layer, depthwise_layers, inverted_layers, separable_layers
+from .layers import Layer, depthwise_layers, inverted_layers, separable_layers, transposed_layers
 from .report import made, markdown_table, print_rows, save
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -86,7 +86,11 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
     conv = ((layer.stride, layer.stride), layer.padding, (1, 1))
     module.set_gpu({})
     if not separable:
-        launches, y = _count(module, x, lambda: ops.depthwise_conv2d(x, w, None, *conv))
+        if layer.kind == "transposed":
+            stride, padding, dilation = conv
+            launches, y = _count(module, x, lambda: ops.depthwise_conv_transpose2d(x, w, None, stride, padding, (0, 0), dilation))
+        else:
+            launches, y = _count(module, x, lambda: ops.depthwise_conv2d(x, w, None, *conv))
         compulsory = unfused = (x.numel() + y.numel()) * x.element_size()
         fused = None
     else:
@@ -157,9 +161,10 @@ def table(rows: list[Moved]) -> tuple[list[str], list[list[str]]]:
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
-    """Counts and prints the depthwise layers, the blocks, the inverted residuals and the blocks' training steps."""
+    """Counts and prints depthwise layers, transposed ones, blocks, inverted residuals and the blocks' training steps."""
     lists = {
         "depthwise": depthwise_layers(),
+        "transposed": transposed_layers(),
         "separable": separable_layers((options.batch,)),
         "inverted": [layer for layer in inverted_layers((options.batch,)) if layer.expand > 1],
     }

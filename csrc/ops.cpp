@@ -19,6 +19,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(DWCONV_LIBRARY, m) {
   m.def(
       "depthwise_conv1d_step(Tensor input, Tensor(a!) state, Tensor weight, Tensor? bias, int dilation=1, str act=\"identity\", "
       "float slope=0.01) -> Tensor");
+  // act(conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups=C, dilation)) for weight of shape
+  // (C, multiplier, kH, kW).
+  m.def(
+      "depthwise_conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] output_padding, SymInt[2] dilation, str act=\"identity\", float slope=0.01) -> Tensor");
   // (grad_input, grad_weight, grad_bias), each only where output_mask asks; the others are empty tensors of shape (0,).
   m.def(
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "

@@ -1,9 +1,11 @@
 """Hand-written CPU and CUDA kernels for depthwise and depthwise-separable convolution in PyTorch.
 
     depthwise_conv2d(input, weight, ...)     F.conv2d(..., groups=C)
+    depthwise_conv_transpose2d, _transpose1d F.conv_transpose2d, F.conv_transpose1d(..., groups=C)
     separable_conv2d(input, ...)             depthwise, activation, pointwise, activation in one pass
     depthwise_conv1d(input, weight, ...)     F.conv1d(..., groups=C), causal too; depthwise_conv1d_step one sample at a time
     DepthwiseConv2d, DepthwiseConv1d         nn.Conv2d(C, C * multiplier, k, groups=C), nn.Conv1d
+    DepthwiseConvTranspose2d, ...1d          nn.ConvTranspose2d, nn.ConvTranspose1d(..., groups=C)
     FusedDSConv                              depthwise - BatchNorm - activation - pointwise - BatchNorm - activation
     convert, unfuse                          any model onto these kernels, and back
     plan                                     which kernel a layer runs, and why
@@ -24,12 +26,14 @@ __version__ = "0.1.0"
 from . import cost, models
 from .convert import convert, unfuse
 from .models import InvertedResidual
+from .nn.conv_transpose import DepthwiseConvTranspose1d, DepthwiseConvTranspose2d
 from .nn.depthwise import DepthwiseConv2d
 from .nn.depthwise1d import DepthwiseConv1d
 from .nn.folded_weights import clear_caches
 from .nn.separable import FusedDSConv
 from .ops.autograd import DepthwiseConv2dFunction, SeparableConv2dFunction
 from .ops.conv1d import depthwise_conv1d, depthwise_conv1d_step
+from .ops.conv_transpose import depthwise_conv_transpose1d, depthwise_conv_transpose2d
 from .ops.functional import depthwise_conv2d, separable_conv2d
 from .plan import plan
 from .tuner import benchmark, benchmark_by_environment
@@ -58,6 +62,8 @@ __all__ = [
     "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DepthwiseConv2dFunction",
+    "DepthwiseConvTranspose1d",
+    "DepthwiseConvTranspose2d",
     "FusedDSConv",
     "InvertedResidual",
     "SeparableConv2dFunction",
@@ -68,6 +74,8 @@ __all__ = [
     "depthwise_conv1d",
     "depthwise_conv1d_step",
     "depthwise_conv2d",
+    "depthwise_conv_transpose1d",
+    "depthwise_conv_transpose2d",
     "models",
     "plan",
     "separable_conv2d",

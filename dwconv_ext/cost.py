@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .nn.conv_transpose import DepthwiseConvTranspose2d
 from .nn.depthwise import DepthwiseConv2d
 from .nn.depthwise1d import DepthwiseConv1d
 from .nn.separable import FusedDSConv
@@ -238,12 +239,12 @@ def table(model: nn.Module, input: Tensor | Sequence[int] | None = None) -> Cost
         if own == 0 or layer.is_recursive:
             continue
         kernel = ""
-        ours = (isinstance(module, DepthwiseConv2d) and len(layer.input_size) == 4) or (
-            isinstance(module, DepthwiseConv1d) and len(layer.input_size) == 3
-        )
-        if ours and input.device.type == "cpu":
+        ours = isinstance(module, (DepthwiseConv2d, DepthwiseConv1d))
+        ours = ours or (isinstance(module, DepthwiseConvTranspose2d) and module.in_channels == module.out_channels)
+        batched = len(layer.input_size) == (3 if isinstance(module, DepthwiseConv1d) else 4)
+        if ours and batched and input.device.type == "cpu":
             seen = torch.empty(layer.input_size, dtype=input.dtype, device="meta")
-            kernel = plan(fused.get(id(module), module), seen)[0].kernel
+            kernel = next((p.kernel for p in plan(fused.get(id(module), module), seen) if p.pass_ == "forward"), "")
         elif id(module) in fused:
             kernel = "(the same)"
         # BatchNorm is folded into its convolution in inference, and the literature counts it nowhere.

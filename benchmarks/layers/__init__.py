@@ -23,10 +23,15 @@ class Layer(NamedTuple):
 
     @property
     def padding(self) -> tuple[int, int]:
-        return self.kernel[0] // 2, self.kernel[1] // 2
+        kernel = [k - 1 for k in self.kernel] if self.kind == "transposed" else self.kernel
+        return kernel[0] // 2, kernel[1] // 2
 
     @property
     def out_size(self) -> tuple[int, int]:
+        if self.kind == "transposed":
+            sides = zip(self.size, self.padding, self.kernel, strict=True)
+            height, width = ((s - 1) * self.stride - 2 * p + k for s, p, k in sides)
+            return height, width
         h, w = ((s + 2 * p - k) // self.stride + 1 for s, p, k in zip(self.size, self.padding, self.kernel, strict=True))
         return h, w
 
@@ -36,6 +41,8 @@ class Layer(NamedTuple):
 
     def stages(self) -> list[tuple[int, int]]:
         """Pixels and weights of each convolution in it."""
+        if self.kind == "transposed":  # each pixel of the input meets each weight
+            return [(self.batch * prod(self.size), self.channels * prod(self.kernel))]
         hidden, after = self.channels * self.expand, self.batch * prod(self.out_size)
         stages = [(self.batch * prod(self.size), self.channels * hidden)] if self.expand != 1 else []
         if self.kind != "pointwise":
@@ -59,12 +66,16 @@ def rows(file: str) -> list[list[str]]:
     return [line.split() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def depthwise_layers() -> list[Layer]:
+def depthwise_layers(kind: str = "depthwise") -> list[Layer]:
     layers = []
-    for name, *numbers in rows("depthwise.txt"):
+    for name, *numbers in rows(f"{kind}.txt"):
         n, c, h, w, kh, kw, s = map(int, numbers)
-        layers.append(Layer(name, n, c, c, (h, w), (kh, kw), s))
+        layers.append(Layer(name, n, c, c, (h, w), (kh, kw), s, kind))
     return layers
+
+
+def transposed_layers() -> list[Layer]:
+    return depthwise_layers("transposed")
 
 
 def separable_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:

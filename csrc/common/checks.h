@@ -264,6 +264,78 @@ inline ConvolutionShape check_forward(const char* op, const Tensor& input, const
   return s;
 }
 
+// 128-bit numbers as Python writes them.
+inline std::string to_string(__int128 value) {
+  const bool negative = value < 0;
+  std::string digits;
+  do {
+    digits.insert(digits.begin(), static_cast<char>('0' + (negative ? -(value % 10) : value % 10)));
+    value /= 10;
+  } while (value != 0);
+  return (negative ? "-" : "") + digits;
+}
+
+// One side of a transposed convolution's output. Any 64-bit numbers.
+inline int64_t transposed_size(const char* op, int dimension, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
+                               int64_t more, int64_t dilation) {
+  const char* const side = dimension == 0 ? "height" : "width";
+  DWCONV_CHECK(more < stride || more < dilation, op, ": output_padding must be smaller than either stride or dilation along ",
+               side, ", but got output_padding ", more, ", stride ", stride, " and dilation ", dilation);
+  using Wide = __int128;
+  const Wide out = Wide(size - 1) * stride - 2 * Wide(pad) + Wide(dilation) * (kernel - 1) + more + 1;
+  const char* const formula =
+      "(input - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1 must be positive along ";
+  DWCONV_CHECK(out > 0, op, ": the output is too small: ", formula, side, ", but is ", to_string(out));
+  constexpr Wide kMost = Wide(1) << 48;  // as check_output's bytes
+  DWCONV_CHECK(out < kMost, op, ": the output is too large to allocate: its ", side, " is ", to_string(out));
+  const int64_t most = (std::numeric_limits<int64_t>::max() - static_cast<int64_t>(out)) / 2;
+  DWCONV_CHECK(pad <= most, op, ": Given padding=", pad, " at dimension ", dimension, ", expected padding to be at most ", most);
+  return static_cast<int64_t>(out);
+}
+
+// depthwise_conv_transpose2d's operands: the convolution whose input gradient it is, of one filter a channel, whatever the
+// multiplier; its in_h and in_w are those of this one's output.
+inline ConvolutionShape check_transposed(const char* op, const Tensor& input, const Tensor& weight,
+                                         const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                                         const Ints& output_padding, const Ints& dilation) {
+  DWCONV_CHECK(input.dim() == 4, op, ": input must be 4-dimensional (N, C, H, W), but got shape ", to_string(input));
+  DWCONV_CHECK(weight.dim() == 4, op, ": weight must be 4-dimensional (C, multiplier, kH, kW), but got shape ",
+               to_string(weight));
+  const DType dtype = check_dtype(op, "input", input);
+  check_like_input(op, "weight", weight, input);
+  const int64_t channels = input.size(1), multiplier = weight.size(1);
+  DWCONV_CHECK(channels > 0, op, ": input must have at least one channel, but got shape ", to_string(input));
+  DWCONV_CHECK(weight.size(0) == channels && multiplier > 0, op,
+               ": weight must have shape (C, multiplier, kH, kW) with C = ", channels, ", input's channels, but got ",
+               to_string(weight));
+  DWCONV_CHECK(weight.size(2) > 0 && weight.size(3) > 0, op, ": weight must have a non-empty filter, but got shape ",
+               to_string(weight));
+  DWCONV_CHECK(input.size(2) > 0 && input.size(3) > 0, op, ": input must have a non-empty height and width, but got shape ",
+               to_string(input));
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "output_padding", output_padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  ConvolutionShape s = {};
+  s.dtype = dtype;
+  s.batch = input.size(0), s.channels = channels, s.multiplier = 1;
+  s.out_h = input.size(2), s.out_w = input.size(3);
+  s.kernel_h = weight.size(2), s.kernel_w = weight.size(3);
+  s.in_h = transposed_size(op, 0, s.out_h, s.kernel_h, stride[0], padding[0], output_padding[0], dilation[0]);
+  s.in_w = transposed_size(op, 1, s.out_w, s.kernel_w, stride[1], padding[1], output_padding[1], dilation[1]);
+  const Axis h = within_sizes({s.in_h, s.kernel_h, s.out_h, stride[0], padding[0], dilation[0]});
+  const Axis w = within_sizes({s.in_w, s.kernel_w, s.out_w, stride[1], padding[1], dilation[1]});
+  s.stride_h = h.stride, s.stride_w = w.stride;
+  s.pad_h = h.pad, s.pad_w = w.pad;
+  s.dilation_h = h.dilation, s.dilation_w = w.dilation;
+  ConvolutionShape output = s;
+  std::swap(output.in_h, output.out_h);
+  std::swap(output.in_w, output.out_w);
+  check_output(op, input, output, channels * multiplier, padding);
+  if (bias) check_vector(op, "bias", *bias, channels * multiplier, input);
+  return s;
+}
+
 // Of the convolution's output: its gradient, or what lies between it and another layer.
 inline void check_output_like(const char* op, const char* name, const Tensor& t, const Tensor& input, const ConvolutionShape& s) {
   check_like_input(op, name, t, input);

@@ -50,17 +50,23 @@ inline bool torch_has(const ConvolutionShape& s) {
 struct TorchConvolution {
   Ints stride, padding, dilation;
   int64_t groups;
+  bool transposed = false;
+  Ints output_padding = {0, 0};
 
   explicit TorchConvolution(const ConvolutionShape& s)
       : stride{s.stride_h, s.stride_w}, padding{s.pad_h, s.pad_w}, dilation{s.dilation_h, s.dilation_w}, groups(s.channels) {}
+  // A transposed one.
+  TorchConvolution(int64_t channels, const Ints& by, const Ints& pad, const Ints& more, const Ints& apart)
+      : stride(by), padding(pad), dilation(apart), groups(channels), transposed(true), output_padding(more) {}
   TorchConvolution() : stride{1, 1}, padding{0, 0}, dilation{1, 1}, groups(1) {}  // a pointwise one
 };
 
 inline Tensor torch_convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                 const TorchConvolution& c) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 9> stack{from(x),          from(weight), from(bias),       from(c.stride), from(c.padding),
-                                    from(c.dilation), from(false),  from(Ints{0, 0}), from(c.groups)};
+  std::array<StableIValue, 9> stack{from(x),         from(weight),     from(bias),         from(c.stride),
+                                    from(c.padding), from(c.dilation), from(c.transposed), from(c.output_padding),
+                                    from(c.groups)};
   call_torch("aten::convolution", "", stack);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }

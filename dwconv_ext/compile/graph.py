@@ -17,11 +17,13 @@ from ..ops.autograd import PLAIN
 
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV2D_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_CONV_TRANSPOSE2D = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _WRITES_IN_PLACE = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow, operator.imod,
     operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.imatmul, operator.iconcat,
     operator.setitem, operator.delitem,
 }  # fmt: skip
+_OUR_TRANSPOSE = torch.ops.dwconv_ext.depthwise_conv_transpose2d.default
 _READ_ONLY = {"torch", "torch.nn.functional", "torch._C._nn", "_operator", "builtins", "math"}
 
 
@@ -60,6 +62,8 @@ def calls(node: Any, name: str) -> bool:
 
 def convolution(node: fx.Node) -> dict[str, Any] | None:
     """The arguments of a 2-D convolution by name; None too where its numbers are none, as Dynamo has numpy's."""
+    if node.op == "call_function" and node.target in (torch.conv_transpose2d, _OUR_TRANSPOSE):
+        return _transposed(node)
     if node.op != "call_function" or node.target not in (torch.conv2d, F.conv2d, torch.ops.dwconv_ext.depthwise_conv2d.default):
         return None
     arguments = {**_CONV2D_DEFAULTS, **dict(zip(_CONV2D, node.args, strict=False)), **node.kwargs}
@@ -67,7 +71,7 @@ def convolution(node: fx.Node) -> dict[str, Any] | None:
         if len(node.args) > 6 and node.args[6] != "identity":
             return None
         arguments["groups"] = tensor_of(node.args[0]).shape[1]
-    return arguments if _fix_numbers(arguments) else None
+    return _with_numbers(arguments, ("stride", "padding", "dilation", "groups"))
 
 
 def convolution_1d(node: fx.Node) -> dict[str, Any] | None:
@@ -75,18 +79,34 @@ def convolution_1d(node: fx.Node) -> dict[str, Any] | None:
     if node.op != "call_function" or node.target is not torch.conv1d:
         return None
     arguments = {**_CONV2D_DEFAULTS, **dict(zip(_CONV2D, node.args, strict=False)), **node.kwargs}
-    return arguments if _fix_numbers(arguments) else None
+    return _with_numbers(arguments, ("stride", "padding", "dilation", "groups"))
 
 
-def _fix_numbers(conv: dict[str, Any]) -> bool:
-    """Python's in the place of a compiler's; false where they are none."""
-    for name in ("stride", "padding", "dilation", "groups"):
-        value = conv[name]
+def _with_numbers(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any] | None:
+    """With Python's numbers in the place of a compiler's; None where they are none."""
+    for name in names:
+        value = arguments[name]
         value = tuple(map(number_of, value)) if isinstance(value, (tuple, list)) else number_of(value)
         if not all(type(v) in (int, str) for v in (value if isinstance(value, tuple) else (value,))):
-            return False
-        conv[name] = value
-    return True
+            return None
+        arguments[name] = value
+    return arguments
+
+
+def _transposed(node: fx.Node) -> dict[str, Any] | None:
+    """The arguments of a depthwise transposed convolution of one filter a channel, which alone has an output_padding."""
+    ours, names = node.target is _OUR_TRANSPOSE, list(_CONV_TRANSPOSE2D)
+    if ours:
+        names.remove("groups")
+        if len(node.args) > 7 and node.args[7] != "identity":
+            return None
+    arguments = {**_CONV2D_DEFAULTS, "output_padding": 0, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    input, weight = tensor_of(arguments["input"]), tensor_of(arguments["weight"])
+    if input is None or weight is None or input.dim() != 4 or weight.dim() != 4 or weight.shape[1] != 1:
+        return None
+    arguments["groups"] = weight.shape[0] if ours else arguments["groups"]
+    found = _with_numbers(arguments, ("stride", "padding", "output_padding", "dilation", "groups"))
+    return found if found is not None and found["groups"] == weight.shape[0] > 1 else None
 
 
 def linear(node: fx.Node) -> dict[str, Any] | None:

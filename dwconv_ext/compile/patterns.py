@@ -6,6 +6,7 @@ In inference (the result wants no derivative):
     pointwise [- BN] [- act] - such a block                              FoldedInvertedResidual
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
     depthwise in one dimension [- BN] [- act]                            FoldedConv1d (conv1d.py)
+    depthwise transposed convolution [- BN] [- act]                      FoldedConv
     linear [- act]                                                       FoldedLinear
     LayerNorm, linear [- act] over an image's channels                   FoldedLayerNorm, FoldedImageLinear (channel_layers.py)
     mean over the pixels [- flatten], max pooling                        FoldedPool, FoldedMaxPool
@@ -14,7 +15,8 @@ In inference (the result wants no derivative):
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
     on CUDA a depthwise convolution and the mean over its pixels         FoldedPooled
 
-In training: a depthwise convolution becomes depthwise_conv2d (or 1d), and BatchNorm - act one operation where the base is eager.
+In training: a depthwise convolution becomes depthwise_conv2d, depthwise_conv1d or depthwise_conv_transpose2d, and BatchNorm - act
+one operation where the base is eager.
 
 A pattern's inner values have no other user; its nodes lie in one grad and autocast mode, and nothing between the first and the
 last may write a tensor; its weights are inputs of the graph (parameters, buffers), not results.
@@ -40,6 +42,7 @@ from ..nn.folded_layers import (
 )
 from ..ops.activations import SLOPE
 from ..ops.batch_norm import train_batch_norm_act
+from ..ops.conv_transpose import depthwise_conv_transpose2d
 from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
 from . import graph as g
 from .aten import as_torch
@@ -70,7 +73,8 @@ class Layer:
 
     @property
     def settings(self) -> ConvSettings:
-        how = {name: self.conv[name] for name in ("stride", "padding", "dilation", "groups") if name in self.conv}
+        names = ("stride", "padding", "dilation", "groups", "output_padding")
+        how = {name: self.conv[name] for name in names if name in self.conv}
         eps = 0.0 if self.norm is None else float(g.number_of(self.norm["eps"]))
         return ConvSettings(**how, activation=self.activation, slope=self.slope, eps=eps)
 
@@ -89,7 +93,8 @@ class Layer:
 
     @property
     def starts_a_block(self) -> bool:
-        return self.is_depthwise and self.conv["groups"] == g.tensor_of(self.conv["weight"]).shape[0]
+        one_each = self.conv["groups"] == g.tensor_of(self.conv["weight"]).shape[0]
+        return self.is_depthwise and one_each and not self.settings.is_transposed
 
 
 @dataclass
@@ -399,7 +404,10 @@ class Pass:
                     operand = self.cast(operand, g.tensor_of(node).dtype)
                 operands.append(operand)
             operands[0] = self.in_layout(operands[0], conv["weight"], node)
-            new = self.module.graph.call_function(function, (*operands, conv["stride"], conv["padding"], conv["dilation"]))
+            names = ("stride", "padding", "dilation")
+            if layer.settings.is_transposed:
+                function, names = depthwise_conv_transpose2d, ("stride", "padding", "output_padding", "dilation")
+            new = self.module.graph.call_function(function, (*operands, *(conv[name] for name in names)))
         self.swap([node], new)
         self.report.fused["depthwise convolutions"] += 1
 

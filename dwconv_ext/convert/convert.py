@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.separable import FusedDSConv
 from ..ops.arguments import check_kind, to_pair, to_single
-from .replace import OURS, class_for, fuses, is_depthwise, is_replaced, restore, why_not
+from .replace import OURS, class_for, fuses, is_depthwise, is_replaced, plain_class, restore, why_not
 from .sequential import SequentialMixin, blocks_of, flattened
 from .timing import depthwise_speedup, in_eval_mode, inputs_of, sequential_speedup
 
@@ -30,8 +30,8 @@ class Entry:
     Attributes:
         name: its path in the model.
         layer: its class, channels, filter and stride.
-        became: ``fused block`` (with its neighbours in a sequential container), ``DepthwiseConv2d``, ``DepthwiseConv1d`` or
-            ``left alone``.
+        became: ``fused block`` (with its neighbours in a sequential container), the class of ours (``DepthwiseConv2d``,
+            ``DepthwiseConvTranspose1d``, ...) or ``left alone``.
         why: what it is fused with; else why it is no more than it is.
     """
 
@@ -68,15 +68,11 @@ class ConversionReport:
         return "\n".join([head, *lines])
 
 
-def _describe(conv: nn.Conv1d | nn.Conv2d) -> str:
-    to_sizes = to_single if isinstance(conv, nn.Conv1d) else to_pair
+def _describe(conv: nn.Module) -> str:
+    to_sizes = to_single if isinstance(conv, (nn.Conv1d, nn.ConvTranspose1d)) else to_pair
     found = (to_sizes(type(conv).__name__, name, getattr(conv, name)) for name in ("kernel_size", "stride"))
     size, stride = (str(sizes) if isinstance(sizes, int) else "x".join(map(str, sizes)) for sizes in found)
     return f"{conv.in_channels} channels, {size}, stride {stride}"
-
-
-def _name_of_ours(conv: nn.Module) -> str:
-    return next(ours.__name__ for theirs, ours in OURS.items() if isinstance(conv, theirs))
 
 
 def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
@@ -94,13 +90,13 @@ def _convert(model: nn.Module, example_input: Any) -> ConversionReport:
     report = ConversionReport(containers=sum(isinstance(m, SequentialMixin) for m in names))
     for conv, layer in convs.items():
         if conv in left and conv not in fused:
-            became = _name_of_ours(conv) if is_replaced(conv) else "left alone"
+            became = OURS[plain_class(conv)].__name__ if is_replaced(conv) else "left alone"
             entry = Entry(names[conv], layer, became, left[conv])
         elif conv in fused:
             entry = Entry(names[conv], layer, FUSED, "with " + ", ".join(names[part] for part in fused[conv]))
         else:
             why = "its neighbours are no block of a sequential container" if isinstance(conv, nn.Conv2d) else ""
-            entry = Entry(names[conv], layer, _name_of_ours(conv), why)
+            entry = Entry(names[conv], layer, OURS[plain_class(conv)].__name__, why)
         report.entries.append(entry)
     return report
 
@@ -148,10 +144,10 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
     """The model with single layers replaced by this package's: nothing is traced, and no other forward is touched.
 
     Each depthwise ``nn.Conv2d`` (and subclass whose own behaviour can be kept, such as timm's ``Conv2dSame``) becomes a
-    ``DepthwiseConv2d``, each depthwise ``nn.Conv1d`` a ``DepthwiseConv1d``. Each ``nn.Sequential`` with a 2-D convolution (and
-    subclass with the same forward) fuses its neighbours as it runs (sequential.py): depthwise-separable blocks as one kernel
-    and BatchNorms folded in eval mode, BatchNorm and activation as one operation in training. For everything else there is
-    ``torch.compile(model, backend="dwconv_ext")``.
+    ``DepthwiseConv2d``, each depthwise ``nn.Conv1d``, ``nn.ConvTranspose2d`` and ``nn.ConvTranspose1d`` its like. Each
+    ``nn.Sequential`` with a 2-D convolution (and subclass with the same forward) fuses its neighbours as it runs
+    (sequential.py): depthwise-separable blocks as one kernel and BatchNorms folded in eval mode, BatchNorm and activation as one
+    operation in training. For everything else there is ``torch.compile(model, backend="dwconv_ext")``.
 
     The module tree, the state_dict's keys, parameters, buffers, hooks and the train/eval behaviour stay; modules change class.
 
@@ -192,9 +188,9 @@ def convert(model: nn.Module, inplace: bool = False, *, example_input: Any = Non
 def unfuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Plain nn modules again: what ``convert`` changed is as it was, and this package's own modules become torch's.
 
-    A ``DepthwiseConv2d`` becomes an ``nn.Conv2d``, a ``DepthwiseConv1d`` an ``nn.Conv1d`` (but a causal one, for which torch has
-    no class), a ``FusedDSConv`` an ``nn.Sequential`` with the same keys. The result has the original's module tree, keys,
-    parameters and hooks, for ``torch.onnx.export``, ``torch.jit.script`` and quantization tools.
+    A ``DepthwiseConv2d`` becomes an ``nn.Conv2d``, and so do the others (but a causal ``DepthwiseConv1d``, for which torch has no
+    class); a ``FusedDSConv`` an ``nn.Sequential`` with the same keys. The result has the original's module tree, keys, parameters
+    and hooks, for ``torch.onnx.export``, ``torch.jit.script`` and quantization tools.
 
     Args:
         model: any module.

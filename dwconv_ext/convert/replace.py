@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..nn.conv_transpose import DepthwiseConvTranspose1d, DepthwiseConvTranspose2d
 from ..nn.depthwise import DepthwiseConv2d
 from ..nn.depthwise1d import DepthwiseConv1d
 from ..ops.functional import DTYPES, name_of
@@ -15,7 +16,7 @@ from .sequential import SequentialMixin, flattened, is_sequential
 
 
 class Swapped:
-    """Mixed into a subclass of nn.Conv1d or nn.Conv2d: its own behaviour, our kernel."""
+    """Mixed into a subclass of one of torch's convolutions: its own behaviour, our kernel."""
 
 
 class _SamePadded(Swapped):
@@ -45,8 +46,25 @@ def _reduce_ex(self: nn.Module, protocol: int) -> tuple:
     return (_new_swapped, (_written_with(type(self)),), state, *rest)
 
 
-OURS = {nn.Conv2d: DepthwiseConv2d, nn.Conv1d: DepthwiseConv1d}
+OURS = {
+    nn.Conv2d: DepthwiseConv2d,
+    nn.Conv1d: DepthwiseConv1d,
+    nn.ConvTranspose2d: DepthwiseConvTranspose2d,
+    nn.ConvTranspose1d: DepthwiseConvTranspose1d,
+}
+_PLAIN_OF = {ours: plain for plain, ours in OURS.items()}
+_TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose1d)
 _swapped: dict[type, type] = dict(OURS)
+
+
+def plain_class(conv: nn.Module) -> type:
+    """Of torch's layers that are replaced, the one that this is."""
+    return next(plain for plain in OURS if isinstance(conv, plain))
+
+
+def is_replaced(conv: nn.Module) -> bool:
+    """Whether it is one of ours, or has been made one."""
+    return isinstance(conv, (*_PLAIN_OF, Swapped))
 
 
 def class_for(kind: type) -> type:
@@ -58,10 +76,13 @@ def class_for(kind: type) -> type:
             methods["forward"] = SequentialMixin.forward
         else:
             name, mixin = f"Depthwise{kind.__name__}", _SamePadded if _is_timm_same(kind) else Swapped
-            one = issubclass(kind, nn.Conv1d)
-            methods["_conv_forward"] = _depthwise_forward_1d if one else _depthwise_forward
-            if one:
-                methods["causal"] = False
+            plain = next(plain for plain in OURS if issubclass(kind, plain))
+            if plain in _TRANSPOSED:
+                methods["forward"] = OURS[plain].forward
+            elif plain is nn.Conv1d:
+                methods |= {"_conv_forward": _depthwise_forward_1d, "causal": False}
+            else:
+                methods["_conv_forward"] = _depthwise_forward
         _swapped[kind] = type(name, (mixin, kind), {**methods, "__prepare_scriptable__": _prepare_scriptable})
     return _swapped[kind]
 
@@ -78,25 +99,23 @@ def _new_swapped(kind: type) -> nn.Module:
 
 
 def _is_ours(kind: type) -> bool:
-    return kind in OURS.values() or (issubclass(kind, (Swapped, SequentialMixin)) and kind.__module__ == __name__)
+    return kind in _PLAIN_OF or (issubclass(kind, (Swapped, SequentialMixin)) and kind.__module__ == __name__)
 
 
 def _written_with(kind: type) -> type:
     """The class that one of ours stands for."""
-    return next((theirs for theirs, ours in OURS.items() if ours is kind), kind.__bases__[-1])
+    return _PLAIN_OF.get(kind) or kind.__bases__[-1]
 
 
 def _is_timm_same(kind: type) -> bool:
     return kind.__name__ == "Conv2dSame" and kind.__module__.startswith("timm.")
 
 
-def why_not(conv: nn.Conv1d | nn.Conv2d) -> str:
+def why_not(conv: nn.Module) -> str:
     """Why this depthwise convolution must stay what it is; empty where it need not."""
-    kind = type(conv)
+    kind, plain = type(conv), plain_class(conv)
     if is_replaced(conv):
         return ""
-    base = nn.Conv1d if isinstance(conv, nn.Conv1d) else nn.Conv2d
-    function = base.__name__.lower()
     if not _is_copied_by_its_state(kind):
         return f"{kind.__name__} overrides __reduce__"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
@@ -107,11 +126,14 @@ def why_not(conv: nn.Conv1d | nn.Conv2d) -> str:
         return f"the kernels have no {name_of(conv.weight.dtype)}"
     if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
         return "its forward was replaced on the instance"
-    if kind is base or _is_timm_same(kind):
+    if kind is plain or _is_timm_same(kind):
         return ""
-    if kind._conv_forward is not base._conv_forward:
+    if plain in _TRANSPOSED:
+        return f"{kind.__name__} overrides forward" if kind.forward is not plain.forward else ""
+    if kind._conv_forward is not plain._conv_forward:
         return f"{kind.__name__} overrides _conv_forward"
-    if kind.forward is not base.forward and function in kind.forward.__code__.co_names:
+    function = plain.__name__.lower()
+    if kind.forward is not plain.forward and function in kind.forward.__code__.co_names:
         return f"{kind.__name__}.forward calls {function} itself"
     return ""
 
@@ -120,20 +142,16 @@ def _is_copied_by_its_state(kind: type) -> bool:
     return kind.__reduce__ is object.__reduce__ and (kind.__reduce_ex__ is object.__reduce_ex__ or _is_ours(kind))
 
 
-def is_replaced(conv: nn.Module) -> bool:
-    """Whether it is one of ours, or has been made one."""
-    return isinstance(conv, (DepthwiseConv1d, DepthwiseConv2d, Swapped))
-
-
 def is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups > 1 and module.groups == module.in_channels
+    return isinstance(module, tuple(OURS)) and module.groups > 1 and module.groups == module.in_channels
 
 
 def fuses(module: nn.Module) -> bool:
     """Whether it is a sequential container with a convolution to fuse something with."""
     if not is_sequential(module) or not _is_copied_by_its_state(type(module)):
         return False
-    return any(isinstance(layer, nn.Conv2d) for layer in flattened(module))
+    fused = (nn.Conv2d, nn.ConvTranspose2d)
+    return any(isinstance(layer, fused) and (is_depthwise(layer) or isinstance(layer, nn.Conv2d)) for layer in flattened(module))
 
 
 def restore(module: nn.Module) -> None:

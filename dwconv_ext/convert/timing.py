@@ -81,8 +81,12 @@ def speedup(ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> float:
     return median(ratios)
 
 
-def depthwise_speedup(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> float:
+def depthwise_speedup(conv: nn.Module, x: Tensor) -> float:
     """A converted depthwise convolution over torch's own, forward."""
+    for plain in (nn.ConvTranspose2d, nn.ConvTranspose1d):
+        if isinstance(conv, plain):
+            with torch.no_grad():
+                return speedup(lambda: type(conv).forward(conv, x), lambda plain=plain: plain.forward(conv, x))
 
     plain = nn.Conv1d if isinstance(conv, nn.Conv1d) else nn.Conv2d
 

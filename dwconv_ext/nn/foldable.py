@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from ..ops.activations import IDENTITIES, OF_MODULE
 from ..ops.autograd import PLAIN
 from ..ops.functional import DTYPES
+from .conv_transpose import DepthwiseConvTranspose2d
 from .depthwise import DepthwiseConv2d
 from .folded_layers import NO_NORM, ConvSettings
 from .folded_weights import Tensors
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_KNOWN = (*NORMS, nn.Conv2d, DepthwiseConv2d, *OF_MODULE, *IDENTITIES)
+_CONVS = (nn.Conv2d, DepthwiseConv2d, DepthwiseConvTranspose2d)
+_KNOWN = (*NORMS, *_CONVS, *OF_MODULE, *IDENTITIES)
 _METHODS = {kind: (kind.forward, getattr(kind, "_conv_forward", None)) for kind in _KNOWN}  # before anybody patches a class
 _AFFINE, _STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
 
@@ -31,12 +33,14 @@ def is_plain_module(module: nn.Module) -> bool:
 
 def is_conv(module: nn.Module) -> bool:
     """Whether it is a convolution of its own weight and bias, as they stand."""
-    if type(module) not in (nn.Conv2d, DepthwiseConv2d) or module.padding_mode != "zeros" or not is_plain_module(module):
+    if type(module) not in _CONVS or module.padding_mode != "zeros" or not is_plain_module(module):
         return False
     if not module._parameters.keys() >= _AFFINE:  # parametrized
         return False
     weight, bias = module._parameters["weight"], module._parameters["bias"]
     if type(weight) not in PLAIN or weight.dim() != 4:
+        return False
+    if type(module) is DepthwiseConvTranspose2d and not (module.groups == module.in_channels > 1 == weight.shape[1]):
         return False
     return bias is None or (type(bias) in PLAIN and bias.dtype is weight.dtype and bias.shape == weight.shape[:1])
 
@@ -80,4 +84,5 @@ def tensors_of(conv: nn.Module, norm: nn.Module | None) -> Tensors:
 
 def settings_of(conv: nn.Module, norm: nn.Module | None, activation: str, slope: float) -> ConvSettings:
     eps = 0.0 if norm is None else norm.eps
-    return ConvSettings(conv.stride, conv.padding, conv.dilation, conv.groups, activation, slope, eps)
+    output_padding = conv.output_padding if type(conv) is DepthwiseConvTranspose2d else None
+    return ConvSettings(conv.stride, conv.padding, conv.dilation, conv.groups, activation, slope, eps, output_padding)

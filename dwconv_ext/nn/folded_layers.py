@@ -20,6 +20,7 @@ from ..ops.activations import ACTIVATIONS, SLOPE, activate
 from ..ops.arguments import IntOrPair, four_paddings, to_pair
 from ..ops.autograd import PLAIN, is_traced_or_transformed
 from ..ops.batch_norm import norm_fits
+from ..ops.conv_transpose import depthwise_conv_transpose2d
 from ..ops.functional import (
     DTYPES,
     as_weights_layout,
@@ -49,6 +50,11 @@ class ConvSettings(NamedTuple):
     activation: str = "identity"
     slope: float = SLOPE
     eps: float = 0.0
+    output_padding: IntOrPair | None = None  # a transposed convolution's, which is depthwise, of one filter a channel
+
+    @property
+    def is_transposed(self) -> bool:
+        return self.output_padding is not None
 
     def is_depthwise(self, weight: Tensor) -> bool:
         """With any channel multiplier."""
@@ -120,6 +126,9 @@ def as_steps(input: Tensor, tensors: Tensors, s: ConvSettings) -> Tensor:
 
 
 def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, s: ConvSettings) -> Tensor:
+    if s.is_transposed:
+        conv = (s.stride, s.padding, s.output_padding, s.dilation)
+        return depthwise_conv_transpose2d(input, weight, bias, *conv, s.activation, slope=s.slope)
     if s.is_depthwise(weight):
         return depthwise_conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.activation, slope=s.slope)
     output = F.conv2d(input, weight, bias, s.stride, s.padding, s.dilation, s.groups)
@@ -329,7 +338,7 @@ class FoldedConv(Folded):
     def is_step(self, input: Tensor, tensors: Tensors) -> bool:
         s, weight = self.settings, tensors[0]
         ours = s.is_depthwise(weight) or s.product_stride(weight) or s.has_few_channels(weight)
-        return bool(ours) and _becomes_step(input, (tensors,))
+        return bool(ours) and not s.is_transposed and _becomes_step(input, (tensors,))
 
     def make(self, tensors: Tensors, dtype: torch.dtype) -> Run | None:
         s, weight = self.settings, tensors[0]
@@ -339,8 +348,8 @@ class FoldedConv(Folded):
                 return None
             act = _C.activations[s.activation]
             return Step(ops.pointwise_conv2d.default, packed, len(weight), stride, act, s.slope, more=2)
-        fits = norm_fits(len(weight), dtype, tensors[2:])
-        if fits and weight.is_cpu and self.packs(weight, dtype) and s.activation in ACTIVATIONS:
+        packs = not s.is_transposed and norm_fits(len(weight), dtype, tensors[2:])
+        if packs and weight.is_cpu and self.packs(weight, dtype) and s.activation in ACTIVATIONS:
             if s.is_depthwise(weight):
                 return self.of_filters(tensors, dtype)
             if s.has_few_channels(weight):

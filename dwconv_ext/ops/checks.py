@@ -144,6 +144,47 @@ class Checks:
             message = f"the output's shape {list(shape)} is too large to allocate: padding is {tuple(padding)}"
             self.that(bytes < MOST_BYTES, message)
 
+    def transposed_size(self, dimension: int, size: Any, kernel: Any, stride: Any, pad: Any, more: Any, dilation: Any) -> Any:
+        side = ("height", "width")[dimension]
+        wanted = f"output_padding must be smaller than either stride or dilation along {side}"
+        smaller = torch.sym_max(stride, dilation) > more
+        self.that(smaller, f"{wanted}, but got output_padding {more}, stride {stride} and dilation {dilation}")
+        out = (size - 1) * stride - 2 * pad + dilation * (kernel - 1) + more + 1
+        formula = "(input - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1"
+        self.that(out > 0, f"the output is too small: {formula} must be positive along {side}, but is {out}")
+        if isinstance(out, int):
+            self.that(out < MOST_BYTES, f"the output is too large to allocate: its {side} is {out}")
+            most = (MOST_INT64 - out) // 2
+            self.that(pad <= most, f"Given padding={pad} at dimension {dimension}, expected padding to be at most {most}")
+        return out
+
+    def transposed(
+        self, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, output_padding: Any, dilation: Any
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Of depthwise_conv_transpose2d; the output's shape."""
+        self.rank(x)
+        wanted = "(C, multiplier, kH, kW)"
+        self.that(w.dim() == 4, f"weight must be 4-dimensional {wanted}, but got shape {list(w.shape)}")
+        self.dtype("input", x)
+        self.like_input("weight", w, x)
+        channels, multiplier = x.shape[1], w.shape[1]
+        self.that(channels > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
+        message = f"weight must have shape {wanted} with C = {channels}, input's channels, but got {list(w.shape)}"
+        self.that(w.shape[0] == channels, message)
+        self.that(multiplier > 0, message)
+        for size in w.shape[2:]:
+            self.that(size > 0, f"weight must have a non-empty filter, but got shape {list(w.shape)}")
+        for size in x.shape[2:]:
+            self.that(size > 0, f"input must have a non-empty height and width, but got shape {list(x.shape)}")
+        pairs = (("stride", stride, 1), ("padding", padding, 0), ("output_padding", output_padding, 0), ("dilation", dilation, 1))
+        for pair in pairs:
+            self.pair(*pair)
+        axes = zip(x.shape[2:], w.shape[2:], stride, padding, output_padding, dilation, strict=True)
+        shape = (x.shape[0], channels * multiplier, *(self.transposed_size(i, *axis) for i, axis in enumerate(axes)))
+        self.output(x, shape, padding)
+        self.vector("bias", b, channels * multiplier, x)
+        return shape
+
     def of_output_shape(self, name: str, t: Tensor, x: Tensor, shape: Sequence[Any]) -> None:
         self.like_input(name, t, x)
         self.shape(name, t, shape, f"have the output's shape {list(shape)}, but got")

@@ -34,6 +34,10 @@ def register(counter: ModuleType) -> None:
     def _(x, state, w, *_, **__) -> int:
         return 2 * x[0] * x[1] * w[2]
 
+    @formula(ours.depthwise_conv_transpose2d)
+    def _(x, w, *_, out_shape=None, **__) -> int:
+        return conv_flop_count(list(x), list(w), list(out_shape), transposed=True)
+
     @formula([ours.depthwise_norm_act, ours.depthwise_conv2d_pooled])
     def _(x, w, *_, out_shape=None, **__) -> int:
         return conv_flop_count(list(x), list(w), list(out_shape[0]))

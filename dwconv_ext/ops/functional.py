@@ -39,7 +39,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _batched(op: str, input: Tensor) -> tuple[Tensor, bool]:
+def batched_image(op: str, input: Tensor) -> tuple[Tensor, bool]:
     if input.dim() == 3:
         return input.unsqueeze(0), True
     if input.dim() != 4:
@@ -129,7 +129,7 @@ def depthwise_conv2d(
     check_tensor(op, "bias", bias, optional=True)
     check_activation(op, "act", act)
     check_number(op, "slope", slope)
-    batched, unbatched = _batched(op, input)
+    batched, unbatched = batched_image(op, input)
     stride, dilation = to_pair(op, "stride", stride), to_pair(op, "dilation", dilation)
     padding = padding_of(op, padding, weight.shape[2:], stride, dilation)
     output = convolve(batched, weight, bias, stride, padding, dilation, act, slope)
@@ -214,7 +214,7 @@ def separable_conv2d(
     for stage, act, slope in (("dw", dw_act, dw_slope), ("pw", pw_act, pw_slope)):
         check_activation(op, f"{stage}_act", act)
         check_number(op, f"{stage}_slope", slope)
-    batched, unbatched = _batched(op, input)
+    batched, unbatched = batched_image(op, input)
     if unbatched and residual is not None:
         if residual.dim() != 3:
             wanted = "3-dimensional (out_channels, outH, outW), as input is"

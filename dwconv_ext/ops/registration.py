@@ -24,6 +24,7 @@ from .autograd import (
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
 from .checks import Checks, block_bytes, check_depthwise, check_depthwise_norm, check_depthwise_norm_forward
 from .conv1d import check_step, step_by_ops
+from .conv_transpose import DepthwiseConvTranspose2dFunction
 from .functional import accumulation_dtype, as_autocast
 
 ops = torch.ops.dwconv_ext
@@ -73,6 +74,14 @@ def _(grad, x, w, stride, padding, dilation, mask):
         x.new_empty(w.shape) if mask[1] else x.new_empty((0,)),
         x.new_empty((w.shape[0],)) if mask[2] else x.new_empty((0,)),
     )
+
+
+@torch.library.register_fake("dwconv_ext::depthwise_conv_transpose2d")
+def _(x, w, b, stride, padding, output_padding, dilation, act="identity", slope=SLOPE):
+    check = Checks("depthwise_conv_transpose2d")
+    shape = check.transposed(x, w, b, stride, padding, output_padding, dilation)
+    check.activation("act", act)
+    return _like(x, shape)
 
 
 @torch.library.register_fake("dwconv_ext::separable_conv2d")
@@ -354,6 +363,7 @@ def _register_autograd(
 
 _register_autograd("depthwise_conv2d", DepthwiseConv2dFunction, 3)
 _register_autograd("depthwise_conv2d_backward", DepthwiseConv2dBackwardFunction, 3)
+_register_autograd("depthwise_conv_transpose2d", DepthwiseConvTranspose2dFunction, 3)
 _register_autograd("separable_conv2d", SeparableConv2dFunction, 11, separable_by_parts)
 _register_autograd("batch_norm_act", BatchNormActFunction, 3, by_parts)
 
@@ -383,15 +393,23 @@ def _fold_channels(t: Tensor, dim: int | None, size: int) -> Tensor:
     return t.flatten(1, 2)
 
 
-@torch.library.register_vmap("dwconv_ext::depthwise_conv2d")
-def _(info, in_dims, x, w, b, *rest):
-    size = info.batch_size
-    if in_dims[1] is None and in_dims[2] is None:
-        y = ops.depthwise_conv2d(_fold(x, in_dims[0], size), w, b, *rest)
-        return y.unflatten(0, (size, -1)), 0
-    wide_b = None if b is None else _fold(b, in_dims[2], size)
-    y = ops.depthwise_conv2d(_fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, *rest)
-    return y.unflatten(1, (size, -1)), 1
+def _register_vmap(name: str) -> None:
+    """Of a convolution of input, weight and bias, whose weights' first dimension is of input channels."""
+    op = getattr(ops, name)
+
+    @torch.library.register_vmap(f"dwconv_ext::{name}")
+    def _(info, in_dims, x, w, b, *rest):
+        size = info.batch_size
+        if in_dims[1] is None and in_dims[2] is None:
+            y = op(_fold(x, in_dims[0], size), w, b, *rest)
+            return y.unflatten(0, (size, -1)), 0
+        wide_b = None if b is None else _fold(b, in_dims[2], size)
+        y = op(_fold_channels(x, in_dims[0], size), _fold(w, in_dims[1], size), wide_b, *rest)
+        return y.unflatten(1, (size, -1)), 1
+
+
+_register_vmap("depthwise_conv2d")
+_register_vmap("depthwise_conv_transpose2d")
 
 
 @torch.library.register_vmap("dwconv_ext::depthwise_conv2d_backward")
@@ -446,6 +464,7 @@ def _register_autocast(key: str) -> None:
         return run
 
     _library.impl("depthwise_conv2d", cast(ops.depthwise_conv2d, 3), key)
+    _library.impl("depthwise_conv_transpose2d", cast(ops.depthwise_conv_transpose2d, 3), key)
     _library.impl("separable_conv2d", cast(ops.separable_conv2d, 11), key)
 
 

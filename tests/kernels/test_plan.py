@@ -365,7 +365,7 @@ def test_plan_of_a_block_and_a_tensor():
         (torch.nn.Conv2d(4, 4, 3, groups=4), None, TypeError, "plan: input must be a Tensor or a shape, but got None"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), 8, TypeError, "plan: input must be a Tensor or a shape, but got 8"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 4, -8, 8), ValueError, "plan: input must be a Tensor or a shape, but got"),
-        (torch.nn.Linear(3, 3), (1, 3, 4, 4), TypeError, "layer must be a depthwise nn.Conv2d or nn.Conv1d"),
+        (torch.nn.Linear(3, 3), (1, 3, 4, 4), TypeError, "layer must be a depthwise nn.Conv2d, nn.Conv1d or nn.ConvTranspose2d"),
         (torch.nn.Conv2d(4, 4, 3), (1, 4, 4, 4), TypeError, "layer must be"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 5, 4, 4), ValueError, "input must have shape"),
         (torch.nn.Conv2d(4, 4, 3, groups=4), (1, 4, 2, 2), ValueError, "larger than the padded input"),

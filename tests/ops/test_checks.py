@@ -109,6 +109,10 @@ def valid(op: str, how: dict) -> dict:
             filter = [filters, kernel, kernel, *how["stride"], *pads, 1, 1]
             packed = ops.depthwise_conv2d_pack(w, maybe(vector(filters)), isa)
             return {"input": x, "packed": packed, "filter": filter, "act": 1, "slope": 0.1}
+        if op == "depthwise_conv_transpose2d":
+            w = torch.zeros(channels, how["multiplier"], kernel, kernel, dtype=dtype)
+            more = {"output_padding": tuple(s - 1 for s in how["stride"])}
+            return {"input": x, "weight": w, "bias": maybe(vector(filters)), **conv, **more, "act": "relu", "slope": 0.01}
         if op in ("depthwise_conv2d", "depthwise_conv2d_pooled"):
             return {"input": x, "weight": w, "bias": maybe(vector(filters)), **conv, "act": "relu", "slope": 0.01}
         return {"grad_output": image(batch, filters, *size), "input": x, "weight": w, **conv, "output_mask": [True, True, True]}
@@ -158,6 +162,7 @@ OPS = (
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "depthwise_conv2d_pooled",
+    "depthwise_conv_transpose2d",
     "depthwise_conv2d_pack",
     "depthwise_conv2d_packed",
     "separable_conv2d",
@@ -248,6 +253,9 @@ MISTAKES = {
         **LENGTH,
         **LARGE,
     },
+    "output_padding": {
+        "negative": lambda _: (-1, 0), "stride": lambda _: (1, 0), "columns": lambda _: (0, 3), **LENGTH, **LARGE,
+    },
     "dilation": {"zero": lambda _: (1, 0), "negative": lambda _: (-1, 1), "four": lambda _: (4, 4), **LENGTH, **LARGE},
     **dict.fromkeys(("act", "dw_act", "pw_act"), ACTIVATION),
     "output_mask": {"two": lambda m: m[:2], "four": lambda m: [*m, True], "none": lambda _: []},
@@ -276,6 +284,9 @@ ALLOWED = {
     *(("pointwise_conv2d_pack", "weight", name) for name in ("channels_other",)),
     ("pointwise_conv2d_pack", "input_dtype", "float16"),
     ("depthwise_conv2d_pack", "input_dtype", "float16"),
+    *(("depthwise_conv_transpose2d", "weight", name) for name in ("large", "wide")),
+    *(("depthwise_conv_transpose2d", "input", name) for name in ("small",)),
+    ("depthwise_conv_transpose2d", "dilation", "four"),
     *((op, "input", "small") for op in ("batch_norm_act", "batch_norm_statistics", "batch_norm_act_apply")),
     *(("batch_norm_statistics", "input", name) for name in ("channels_other", "other_float")),
     ("layer_norm2d", "input", "small"),
@@ -309,6 +320,15 @@ FILTER = {
 OTHERS = {
     **{(op, "weight"): VECTOR for op in OPS if op.startswith("batch_norm")},
     ("layer_norm2d", "weight"): VECTOR,
+    ("depthwise_conv_transpose2d", "weight"): {
+        **SHAPE,
+        **DTYPE,
+        "no_filters": lambda t: t[:0],
+        "filters_more": lambda t: torch.cat((t, t[:1])),
+        "large": lambda t: t.new_zeros(*t.shape[:2], 20, 20),
+        "wide": lambda t: t.new_zeros(*t.shape[:2], 1, 20),
+        "filters_less": lambda t: t[:1],
+    },
     ("max_pool2d", "kernel_size"): {
         "one": lambda k: k[:1],
         "none": lambda _: (0, 3),

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("depthwise", "7x7_c1024", "float32"),
         ("depthwise", "7x7_c1024", "bfloat16"),
+        ("transposed", "14x14_c128_4x4", "float32"),
         ("separable", "block13", "bfloat16"),
         ("pointwise", "shufflenet_v2_x1_0_7x7_232_232", "bfloat16"),
         ("inverted", "inverted15_7x7", "float32"),
@@ -45,12 +46,13 @@ def test_checks_times_and_writes(what, layer, dtype, tmp_path, capsys, threads):
     printed = capsys.readouterr().out
     assert layer in printed and "geometric mean" in printed
     data = json.loads(files["json"].read_text())
-    passes = {"depthwise": ["forward", "backward"], "training": ["step"]}.get(what, ["forward"])
+    both = ["forward", "backward"]
+    passes = {"depthwise": both, "transposed": both, "training": ["step"]}.get(what, ["forward"])
     assert {r["pass"] for r in data["results"]} == set(passes)
     for result in data["results"]:
         assert {*suites.OURS, suites.BASELINE, suites.BASELINE_CHANNELS_LAST} <= set(result["seconds"])
         wide = f"{suites.BASELINE}{suites.FLOAT32}"
-        assert (wide in result["seconds"]) == (what not in ("depthwise", "training") and dtype != "float32")
+        assert (wide in result["seconds"]) == (what not in ("depthwise", "transposed", "training") and dtype != "float32")
         assert (suites.PRODUCT in result["seconds"]) == (what == "pointwise")
         assert ({*suites.TWO_OPS} <= set(result["seconds"])) == (what == "inverted")
         assert all(t > 0 for t in result["seconds"].values()) and result["roofline_seconds"] > 0

@@ -48,10 +48,12 @@ struct InputPhase {
   const void* weight;  // kNHWC order, [depth][kernel_h][kernel_w][weight_pitch]
 };
 // The problem's input is grad_output (in_*, with depth = multiplier) and its output grad_input (out_*); filter, stride, padding
-// and dilation are the forward pass's.
+// and dilation are the forward pass's. A transposed convolution is the same, with a bias (as DepthwiseArgs's, in the weights'
+// order) and the problem's activation.
 struct BackwardInputArgs {
   CpuProblem problem;
   const void* input = nullptr;
+  const void* bias = nullptr;
   void* output = nullptr;
   const InputPhase* phases = nullptr;
   int64_t phase_count = 0;

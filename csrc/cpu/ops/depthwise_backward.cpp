@@ -1,4 +1,5 @@
-// depthwise_conv2d_backward on the CPU: checks, output allocation, problem, plan, launch.
+// depthwise_conv2d_backward on the CPU, and depthwise_conv_transpose2d, which its kernels of the input gradient compute: checks,
+// output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #include <torch/csrc/stable/library.h>
 
@@ -12,6 +13,7 @@ namespace dwconv {
 namespace {
 
 constexpr const char* kBackward = "depthwise_conv2d_backward";
+constexpr const char* kTransposed = "depthwise_conv_transpose2d";
 
 Tensor split_multiplier(const Tensor& t, int64_t multiplier) {  // (N, C * M, H, W) -> (M, N, C, H, W), a view
   const Tensor grouped = torch::stable::reshape(t, Ints{t.size(0), t.size(1) / multiplier, multiplier, t.size(2), t.size(3)});
@@ -96,9 +98,27 @@ CpuProblem gradient_problem(const ConvolutionShape& s, Layout layout, const Tens
   return p;
 }
 
+CpuProblem with_activation(CpuProblem p, const Activation& activation) {
+  p.activation = activation;
+  return p;
+}
+
+// What a transposed convolution does to its sums: an input gradient has neither.
+struct Epilogue {
+  const void* bias = nullptr;  // one value a channel, of the tensors' type
+  Activation activation;
+};
+
+const void* packed_bias(const Epilogue& epilogue, const ConvolutionShape& s, int64_t pitch) {
+  if (epilogue.bias == nullptr) return nullptr;
+  void* const packed = workspace(Workspace::kDepthwiseBias, pitch * accumulate_size(s.dtype));
+  pack_bias(s.dtype, epilogue.bias, s.channels, 1, 0, pitch, packed);
+  return packed;
+}
+
 // One phase as a forward problem over the whole gradient.
 void run_phase_alone(const ConvolutionShape& s, const CpuProblem& whole, const PhasePair& phase, const Tensor& grad,
-                     const Tensor& weight, const Tensor& grad_input) {
+                     const Tensor& weight, const Tensor& grad_input, const Epilogue& epilogue) {
   const DType dtype = whole.dtype;
   DepthwiseArgs args;
   CpuProblem& p = args.problem;
@@ -119,6 +139,7 @@ void run_phase_alone(const ConvolutionShape& s, const CpuProblem& whole, const P
   void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
   pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
   args.weight = packed;
+  args.bias = packed_bias(epilogue, s, plan.weight_pitch);
   args.weight_pitch = plan.weight_pitch;
   args.rows_per_tile = plan.rows_per_tile;
   set_prefetch(plan, &p);
@@ -135,7 +156,8 @@ int64_t crop_outputs(int64_t in, int64_t kernel, int64_t* stride, int64_t* pad, 
   return first;
 }
 
-void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor& weight, const Tensor& grad_input) {
+void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor& weight, const Tensor& grad_input,
+                    const Epilogue& epilogue = {}) {
   // A stride beyond the image is a phase for each of its pixels; mostly one output is all that reads it.
   if (s.stride_h > std::max(s.in_h, kMostUnchanged)) {
     const int64_t first = crop_outputs(s.in_h, s.kernel_h, &s.stride_h, &s.pad_h, s.dilation_h, &s.out_h);
@@ -146,17 +168,24 @@ void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor
     if (s.out_w > 0) grad = torch::stable::narrow(grad, 4, first, s.out_w);
   }
   if (s.out_h == 0 || s.out_w == 0) {
-    Tensor zeros = grad_input;
-    torch::stable::zero_(zeros);
-    return;
+    if (epilogue.bias == nullptr) {  // all activations leave zero as it is
+      Tensor zeros = grad_input;
+      torch::stable::zero_(zeros);
+      return;
+    }
+    s.out_h = grad.size(3), s.out_w = grad.size(4);
+    s.stride_h = s.stride_w = 1;
+    const CpuProblem problem = with_activation(gradient_problem(s, layout, grad, grad_input), epilogue.activation);
+    const PhasePair no_taps = {{{}, 1, 0, s.in_h}, {{}, 1, 0, s.in_w}, 0, 0};
+    return run_phase_alone(s, problem, no_taps, grad, weight, grad_input, epilogue);
   }
   const std::vector<PhasePair> phases = input_phases(s);
-  const CpuProblem problem = gradient_problem(s, layout, grad, grad_input);
+  const CpuProblem problem = with_activation(gradient_problem(s, layout, grad, grad_input), epilogue.activation);
   const bool strided = s.stride_h * s.stride_w > 1;
   static const Plan one_phase;
   const Plan& plan = strided ? backward_input_plan(problem) : one_phase;
   if (plan.row == nullptr) {
-    for (const PhasePair& phase : phases) run_phase_alone(s, problem, phase, grad, weight, grad_input);
+    for (const PhasePair& phase : phases) run_phase_alone(s, problem, phase, grad, weight, grad_input, epilogue);
     return;
   }
   log_plan(problem, plan);
@@ -178,6 +207,7 @@ void backward_input(ConvolutionShape s, Layout layout, Tensor grad, const Tensor
                     phase.h.dilation, phase.w.dilation, phase.h.pad, phase.w.pad, packed});
     packed += s.multiplier * phase.h.taps.count * phase.w.taps.count * plan.weight_pitch * unit;
   }
+  args.bias = packed_bias(epilogue, s, plan.weight_pitch);
   args.phases = list.data();
   args.phase_count = static_cast<int64_t>(list.size());
   run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_input(args, scratch, tiles); });
@@ -306,9 +336,71 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   return {grad_input, grad_weight, grad_bias};
 }
 
+// torch's narrow takes no const tensor.
+Tensor part(Tensor t, int64_t dim, int64_t start, int64_t length) { return torch::stable::narrow(t, dim, start, length); }
+
+// s: of the convolution whose input gradient this is; its channels are those of the output, of which multiplier == 1 each.
+Tensor transposed_by_us(const Tensor& input, const ConvolutionShape& s, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const Activation& activation, int64_t multiplier, Layout layout) {
+  const Tensor x = as_layout(input, layout);
+  const Tensor output = fresh_output(input, {s.batch, s.channels * multiplier, s.in_h, s.in_w}, layout);
+  const auto epilogue = [&](const Tensor* b) { return Epilogue{b != nullptr ? b->const_data_ptr() : nullptr, activation}; };
+  if (multiplier == 1) {
+    backward_input(s, layout, split_multiplier(x, 1), weight, output, epilogue(bias ? &*bias : nullptr));
+  } else if (layout == Layout::kNCHW) {  // each of a channel's filters over a view of the output
+    const Ints size = {s.batch, s.channels, s.in_h, s.in_w};
+    const Ints strides = {output.stride(0), multiplier * output.stride(1), output.stride(2), output.stride(3)};
+    for (int64_t m = 0; m < multiplier; ++m) {
+      const Tensor w = torch::stable::contiguous(part(weight, 1, m, 1));
+      Tensor b;
+      if (bias) {
+        b = torch::stable::contiguous(part(torch::stable::reshape(*bias, {s.channels, multiplier}), 1, m, 1));
+      }
+      backward_input(s, layout, split_multiplier(x, 1), w, reinterpreted(output, size, strides, m * output.stride(1)),
+                     epilogue(bias ? &b : nullptr));
+    }
+  } else {  // over repeated channels, an image at a time
+    ConvolutionShape one = s;
+    one.batch = 1, one.channels *= multiplier;
+    for (int64_t n = 0; n < s.batch; ++n) {
+      const Tensor repeated = repeat_channels(part(x, 0, n, 1), multiplier);
+      backward_input(one, layout, split_multiplier(repeated, 1), weight, part(output, 0, n, 1),
+                     epilogue(bias ? &*bias : nullptr));
+    }
+  }
+  return output;
+}
+
+Tensor depthwise_conv_transpose2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
+                                  const Ints padding, const Ints output_padding, const Ints dilation, const std::string act,
+                                  double slope) {
+  const ConvolutionShape s = check_transposed(kTransposed, input, weight, bias, stride, padding, output_padding, dilation);
+  const Activation activation = check_activation(kTransposed, "act", act, slope);
+  const int64_t multiplier = weight.size(1);
+  const Layout layout = layout_of(input);
+  const Ints size = {s.batch, s.channels * multiplier, s.in_h, s.in_w};
+  if (s.batch == 0) return fresh_output(input, size, layout);
+  const Tensor w = dense(weight);
+  const std::optional<Tensor> b = bias ? std::optional(dense(*bias)) : std::nullopt;
+  const auto by_us = [&] { return transposed_by_us(input, s, w, b, activation, multiplier, layout); };
+  if (tuner().settings() == 0 || multiplier > 1) return by_us();
+
+  const TorchConvolution theirs(s.channels, stride, padding, output_padding, dilation);
+  const auto by_torch = [&] { return in_torch_forward(input, w, b, theirs, activation, size, layout); };
+  const CpuProblem p = forward_problem(s, layout);
+  const Extras extras = {.activation = activation, .bias = bias.has_value(), .view = !is_dense(input, layout)};
+  const FoundWay<Way> found = tune(
+      Pass::kBackwardInput, p, 1, extras, torch_has(activation), [] { return static_cast<const KernelRow*>(nullptr); },
+      [&](const Way& way) { way.torch ? by_torch() : by_us(); });
+  if (!found.way.torch) return by_us();
+  log_plan("", Op::kDepthwise, Pass::kBackwardInput, p, 0, kTorchWay + found.times);
+  return by_torch();
+}
+
 }  // namespace
 }  // namespace dwconv
 
 STABLE_TORCH_LIBRARY_IMPL(dwconv_ext, CPU, m) {
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&dwconv::depthwise_conv2d_backward));
+  m.impl("depthwise_conv_transpose2d", TORCH_BOX(&dwconv::depthwise_conv_transpose2d));
 }

@@ -66,7 +66,8 @@ struct Tiling {
 // forward, with the problem's activation, and backward_input. In backward_input the problem's in_* is grad_output, its out_*
 // grad_input; stride, padding and dilation are the forward pass's, and at stride 1 it is the forward kernel over the flipped
 // filter with the mirrored padding. forward: output channel o reads input channel o / multiplier; backward_input: input channel c
-// sums the multiplier planes of its outputs.
+// sums the multiplier planes of its outputs. A transposed convolution is backward_input with bias and activation, whose output
+// channel o reads input channel o / multiplier (`spreads`).
 struct DepthwiseTileArgs {
   DepthwiseProblem problem;
   int64_t multiplier = 1;
@@ -76,6 +77,7 @@ struct DepthwiseTileArgs {
   void* output = nullptr;
   int32_t wide_bias = 0;  // it is of the accumulation type, as packed weights have it, not of the input's
   int32_t flipped = 0;
+  int32_t spreads = 0;  // kAny alone has multipliers
   Tiling tiling;
   // NCHW: elements of a segment of the tile in shared memory, and whether a segment is a plane's whole rows or one row.
   int32_t in_pitch = 0, out_pitch = 0;

@@ -1,4 +1,4 @@
-// depthwise_conv2d and its backward on CUDA: checks, output allocation, problem, plan, launch.
+// depthwise_conv2d, its backward and depthwise_conv_transpose2d on CUDA: checks, output allocation, problem, plan, launch.
 #define TORCH_TARGET_VERSION 0x020a000000000000
 #ifndef USE_CUDA
 #define USE_CUDA  // the stable ABI declares the current stream only then
@@ -14,6 +14,7 @@ namespace {
 
 constexpr const char* kForward = "depthwise_conv2d";
 constexpr const char* kBackward = "depthwise_conv2d_backward";
+constexpr const char* kTransposed = "depthwise_conv_transpose2d";
 
 struct DepthwisePlan {
   LaunchPlan plan;
@@ -34,6 +35,17 @@ const DepthwisePlan& plan_for(Pass pass, const Request& request, const Gpu& gpu)
     made.plan = plan_depthwise(pass, request, gpu, &made.args);
     return made;
   });
+}
+
+// With an activation: a short one is the kernel's; a long one is a pass of its own.
+void launch_activated(const Device& device, const DepthwisePlan& planned, DepthwiseTileArgs* args, const Activation& activation,
+                      const Tensor& output) {
+  args->output = output.mutable_data_ptr();
+  args->problem.activation = activation;
+  device.launch(planned.plan.launch, args);
+  if (is_inlined(activation.kind)) return;
+  const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
+  device.launch(plan_activation(args->problem.dtype, values.count, device.gpu()).launch, &values);
 }
 
 // The operands of a backward pass, in the input's layout.
@@ -72,6 +84,51 @@ void backward_input(const Operands& o, const Work& work, const Request& request,
   DepthwiseTileArgs args = planned.args;
   set_tensors(&args, o, work, grad_input);
   o.device.launch(planned.plan.launch, &args);
+}
+
+// The input gradient's kernels, with bias and activation.
+Tensor depthwise_conv_transpose2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints stride,
+                                  const Ints padding, const Ints output_padding, const Ints dilation, const std::string act,
+                                  double slope) {
+  ConvolutionShape s = check_transposed(kTransposed, input, weight, bias, stride, padding, output_padding, dilation);
+  const Activation activation = check_activation(kTransposed, "act", act, slope);
+  check_sides(kTransposed, s);
+  s.multiplier = weight.size(1);
+  const Layout layout = layout_of(input);
+  const Device device(kTransposed, input);
+  const Ints size = {s.batch, s.channels * s.multiplier, s.in_h, s.in_w};
+  Tensor output = device.empty(input, size, layout);
+  if (output.numel() == 0) return output;
+  const Tensor x = as_layout(input, layout);
+  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
+  const Operands operands = {device, s, layout, x, x, w};
+  Work work = input_work(operands, output);
+  work.extras = {.activation = activation, .bias = bias.has_value(), .view = !is_dense(x, layout)};
+  work.torch = torch_has(activation) && s.multiplier == 1;
+  const TorchConvolution theirs(s.channels, stride, padding, output_padding, dilation);
+  const auto by_torch = [&] { return in_torch_forward(x, w, bias, theirs, activation, size, layout); };
+  const auto by_us = [&](const DepthwisePlan& planned) {
+    DepthwiseTileArgs args = planned.args;
+    set_tensors(&args, operands, work, output);
+    args.bias = bias ? b.const_data_ptr() : nullptr;
+    args.spreads = 1;
+    launch_activated(device, planned, &args, activation, output);
+  };
+  std::string timed;
+  if (s.multiplier == 1) {
+    timed = tune(device, &work, [&](const Request& way) {
+      way.forced.source == Source::kTorch ? void(by_torch()) : by_us(plan_for(work.kernel_pass, way, device.gpu()));
+    });
+  }
+  if (is_for_torch(work, device.gpu(), timed)) {
+    output = Tensor();  // its memory first
+    return by_torch();
+  }
+  const DepthwisePlan& planned = plan_for(work.kernel_pass, work.request, device.gpu());
+  log_plan(Op::kDepthwise, work.pass, work.request.problem, 0, planned.plan.reason, planned.plan.launch, timed);
+  by_us(planned);
+  return output;
 }
 
 Work weight_work(const Operands& o, bool bias) {
@@ -181,13 +238,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::op
     args.input = x.const_data_ptr();
     args.weight = w.const_data_ptr();
     args.bias = bias ? b.const_data_ptr() : nullptr;
-    args.output = output.mutable_data_ptr();
-    args.problem.activation = activation;  // a short one; a long one is a pass of its own
-    device.launch(planned.plan.launch, &args);
-    if (!is_inlined(activation.kind)) {
-      const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
-      device.launch(plan_activation(request.problem.dtype, values.count, device.gpu()).launch, &values);
-    }
+    launch_activated(device, planned, &args, activation, output);
   };
   const std::string timed = tune(device, &work, [&](const Request& way) {
     way.forced.source == Source::kTorch ? void(by_torch()) : by_us(plan_for(Pass::kForward, way, device.gpu()));
@@ -273,4 +324,5 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
 STABLE_TORCH_LIBRARY_IMPL(DWCONV_LIBRARY, DWCONV_DISPATCH_KEY, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&dwconv::cuda::depthwise_conv2d));
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&dwconv::cuda::depthwise_conv2d_backward));
+  m.impl("depthwise_conv_transpose2d", TORCH_BOX(&dwconv::cuda::depthwise_conv_transpose2d));
 }

@@ -1,4 +1,5 @@
-// Depthwise input gradient where the forward pass strides, both layouts.
+// Depthwise input gradient where the forward pass strides, both layouts; and the transposed convolution, which is the same with
+// bias and activation.
 //
 // Sample (i, j) of grad_input is reached by the taps with i + pad - r * dilation divisible by the stride; samples of one
 // residue of (i, j) modulo the strides, a phase, are a stride-1 correlation of grad_output with those taps, flipped
@@ -7,8 +8,8 @@
 //   grad_input  | A b A b A b |      stride 2: phases A and b of a row, from the same grad_output columns
 //               | c D c D c D |
 //
-// All phases of a 3x3 or 5x5 filter at stride 2 are computed together (depthwise_backward_input_phases.h), others one by one.
-// A tile is `rows_per_tile` rows of every phase, rows_per_tile * stride_h rows of grad_input, so that grad_output comes from
+// All phases of a square filter of 2 to 5 at stride 2 are computed together (depthwise_backward_input_phases.h), others one by
+// one. A tile is `rows_per_tile` rows of every phase, rows_per_tile * stride_h rows of grad_input, so that grad_output comes from
 // L1 for all phases but the first, and grad_input's lines are complete when they leave the cache.
 //   NHWC  tiles of one image; each phase is written in place with the strides' steps.
 //   NCHW  tiles of a vector of planes: grad_output is transposed into scratch once, the phases are interleaved there, and
@@ -67,6 +68,7 @@ void run_phases(const BackwardInputArgs& args, const CpuProblem& p, const T* inp
     DepthwiseArgs piece = phase_rows(args, p, phase, row);
     piece.problem.pad_h += in_begin;
     piece.weight = static_cast<const A*>(phase.weight) + first;
+    piece.bias = args.bias ? static_cast<const A*>(args.bias) + first : nullptr;
     piece.input = input;
     piece.output = static_cast<char*>(output) +
                    (phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w) * element_size(p.out_dtype);

@@ -2,6 +2,7 @@
 //
 //   forward          out[n, o, y, x] = bias[o] + sum_{r, s} w[o, r, s] * in[n, o / M, y*S_h + r*D_h - P_h, ...]
 //   backward_input   out[n, c, y, x] = sum_{m, r, s with j*S_h + r*D_h - P_h = y, ...} w[c*M + m, r, s] * in[n, c*M + m, j, ...]
+//   transposed       out[n, o, y, x] = bias[o] + sum_{r, s with j*S_h + r*D_h - P_h = y, ...} w[o, r, s] * in[n, o / M, j, ...]
 //
 // A thread owns 16 bytes of channels of an output pixel (channels_last, M = 1, aligned) or one output element, and reads
 // global memory through L1; neighbouring threads have neighbouring outputs, so that their reads coalesce. The kernel for what no
@@ -28,6 +29,12 @@ struct TransposedAxis {
   }
 };
 
+// Whether output channel o reads input channel o / M, not M of them.
+template <class Axis>
+DWCONV_DEVICE bool spreads(const DepthwiseTileArgs& args) {
+  return std::is_same_v<Axis, ForwardAxis> || args.spreads != 0;
+}
+
 // V channels from `c` of the output sample (n, y, x); with V > 1 there is no multiplier.
 template <class T, class Axis, int V>
 DWCONV_DEVICE void correlate(const DepthwiseTileArgs& args, int64_t n, int64_t c, int y, int x, accumulate_t<T> (&acc)[V]) {
@@ -35,11 +42,11 @@ DWCONV_DEVICE void correlate(const DepthwiseTileArgs& args, int64_t n, int64_t c
   const DepthwiseProblem& p = args.problem;
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w);
   const int64_t taps = p.kernel_h * p.kernel_w, multiplier = args.multiplier;
-  constexpr bool kForward = std::is_same_v<Axis, ForwardAxis>;
-  const int planes = kForward ? 1 : static_cast<int>(multiplier);
+  const bool one = spreads<Axis>(args);
+  const int planes = one ? 1 : static_cast<int>(multiplier);
   for (int m = 0; m < planes; ++m) {
-    const int64_t plane = kForward ? (V > 1 ? c : c / multiplier) : c * multiplier + m;
-    const int64_t filter = kForward ? c : plane;
+    const int64_t plane = one ? (V > 1 ? c : c / multiplier) : c * multiplier + m;
+    const int64_t filter = one ? c : plane;
     const T* const image = static_cast<const T*>(args.input) + n * p.in_stride_n + plane * p.in_stride_c;
     const T* const weight = static_cast<const T*>(args.weight) + filter * taps;
     for (int r = 0; r < kernel_h; ++r) {
@@ -65,7 +72,7 @@ DWCONV_DEVICE void correlate(const DepthwiseTileArgs& args, int64_t n, int64_t c
 template <class T, class Axis, int V>
 DWCONV_DEVICE void any_nhwc(const DepthwiseTileArgs& args) {
   const DepthwiseProblem& p = args.problem;
-  const int64_t channels = p.channels * (std::is_same_v<Axis, ForwardAxis> ? args.multiplier : 1);
+  const int64_t channels = p.channels * (spreads<Axis>(args) ? args.multiplier : 1);
   const int64_t vectors = channels / V, total = p.batch * p.out_h * p.out_w * vectors;
   for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < total;
        i += grid_size() * block_size()) {
@@ -98,7 +105,7 @@ template <class T, class Axis>
 DWCONV_KERNEL(kMostThreads, 1)
 depthwise_any_nchw(DepthwiseTileArgs args) {
   const DepthwiseProblem& p = args.problem;
-  const int64_t channels = p.channels * (std::is_same_v<Axis, ForwardAxis> ? args.multiplier : 1);
+  const int64_t channels = p.channels * (spreads<Axis>(args) ? args.multiplier : 1);
   const int64_t total = p.batch * channels * p.out_h * p.out_w;
   for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < total;
        i += grid_size() * block_size()) {
