@@ -59,6 +59,7 @@ class Suite(NamedTuple):
 COMPARISON = "device dtype threads layers without batch rounds eager tuned no-compile no-runtimes save"
 SUITES = {
     "depthwise": Suite("depthwise convolution: forward, and gradients of input and weight", layer_suites.run, COMPARISON),
+    "conv1d": Suite("depthwise convolution in one dimension: the same, and a step of decoding", layer_suites.run, COMPARISON),
     "transposed": Suite("depthwise transposed convolution: the same, against nn.ConvTranspose2d", layer_suites.run, COMPARISON),
     "separable": Suite("depthwise - BatchNorm - ReLU - pointwise - BatchNorm - ReLU, eval mode", layer_suites.run, COMPARISON),
     "pointwise": Suite("1x1 convolutions of seven networks, eval mode", layer_suites.run, COMPARISON),

@@ -63,11 +63,15 @@ class Measured(NamedTuple):
         return f"{{{self.arch}, {', '.join(self.kind)}, {spans}, {times}}},  // {self.name}"
 
 
+class Unusable(Exception):
+    """A file that has no figures of a GPU."""
+
+
 def figures(saved: dict[str, Any]) -> list[Measured]:
     """Of one saved suite."""
-    found = re.search(r"\(sm_(\d+)\)", saved["CUDA devices"])
+    found = re.search(r"\(sm_(\d+)\)", saved.get("CUDA devices", ""))
     if found is None:
-        raise ValueError(f"no GPU in {saved['CUDA devices']!r}")
+        raise Unusable(f"{saved['suite']}: not a GPU's figures")
     measured = []
     for result, layout in product(saved["results"], LAYOUTS):
         layer = result["layer"]
@@ -105,7 +109,12 @@ def written(table: str, found: list[Measured], sources: dict[int, str]) -> str:
 
 def suites_of(file: Path) -> list[dict[str, Any]]:
     """Of a file of gpu-check, or of one suite, whose name it has."""
-    data = json.loads(file.read_text())
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{file}: {error}") from None
+    if not isinstance(data, dict):
+        raise Unusable(f"{file}: no saved figures")
     every = data.get("benchmarks", {file.stem: data})
     named = ({**suite, "suite": re.split("[-_]", name)[0]} for name, suite in every.items())
     return [suite for suite in named if suite["suite"] in OPS]
@@ -131,14 +140,25 @@ def measure(rounds: int, progress: Callable[[list], Iterable], half: ModuleType)
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
+    try:
+        return _run(options, progress)
+    except Unusable as error:
+        print(f"calibrate: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, progress: Callable[[list], Iterable]) -> int:
+    if not options.to.parent.is_dir():
+        raise Unusable(f"--to: there is no folder {options.to.parent}")
     if options.saved:
         saved = [suite for file in options.saved for suite in suites_of(file)]
     elif options.device == "cuda" and _C_cuda is not None:
         saved = measure(options.rounds, progress, _C_cuda)
     else:
-        print("calibrate: give --device cuda, with the CUDA half built, or --from JSON", file=sys.stderr)
-        return 2
+        raise Unusable("give --device cuda, with the CUDA half built, or --from JSON")
     measured = [m for suite in saved for m in figures(suite)]
+    if not measured:
+        raise Unusable("no measured layers; nothing is written")
     sources = {}
     for suite in saved:
         for m in figures(suite)[:1]:

@@ -1,26 +1,28 @@
 """One layer or block after another: our kernels against nn.Conv2d in both layouts, torch.compile, ONNX Runtime and OpenVINO.
 
-``depthwise`` times the forward pass and both gradients of 11 layers of known networks, ``transposed`` those of upsampling layers,
-for which nn.Conv2d stands for nn.ConvTranspose2d; ``separable`` MobileNetV1's blocks,
-``inverted`` MobileNetV2's, called as in frozen graphs, also as two ops, and ``pointwise`` the 1x1 convolutions of seven networks,
-each at batch 1 and 8; ``training`` the blocks of both networks, forward and backward, at batch 8. At 16 bits the peers of
-inference run in float32 too. "sgemm %" is the share of the rate of a large torch.mm in the same rounds.
+``depthwise`` times the forward pass and both gradients of 11 layers of known networks; ``conv1d`` those of 1-D layers, and a step
+of decoding, for which nn.Conv2d stands for nn.Conv1d; ``transposed`` those of upsampling layers, for which it stands for
+nn.ConvTranspose2d; ``separable`` MobileNetV1's blocks, ``inverted`` MobileNetV2's, called as in frozen graphs, also as two ops,
+and ``pointwise`` the 1x1 convolutions of seven networks, each at batch 1 and 8; ``training`` the blocks of both networks, forward
+and backward, at batch 8. At 16 bits the peers of inference run in float32 too. "sgemm %" is the share of the rate of a large
+torch.mm in the same rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
 
 from dwconv_ext import benchmark
 
-from . import peers, plot, report
+from . import conv1d, peers, plot, report
 from .layers import (
     Layer,
+    conv1d_layers,
     depthwise_layers,
     inverted_layers,
     pointwise_layers,
@@ -29,17 +31,29 @@ from .layers import (
     transposed_layers,
 )
 from .roofline import Roofline
-from .suites import Options, compare
+from .suites import Comparison, Options, compare_depthwise, compare_inference, compare_training
 from .timing import Stopwatch, keep_freed_memory
 
 SUITES = {
     "depthwise": depthwise_layers,
+    "conv1d": conv1d_layers,
     "transposed": transposed_layers,
     "separable": separable_layers,
     "pointwise": pointwise_layers,
     "inverted": inverted_layers,
     "training": training_layers,
 }
+
+
+def compare(layer: Layer, options: Options) -> Iterator[Comparison]:
+    torch._dynamo.reset()  # once: what is compiled before a reset is compiled anew at its next call, without freezing
+    kinds = {
+        "depthwise": compare_depthwise,
+        "conv1d": conv1d.compare,
+        "transposed": compare_depthwise,
+        "training": compare_training,
+    }
+    return kinds.get(layer.kind, compare_inference)(layer, options)
 
 
 def chosen_layers(options: argparse.Namespace) -> list[Layer]:

@@ -35,8 +35,9 @@ BASELINE = "nn.Conv2d NCHW"
 BASELINE_CHANNELS_LAST = "nn.Conv2d channels_last"
 COMPILED = "torch.compile channels_last"
 TWO_OPS = ("dwconv_ext two ops NCHW", "dwconv_ext two ops channels_last")  # an inverted residual that is not fused
+ONE_CHANNEL = "one channel"  # a decoding step's call
 PRODUCT, PRODUCT_SIDE = "torch.mm 1024x1024", 1024  # what the machine's sgemm reaches in the same seconds
-NO_PEERS = (*OURS, *TWO_OPS, PRODUCT)
+NO_PEERS = (*OURS, *TWO_OPS, ONE_CHANNEL, PRODUCT)
 FLOAT32 = " float32"  # ends the names of implementations at float32 where the others have another dtype
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -66,7 +67,7 @@ class Mismatch(Exception):
     """A result that is not what it should be; nothing is timed."""
 
 
-def _check(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
+def check(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
     """Our largest error against float64 at most four times that of torch at the same dtype, or an output ulp."""
     error, peer = ((t.detach().double() - exact).abs().max().item() for t in (ours, theirs))
     allowed = max(4 * peer, torch.finfo(ours.dtype).eps * exact.abs().max().item())
@@ -92,7 +93,7 @@ def _compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> Function:
     return run
 
 
-def _without_grad(function: Callable[..., Tensor], *args: Tensor) -> Function:
+def without_grad(function: Callable[..., Tensor], *args: Tensor) -> Function:
     def run() -> Tensor:
         with torch.no_grad():
             return function(*args)
@@ -121,9 +122,7 @@ def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
     """Forward without gradients, and the gradients of input and weight through autograd. Of a transposed convolution nn.Conv2d
     stands for nn.ConvTranspose2d."""
     transposed = layer.kind == "transposed"
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(layer.batch, layer.channels, *layer.size, generator=random).to(options.device, options.dtype)
-    w = torch.randn(layer.channels, 1, *layer.kernel, generator=random).to(options.device, options.dtype)
+    x, w = operands(layer, options, layer.size, layer.kernel)
     conv = _depthwise_module(layer).eval().to(options.device, options.dtype)
     conv.weight.data.copy_(w)
 
@@ -136,23 +135,41 @@ def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
         function = depthwise_conv_transpose2d if transposed else depthwise_conv2d
         return function(x, w, None, layer.stride, layer.padding)
 
+    layouts = {name: _in_format(memory_format) for name, memory_format in LAYOUTS.items()}
+    yield from compare_passes(layer, options, x, w, ours, theirs, conv, layouts)
+
+
+def _in_format(memory_format: torch.memory_format) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.contiguous(memory_format=memory_format)
+
+
+def operands(layer: Layer, options: Options, size: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(layer.batch, layer.channels, *size, generator=random).to(options.device, options.dtype)
+    return x, torch.randn(layer.channels, 1, *kernel, generator=random).to(options.device, options.dtype)
+
+
+def compare_passes(
+    layer: Layer, options: Options, x: Tensor, w: Tensor, ours: Callable[..., Tensor], theirs: Callable[..., Tensor],
+    module: nn.Module, layouts: dict[str, Callable[[Tensor], Tensor]],
+) -> Iterator[Comparison]:  # fmt: skip
     forward: dict[str, Function] = {}
     backward: dict[str, Function] = {}
     results: dict[str, list[Tensor]] = {}
-    for layout, memory_format in LAYOUTS.items():
+    for layout, laid_out in layouts.items():
         for who, function in (("dwconv_ext", ours), ("nn.Conv2d", theirs)):
-            a = x.clone(memory_format=memory_format).requires_grad_()
+            a = laid_out(x).clone().requires_grad_()
             b = w.clone().requires_grad_()
             y = function(a, b)
-            grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y).contiguous(memory_format=memory_format)
+            grad = laid_out(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
             name = f"{who} {layout}"
-            forward[name] = _without_grad(function, a.detach(), b.detach())
+            forward[name] = without_grad(function, a.detach(), b.detach())
             backward[name] = _grads(y, (a, b), grad)
             results[name] = [y, *backward[name]()]
     exact = _exact_grads(theirs, x, w, grad)
     for i, part in enumerate(("output", "grad_input", "grad_weight")):
         for layout in LAYOUTS:
-            _check(
+            check(
                 f"{layer.name} {layout} {part}", results[f"dwconv_ext {layout}"][i], results[f"nn.Conv2d {layout}"][i], exact[i]
             )
     if options.device == "cuda" and hasattr(torch.backends.cudnn, "depthwise_kernel"):
@@ -164,9 +181,9 @@ def compare_depthwise(layer: Layer, options: Options) -> Iterator[Comparison]:
                 if name.startswith("nn.Conv2d")
             }
     if options.compile:
-        forward[COMPILED] = _compiled(conv.requires_grad_(False), x.contiguous(memory_format=torch.channels_last))
+        forward[COMPILED] = _compiled(module.requires_grad_(False), layouts["channels_last"](x))
     if options.runtimes:
-        forward.update(peers.runtimes(copy.deepcopy(conv).float(), x.float(), options.threads, options.dtype))
+        forward.update(peers.runtimes(copy.deepcopy(module).float(), x.float(), options.threads, options.dtype))
     unit, inputs, outputs, weights = x.element_size(), x.numel(), layer.outputs, w.numel()
     yield Comparison(layer, "forward", forward, unit * layer.elements, layer.flops)
     yield Comparison(layer, "backward", backward, unit * (2 * inputs + outputs + 2 * weights), 2 * layer.flops)
@@ -242,7 +259,7 @@ def _baselines(plain: nn.Module, x: Tensor, options: Options, dtype: torch.dtype
     typed, y = copy.deepcopy(plain).to(options.device, dtype), x.to(options.device, dtype)
     functions: dict[str, Function] = {}
     for layout, memory_format in LAYOUTS.items():
-        functions[f"nn.Conv2d {layout}"] = _without_grad(typed, y.contiguous(memory_format=memory_format))
+        functions[f"nn.Conv2d {layout}"] = without_grad(typed, y.contiguous(memory_format=memory_format))
     if options.compile:
         functions[COMPILED] = _compiled(typed, y.contiguous(memory_format=torch.channels_last))
     if options.runtimes and options.device == "cpu":
@@ -267,7 +284,7 @@ def compare_inference(layer: Layer, options: Options) -> Iterator[Comparison]:
         if layer.expand != 1:
             ours["dwconv_ext two ops"] = Steps(block, apart=True)
     functions = {
-        f"{who} {layout}": _without_grad(module, typed.contiguous(memory_format=memory_format))
+        f"{who} {layout}": without_grad(module, typed.contiguous(memory_format=memory_format))
         for who, module in ours.items()
         for layout, memory_format in LAYOUTS.items()
     }
@@ -275,7 +292,7 @@ def compare_inference(layer: Layer, options: Options) -> Iterator[Comparison]:
     for who in ours:
         for layout in LAYOUTS:
             results = (functions[f"{each} {layout}"]() for each in (who, "nn.Conv2d"))
-            _check(f"{layer.name} {who} {layout} output", *results, exact)
+            check(f"{layer.name} {who} {layout} output", *results, exact)
     if layer.kind == "pointwise":
         functions[PRODUCT] = _product(options)
     if options.device == "cpu" and options.dtype != torch.float32:
@@ -314,7 +331,7 @@ def compare_training(layer: Layer, options: Options) -> Iterator[Comparison]:
     for layout in LAYOUTS:
         results = zip(functions[f"dwconv_ext {layout}"](), functions[f"nn.Conv2d {layout}"](), exact, strict=True)
         for part, (got, peer, want) in enumerate(results):
-            _check(f"{layer.name} {layout} training, tensor {part}", got, peer, want)
+            check(f"{layer.name} {layout} training, tensor {part}", got, peer, want)
     inputs = layer.batch * layer.channels * prod(layer.size)
     unit = torch.finfo(options.dtype).bits // 8
     yield Comparison(layer, "step", functions, unit * (3 * inputs + 2 * layer.outputs), 3 * layer.flops)
@@ -325,9 +342,3 @@ def _randomize(bn: nn.BatchNorm2d) -> None:
     bn.running_var.uniform_(0.5, 2)
     nn.init.uniform_(bn.weight, 0.5, 1.5)
     nn.init.normal_(bn.bias)
-
-
-def compare(layer: Layer, options: Options) -> Iterator[Comparison]:
-    torch._dynamo.reset()  # once: what is compiled before a reset is compiled anew at its next call, without freezing
-    kinds = {"depthwise": compare_depthwise, "transposed": compare_depthwise, "training": compare_training}
-    return kinds.get(layer.kind, compare_inference)(layer, options)

@@ -168,6 +168,9 @@ def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[lis
         "separable": separable_layers((options.batch,)),
         "inverted": [layer for layer in inverted_layers((options.batch,)) if layer.expand > 1],
     }
+    if not any(options.layers in layer.name for listed in lists.values() for layer in listed):
+        print(f"no layer's name contains {options.layers!r}", file=sys.stderr)
+        return 2
     groups: dict[str, list[Moved]] = {}
     tables, figures = [], []
     for kind, listed in lists.items():

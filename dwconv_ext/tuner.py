@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
@@ -68,5 +69,8 @@ def benchmark_by_environment() -> None:
     wish = os.environ.get("DWCONV_EXT_BENCHMARK", "")
     if wish not in ("", "0", "1"):
         raise ImportError(f"DWCONV_EXT_BENCHMARK: expected 0 or 1, got {wish!r}")
+    file = os.environ.get("DWCONV_EXT_BENCHMARK_FILE") or None
     if wish == "1":
-        benchmark(True, file=os.environ.get("DWCONV_EXT_BENCHMARK_FILE") or None)
+        benchmark(True, file=file)
+    elif file is not None:
+        warnings.warn("DWCONV_EXT_BENCHMARK_FILE does nothing without DWCONV_EXT_BENCHMARK=1", stacklevel=2)

@@ -261,6 +261,8 @@ def main() -> None:
         if dwconv_ext._C_cuda is None:
             raise SystemExit(f"no CUDA half: {dwconv_ext.cuda_status}")
         file = dwconv_ext._C_cuda.__file__
+    if not Path(file).is_file():
+        parser.error(f"file: there is no {file}")
     print(table(count_file(file, options.kernel, options.arch)))
 
 

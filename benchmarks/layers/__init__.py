@@ -18,8 +18,9 @@ class Layer(NamedTuple):
     kernel: tuple[int, int]
     stride: int
     kind: str = "depthwise"  # the suite's name
-    activation: str = "identity"  # of a pointwise layer
+    activation: str = "identity"  # of a pointwise or a 1-D layer
     expand: int = 1  # an inverted residual's
+    causal: bool = False  # of a 1-D layer, which is of one row
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -32,6 +33,8 @@ class Layer(NamedTuple):
             sides = zip(self.size, self.padding, self.kernel, strict=True)
             height, width = ((s - 1) * self.stride - 2 * p + k for s, p, k in sides)
             return height, width
+        if self.causal:
+            return 1, (self.size[1] - 1) // self.stride + 1
         h, w = ((s + 2 * p - k) // self.stride + 1 for s, p, k in zip(self.size, self.padding, self.kernel, strict=True))
         return h, w
 
@@ -47,7 +50,7 @@ class Layer(NamedTuple):
         stages = [(self.batch * prod(self.size), self.channels * hidden)] if self.expand != 1 else []
         if self.kind != "pointwise":
             stages.append((after, hidden * prod(self.kernel)))
-        if self.kind != "depthwise":
+        if self.kind not in ("depthwise", "conv1d"):
             stages.append((after, hidden * self.out_channels))
         return stages
 
@@ -76,6 +79,15 @@ def depthwise_layers(kind: str = "depthwise") -> list[Layer]:
 
 def transposed_layers() -> list[Layer]:
     return depthwise_layers("transposed")
+
+
+def conv1d_layers() -> list[Layer]:
+    layers = []
+    for name, *numbers, activation, padding in rows("conv1d.txt"):
+        n, c, length, k, s = map(int, numbers)
+        how = {"activation": activation, "causal": padding == "causal"}
+        layers.append(Layer(name, n, c, c, (1, length), (1, k), s, "conv1d", **how))
+    return layers
 
 
 def separable_layers(batches: tuple[int, ...] = (1, 8)) -> list[Layer]:

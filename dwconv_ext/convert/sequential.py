@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from ..nn import batch_norm_act
-from ..nn.batch_norm_act import depthwise_norm_activation, norm_then_activation, trains_by_its_batch
+from ..nn.batch_norm_act import Checkpointing, depthwise_norm_activation, norm_then_activation, trains_by_its_batch
 from ..nn.foldable import NORMS, fits, is_conv, is_fixed_norm, is_plain_module, settings_of, starts_a_block, tensors_of
 from ..nn.folded_layers import ConvSettings, FoldedBlock, FoldedConv, FoldedInvertedResidual, folded, wants_derivative
 from ..nn.folded_weights import Tensors
@@ -42,7 +42,8 @@ def flattened(container: nn.Module) -> list[nn.Module]:
     """The children in the order of their calls."""
     layers: list[nn.Module] = []
     for child in container._modules.values():
-        if is_sequential(child) and is_plain_module(child):
+        own = getattr(child, "checkpointing", None)
+        if is_sequential(child) and is_plain_module(child) and own in (None, getattr(container, "checkpointing", None)):
             layers += flattened(child)
         else:
             layers.append(child)
@@ -130,10 +131,9 @@ def blocks_of(container: nn.Module) -> Iterator[list[nn.Module]]:
                 yield layers[at : second.end]
 
 
-class SequentialMixin:
-    """Mixed into nn.Sequential, or a subclass of it with the same forward."""
-
-    checkpointing: str | None = None  # as FusedDSConv's, of all its depthwise convolutions
+class SequentialMixin(Checkpointing):
+    """Mixed into nn.Sequential, or a subclass of it with the same forward. checkpointing: as FusedDSConv's, of all its depthwise
+    convolutions but those of containers in it with one of their own."""
 
     def forward(self, input: Any) -> Any:
         layers = flattened(self)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import convert
-from ..nn.batch_norm_act import check_checkpointing
 from ..ops.arguments import check_probability, positive, positive_int
 
 # expansion t, output channels c, repeats n, stride s of the first: Sandler et al., table 2.
@@ -73,7 +72,15 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
         convert(self, inplace=True)
-        self.conv.checkpointing = check_checkpointing(own, checkpointing)
+        self.checkpointing = checkpointing
+
+    @property
+    def checkpointing(self) -> str | None:
+        return getattr(self.conv, "checkpointing", None)
+
+    @checkpointing.setter
+    def checkpointing(self, value: str | None) -> None:
+        self.conv.checkpointing = value
 
     def forward(self, input: Tensor) -> Tensor:
         return self.conv(input) + input if self.use_shortcut else self.conv(input)

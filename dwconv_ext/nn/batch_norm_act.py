@@ -29,10 +29,20 @@ def _running(bn: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor | None, Tensor
     return bn.running_mean, bn.running_var, factor or 0.0
 
 
-def check_checkpointing(op: str, value: object) -> str | None:
-    if value not in (None, "depthwise"):
-        raise ValueError(f"{op}: checkpointing must be None or 'depthwise', but got {value!r}")
-    return value
+class Checkpointing:
+    """Mixed into a module: what its depthwise convolutions compute again in backward instead of keeping it."""
+
+    _checkpointing: str | None = None
+
+    @property
+    def checkpointing(self) -> str | None:
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: str | None) -> None:
+        if value not in (None, "depthwise"):
+            raise ValueError(f"{type(self).__name__}: checkpointing must be None or 'depthwise', but got {value!r}")
+        object.__setattr__(self, "_checkpointing", value)
 
 
 def trains_by_its_batch(bn: nn.Module) -> bool:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from ..ops.activations import ACTIVATIONS, activation_of
 from ..ops.arguments import IntOrPair, to_pair
 from ..ops.functional import as_autocast, as_weights_layout
-from .batch_norm_act import check_checkpointing, depthwise_norm_activation, norm_then_activation
+from .batch_norm_act import Checkpointing, depthwise_norm_activation, norm_then_activation
 from .depthwise import DepthwiseConv2d
 from .foldable import fits, is_conv, is_fixed_norm, settings_of, starts_a_block, tensors_of
 from .folded_layers import ConvSettings, FoldedBlock, folded
 from .folded_weights import Tensors, forget
 
 
-class FusedDSConv(nn.Module):
+class FusedDSConv(Checkpointing, nn.Module):
     """Depthwise-separable block: depthwise - BatchNorm - activation - pointwise - BatchNorm - activation.
 
     In eval mode the block is one kernel (``separable_conv2d``) with both BatchNorms folded into the convolutions; the
@@ -91,7 +91,7 @@ class FusedDSConv(nn.Module):
             self.dw_activation, self.dw_slope = self.activation, self.slope
         else:
             self.dw_activation, self.dw_slope = activation_of(own, "dw_activation", dw_activation)
-        self.checkpointing = check_checkpointing(own, checkpointing)
+        self.checkpointing = checkpointing
         if padding is None:
             sizes = zip(to_pair(own, "kernel_size", kernel_size), to_pair(own, "dilation", dilation), strict=True)
             padding = tuple(d * (k - 1) // 2 for k, d in sizes)
@@ -154,4 +154,5 @@ class FusedDSConv(nn.Module):
 
     def extra_repr(self) -> str:
         slopes = f", slope={self.slope}" if self.activation == "leaky_relu" else ""
-        return f"activation={self.activation}, dw_activation={self.dw_activation}{slopes}"
+        again = f", checkpointing={self.checkpointing}" if self.checkpointing else ""
+        return f"activation={self.activation}, dw_activation={self.dw_activation}{slopes}{again}"
