@@ -40,7 +40,7 @@ def benchmark(enabled: bool, *, file: str | os.PathLike[str] | None = None) -> N
 
     Raises:
         TypeError: enabled is not a bool, file not a path.
-        ValueError: file is empty, or given where enabled is False.
+        ValueError: file is empty, no regular file, or given where enabled is False.
 
     Examples:
         >>> import dwconv_ext
@@ -59,6 +59,8 @@ def benchmark(enabled: bool, *, file: str | os.PathLike[str] | None = None) -> N
         if not enabled:
             raise ValueError(f"benchmark: file must be None where enabled is False, but got {file!r}")
         path = os.path.abspath(name)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"benchmark: file must be a regular file, but got {file!r}")
     for half in (_C, _C_cuda):
         if half is not None:
             half.set_benchmark(enabled, path, _versions() if enabled else "")

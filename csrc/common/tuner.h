@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,7 +47,8 @@ class Tuner {
   // 0 while it is off, else another number after each change: what threads have looked up before does not count any more.
   uint32_t settings() const { return settings_.load(std::memory_order_relaxed); }
 
-  // An empty file: none; one that is given adds what it has at the first use. Off, it forgets.
+  // An empty file: none; one that is given adds what it has, and gets what was chosen before it, at the first use. Off, it
+  // forgets.
   void set(bool on, const std::string& file, const std::string& versions) {
     const std::lock_guard<std::mutex> lock(mutex_);
     file_ = file, versions_ = versions;
@@ -66,7 +68,7 @@ class Tuner {
     const std::lock_guard<std::mutex> lock(mutex_);
     return choices_;
   }
-  bool is_timing() const { return timing_; }
+  bool is_timing() const { return timing_ == getpid(); }
   int64_t timed_runs() const { return timed_runs_; }
 
   std::optional<Choice> find(const Subject& subject) {
@@ -76,28 +78,34 @@ class Tuner {
     return found != choices_.end() ? std::optional(found->second) : std::nullopt;
   }
 
-  // Runs all ways in turns and remembers the one with the least median; the first of those within kTie of it. None where
+  // Runs all ways in turns and remembers the one with the least median; the first of those within kTie of it. One that takes
+  // kHopeless times as long as another is left out after its first run where that is long, else after the second. None where
   // something is being timed, by this thread or another, and where no way runs without an exception.
   std::optional<Choice> measure(const Subject& subject, const std::vector<std::string>& names,
                                 const std::function<void(size_t)>& run, const Clock& clock) {
     constexpr int kWarmUp = 2, kLeastRounds = 3, kRounds = 9;
-    constexpr double kMostSeconds = 1, kTie = 1.03;
-    if (timing_.exchange(true)) return std::nullopt;
+    constexpr double kMostSeconds = 1, kTie = 1.03, kHopeless = 4;
+    pid_t holder = timing_;
+    const pid_t self = getpid();  // a process that was forked meanwhile times nothing of what the other does
+    if (holder == self || !timing_.compare_exchange_strong(holder, self)) return std::nullopt;
     const struct Done {
-      std::atomic<bool>& timing;
-      ~Done() { timing = false; }
+      std::atomic<pid_t>& timing;
+      ~Done() { timing = 0; }
     } done = {timing_};
     std::vector<std::vector<double>> times(names.size());
-    std::vector<char> fails(names.size(), false);
+    std::vector<char> fails(names.size(), false), hopeless(names.size(), false);
     double spent = 0;
     for (int round = -kWarmUp; round < kLeastRounds || (round < kRounds && spent < kMostSeconds); ++round) {
+      double best = 0;  // of this round
       for (size_t turn = 0; turn < names.size(); ++turn) {
         const size_t i = round % 2 == 0 ? turn : names.size() - 1 - turn;
-        if (fails[i]) continue;
+        if (fails[i] || hopeless[i]) continue;
         try {
           const double seconds = seconds_of(names[i], [&] { run(i); }, clock);
           spent += seconds;
-          if (round >= 0) times[i].push_back(seconds);
+          if (best == 0 || seconds < best) best = seconds;
+          hopeless[i] = seconds > kHopeless * best && (round >= -1 || seconds > kLongSeconds);
+          if (round >= 0 || hopeless[i]) times[i].push_back(seconds);
         } catch (const std::exception&) {  // not enough memory, no such kernel in torch
           fails[i] = true;
         }
@@ -121,12 +129,21 @@ class Tuner {
     if (choice.way.empty()) return std::nullopt;
     const std::lock_guard<std::mutex> lock(mutex_);
     choices_[subject] = choice;
-    if (!file_.empty())
-      append(versions_ + '\t' + subject.first + '\t' + subject.second + '\t' + choice.way + '\t' + choice.times);
+    if (!file_.empty()) append(line_of(subject, choice));
     return choice;
   }
 
+  static constexpr double kLongSeconds = 0.2;  // of a run that is not repeated without need
+
+  // Held while a process forks: the other one finds no lock of a thread that it does not have.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
  private:
+  std::string line_of(const Subject& subject, const Choice& choice) const {
+    return versions_ + '\t' + subject.first + '\t' + subject.second + '\t' + choice.way + '\t' + choice.times;
+  }
+
   double seconds_of(const std::string& name, const Run& run, const Clock& clock) {
     ++timed_runs_;
     std::vector<std::pair<std::string, double>> faked;
@@ -146,6 +163,7 @@ class Tuner {
     read_ = true;
     if (file_.empty()) return;
     std::ifstream file(file_);
+    std::map<Subject, Choice> own = choices_;
     for (std::string line; std::getline(file, line);) {
       std::vector<std::string> fields(1);
       for (const char c : line) {
@@ -155,8 +173,11 @@ class Tuner {
           fields.back() += c;
         }
       }
-      if (fields.size() == 5 && fields[0] == versions_) choices_[{fields[1], fields[2]}] = {fields[3], fields[4]};
+      if (fields.size() != 5 || fields[0] != versions_) continue;
+      choices_[{fields[1], fields[2]}] = {fields[3], fields[4]};
+      own.erase({fields[1], fields[2]});
     }
+    for (const auto& [subject, choice] : own) append(line_of(subject, choice));
   }
 
   // In one piece, under a lock where the file system has locks: other processes append too.
@@ -186,22 +207,28 @@ class Tuner {
   bool read_ = false, warned_ = false;
   uint32_t changes_ = 0;
   std::atomic<uint32_t> settings_ = 0;
-  std::atomic<bool> timing_ = false;
+  std::atomic<pid_t> timing_ = 0;  // the process that does
   std::atomic<int64_t> timed_runs_ = 0;
 };
 
-// On the CPU: of the second of two runs, since the first may find another's data in the caches and its threads at work.
+// On the CPU: of the second of two runs, since the first may find another's data in the caches and its threads at work, which a
+// long one does not notice.
 inline Tuner::Clock steady_clock() {
   return [](const Tuner::Run& run) {
-    run();
-    const auto begin = std::chrono::steady_clock::now();
-    run();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    const auto seconds_of_one = [&] {
+      const auto begin = std::chrono::steady_clock::now();
+      run();
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
+    const double first = seconds_of_one();
+    return first > Tuner::kLongSeconds ? first : seconds_of_one();
   };
 }
 
 inline Tuner& tuner() {
   static Tuner the_tuner;
+  static const int watched = pthread_atfork([] { the_tuner.lock(); }, [] { the_tuner.unlock(); }, [] { the_tuner.unlock(); });
+  static_cast<void>(watched);
   return the_tuner;
 }
 

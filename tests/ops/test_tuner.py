@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -18,11 +11,11 @@ from cases import DTYPES, LAYOUTS, Case
 from implementations import EMULATOR, running
 from problems import operands
 from reference import ACTIVATIONS, Convolution, check_depthwise, check_separable, conv_and_grads
+from tuned import CASE, Tuned, step, stop
 
 import dwconv_ext
 
 ops = torch.ops.dwconv_ext
-CASE = Case("", 2, 16, (9, 10))
 TORCH_CASES = [
     CASE,
     Case("", 1, 12, (9, 8), (5, 3), (2, 1), (1, 0), (1, 2)),
@@ -32,64 +25,11 @@ TORCH_CASES = [
 ]
 
 
-@dataclass
-class Tuned:
-    half: ModuleType  # where the tuner is
-    emulated: bool
-
-    def start(self, *seconds: tuple[str, float], file: str = "", versions: str = "now") -> None:
-        """Nothing remembered; ways that are not named take a second."""
-        self.half.set_benchmark(False)
-        self.half.fake_times([*seconds, ("nothing", 1.0)])
-        self.half.set_benchmark(True, file, versions)
-
-    def choice(self, text: str) -> dict[str, str]:
-        """Of the one problem with this text."""
-        (found,) = (c for c in self.half.benchmark_choices() if text in c["problem"])
-        return found
-
-    def ways(self, text: str) -> list[str]:
-        return [time.split(" us ", 1)[1] for time in self.choice(text)["times"].split("; ")]
-
-    @contextmanager
-    def times(self, runs: bool):
-        """Whether something is timed meanwhile."""
-        before = self.half.timed_runs()
-        yield
-        assert (self.half.timed_runs() > before) == runs
-
-
-def stop(half: ModuleType) -> None:
-    half.set_benchmark(False)
-    half.fake_times()
-
-
-@pytest.fixture(params=[dwconv_ext._C.selected_isa(), EMULATOR])
-def tuned(request):
-    with running(request.param) as implementation:
-        half = implementation.emulator or dwconv_ext._C
-        yield Tuned(half, implementation.emulator is not None)
-        stop(half)
-
-
-@pytest.fixture
-def on_cpu():
-    yield Tuned(dwconv_ext._C, False)
-    stop(dwconv_ext._C)
-
-
 @pytest.fixture
 def emulated():
     with running(EMULATOR) as implementation:
         yield Tuned(implementation.emulator, True)
         stop(implementation.emulator)
-
-
-def step(case: Case = CASE, dtype: torch.dtype = torch.float32, layout: str = "channels_last") -> list[torch.Tensor]:
-    """Output and gradients."""
-    x, w, b = (t.requires_grad_() for t in case.tensors(dtype, layout))
-    y = dwconv_ext.depthwise_conv2d(x, w, b, *case.conv.args())
-    return [y.detach(), *torch.autograd.grad(y, (x, w, b), torch.ones_like(y))]
 
 
 # ---- choosing ------------------------------------------------------------------------------------------------------------
@@ -165,12 +105,9 @@ def test_modules_inference_and_compiled_graphs_go_the_same_way(tuned):
 
 def test_two_threads_that_meet_a_problem_at_once_time_it_once(tuned):
     tuned.start()
-    step()
-    once = tuned.half.timed_runs()
-    tuned.start()
     before, want, wrong = tuned.half.timed_runs(), step(dtype=torch.float64), []
-    tuned.start()
     once = tuned.half.timed_runs() - before
+    tuned.start()
     before, together = tuned.half.timed_runs(), threading.Barrier(2)
 
     def work() -> None:
@@ -183,7 +120,7 @@ def test_two_threads_that_meet_a_problem_at_once_time_it_once(tuned):
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and tuned.half.timed_runs() - before <= once
+    assert wrong == [] and 0 < tuned.half.timed_runs() - before <= once
 
 
 def test_an_op_called_from_torchs_convolution_does_not_go_back(tuned):
@@ -368,145 +305,44 @@ def test_cuda_plan_says_what_was_chosen(emulated):
         assert plan["name"] == "torch" and "1.0 us torch" in plan["reason"]
 
 
-# ---- the file ------------------------------------------------------------------------------------------------------------
+def test_what_takes_long_without_hope_runs_once(on_cpu):
+    runs = []
 
+    def convolution(x, w, b, stride, padding, dilation, *rest):
+        runs.append(1)
+        return torch.mkldnn_convolution(x, w, b, padding, stride, dilation, rest[-1])
 
-def test_the_file_is_read_and_added_to(tmp_path, tuned):
-    file = tmp_path / "choices.txt"
-    tuned.start(("torch", 1e-6), file=str(file))
-    step()
-    lines = file.read_text().splitlines()
-    assert len(lines) == 3 and all(line.split("\t")[0] == "now" and line.split("\t")[3] == "torch" for line in lines)
-    tuned.start(file=str(file))  # torch would not be the fastest any more
-    with tuned.times(False):
-        step()
-    assert tuned.choice(" forward ")["way"] == "torch"
-    with tuned.times(True):
-        step(dtype=torch.float64)
-    assert len(file.read_text().splitlines()) == 6
-    tuned.start(file=str(file), versions="later")
-    with tuned.times(True):
-        step()
-    assert file.read_text().splitlines()[:3] == lines and len(file.read_text().splitlines()) == 9
-
-
-def test_the_file_survives_garbage_and_a_way_that_is_gone(tmp_path, tuned):
-    file = tmp_path / "choices.txt"
-    tuned.start(("torch", 1e-6), file=str(file))
-    step()
-    lines = file.read_text().splitlines()
-    forward = next(line for line in lines if " forward " in line).split("\t")
-    gone = "\t".join([*forward[:3], "a kernel of old", forward[4]])
-    file.write_bytes(b"\0\xff\t\t\t\t\t\n\n" + gone.encode() + b"\n" + "\t".join(forward[:3]).encode()[:-5])  # cut off
-    tuned.start(file=str(file))
-    with tuned.times(True):
-        step()
-    written = file.read_bytes().split(b"\n")
-    assert gone.encode() in written and tuned.choice(" forward ")["way"] not in ("torch", "a kernel of old")
-    tuned.start(("torch", 1e-6), file=str(file))
-    with tuned.times(False):
-        step()
-    assert tuned.choice(" forward ")["way"] != "torch", "the last line counts"
-
-
-@pytest.mark.parametrize("name", ["missing/choices.txt", "."])
-def test_a_file_that_cannot_be_written_is_a_warning(name, tmp_path, tuned, capfd):
-    tuned.start(("torch", 1e-6), file=str(tmp_path / name))
-    step()
-    with tuned.times(False):
-        step()
-    assert capfd.readouterr().err.count("cannot be written") == 1 and len(tuned.half.benchmark_choices()) == 3
-
-
-CODE = """
-import os, sys, torch, dwconv_ext
-conv = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
-for size in range(4, 24):
-    with torch.no_grad():
-        dwconv_ext.depthwise_conv2d(torch.randn(1, 8, size, 5), conv.weight, conv.bias, padding=1)
-print(dwconv_ext._C.timed_runs())
-"""
-
-
-def start(**environment: str) -> subprocess.Popen:
-    root = str(Path(dwconv_ext.__file__).parents[1])
-    every = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "DWCONV_EXT_BENCHMARK": "1", **environment}
-    return subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=every)
-
-
-def test_two_processes_and_the_environment(tmp_path):
-    file = tmp_path / "choices.txt"
-    timed = 0  # where one is late, the other has chosen for it
-    for process in [start(DWCONV_EXT_BENCHMARK_FILE=str(file)) for _ in range(2)]:
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors
-        timed += int(output)
-    assert timed > 0
-    lines = [line.split("\t") for line in file.read_text().splitlines()]
-    assert all(len(line) == 5 and line[0].startswith("dwconv_ext ") and "torch 2." in line[0] for line in lines)
-    assert len({line[2] for line in lines}) == 20 <= len(lines) <= 40
-    output, errors = start(DWCONV_EXT_BENCHMARK_FILE=str(file), DWCONV_EXT_LOG_PLAN="1").communicate()
-    assert output == "0\n" and errors.count("; timed: ") + errors.count("-> torch") == 20, errors
-
-
-def test_a_bad_environment_is_an_error():
-    process = start(DWCONV_EXT_BENCHMARK="yes")
-    assert "DWCONV_EXT_BENCHMARK: expected 0 or 1, got 'yes'" in process.communicate()[1] and process.returncode != 0
-
-
-# ---- the switch ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"enabled": 1}, TypeError, "benchmark: enabled must be a bool, but got 1"),
-        ({"enabled": True, "file": 3}, TypeError, r"benchmark: file must be a path \(str or os.PathLike\), but got 3"),
-        ({"enabled": True, "file": ""}, ValueError, "benchmark: file must be the path of a file, but got ''"),
-        ({"enabled": True, "file": "a\0b"}, ValueError, "benchmark: file must be the path of a file, but got"),
-        ({"enabled": False, "file": "x"}, ValueError, "benchmark: file must be None where enabled is False, but got 'x'"),
-    ],
-)
-def test_errors(arguments, error, message):
-    with pytest.raises(error, match=message):
-        dwconv_ext.benchmark(**arguments)
-
-
-def test_the_switch(tmp_path, monkeypatch, on_cpu):
-    monkeypatch.chdir(tmp_path)
-    dwconv_ext._C.fake_times([("torch", 1e-6)])
-    dwconv_ext.benchmark(True, file=Path("here.txt"))
-    monkeypatch.chdir(tmp_path.parent)
-    with on_cpu.times(True):
-        step()
-    assert (tmp_path / "here.txt").read_text().startswith(f"dwconv_ext {dwconv_ext.__version__}, torch {torch.__version__}")
-    dwconv_ext.benchmark(False)
-    with on_cpu.times(False):
-        step()
-
-
-# ---- on a GPU only -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_events_and_graphs_on_a_gpu():
-    half = dwconv_ext._C_cuda
-    x, w = torch.randn(4, 32, 28, 28, device="cuda"), torch.randn(32, 1, 3, 3, device="cuda")
-    dwconv_ext.benchmark(True)
+    library = torch.library.Library("aten", "IMPL")
+    on_cpu.start(("torch", 5.0))
     try:
-        before = half.timed_runs()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # nothing may be timed, nor remembered
-            captured = dwconv_ext.depthwise_conv2d(x, w, padding=1)
-        assert half.timed_runs() == before and half.benchmark_choices() == []
-        y = dwconv_ext.depthwise_conv2d(x, w, padding=1)
-        assert half.timed_runs() > before
-        (choice,) = half.benchmark_choices()
-        times = [float(time.split(" us ")[0]) for time in choice["times"].split("; ")]
-        assert len(times) > 2 and all(0.5 < t < 1000 for t in times)
-        graph.replay()
-        for output in (captured, y):
-            torch.testing.assert_close(output, F.conv2d(x, w, padding=1, groups=32), rtol=1e-3, atol=1e-2)
+        library.impl("convolution", convolution, "CPU")
+        x, w, _ = CASE.tensors(torch.float32, "nchw")
+        dwconv_ext.depthwise_conv2d(x, w, padding=1)
     finally:
-        dwconv_ext.benchmark(False)
+        library._destroy()
+    assert len(runs) == 1 and "5000000.0 us torch" in on_cpu.choice(" forward ")["times"]
+
+
+def test_training_with_batch_norm_has_its_ways(emulated):
+    """The convolution with BatchNorm's statistics and its gradients, each against what there is without."""
+    x, w, _ = CASE.tensors(torch.float32, "channels_last")
+    conv = CASE.conv.args()
+    emulated.start()
+    y, middle, *statistics = ops.depthwise_norm_act(x, w, None, None, *conv, 1e-5, "relu", 0.0)
+    how = (y, middle, x, w, None, None, *statistics, *conv, 1e-5, "relu", 0.0, (True, True))
+    want = [y, middle, *statistics, *ops.depthwise_norm_act_backward(*how)]
+    ways = {pass_: emulated.ways(f"depthwise_norm_act {pass_} ") for pass_ in ("forward", "backward")}
+    assert all("apart" in names and len(names) == 2 for names in ways.values())
+    together = {pass_: next(name for name in names if name != "apart") for pass_, names in ways.items()}
+    for wanted in (together, dict.fromkeys(ways, "apart")):
+        emulated.start(*((name, 1e-6) for name in wanted.values()), ("torch", 1e-6))
+        for runs in (True, False):
+            with emulated.times(runs):
+                got = [
+                    *ops.depthwise_norm_act(x, w, None, None, *conv, 1e-5, "relu", 0.0),
+                    *ops.depthwise_norm_act_backward(*how),
+                ]
+        for pass_, name in wanted.items():
+            assert emulated.choice(f"depthwise_norm_act {pass_} ")["way"] == name
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

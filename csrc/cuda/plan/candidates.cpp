@@ -9,14 +9,19 @@
 namespace dwconv::cuda {
 namespace {
 
+// What a plan's reason says after what the cost model does.
+std::string without_costs(const std::string& reason) { return reason.substr(reason.find("; ") + 2); }
+
 // The kernels and tiles of a plan, which tell it from others.
 std::string name_of(const Work& work, const Forced& forced, const Gpu& gpu) {
   Request request = work.request;
   request.forced = forced;
-  if (work.op == Op::kSeparable) {
-    const std::string reason = plan_separable(request, work.out_channels, work.alignment, gpu).reason;
-    return reason.substr(reason.find("; ") + 2);  // after what the cost model says
+  if (work.op == Op::kDepthwiseNorm) {
+    if (forced.fusion == Fusion::kNever) return "apart";
+    return work.pass == Pass::kForward ? plan_depthwise_statistics(request, false, gpu).reason
+                                       : without_costs(plan_depthwise_norm(request, gpu).reason);
   }
+  if (work.op == Op::kSeparable) return without_costs(plan_separable(request, work.out_channels, work.alignment, gpu).reason);
   if (work.kernel_pass == Pass::kBackwardWeight) {
     BackwardWeightTileArgs args;
     return plan_backward_weight(request, gpu, &args).reason;
@@ -46,7 +51,9 @@ std::vector<NamedWay<Forced>> ways(const Work& work, const Gpu& gpu) {
     if (std::none_of(all.begin(), all.end(), [&](const auto& way) { return way.name == name; })) all.push_back({forced, name});
   };
   offer({});
-  if (work.op == Op::kSeparable) {
+  if (work.op == Op::kDepthwiseNorm) {
+    for (const Fusion fusion : {Fusion::kAlways, Fusion::kNever}) offer({nullptr, fusion});
+  } else if (work.op == Op::kSeparable) {
     for (const Fusion fusion : {Fusion::kAlways, Fusion::kNever}) {
       for (const int32_t rank : {0, 1}) offer({nullptr, fusion, rank});
     }

@@ -138,7 +138,7 @@ const std::vector<const KernelRow*>& kernel_table();
 
 // What the tuner times (common/tuner.h), the plan's own choice first, torch's convolution last where `torch` says that it may be.
 // Of a depthwise convolution: the plan's kernel with its two cheapest tiles, and the next kernel that fits. Of a block: fused and
-// not, with the two cheapest tiles of each.
+// not, with the two cheapest tiles of each. Of a convolution with BatchNorm: together and apart.
 struct Work {
   Op op = Op::kDepthwise;
   Pass pass = Pass::kForward;         // of the convolution
