@@ -17,6 +17,7 @@ from ..nn.folded_layers import folded
 from ..ops.conv1d import depthwise_conv1d
 from ..ops.functional import DTYPES
 from . import graph as g
+from .training import replace_in_training
 
 if TYPE_CHECKING:
     from .patterns import Pass
@@ -91,7 +92,7 @@ def fuse_conv1d(whole: Pass, node: fx.Node) -> bool:
     if why:
         whole.report.refuse(node, why)
         if nodes == [node]:  # else it is ours
-            whole.replace_in_training(layer, depthwise_conv1d)
+            replace_in_training(whole, layer, depthwise_conv1d)
         return True
     pad, nodes = conv["input"], layer.nodes
     zeros = _zeros(pad) if conv["padding"] in ((0,), (0, 0), "valid") else None

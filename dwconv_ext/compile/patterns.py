@@ -24,7 +24,6 @@ last may write a tensor; its weights are inputs of the graph (parameters, buffer
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,9 +40,7 @@ from ..nn.folded_layers import (
     folded,
 )
 from ..ops.activations import SLOPE
-from ..ops.batch_norm import train_batch_norm_act
-from ..ops.conv_transpose import depthwise_conv_transpose2d
-from ..ops.functional import DTYPES, as_weights_layout, depthwise_conv2d
+from ..ops.functional import DTYPES, as_weights_layout
 from . import graph as g
 from .aten import as_torch
 from .channel_layers import ChannelLayers, fuse_linear
@@ -52,6 +49,7 @@ from .poolings import fuse_pooled, fuse_poolings
 from .report import Report
 from .sequences import Layers, as_function, merge
 from .shuffles import fuse_shuffles
+from .training import replace_in_training, training_norm
 
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 
@@ -114,6 +112,7 @@ class Pass:
     pointwise: dict[fx.Node, Layer] = field(default_factory=dict)  # fused ones, without shortcut or gate
     in_last: dict[tuple[fx.Node, int], tuple[fx.Node, int]] = field(default_factory=dict)  # by node and region: see in_layout
     layers: Layers = field(default_factory=dict)  # all fused ones that may keep packed weights
+    training: dict[fx.Node, Layer] = field(default_factory=dict)  # depthwise layers that want a derivative
 
     def run(self) -> None:
         graph, region = self.module.graph, 0
@@ -147,7 +146,7 @@ class Pass:
         for node in nodes:
             if node not in self.used and self.packed:
                 fuse_linear(self, node)
-                self.training_norm(node)
+                training_norm(self, node)
         if self.packed:
             self.report.fused["channel shuffles"] += fuse_shuffles(graph, self.layers, self.insert, self.swap, self.undisturbed)
         if self.sequences:
@@ -242,14 +241,14 @@ class Pass:
         if g.tensor_of(layer.nodes[-1]).requires_grad or g.tensor_of(node).requires_grad:
             if layer.is_depthwise:
                 self.report.refuse(node, "a gradient is required: only the convolution itself is replaced (torch.no_grad()?)")
-                self.replace_in_training(layer)
+                replace_in_training(self, layer)
             return
         why = self.why_not_folded(layer)
         if why:
             if layer.is_depthwise or layer.is_product or layer.norm is not None:
                 self.report.refuse(node, why)
             if layer.is_depthwise:
-                self.replace_in_training(layer)
+                replace_in_training(self, layer)
             return
         if layer.starts_a_block:
             why = self.block(layer)
@@ -390,43 +389,6 @@ class Pass:
         for node in sorted(nodes, key=self.order.__getitem__, reverse=True):
             self.used.add(node)
             self.module.graph.erase_node(node)
-
-    # --- training ----------------------------------------------------------------------------------------------------
-
-    def replace_in_training(self, layer: Layer, function: Callable[..., Tensor] = depthwise_conv2d) -> None:
-        """The depthwise convolution alone, differentiable."""
-        conv, node = layer.conv, layer.nodes[0]
-        with self.module.graph.inserting_before(node):
-            operands = []
-            for name in ("input", "weight", "bias"):
-                operand = conv[name]
-                if operand is not None and g.tensor_of(operand).dtype != g.tensor_of(node).dtype:
-                    operand = self.cast(operand, g.tensor_of(node).dtype)
-                operands.append(operand)
-            operands[0] = self.in_layout(operands[0], conv["weight"], node)
-            names = ("stride", "padding", "dilation")
-            if layer.settings.is_transposed:
-                function, names = depthwise_conv_transpose2d, ("stride", "padding", "output_padding", "dilation")
-            new = self.module.graph.call_function(function, (*operands, *(conv[name] for name in names)))
-        self.swap([node], new)
-        self.report.fused["depthwise convolutions"] += 1
-
-    def training_norm(self, node: fx.Node) -> None:
-        norm = g.batch_norm(node)
-        if norm is None or norm["training"] is not True:
-            return
-        input = g.tensor_of(norm["input"])
-        if input is None or input.dim() != 4 or input.device.type not in ("cpu", "cuda"):
-            return
-        layer = self.activated({}, node)
-        if not self.undisturbed(layer.nodes):
-            layer = Layer({}, [node])
-        names = ("input", *_TENSORS, "momentum", "eps")
-        with self.module.graph.inserting_before(node):  # what reads the running statistics after it still does
-            arguments = (*(norm[name] for name in names), layer.activation, layer.slope)
-            new = self.module.graph.call_function(train_batch_norm_act, arguments)
-        self.swap(layer.nodes, new)
-        self.report.fused["training BatchNorms"] += 1
 
 
 def fuse(module: fx.GraphModule, packed: bool, frozen: bool, sequences: bool, report: Report) -> Layers:

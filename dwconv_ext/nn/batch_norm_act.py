@@ -7,12 +7,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..ops.activations import activate
-from ..ops.autograd import is_traced_or_transformed
+from ..ops.arguments import IntOrPair
 from ..ops.batch_norm import LEAST_CUDA, runs_as_op, train_batch_norm_act
 from ..ops.depthwise_norm import train_depthwise_norm_act
-from ..ops.functional import accumulation_dtype, as_autocast, as_weights_layout
+from ..ops.functional import accumulation_dtype, as_autocast, as_weights_layout, depthwise_conv2d
 from ..ops.sync_batch_norm import train_sync_batch_norm_act
 from .foldable import fits, is_conv, is_plain_module, settings_of, starts_a_block
+from .folded_layers import ConvSettings
 
 DEVICES = ("cuda",)  # where the depthwise convolution's gradients are faster with BatchNorm's
 
@@ -74,30 +75,43 @@ def depthwise_norm_activation(
     conv: nn.Module, bn: nn.Module, x: Tensor, act: str, slope: float, checkpointing: str | None = None
 ) -> Tensor:
     """``act(bn(conv(x)))`` for any modules, in any mode; checkpointing: "depthwise" to compute conv(x) again for backward."""
-    recompute = checkpointing == "depthwise"
-    if not (recompute or x.device.type in DEVICES) or not _trains_as_one(conv, bn, x, recompute):
+    again = checkpointing == "depthwise"
+    plain = type(x) is Tensor and (again or x.device.type in DEVICES) and trains_by_its_batch(bn)
+    if not (plain and is_conv(conv) and starts_a_block(conv) and conv.bias is None and fits(x, conv)):
         return norm_then_activation(bn, conv(x), act, slope)
-    weight = conv._parameters["weight"]
+    weight, settings = conv._parameters["weight"], settings_of(conv, None, "identity", 0.0)
+    norm = (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    if not _trains_as_one(as_autocast(x), weight, settings, norm, bn.eps, again):
+        return norm_then_activation(bn, conv(x), act, slope)
     x = as_weights_layout(as_autocast(x), weight)
+    return _train_as_one(x, as_autocast(weight), settings, norm, _running(bn), (bn.eps, act, slope), again)
+
+
+def train_depthwise_norm(
+    x: Tensor, w: Tensor, stride: IntOrPair, padding: str | IntOrPair, dilation: IntOrPair, mean: Tensor | None,
+    var: Tensor | None, norm_w: Tensor | None, norm_b: Tensor | None, momentum: float, eps: float, act: str, slope: float,
+) -> Tensor:  # fmt: skip
+    """``train_batch_norm_act(depthwise_conv2d(x, w, None, stride, padding, dilation), mean, var, ...)``, of a graph."""
+    settings, norm = ConvSettings(stride, padding, dilation, len(w)), (mean, var, norm_w, norm_b)
+    if type(x) is Tensor and x.dim() == 4 and _trains_as_one(x, w, settings, norm, eps, again=False):
+        return _train_as_one(x, w, settings, norm, (mean, var, momentum), (eps, act, slope), again=False)
+    return train_batch_norm_act(depthwise_conv2d(x, w, None, stride, padding, dilation), *norm, momentum, eps, act, slope)
+
+
+def _train_as_one(
+    x: Tensor, w: Tensor, settings: ConvSettings, norm: tuple, running: tuple, how: tuple, again: bool
+) -> Tensor:  # fmt: skip
     wide = accumulation_dtype(x.dtype)
-    affine = (None if t is None else t.to(wide) for t in (bn.weight, bn.bias))
-    geometry = settings_of(conv, None, "identity", 0.0).geometry("depthwise_conv2d", weight)
-    return train_depthwise_norm_act(x, as_autocast(weight), *affine, geometry, (bn.eps, act, slope), _running(bn), recompute)[0]
+    affine = (None if t is None else t.to(wide) for t in norm[2:])
+    return train_depthwise_norm_act(x, w, *affine, settings.geometry("depthwise_conv2d", w), how, running, again)[0]
 
 
-def _trains_as_one(conv: nn.Module, bn: nn.Module, x: Tensor, recompute: bool) -> bool:
-    if type(x) is not Tensor or x.dim() != 4 or is_traced_or_transformed() or torch.jit.is_tracing():
+def _trains_as_one(x: Tensor, w: Tensor, settings: ConvSettings, norm: tuple, eps: float, again: bool) -> bool:
+    """Whether the Function gives what a depthwise convolution and BatchNorm in training do, and is worth it or asked for."""
+    if not torch.is_grad_enabled() or not (x.requires_grad or w.requires_grad) or not runs_as_op(x, norm, eps):
         return False
-    if not (trains_by_its_batch(bn) and is_conv(conv) and starts_a_block(conv) and conv.bias is None and fits(x, conv)):
-        return False
-    weight = conv._parameters["weight"]
-    settings = settings_of(conv, None, "identity", 0.0)
-    if not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad):
-        return False
-    if not runs_as_op(as_autocast(x), (bn.running_mean, bn.running_var, bn.weight, bn.bias), bn.eps):
-        return False
-    strides, (top, bottom, left, right), dilations = settings.geometry("depthwise_conv2d", weight)
-    sides = zip(x.shape[2:], weight.shape[2:], strides, (top + bottom, left + right), dilations, strict=True)
+    strides, (top, bottom, left, right), dilations = settings.geometry("depthwise_conv2d", w)
+    sides = zip(x.shape[2:], w.shape[2:], strides, (top + bottom, left + right), dilations, strict=True)
     height, width = ((size + pads - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pads, dilation in sides)
     values = len(x) * height * width
-    return height > 0 and width > 0 and values > 1 and (recompute or values * x.shape[1] >= LEAST_CUDA)
+    return height > 0 and width > 0 and values > 1 and (again or values * x.shape[1] >= LEAST_CUDA)

@@ -9,7 +9,7 @@ import copy
 
 import pytest
 import torch
-from blocks import Recorded
+from blocks import Recorded, sequential
 from cases import LAYOUTS
 from implementations import EMULATOR, running
 from torch import nn
@@ -173,3 +173,57 @@ def test_a_network_trains_as_on_the_cpu(on_cuda_kernels):
         got, want = (losses(copy.deepcopy(model), autocast) for model in (network, plain))
         assert want[-1] < want[0]
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6, nn.SiLU])
+def test_a_compiled_graph_takes_batch_norm_into_the_convolution_s_gradients(act, on_cuda_kernels, fresh_dynamo):
+    model = sequential(16, 24, act).train()
+    x = torch.randn(3, 16, 10, 12)
+    want = step(copy.deepcopy(model).double(), x.double())
+    compiled = copy.deepcopy(model)
+    compiled.compile(backend="dwconv_ext")
+    on_cuda_kernels.launches()
+    got = step(compiled, x)
+    passes = [launch["pass"] for launch in on_cuda_kernels.launches() if launch["op"] == "depthwise_norm_act"]
+    assert passes == ["forward", "backward"]
+    assert_same_step(got, want)
+
+
+def test_where_checkpointing_is_set():
+    block = InvertedResidual(8, 8, 1, 4)
+    for module in (block, FusedDSConv(8, 8), dwconv_ext.convert(sequential(8, 8))):
+        assert module.checkpointing is None
+        module.checkpointing = "depthwise"
+        assert module.checkpointing == copy.deepcopy(module).checkpointing == "depthwise"
+        with pytest.raises(ValueError, match="checkpointing must be None or 'depthwise', but got 'all'"):
+            module.checkpointing = "all"
+    assert "checkpointing=depthwise" in repr(FusedDSConv(8, 8, checkpointing="depthwise"))
+
+
+@pytest.mark.parametrize("setting", ["inner", "outer"])
+def test_checkpointing_of_a_container_within_another(setting, on_cuda_kernels):
+    model = dwconv_ext.convert(nn.Sequential(sequential(8, 8), nn.Conv2d(8, 4, 1))).train()
+    x = torch.randn(2, 8, 9, 9)
+    plain = kept(model, x)
+    (model[0] if setting == "inner" else model).checkpointing = "depthwise"
+    assert plain - kept(model, x) == x.numel()
+
+
+class WrittenBetween(nn.Module):
+    """BatchNorm's statistics change between the convolution and it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = sequential(16, 24, nn.ReLU6)
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        self.layers[1].running_mean.add_(1)
+        return self.layers[1:](x)
+
+
+def test_a_compiled_graph_leaves_batch_norm_alone_where_something_is_written_before_it(on_cuda_kernels, fresh_dynamo):
+    model, x = WrittenBetween().train(), torch.randn(3, 16, 10, 12)
+    want = step(copy.deepcopy(model).double(), x.double())
+    model.compile(backend="dwconv_ext")
+    assert_same_step(step(model, x), want)

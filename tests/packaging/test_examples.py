@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,28 @@ def test_summary(script):
     assert "depthwise_forward" in text
 
 
-@pytest.mark.parametrize("name", ["demo.py", "train_cifar10.py", "predict.py", "show_weights.py", "summary.py"])
+def test_filter_bank(script, tmp_path):
+    """Of its own sound, and of a WAV: in one channel, cut into blocks that are no divisors."""
+    text = script("filter_bank.py", "--output", tmp_path / "own", "--bands", 6, "--band", 2)
+    assert "2 channels, 48000 samples, 6 bands" in text and "the same bits as the whole" in text
+    with wave.open(str(tmp_path / "one.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(range(256)) * 40)
+    text = script("filter_bank.py", "--sound", tmp_path / "one.wav", "--output", tmp_path / "one", "--block", 77)
+    assert "1 channels, 5120 samples, 16 bands" in text and "blocks of 77: the same bits" in text
+    for name in ("own", "one"):
+        with Image.open(tmp_path / name / "spectrograms.png") as picture:
+            assert min(picture.size) > 400 and len(picture.convert("L").getcolors()) > 50
+        with wave.open(str(tmp_path / name / "band.wav")) as file:
+            assert file.getnframes() == (48000 if name == "own" else 5120)
+
+
+EXAMPLE_NAMES = ["demo.py", "train_cifar10.py", "predict.py", "show_weights.py", "summary.py", "filter_bank.py"]
+
+
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
 def test_help(name, script, capsys):
     with pytest.raises(SystemExit) as stopped:
         script(name, "--help")
@@ -146,6 +168,8 @@ def test_help(name, script, capsys):
         ("show_weights.py", ["--checkpoint", "{tmp}/short.pt"], "is corrupt"),
         ("show_weights.py", ["--checkpoint", "{tmp}/other.pt"], "it has no config, model"),
         ("summary.py", ["--model", "nonesuch"], "Unknown model nonesuch"),
+        ("filter_bank.py", ["--sound", "{tmp}/corrupt.pt"], "is no WAV file that can be read"),
+        ("filter_bank.py", ["--band", "16"], "--band must be one of 0 to 15, but got 16"),
         ("summary.py", ["--width-multiplier", "-1"], "width_multiplier must be a positive number"),
         ("train_cifar10.py", ["--root", "{tmp}", "--device", "cpu"], "is missing or corrupt"),
         ("train_cifar10.py", ["--data", "folder", "--root", "{tmp}", "--device", "cpu"], "wants pictures in {tmp}/train/CLASS/"),
