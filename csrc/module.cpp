@@ -8,6 +8,7 @@
 #include "build_facts.h"  // which setup.py writes
 #include "common/activation.h"
 #include "common/describe.h"
+#include "cpu/plan/long_row.h"
 #include "cpu/plan/plan.h"
 #include "cpu/runtime/arena.h"
 #include "cpu/runtime/cpu_features.h"
@@ -67,7 +68,18 @@ Plan plan_depthwise(CpuProblem p, Pass pass, int64_t multiplier, const IsaKernel
   const bool repeated = multiplier > 1 && p.layout == Layout::kNHWC;
   if (repeated) p.channels *= multiplier;
   if (repeated && pass == Pass::kForward) return plan_forward_repeated(p, multiplier, isa, here);
-  const Plan plan = pass == Pass::kForward ? plan_forward(p, isa, here) : plan_backward_weight(p, isa, here);
+  const auto plan_of = [&](const CpuProblem& q) {
+    return pass == Pass::kForward ? plan_forward(q, isa, here) : plan_backward_weight(q, isa, here);
+  };
+  Plan plan = plan_of(p);
+  if (const std::vector<Piece> pieces = pieces_of(p); pieces.size() > 1) {  // of most of a long row
+    const auto outputs = [](const Piece& a, const Piece& b) {
+      return a.problem.out_h * a.problem.out_w < b.problem.out_h * b.problem.out_w;
+    };
+    Plan most = plan_of(std::max_element(pieces.begin(), pieces.end(), outputs)->problem);
+    most.bytes = plan.bytes, most.flops = plan.flops;
+    plan = most;
+  }
   return multiplier > 1 && !repeated ? times(plan, p, multiplier) : plan;
 }
 

@@ -13,7 +13,7 @@ from tolerance import UNIT, assert_close
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from dwconv_ext import depthwise_conv1d, depthwise_conv1d_step
+from dwconv_ext import depthwise_conv1d, depthwise_conv1d_step, plan
 from dwconv_ext._extension import _C
 
 LAYOUTS = ("contiguous", "channels_last")
@@ -32,6 +32,13 @@ CASES = {  # batch, channels, length; multiplier, taps; stride, padding, dilatio
     "one_tap": ((2, 33, 19), (1, 1), (2, 0, 1)),
     "empty_batch": ((0, 4, 9), (1, 3), (1, 1, 1)),
     "long_filter": ((1, 2, 150), (1, 65), (1, 32, 1)),
+    # Cut into segments in channels_last, and with a stride in both layouts (csrc/cpu/plan/long_row.h).
+    "long": ((1, 24, 3001), (1, 4), (1, 3, 1)),
+    "long_strided": ((2, 17, 2999), (1, 15), (2, 7, 1)),
+    "long_dilated": ((1, 40, 2500), (1, 5), (1, 90, 45)),
+    "long_without_padding": ((1, 16, 2100), (1, 3), (1, 0, 1)),
+    "long_multiplier": ((1, 8, 3100), (2, 3), (2, 40, 1)),
+    "far_padding": ((1, 16, 1200), (1, 2), (1, 700, 600)),
 }
 
 
@@ -93,7 +100,9 @@ def test_activations(act, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", ["mamba", "conformer", "strided", "dilated", "same_even", "two_ends", "multiplier"])
+@pytest.mark.parametrize(
+    "case", ["mamba", "conformer", "strided", "dilated", "same_even", "two_ends", "multiplier", "long_strided"]
+)
 def test_every_implementation(case, layout, kernels):
     x, w, b, conv = operands(case, layout=layout)
     results = []
@@ -117,6 +126,14 @@ def test_causal_is_a_pad_on_the_left(act):
         torch.testing.assert_close(depthwise_conv1d(x[0], w, b, stride, 0, dilation, act, causal=True), want[0])
 
 
+def test_a_long_row_is_work_for_several_threads():
+    """One signal, whose channels lie side by side: as an image of one row it would be one tile."""
+    conv = torch.nn.Conv1d(64, 64, 4, padding=3, groups=64)
+    last = laid_out(torch.empty(1, 64, 4000, device="meta"), "channels_last")
+    for found in plan(conv, last, threads=2):
+        assert found.tiles > 1 and found.workers == 2, found
+
+
 # The whole is long enough for kernels that short pieces are not given.
 STREAMS = {  # batch, channels, length, taps, dilation
     "mamba": (1, 65, 200, 4, 1),
@@ -125,6 +142,7 @@ STREAMS = {  # batch, channels, length, taps, dilation
     "two_taps": (3, 33, 90, 2, 1),
     "few_channels": (1, 2, 700, 16, 1),
     "square_7": (1, 24, 100, 7, 1),
+    "segments": (1, 24, 2200, 4, 1),
 }
 
 

@@ -317,4 +317,20 @@ FAULTS = [
         "pieces of a part are weighed as if all before were one pixel",
         NORM,
     ),
+    Fault(
+        "step_window",
+        "depthwise_step.h",
+        "state[c * (K - 1) + K - 2] = «in[c]»;",
+        "in[0]",
+        "every channel's window gets the first channel's sample",
+        "tests/ops/test_conv1d.py -k step",
+    ),
+    Fault(
+        "transposed_bias",
+        "depthwise_backward_input_phases.h",
+        "f.bias = args.bias ? static_cast<const A*>(args.bias) + «first» : nullptr;",
+        "0",
+        "all slabs of channels have the first one's biases",
+        "tests/ops/test_conv_transpose.py",
+    ),
 ]

@@ -269,4 +269,12 @@ FAULTS = [
         "the last hidden channel is lost",
         INVERTED.format("test_every_cuda_implementation and narrow"),
     ),
+    Fault(
+        "cuda_spreads",
+        "depthwise_any.cuh",
+        "return std::is_same_v<Axis, ForwardAxis> || «args.spreads != 0»;",
+        "false",
+        "a transposed convolution's multiplier is summed over, as in an input gradient",
+        "tests/ops/test_conv_transpose.py -k emulator",
+    ),
 ]

@@ -62,25 +62,33 @@ Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activ
   args.problem.activation = activation;
   set_input(args.problem, x);
   if (repeats > 1) args.problem.in_stride_w = s.channels, args.problem.in_stride_h = s.in_w * s.channels;  // as run_repeated's
-  const Plan& plan = forward_plan(args.problem, repeats, row);
-  log_plan(args.problem, plan, 0, timed);
-  args.weight_pitch = plan.weight_pitch;
-  args.rows_per_tile = plan.rows_per_tile;
-  set_prefetch(plan, &args.problem);
-  args.input = x.const_data_ptr();
-  Filters filters = weights(s, plan, 0);
+  const std::vector<Piece> pieces = repeats > 1 ? std::vector<Piece>{{args.problem}} : pieces_of(args.problem);
+  const Plan* plan = &forward_plan(pieces[0].problem, repeats, row);
+  Filters filters = weights(s, *plan, 0);
   // Allocated last: what is allocated after it and lives on can make the allocator put the next output elsewhere (workspace.h).
   const Tensor output = fresh_output(input, size, layout);
-  set_output(args.problem, output);
-  args.problem.out_stride_c *= s.multiplier;
-  for (int64_t m = 0; m < s.multiplier; ++m) {
-    if (m > 0) filters = weights(s, plan, m);
-    args.weight = filters.weight, args.bias = filters.bias;
-    args.output = offset(static_cast<char*>(output.mutable_data_ptr()), m * output.stride(1), s.dtype);
-    if (repeats > 1) {
-      run_repeated(plan, args, x, repeats);
-    } else {
-      run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
+  for (const Piece& piece : pieces) {
+    const bool first = &piece == pieces.data();
+    if (!first) plan = &forward_plan(piece.problem, repeats, row);
+    log_plan(piece.problem, *plan, 0, timed);
+    args.problem = piece.problem;
+    args.weight_pitch = plan->weight_pitch;
+    args.rows_per_tile = plan->rows_per_tile;
+    set_prefetch(*plan, &args.problem);
+    set_output(args.problem, output);
+    if (pieces.size() > 1) args.problem.out_stride_h = piece.problem.out_w * output.stride(3);
+    args.problem.out_stride_c *= s.multiplier;
+    args.input = offset(static_cast<const char*>(x.const_data_ptr()), piece.first_in * args.problem.in_stride_w, s.dtype);
+    for (int64_t m = 0; m < s.multiplier; ++m) {
+      if (!first || m > 0) filters = weights(s, *plan, m);
+      args.weight = filters.weight, args.bias = filters.bias;
+      args.output = offset(static_cast<char*>(output.mutable_data_ptr()),
+                           m * output.stride(1) + piece.first_out * output.stride(3), s.dtype);
+      if (repeats > 1) {
+        run_repeated(*plan, args, x, repeats);
+      } else {
+        run_tiles(*plan, [&](void* scratch, Tiles tiles) { plan->row->depthwise(args, scratch, tiles); });
+      }
     }
   }
   return output;

@@ -128,22 +128,25 @@ void run_phase_alone(const ConvolutionShape& s, const CpuProblem& whole, const P
   p.kernel_h = phase.h.taps.count, p.kernel_w = phase.w.taps.count;
   p.dilation_h = phase.h.dilation, p.dilation_w = phase.w.dilation;
   p.pad_h = phase.h.pad, p.pad_w = phase.w.pad;
-  args.output = offset(static_cast<char*>(grad_input.mutable_data_ptr()),
-                       phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w, dtype);
+  const int64_t first = phase.first_h * p.out_stride_h + phase.first_w * p.out_stride_w;
   p.out_stride_h *= s.stride_h;
   p.out_stride_w *= s.stride_w;
-  args.input = grad.const_data_ptr();
-  const Plan& plan = forward_plan(p);
-  log_plan(p, plan);
-  const int64_t weights = s.multiplier * p.kernel_h * p.kernel_w * plan.weight_pitch;
-  void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
-  pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
-  args.weight = packed;
-  args.bias = packed_bias(epilogue, s, plan.weight_pitch);
-  args.weight_pitch = plan.weight_pitch;
-  args.rows_per_tile = plan.rows_per_tile;
-  set_prefetch(plan, &p);
-  run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
+  for (const Piece& piece : pieces_of(CpuProblem(p))) {
+    p = piece.problem;
+    args.input = offset(static_cast<const char*>(grad.const_data_ptr()), piece.first_in * p.in_stride_w, dtype);
+    args.output = offset(static_cast<char*>(grad_input.mutable_data_ptr()), first + piece.first_out * p.out_stride_w, dtype);
+    const Plan& plan = forward_plan(p);
+    log_plan(p, plan);
+    const int64_t weights = s.multiplier * p.kernel_h * p.kernel_w * plan.weight_pitch;
+    void* const packed = workspace(Workspace::kDepthwiseWeight, weights * accumulate_size(dtype));
+    pack_depthwise(dtype, weight.const_data_ptr(), packing_for(s, plan, phase.h.taps, phase.w.taps), 0, s.multiplier, packed);
+    args.weight = packed;
+    args.bias = packed_bias(epilogue, s, plan.weight_pitch);
+    args.weight_pitch = plan.weight_pitch;
+    args.rows_per_tile = plan.rows_per_tile;
+    set_prefetch(plan, &p);
+    run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->depthwise(args, scratch, tiles); });
+  }
 }
 
 // One axis of the input gradient, without the outputs that padding alone reaches; the first of those left.
@@ -230,25 +233,36 @@ void backward_weight(const ConvolutionShape& s, Layout layout, const Tensor& gra
   CpuProblem& p = args.problem;
   p.out_stride_n = grad.stride(1), p.out_stride_c = grad.stride(2), p.out_stride_h = grad.stride(3),
   p.out_stride_w = grad.stride(4);
-  const Plan& plan = backward_weight_plan(p, row);
-  log_plan(p, plan, 0, timed);
-  args.parts = plan.parts;
-  args.rows_per_tile = plan.rows_per_tile;
-  set_prefetch(plan, &p);
-  args.input = input.const_data_ptr();
-  const int64_t sums = plan.parts * s.channels * accumulate_size(s.dtype);
-  args.partial = grad_weight ? workspace(Workspace::kPartial, sums * taps) : nullptr;
-  args.partial_bias = grad_bias ? workspace(Workspace::kPartialBias, sums) : nullptr;
+  const std::vector<Piece> pieces = pieces_of(p);
+  int64_t parts = 0;
+  for (const Piece& piece : pieces) parts += backward_weight_plan(piece.problem, row).parts;
+  const int64_t sums = s.channels * accumulate_size(s.dtype);  // bytes of a part's, for each tap
+  char* const partial = grad_weight ? static_cast<char*>(workspace(Workspace::kPartial, parts * sums * taps)) : nullptr;
+  char* const partial_bias = grad_bias ? static_cast<char*>(workspace(Workspace::kPartialBias, parts * sums)) : nullptr;
   for (int64_t m = 0; m < multiplier; ++m) {
-    args.grad_output = offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0), s.dtype);
-    run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_weight(args, scratch, tiles); });
+    int64_t before = 0;
+    for (const Piece& piece : pieces) {
+      const Plan& plan = backward_weight_plan(piece.problem, row);
+      if (m == 0) log_plan(piece.problem, plan, 0, timed);
+      p = piece.problem;
+      args.parts = plan.parts;
+      args.rows_per_tile = plan.rows_per_tile;
+      set_prefetch(plan, &p);
+      args.input = offset(static_cast<const char*>(input.const_data_ptr()), piece.first_in * p.in_stride_w, s.dtype);
+      args.grad_output =
+          offset(static_cast<const char*>(grad.const_data_ptr()), m * grad.stride(0) + piece.first_out * p.out_stride_w, s.dtype);
+      args.partial = partial != nullptr ? partial + before * sums * taps : nullptr;
+      args.partial_bias = partial_bias != nullptr ? partial_bias + before * sums : nullptr;
+      run_tiles(plan, [&](void* scratch, Tiles tiles) { plan.row->backward_weight(args, scratch, tiles); });
+      before += plan.parts;
+    }
     if (grad_weight) {
-      reduce_parts(s.dtype, args.partial, plan.parts, s.channels, taps,
+      reduce_parts(s.dtype, partial, parts, s.channels, taps,
                    static_cast<char*>(grad_weight->mutable_data_ptr()) + m * taps * unit, multiplier * taps);
     }
     if (grad_bias) {
-      reduce_parts(s.dtype, args.partial_bias, plan.parts, s.channels, 1,
-                   static_cast<char*>(grad_bias->mutable_data_ptr()) + m * unit, multiplier);
+      reduce_parts(s.dtype, partial_bias, parts, s.channels, 1, static_cast<char*>(grad_bias->mutable_data_ptr()) + m * unit,
+                   multiplier);
     }
   }
 }

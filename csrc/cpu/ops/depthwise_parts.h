@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/ops/launch.h"
+#include "cpu/plan/long_row.h"
 #include "cpu/runtime/pack_weights.h"
 
 namespace dwconv {

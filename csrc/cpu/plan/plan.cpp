@@ -191,7 +191,8 @@ Plan plan_backward_weight(const CpuProblem& p, const IsaKernels& isa, const Mach
   // The parts must depend neither on the threads nor on the caches: the order of the sums does.
   if (p.layout == Layout::kNHWC) {
     const int64_t affordable = kPartBytes / std::max<int64_t>(taps * p.channels * unit, 1);
-    plan.parts = std::clamp<int64_t>(std::min(affordable, p.batch * p.out_h / 4), 1, kMaxParts);
+    const int64_t rows = p.batch * p.out_h, wanted = std::max(rows / 4, std::min(rows, rows * p.out_w / 1024));
+    plan.parts = std::clamp<int64_t>(std::min(affordable, wanted), 1, kMaxParts);
     plan.tiles = plan.parts;
   } else {
     plan.columns = plan.row->family == Family::kTransposed ? ceil_div(p.channels, lanes) : p.channels;
