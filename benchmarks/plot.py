@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from .suites import BASELINE, FLOAT32, OURS, PRODUCT, TWO_OPS
+from .suites import BASELINE, FLOAT32, ONE_CHANNEL, OURS, PRODUCT, TWO_OPS
 from .timing import geometric_mean
 
 COLOURS = {
@@ -89,7 +89,7 @@ def _layers(results: list[dict]) -> tuple[list[str], Panels]:
         panels[panel] = {
             implementation: [row.get(BASELINE, math.nan) / row.get(implementation, math.nan) for row in rows]
             for implementation in implementations
-            if implementation not in (BASELINE, PRODUCT) and not implementation.endswith(FLOAT32)
+            if implementation not in (BASELINE, PRODUCT, ONE_CHANNEL) and not implementation.endswith(FLOAT32)
         }
     return _by_network(names, panels) if len(names) > MOST_NAMES else (names, panels)
 
