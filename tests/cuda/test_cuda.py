@@ -366,7 +366,7 @@ else:
                 block = torch.randn(hidden, 1, kernel, kernel), None, torch.randn(o, hidden, 1, 1), torch.randn(o)
                 packed = ops.separable_conv2d_pack(*block, "", "float16")
                 x = torch.randn(2, c, 13, 15).half().contiguous(memory_format=LAYOUTS[layout])
-                numbers = [o, *[kernel] * 2, *[stride] * 2, *[kernel // 2] * 2, 1, 1, 3, 0]
+                numbers = [o, *[kernel] * 2, *[stride] * 2, *[kernel // 2] * 4, 1, 1, 3, 0]
                 ops.inverted_residual(x, expand, hidden, 2, 0.0, packed, numbers, [0.0] * 2)
                 ops.pointwise_conv2d(x, expand, hidden, stride, 0, 0.0, None, torch.rand(2, c, 1, 1).half())
 print("done")

@@ -111,7 +111,7 @@ def valid(op: str, how: dict) -> dict:
             return {"input": x, "packed": packed, "filter": filter, "act": 1, "slope": 0.1}
         if op == "depthwise_conv_transpose2d":
             w = torch.zeros(channels, how["multiplier"], kernel, kernel, dtype=dtype)
-            more = {"output_padding": tuple(s - 1 for s in how["stride"])}
+            more = {"padding": how["padding"][:2], "output_padding": tuple(s - 1 for s in how["stride"])}
             return {"input": x, "weight": w, "bias": maybe(vector(filters)), **conv, **more, "act": "relu", "slope": 0.01}
         if op in ("depthwise_conv2d", "depthwise_conv2d_pooled"):
             return {"input": x, "weight": w, "bias": maybe(vector(filters)), **conv, "act": "relu", "slope": 0.01}

@@ -387,8 +387,8 @@ def test_bad_input_in_one_dimension():
     for error, message, call in (
         (RuntimeError, r"input must be 2-dimensional \(C, L\) or 3-dimensional", lambda f: f(x[None], w)),
         (RuntimeError, r"weight must be 3-dimensional \(C, multiplier, K\)", lambda f: f(x, w[0])),
-        (TypeError, r"stride must be an int or a sequence of one, but got \(1, 1\)", lambda f: f(x, w, None, (1, 1))),
-        (TypeError, r"dilation must be an int or a sequence of one", lambda f: f(x, w, None, 1, 0, 0, "one")),
+        (TypeError, r"stride must be an int or a 1-tuple, but got \(1, 1\)", lambda f: f(x, w, None, (1, 1))),
+        (TypeError, r"dilation must be an int or a 1-tuple", lambda f: f(x, w, None, 1, 0, 0, "one")),
     ):
         with pytest.raises(error, match="depthwise_conv_transpose1d: " + message):
             call(depthwise_conv_transpose1d)

@@ -56,8 +56,8 @@ FAULTS = [
     Fault(
         "parts_by_threads",
         "cpu/plan/plan.cpp",
-        "plan.parts = std::clamp<int64_t>(std::min(affordable, «p.batch * p.out_h / 4»), 1, kMaxParts);",
-        "p.batch * p.out_h * machine.threads / 4",
+        "wanted = std::max(«rows / 4», std::min(rows, rows * p.out_w / 1024));",
+        "rows * machine.threads / 4",
         "the order of the sums depends on the threads",
         "tests/kernels/test_plan.py -k test_partial_sums",
     ),
