@@ -326,7 +326,7 @@ FAULTS = [
         "tests/ops/test_conv1d.py -k step",
     ),
     Fault(
-        "transposed_bias",
+        "transposed_layer_bias",
         "depthwise_backward_input_phases.h",
         "f.bias = args.bias ? static_cast<const A*>(args.bias) + «first» : nullptr;",
         "0",
