@@ -20,7 +20,7 @@ CASES = {
     "5x5_stride2": Case("", 2, 48, (14, 16), (5, 5), (2, 2)),
     "several_tiles": Case("", 1, 8, (70, 64)),
     "odd_planes": Case("", 3, 16, (7, 7)),
-    "idle_threads": Case("", 1, 10, (8, 12)),  # thirty strips are a warp
+    "ten_planes": Case("", 1, 10, (8, 12)),
     "one_pixel": Case("", 4, 8, (1, 1)),
     "odd_channels": Case("", 2, 7, (8, 9)),  # the rest have no kernel of their own
     "7x7": Case("", 1, 8, (9, 9), (7, 7)),

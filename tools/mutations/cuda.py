@@ -214,14 +214,6 @@ FAULTS = [
         "tests/ops/test_pooled.py -k 'test_output_and_mean and emulator'",
     ),
     Fault(
-        "cuda_mean_of_other_planes",
-        "depthwise_rows_statistics.cuh",
-        "join_rows(moments, «thread.q < planes ? thread.strip : strips», thread.q, strips, planes);",
-        "thread.strip",
-        "threads without a plane join in as if they had one",
-        "tests/ops/test_pooled.py tests/ops/test_depthwise_norm.py -k emulator",
-    ),
-    Fault(
         "cuda_mean_before_the_activation",
         "depthwise_rows_statistics.cuh",
         "conv, thread, [&](auto& row) { «activate_all(p.activation, row);» }, taken);",
