@@ -346,3 +346,10 @@ def test_training_with_batch_norm_has_its_ways(emulated):
             assert emulated.choice(f"depthwise_norm_act {pass_} ")["way"] == name
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    emulated.start(*((name, 1e-6) for name in together.values()))
+    for _ in range(2):
+        emulated.half.launches()
+        ops.depthwise_norm_act(x, w, None, None, *conv, 1e-5, "relu", 0.0)
+        ops.depthwise_norm_act_backward(*how)
+    launched = [launch["pass"] for launch in emulated.half.launches()]
+    assert launched.count("forward") == 2 and launched.count("backward") == 1, "once chosen, nothing else runs"

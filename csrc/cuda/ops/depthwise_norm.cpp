@@ -83,9 +83,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act(const Tensor& inpu
   const auto convolve = [&] { return depthwise_conv2d(input, weight, std::nullopt, stride, padding, dilation, "identity", 0); };
   Work work = {Op::kDepthwiseNorm, Pass::kForward, Pass::kForward, call.request};
   std::string timed;
-  if (call.plan(call.request.forced).parts > 0 && tuner().settings() != 0) {
-    convolve();  // whose own ways are chosen first
-    timed = tune(device, &work, [&](const Request& way) {
+  if (call.plan(call.request.forced).parts > 0) {
+    const auto run = [&](const Request& way) {
       if (way.forced.fusion == Fusion::kNever) {
         const Tensor output = convolve();
         norm_of(output).statistics();
@@ -93,7 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act(const Tensor& inpu
         const DepthwiseStatisticsPlan& plan = call.plan(way.forced);
         norm.statistics(call.run(plan, std::nullopt, {}, middle, ""), plan.parts);
       }
-    });
+    };
+    timed = tune(device, &work, run, convolve);
   }
   const DepthwiseStatisticsPlan& plan = call.plan(work.request.forced);
   if (plan.parts == 0 || convolution_is_for_torch(Pass::kForward, work.request, device.gpu())) {
@@ -187,15 +187,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_norm_act_backward(
   const bool both = output_mask[0] && output_mask[1] && layout_of(input) == layout;
   Work work = {Op::kDepthwiseNorm, Pass::kBackward, Pass::kBackward, request};
   std::string timed;
-  if (both && plan_of(request.forced).launch.launch.row != nullptr && tuner().settings() != 0) {
-    apart();  // whose own ways are chosen first
-    timed = tune(device, &work, [&](const Request& way) {
+  if (both && plan_of(request.forced).launch.launch.row != nullptr) {
+    const auto run = [&](const Request& way) {
       if (way.forced.fusion == Fusion::kNever) {
         apart();
       } else {
         together(plan_of(way.forced));
       }
-    });
+    };
+    timed = tune(device, &work, run, apart);
   }
   const DepthwiseNormPlan& plan = plan_of(work.request.forced);
   log_plan(Op::kDepthwiseNorm, Pass::kBackward, p, 0, plan.reason, plan.launch.launch, timed);

@@ -66,9 +66,9 @@ struct WayKey : PlanKey {
 };
 
 // Sets work.request.forced where the tuner is on and nothing is forced: the fastest of the ways, run(request) each. What it
-// measured, for the log.
-template <class Run>
-std::string tune(const Device& device, Work* work, Run run) {
+// measured, for the log. first(): before anything is timed, for what the ways themselves choose among.
+template <class Run, class First>
+std::string tune(const Device& device, Work* work, Run run, First first) {
   Request& request = work->request;
   if (in_torch()) request.forced.source = Source::kOurs;
   const uint32_t settings = tuner().settings();
@@ -84,10 +84,18 @@ std::string tune(const Device& device, Work* work, Run run) {
         one.forced = way;
         run(one);
       },
-      [&] { return device.clock(); });
+      [&] {
+        const Tuner::Clock clock = device.clock();
+        if (clock) first();
+        return clock;
+      });
   if (found == nullptr) return {};
   request.forced = found->way;
   return "; timed: " + found->times;
+}
+template <class Run>
+std::string tune(const Device& device, Work* work, Run run) {
+  return tune(device, work, run, [] {});
 }
 
 // Whether torch's convolution is to run, and into the log why.
