@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,40 @@ def is_ours(module: nn.Module, input: object) -> bool:
 
 
 class _Transposed(nn.Module):
-    """What the two have in common."""
+    """What the two have in common; `_sizes` brings a number or several into torch's form."""
+
+    _sizes: Callable[[str, str, Any], Any]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        output_padding: IntOrPair = 0,
+        bias: bool = True,
+        dilation: IntOrPair = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        own = type(self).__name__
+        in_channels = positive_int(own, "in_channels", in_channels)
+        kernel_size, stride, padding, output_padding, dilation = (
+            self._sizes(own, name, value)
+            for name, value in (
+                ("kernel_size", kernel_size),
+                ("stride", stride),
+                ("padding", padding),
+                ("output_padding", output_padding),
+                ("dilation", dilation),
+            )
+        )
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, in_channels, bias, dilation, padding_mode,
+            device, dtype,
+        )  # fmt: skip
 
     def __prepare_scriptable__(self) -> nn.Module:
         """torch.jit.script, which reads a class's source, is given torch's module."""
@@ -70,36 +103,7 @@ class DepthwiseConvTranspose2d(_Transposed, nn.ConvTranspose2d):
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285, chapter 4.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        output_padding: IntOrPair = 0,
-        bias: bool = True,
-        dilation: IntOrPair = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        own = type(self).__name__
-        in_channels = positive_int(own, "in_channels", in_channels)
-        kernel_size, stride, padding, output_padding, dilation = (
-            to_pair(own, name, value)
-            for name, value in (
-                ("kernel_size", kernel_size),
-                ("stride", stride),
-                ("padding", padding),
-                ("output_padding", output_padding),
-                ("dilation", dilation),
-            )
-        )
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, output_padding, in_channels, bias, dilation, padding_mode,
-            device, dtype,
-        )  # fmt: skip
+    _sizes = staticmethod(to_pair)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         if not is_ours(self, input):
@@ -119,12 +123,12 @@ class DepthwiseConvTranspose1d(_Transposed, nn.ConvTranspose1d):
     Args:
         in_channels: C.
         out_channels: a multiple of C (the channel multiplier).
-        kernel_size: int, or a sequence of one.
-        stride: int, or a sequence of one.
-        padding: int, or a sequence of one.
-        output_padding: int, or a sequence of one.
+        kernel_size: int or 1-tuple.
+        stride: int or 1-tuple.
+        padding: int or 1-tuple.
+        output_padding: int or 1-tuple.
         bias: whether there is one.
-        dilation: int, or a sequence of one.
+        dilation: int or 1-tuple.
         padding_mode: ``zeros``.
         device: of the parameters.
         dtype: of the parameters.
@@ -135,7 +139,7 @@ class DepthwiseConvTranspose1d(_Transposed, nn.ConvTranspose1d):
 
     Raises:
         ValueError: as of ``DepthwiseConvTranspose2d``.
-        TypeError: kernel_size, stride, padding, output_padding or dilation that is neither an int nor a sequence of one.
+        TypeError: kernel_size, stride, padding, output_padding or dilation that is neither an int nor a 1-tuple.
         RuntimeError: as of ``DepthwiseConvTranspose2d``.
 
     Examples:
@@ -146,36 +150,7 @@ class DepthwiseConvTranspose1d(_Transposed, nn.ConvTranspose1d):
     Source: Dumoulin and Visin, arXiv:1603.07285, chapter 4.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0,
-        output_padding: int | Sequence[int] = 0,
-        bias: bool = True,
-        dilation: int | Sequence[int] = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        own = type(self).__name__
-        in_channels = positive_int(own, "in_channels", in_channels)
-        kernel_size, stride, padding, output_padding, dilation = (
-            to_single(own, name, value)
-            for name, value in (
-                ("kernel_size", kernel_size),
-                ("stride", stride),
-                ("padding", padding),
-                ("output_padding", output_padding),
-                ("dilation", dilation),
-            )
-        )
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, output_padding, in_channels, bias, dilation, padding_mode,
-            device, dtype,
-        )  # fmt: skip
+    _sizes = staticmethod(to_single)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         if not is_ours(self, input):
