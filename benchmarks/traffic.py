@@ -67,6 +67,13 @@ def _moved(launches: list[dict]) -> tuple[int, int]:
     return activations, sum(launch["weight_bytes"] for launch in launches) - between
 
 
+def _of(layer: Layer, layout: str, fused: bool | None, launches: list[dict], compulsory: int, unfused: int) -> Moved:
+    activations, weights = _moved(launches)
+    requests = sum(launch["requests"] for launch in launches)
+    plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
+    return Moved(layer.name, layout, fused, activations, compulsory, weights, requests, unfused, plan)
+
+
 def _count(module: Any, x: Tensor, call: Any) -> tuple[list[dict], Any]:
     module.launches()
     module.count_traffic(True, False, [(x.data_ptr(), x.data_ptr() + x.numel() * x.element_size())])
@@ -102,10 +109,7 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
         compulsory = (x.numel() + y.numel()) * x.element_size()
         unfused = compulsory + 2 * middle * x.element_size()
         fused = len(launches) == 1
-    activations, weights = _moved(launches)
-    requests = sum(launch["requests"] for launch in launches)
-    plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
-    return Moved(layer.name, layout, fused, activations, compulsory, weights, requests, unfused, plan)
+    return _of(layer, layout, fused, launches, compulsory, unfused)
 
 
 def measure_pooled(layer: Layer, layout: str, dtype: torch.dtype) -> Moved:
@@ -117,12 +121,8 @@ def measure_pooled(layer: Layer, layout: str, dtype: torch.dtype) -> Moved:
     module.set_gpu({})
     pooled = torch.ops.dwconv_emulator.depthwise_conv2d_pooled
     launches, (y, _) = _count(module, x, lambda: pooled(x, w, None, *conv, "silu", 0.0))
-    activations, weights = _moved(launches)
     compulsory = (x.numel() + y.numel()) * x.element_size()
-    plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
-    requests = sum(launch["requests"] for launch in launches)
-    unfused = compulsory + 3 * y.numel() * y.element_size()
-    return Moved(layer.name, layout, None, activations, compulsory, weights, requests, unfused, plan)
+    return _of(layer, layout, None, launches, compulsory, compulsory + 3 * y.numel() * y.element_size())
 
 
 def measure_inverted(layer: Layer, layout: str, dtype: torch.dtype, *, fusion: str = "by_cost") -> Moved:
@@ -142,12 +142,8 @@ def measure_inverted(layer: Layer, layout: str, dtype: torch.dtype, *, fusion: s
         runs[how] = _count(module, x, lambda: ops.inverted_residual(x, expand, hidden, 2, 0.0, packed, block, [0.0, 0.0]))
     module.force_fusion("by_cost")
     launches, y = runs[fusion]
-    activations, weights = _moved(launches)
     compulsory = (x.numel() + y.numel()) * x.element_size()
-    requests = sum(launch["requests"] for launch in launches)
-    plan = ", ".join(f"{launch['name']} ({launch['blocks']} blocks)" for launch in launches)
-    unfused = _moved(runs["never"][0])[0]
-    return Moved(layer.name, layout, len(launches) == 1, activations, compulsory, weights, requests, unfused, plan)
+    return _of(layer, layout, len(launches) == 1, launches, compulsory, _moved(runs["never"][0])[0])
 
 
 def table(rows: list[Moved]) -> tuple[list[str], list[list[str]]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .activations import SLOPE
 from .arguments import IntOrPair, check_activation, check_number, check_tensor, to_pair, to_single
-from .autograd import below_autograd, call, in_its_dtypes, is_training_step, single_level
+from .autograd import DepthwiseConv2dFunction, below_autograd, call, in_its_dtypes, is_training_step, single_level
 from .functional import batched_image
 
 ops = torch.ops.dwconv_ext
@@ -61,13 +61,7 @@ class DepthwiseConvTranspose2dFunction(torch.autograd.Function):
         with below_autograd():
             return ops.depthwise_conv_transpose2d.default(x, w, b, stride, padding, output_padding, dilation)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, w, b, *conv = inputs
-        ctx.conv = tuple(conv)
-        ctx.has_bias = b is not None
-        ctx.save_for_backward(x, w)
-        ctx.save_for_forward(x, w)
+    setup_context = staticmethod(DepthwiseConv2dFunction.setup_context)
 
     @staticmethod
     @in_its_dtypes
