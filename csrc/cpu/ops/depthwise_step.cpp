@@ -36,13 +36,8 @@ Tensor depthwise_conv1d_step(const Tensor& input, Tensor state, const Tensor& we
   args.state_stride_n = state.stride(0), args.state_stride_c = state.stride(1), args.state_stride_w = state.stride(2);
 
   const Tensor w = dense(weight), b = bias ? dense(*bias) : w;
-  int32_t dtype = 0, device_type = 0;
-  AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(input.get(), &device_type));
-  const int64_t size[] = {p.batch, p.channels}, strides[] = {p.channels, 1};
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, size, strides, dtype, device_type, input.get_device_index(), &made));
-  const Tensor output(made);
+  const int64_t strides[] = {p.channels, 1};
+  const Tensor output = empty_strided(kOp, input, {p.batch, p.channels}, strides);
   args.input = input.const_data_ptr();
   args.state = state.mutable_data_ptr();
   args.weight = w.const_data_ptr();

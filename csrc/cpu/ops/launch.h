@@ -25,13 +25,13 @@ namespace {
 
 // An output of several megabytes is often fresh from the system: a fault for each 4 KB of it costs five times what the
 // kernel does. Huge pages make that one fault for each 2 MB. Harmless where the system has none or the pages are there.
-inline Tensor fresh_output(const Tensor& like, const Ints& size, Layout layout) {
+inline Tensor fresh_output(const char* op, const Tensor& like, const Ints& size, Layout layout) {
   Arena* const arena = active_arena();
   if (arena != nullptr) {
     void* const data = arena->allocate(size[0] * size[1] * size[2] * size[3] * like.element_size());
     if (data != nullptr) return output_at(data, like, size, layout);
   }
-  Tensor output = empty_output(like, size, layout);
+  Tensor output = empty_output(op, like, size, layout);
   if (arena != nullptr) arena->own(output.const_data_ptr());
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;

@@ -111,7 +111,7 @@ Tensor max_pool2d(const Tensor& input, const Ints kernel_size, const Ints stride
   }
   check_output(kOp, input, s, s.channels, padding);
   const Tensor x = as_layout(input, p.layout);
-  const Tensor output = fresh_output(input, {s.batch, s.channels, s.out_h, s.out_w}, p.layout);
+  const Tensor output = fresh_output(kOp, input, {s.batch, s.channels, s.out_h, s.out_w}, p.layout);
   with_type(p.dtype, [&](auto zero) { pool<decltype(zero)>(s, p.layout, x, output); });
   return output;
 }
