@@ -37,6 +37,8 @@ def load_cpu() -> ModuleType:
     try:
         return importlib.import_module("dwconv_ext._C")
     except ImportError as error:
+        if str(error).startswith("DWCONV_EXT_ISA"):
+            raise
         raise ImportError(
             f"dwconv_ext's compiled part does not load under torch {torch.__version__} ({error}); {REBUILD}"
         ) from error

@@ -73,10 +73,7 @@ class Routed(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in ROUTED:
             route, function, dims = ROUTED[func]
-            if ROUTES:
-                result = route(function, dims, args, kwargs)
-            else:
-                result = route(lambda **_: "counted", dims, args, kwargs)
+            result = route(function if ROUTES else lambda **_: "counted", dims, args, kwargs)
             if result is not None:
                 calls[func.__name__] += 1
                 if ROUTES:

@@ -38,13 +38,13 @@ Tensor repeat_channels(const Tensor& x, int64_t multiplier) {
   const Tensor repeated = fresh_output(kBackward, x, {x.size(0), x.size(1) * multiplier, x.size(2), x.size(3)}, Layout::kNHWC);
   char* const to = static_cast<char*>(repeated.mutable_data_ptr());
   const int64_t height = x.size(2), row_bytes = repeated.stride(2) * x.element_size();
-  torch::stable::parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t row = begin; row < end; ++row) {
-                                  const int64_t n = row / height, y = row % height;
-                                  repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
-                                }
-                              });
+  parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t row = begin; row < end; ++row) {
+                   const int64_t n = row / height, y = row % height;
+                   repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
+                 }
+               });
   return repeated;
 }
 

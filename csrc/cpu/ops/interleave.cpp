@@ -55,7 +55,7 @@ Tensor interleave_channels(const Tensor& first, const Tensor& second) {
   if (first.numel() == 0) return output;
   const int64_t count = size[0] * (layout == Layout::kNHWC ? size[2] : size[1]), unit = first.element_size();
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, output.numel() * unit / count));
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     if (layout == Layout::kNCHW) return interleave_planes(a, b, output, begin, end);
     if (unit == 2) return interleave_pixels<uint16_t>(a, b, output, begin, end);
     if (unit == 4) return interleave_pixels<uint32_t>(a, b, output, begin, end);
