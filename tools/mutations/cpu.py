@@ -104,7 +104,7 @@ FAULTS = [
     Fault(
         "workspace_kept",
         "workspace.h",
-        "if (bytes > size_ || («size_ > kKept && bytes <= kKept»)) {",
+        "if (bytes > size_ || («size_ > kKept && bytes <= kKept») || cleared) {",
         "false",
         "a large workspace is kept for ever",
         "tests/ops/test_memory.py -k test_a_large_workspace",
