@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "cpu/kernels/isa/isa_build.h"
+#include "cpu/runtime/arm_features.h"
 #include "cpu/runtime/isa_support.h"
 
 namespace dwconv {
@@ -32,6 +33,12 @@ DWCONV_DECLARE_ISA(avx512_bf16)
 #if defined(DWCONV_BUILDS_AMX)
 DWCONV_DECLARE_ISA(amx)
 #endif
+#if defined(DWCONV_BUILDS_NEON)
+DWCONV_DECLARE_ISA(neon)
+#endif
+#if defined(DWCONV_BUILDS_NEON_BF16)
+DWCONV_DECLARE_ISA(neon_bf16)
+#endif
 
 namespace {
 
@@ -53,6 +60,13 @@ std::vector<IsaKernels> find_isas() {
 #if defined(DWCONV_BUILDS_AMX)
   if (!has_amx()) return found;
   found.push_back({Isa::kAmx, "amx", 64, {amx::blocks_table()}, &found.back()});
+#endif
+#if defined(DWCONV_BUILDS_NEON)
+  found.push_back({Isa::kNeon, "neon", 16, {DWCONV_ALL_TABLES(neon)}, nullptr});  // it has all
+#endif
+#if defined(DWCONV_BUILDS_NEON_BF16)
+  if (!has_neon_bf16()) return found;
+  found.push_back({Isa::kNeonBf16, "neon_bf16", 16, {DWCONV_ALL_TABLES(neon_bf16)}, &found.back()});
 #endif
   return found;
 }
@@ -91,6 +105,7 @@ std::vector<std::string> cpu_flags() {
   if (has_leaf7(0, 1u << 22)) flags.push_back("amx_bf16");
 #elif defined(__aarch64__)
   flags.push_back("neon");
+  if (has_neon_bf16()) flags.push_back("bf16");
 #endif
   return flags;
 }
