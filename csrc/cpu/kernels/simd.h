@@ -94,6 +94,42 @@ DWCONV_INLINE Vec<A> broadcast(A value) {
   return value - Vec<A>{};  // x - 0 is x, -0 included, and folds away; 0 + x would not
 }
 
+// Lane l of the result is lane Pick::lane(l) of the two vectors, one after the other.
+#if defined(__clang__)
+template <int... kLane>
+struct LaneList {};
+template <int kCount, int... kLane>
+struct ListOf : ListOf<kCount - 1, kCount - 1, kLane...> {};
+template <int... kLane>
+struct ListOf<0, kLane...> {
+  using type = LaneList<kLane...>;
+};
+template <class Pick, class V, int... kLane>
+DWCONV_INLINE V shuffle_listed(V low, V high, LaneList<kLane...>) {
+  return __builtin_shufflevector(low, high, Pick::lane(kLane)...);
+}
+template <class Pick, class V>
+DWCONV_INLINE V shuffle(V low, V high) {
+  return shuffle_listed<Pick>(low, high, typename ListOf<static_cast<int>(sizeof(V) / sizeof(low[0]))>::type{});
+}
+#else
+template <class Pick, class Index, int kCount>
+struct LaneIndices {
+  Index index[kCount] = {};
+  constexpr LaneIndices() {
+    for (int l = 0; l < kCount; ++l) index[l] = Pick::lane(l);
+  }
+};
+template <class Pick, class V>
+DWCONV_INLINE V shuffle(V low, V high) {
+  using Indices = decltype(low < high);
+  constexpr LaneIndices<Pick, decltype(Indices{}[0] + 0), static_cast<int>(sizeof(V) / sizeof(low[0]))> kIndices;
+  Indices indices;
+  __builtin_memcpy(&indices, kIndices.index, sizeof indices);
+  return __builtin_shuffle(low, high, indices);
+}
+#endif
+
 // The smaller or larger of x and limit; x where it is NaN. (The compiler's selection takes three instructions for that.)
 #if DWCONV_INTRINSICS == 64
 DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) {
