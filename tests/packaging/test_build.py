@@ -31,8 +31,8 @@ def setup(*, cuda: str | None = None, **environment: str) -> subprocess.Complete
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**env, **environment})
 
 
-# Rows of csrc/cpu/kernels.inc over all instruction sets, x86-64's and AArch64's, and of csrc/cuda/kernels.inc: each is compiled in
-# every build for such a machine.
+# Rows of csrc/cpu/kernels.inc over all instruction sets, x86-64's and AArch64's, and of csrc/cuda/kernels.inc: each is compiled
+# in every build for such a machine.
 INSTANCES = {"cpu": 587, "cuda": 444}
 
 
