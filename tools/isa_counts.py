@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Kernel, the function's name without namespaces, multiply-adds of an output, whether a trip stores it.
 LOOPS = [
-    ("pointwise product, 64 channels, float32", r"gemm_rows<float, float, float, \d+, 2>", 64, False),
-    ("pointwise product, 64 channels, bfloat16 pairs", r"gemm_rows<BFloat16, BFloat16Pair, float, \d+, 2>", 64, False),
+    ("pointwise product, 64 channels, float32", r"gemm_rows<float, float, float, \d+, \d>", 64, False),
+    ("pointwise product, 64 channels, bfloat16 pairs", r"gemm_rows<BFloat16, BFloat16Pair, float, \d+, \d>", 64, False),
     *(
         (f"3x3 {layout}, {dtype.lower()}", function.format({"float32": "float"}.get(dtype, dtype)), 9, True)
         for layout, function in [
@@ -162,7 +162,7 @@ def compiled(compiler: str, isas: list[str], folder: str) -> list[Path]:
             family = source.stem.removeprefix(isa + "_")
             if family in ("blocks", "forward_nhwc", "forward_nchw"):
                 files.append(Path(folder, source.stem + ".o"))
-                flags = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC", "-w", f"-I{ROOT}/csrc"]
+                flags = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC", "-fwrapv", "-w", f"-I{ROOT}/csrc"]
                 subprocess.run([compiler, *flags, "-c", str(source), "-o", str(files[-1])], check=True)
     return files
 

@@ -376,6 +376,11 @@ def where_the_op_is(request):
         yield
 
 
+SHORT_VECTORS = all(
+    row["vector_bytes"] == 16 for row in dwconv_ext._C.kernel_table() if row["isa"] == dwconv_ext._C.selected_isa()
+)
+
+
 # --- the same on the CPU and without data ------------------------------------------------------------------------------
 
 
@@ -404,6 +409,9 @@ def on_meta(t: Tensor) -> Tensor:
 def check(op: str, arguments: dict) -> tuple:
     """What the call gives on the CPU, after seeing that it gives the same without data."""
     wanted = outcome(op, arguments)
+    if SHORT_VECTORS and " must be what " in str(wanted):
+        # Without data packed weights have a size alone, which vectors of 16 bytes make the same for 3 and 4 channels.
+        return wanted
     assert outcome(op, without_data(arguments, on_meta)) == wanted
     with FakeTensorMode() as mode:
         assert outcome(op, without_data(arguments, mode.from_tensor)) == wanted
