@@ -55,7 +55,8 @@ sanitize: environment-test
 	  $(PY) -m pytest --capture=sys -o pythonpath="$(SANITIZED) tests/support tools" tests/kernels/test_kernels.py tests/ops/test_memory.py tests/ops/test_depthwise.py \
 	    tests/ops/test_depthwise_packed.py tests/ops/test_separable.py tests/ops/test_pointwise.py tests/ops/test_inverted_residual.py \
 	    tests/ops/test_patches.py tests/ops/test_squeeze_excitation.py tests/ops/test_channels.py tests/nn/test_steps.py \
-	    tests/nn/test_fused_ds_conv.py tests/ops/test_batch_norm.py -k "not emulator"
+	    tests/nn/test_fused_ds_conv.py tests/ops/test_batch_norm.py tests/ops/test_conv1d.py tests/ops/test_conv_transpose.py \
+	    -m "not slow" -k "not emulator"
 
 # Where no GPU would run the CUDA half, the demo does not wait for it.
 ifeq ($(shell nvidia-smi -L 2>/dev/null | grep ^GPU)$(wildcard dwconv_ext/_C_cuda*.so),)

@@ -14,6 +14,7 @@
 #include "cpu/runtime/cpu_features.h"
 #include "cpu/runtime/pack_weights.h"
 #include "cpu/runtime/watched_tensors.h"
+#include "cpu/runtime/workspace.h"
 
 namespace dwconv {
 namespace {
@@ -192,7 +193,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_prefetch_threshold", &set_prefetch_threshold,
         "Plans as if only smaller inputs could be in a cache near by, until called with -1; for tests and measurements.",
         py::arg("bytes"));
-  m.def("clear_arena", [] { thread_arena().clear(); }, "Gives back this thread's memory of what lies between steps.");
+  m.def(
+      "clear_memory",
+      [] {
+        thread_arena().clear();
+        clear_workspaces();
+      },
+      "Gives back this thread's memory of what lies between steps, and all threads' working memory.");
   m.def("cache_bytes", [] { return std::make_tuple(machine(1).l1_bytes, machine(1).l2_bytes, machine(1).l3_bytes); });
   m.def("kernel_table", &kernel_table, "Every kernel this CPU can run, one dict a row of csrc/cpu/kernels.inc.");
   m.def("plan", &plan, py::arg("op"), py::arg("pass_"), py::arg("dtype"), py::arg("layout"), py::arg("batch"),

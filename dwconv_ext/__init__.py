@@ -19,6 +19,7 @@
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from . import _interpreter  # first: it refuses what the others would crash in  # noqa: F401
 from ._extension import _C, _C_cuda, cuda_status, register_missing  # noqa: F401
 
 __version__ = "0.1.0"

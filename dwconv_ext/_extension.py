@@ -37,6 +37,8 @@ def load_cpu() -> ModuleType:
     try:
         return importlib.import_module("dwconv_ext._C")
     except ImportError as error:
+        if str(error).startswith("DWCONV_EXT_ISA"):
+            raise
         raise ImportError(
             f"dwconv_ext's compiled part does not load under torch {torch.__version__} ({error}); {REBUILD}"
         ) from error
@@ -65,8 +67,8 @@ STAGES = (
     "batch_norm_statistics", "batch_norm_act_apply", "batch_norm_act_backward_sums", "batch_norm_act_backward_apply",
 )  # fmt: skip
 ON_CUDA = (
-    "depthwise_conv2d", "depthwise_conv2d_backward", "depthwise_conv2d_pooled", "depthwise_conv_transpose2d", "separable_conv2d",
-    "separable_conv2d_pack",
+    "depthwise_conv2d", "depthwise_conv2d_backward", "depthwise_conv2d_pooled", "depthwise_conv_transpose2d",
+    "depthwise_conv1d_step", "separable_conv2d", "separable_conv2d_pack",
     "separable_conv2d_packed", "pointwise_conv2d_pack", "pointwise_conv2d", "inverted_residual", "batch_norm_act",
     "batch_norm_act_backward", "depthwise_norm_act", "depthwise_norm_act_backward", *STAGES,
 )  # fmt: skip

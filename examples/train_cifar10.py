@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt, where there is one")
     parser.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all processes")
     parser.add_argument("--compare", action="store_true", help="time an epoch against plain nn modules, and stop")
     add_device(parser)
@@ -151,7 +151,9 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, world: i
     optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
     first, best = 0, 0.0
     last = options.out / "last.pt"
-    if options.resume:
+    if options.resume and not last.exists():
+        say(f"no {last} yet: beginning anew")
+    elif options.resume:
         state = load_checkpoint(last)
         if state["config"] != config:
             raise Problem(f"{last} was trained with {state['config']}, which these options are not")
@@ -181,9 +183,9 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, world: i
                 "model": model.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch, "best": best,
                 "accuracy": reached, "config": config,
             }  # fmt: skip
-            save_checkpoint(last, state)
-            if improved:
+            if improved:  # before the last: interrupted between the two, the epoch is done again, and this with it
                 save_checkpoint(options.out / "best.pt", state)
+            save_checkpoint(last, state)
             say(
                 f"epoch {epoch + 1}: loss {total / max(batches, 1):.4f}, test accuracy {reached:.4f}"
                 f"{' (best, kept)' if improved else ''}, {seconds:.1f} s"

@@ -58,15 +58,41 @@ inline Tensor dense(const Tensor& t, Layout layout) {
   return is_dense(t, layout) ? t : torch::stable::contiguous(t, memory_format(layout));
 }
 
-// Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.
-inline Tensor empty_output(const Tensor& like, const Ints& size, Layout layout) {
+// The words are those by which tools know torch's own error (as a search for the largest batch does): the ABI hands on neither
+// its type nor its message.
+[[noreturn]] inline void refuse_size(const char* op, const Tensor& like, const Ints& size, ScalarType type) {
+  const bool byte = type == ScalarType::Byte, half = type == ScalarType::Half || type == ScalarType::BFloat16;
+  uint64_t bytes = byte ? 1 : half ? 2 : type == ScalarType::Float ? 4 : 8;
+  for (int64_t n : size) bytes *= static_cast<uint64_t>(n);
+  const char* const what = like.is_cuda() ? "CUDA out of memory." : "DefaultCPUAllocator: can't allocate memory:";
+  refuse(op, ": ", what, " Tried to allocate ", std::to_string(bytes), " bytes for a tensor of shape [", listed(size),
+         "] and dtype ", dtype_text(type));
+}
+
+// Of like's type. Straight from the allocator: torch::stable::empty goes through the dispatcher, 1 us of a call's few.
+inline Tensor empty_strided(const char* op, const Tensor& like, const Ints& size, const int64_t* strides) {
   int32_t dtype = 0, device_type = 0;
   AtenTensorHandle output = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), OutputStrides(size).of(layout), dtype, device_type,
-                                                  like.get_device_index(), &output));
+  const auto status = aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), strides, dtype, device_type,
+                                               like.get_device_index(), &output);
+  if (status != TORCH_SUCCESS) [[unlikely]]
+    refuse_size(op, like, size, like.scalar_type());
   return Tensor(output);
+}
+
+inline Tensor empty_output(const char* op, const Tensor& like, const Ints& size, Layout layout) {
+  return empty_strided(op, like, size, OutputStrides(size).of(layout));
+}
+
+// Contiguous, of any rank and type.
+inline Tensor empty_buffer(const char* op, const Tensor& like, const Ints& size, ScalarType type) {
+  try {
+    return torch::stable::empty(size, type, std::nullopt, like.device());
+  } catch (const std::exception&) {
+    refuse_size(op, like, size, type);
+  }
 }
 
 // The same at `data`, which has to outlive it.

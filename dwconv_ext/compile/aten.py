@@ -18,6 +18,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.conv2d.padding: torch.conv2d,
     aten.conv1d.default: torch.conv1d,
     aten.conv1d.padding: torch.conv1d,
+    aten.conv_transpose1d.default: torch.conv_transpose1d,
     aten.conv_transpose2d.input: torch.conv_transpose2d,
     aten.linear.default: F.linear,
     aten.max_pool2d.default: F.max_pool2d,

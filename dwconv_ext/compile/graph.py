@@ -17,13 +17,14 @@ from ..ops.autograd import PLAIN
 
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV2D_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-_CONV_TRANSPOSE2D = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _WRITES_IN_PLACE = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow, operator.imod,
     operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.imatmul, operator.iconcat,
     operator.setitem, operator.delitem,
 }  # fmt: skip
 _OUR_TRANSPOSE = torch.ops.dwconv_ext.depthwise_conv_transpose2d.default
+OURS = (torch.ops.dwconv_ext.depthwise_conv2d.default, _OUR_TRANSPOSE)
 _READ_ONLY = {"torch", "torch.nn.functional", "torch._C._nn", "_operator", "builtins", "math"}
 
 
@@ -70,12 +71,14 @@ def convolution(node: fx.Node) -> dict[str, Any] | None:
     if node.target is torch.ops.dwconv_ext.depthwise_conv2d.default:  # of a DepthwiseConv2d
         if len(node.args) > 6 and node.args[6] != "identity":
             return None
-        arguments["groups"] = tensor_of(node.args[0]).shape[1]
+        arguments["groups"] = int(tensor_of(node.args[0]).shape[1])  # an open number is fixed: the weight has it
     return _with_numbers(arguments, ("stride", "padding", "dilation", "groups"))
 
 
 def convolution_1d(node: fx.Node) -> dict[str, Any] | None:
     """The same of a 1-D one."""
+    if node.op == "call_function" and node.target is torch.conv_transpose1d:
+        return _transposed(node)
     if node.op != "call_function" or node.target is not torch.conv1d:
         return None
     arguments = {**_CONV2D_DEFAULTS, **dict(zip(_CONV2D, node.args, strict=False)), **node.kwargs}
@@ -94,15 +97,15 @@ def _with_numbers(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str
 
 
 def _transposed(node: fx.Node) -> dict[str, Any] | None:
-    """The arguments of a depthwise transposed convolution of one filter a channel, which alone has an output_padding."""
-    ours, names = node.target is _OUR_TRANSPOSE, list(_CONV_TRANSPOSE2D)
+    """The arguments of a depthwise transposed convolution, which alone has an output_padding."""
+    ours, names = node.target is _OUR_TRANSPOSE, list(_CONV_TRANSPOSE)
     if ours:
         names.remove("groups")
         if len(node.args) > 7 and node.args[7] != "identity":
             return None
     arguments = {**_CONV2D_DEFAULTS, "output_padding": 0, **dict(zip(names, node.args, strict=False)), **node.kwargs}
     input, weight = tensor_of(arguments["input"]), tensor_of(arguments["weight"])
-    if input is None or weight is None or input.dim() != 4 or weight.dim() != 4 or weight.shape[1] != 1:
+    if input is None or weight is None or input.dim() != weight.dim():  # without N
         return None
     arguments["groups"] = weight.shape[0] if ours else arguments["groups"]
     found = _with_numbers(arguments, ("stride", "padding", "output_padding", "dilation", "groups"))

@@ -5,8 +5,8 @@ In inference (the result wants no derivative):
     depthwise [- BN] [- act] - pointwise [- BN] [- act] [+ shortcut]     FoldedBlock
     pointwise [- BN] [- act] - such a block                              FoldedInvertedResidual
     convolution [- BN] [- act] [+ shortcut, where it is pointwise]       FoldedConv
-    depthwise in one dimension [- BN] [- act]                            FoldedConv1d (conv1d.py)
     depthwise transposed convolution [- BN] [- act]                      FoldedConv
+    either in one dimension [- BN] [- act]                               FoldedConv1d (conv1d.py)
     linear [- act]                                                       FoldedLinear
     LayerNorm, linear [- act] over an image's channels                   FoldedLayerNorm, FoldedImageLinear (channel_layers.py)
     mean over the pixels [- flatten], max pooling                        FoldedPool, FoldedMaxPool
@@ -15,8 +15,8 @@ In inference (the result wants no derivative):
     input * gate, where a pointwise convolution follows                  read so by FoldedConv
     on CUDA a depthwise convolution and the mean over its pixels         FoldedPooled
 
-In training: a depthwise convolution becomes depthwise_conv2d, depthwise_conv1d or depthwise_conv_transpose2d, and BatchNorm - act
-one operation where the base is eager.
+In training: a depthwise convolution becomes this package's function of its kind, and BatchNorm - act one operation where the base
+is eager.
 
 A pattern's inner values have no other user; its nodes lie in one grad and autocast mode, and nothing between the first and the
 last may write a tensor; its weights are inputs of the graph (parameters, buffers), not results.
@@ -241,14 +241,14 @@ class Pass:
         if g.tensor_of(layer.nodes[-1]).requires_grad or g.tensor_of(node).requires_grad:
             if layer.is_depthwise:
                 self.report.refuse(node, "a gradient is required: only the convolution itself is replaced (torch.no_grad()?)")
-                replace_in_training(self, layer)
+                replace_in_training(self, layer, [node])
             return
         why = self.why_not_folded(layer)
         if why:
             if layer.is_depthwise or layer.is_product or layer.norm is not None:
                 self.report.refuse(node, why)
             if layer.is_depthwise:
-                replace_in_training(self, layer)
+                replace_in_training(self, layer, [node])
             return
         if layer.starts_a_block:
             why = self.block(layer)
@@ -267,6 +267,8 @@ class Pass:
             return "its dtype changes on the way"
         if not self.undisturbed(layer.nodes):
             return "something may be written in between"
+        if layer.settings.is_transposed and g.tensor_of(layer.conv["weight"]).shape[1] > 1:
+            return "its channels have several filters each: only the convolution itself is replaced"
         return ""
 
     def block(self, first: Layer) -> str:

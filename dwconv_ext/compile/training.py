@@ -12,19 +12,26 @@ from torch import Tensor, fx
 from ..nn import batch_norm_act
 from ..nn.batch_norm_act import train_depthwise_norm
 from ..ops.batch_norm import train_batch_norm_act
-from ..ops.conv_transpose import depthwise_conv_transpose2d
+from ..ops.conv1d import depthwise_conv1d
+from ..ops.conv_transpose import depthwise_conv_transpose1d, depthwise_conv_transpose2d
 from ..ops.functional import depthwise_conv2d
 from . import graph as g
 
 if TYPE_CHECKING:
     from .patterns import Layer, Pass
 
+_FUNCTIONS: dict[tuple[int, bool], Callable[..., Tensor]] = {
+    (3, False): depthwise_conv1d,
+    (3, True): depthwise_conv_transpose1d,
+    (4, False): depthwise_conv2d,
+    (4, True): depthwise_conv_transpose2d,
+}
 NORM = ("running_mean", "running_var", "weight", "bias", "momentum", "eps")
 
 
-def replace_in_training(whole: Pass, layer: Layer, function: Callable[..., Tensor] = depthwise_conv2d) -> None:
-    """The depthwise convolution alone, differentiable."""
-    conv, node = layer.conv, layer.nodes[0]
+def replace_in_training(whole: Pass, layer: Layer, nodes: list[fx.Node]) -> None:
+    """The depthwise convolution alone, which these nodes are, differentiable."""
+    conv, node = layer.conv, nodes[-1]
     with whole.module.graph.inserting_before(node):
         operands = []
         for name in ("input", "weight", "bias"):
@@ -33,11 +40,11 @@ def replace_in_training(whole: Pass, layer: Layer, function: Callable[..., Tenso
                 operand = whole.cast(operand, g.tensor_of(node).dtype)
             operands.append(operand)
         operands[0] = whole.in_layout(operands[0], conv["weight"], node)
-        names = ("stride", "padding", "dilation")
-        if layer.settings.is_transposed:
-            function, names = depthwise_conv_transpose2d, ("stride", "padding", "output_padding", "dilation")
+        transposed = layer.settings.is_transposed
+        names = ("stride", "padding", *(["output_padding"] if transposed else []), "dilation")
+        function = _FUNCTIONS[g.tensor_of(node).dim(), transposed]
         new = whole.module.graph.call_function(function, (*operands, *(conv[name] for name in names)))
-    whole.swap([node], new)
+    whole.swap(nodes, new)
     if function is depthwise_conv2d:
         whole.training[new] = layer
     whole.report.fused["depthwise convolutions"] += 1

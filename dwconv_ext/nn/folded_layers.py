@@ -58,7 +58,7 @@ class ConvSettings(NamedTuple):
 
     def is_depthwise(self, weight: Tensor) -> bool:
         """With any channel multiplier."""
-        return self.groups > 1 and weight.dim() == 4 and weight.shape[1] == 1
+        return self.groups > 1 and weight.dim() == 4 and (weight.shape[1] == 1 or self.is_transposed)
 
     def has_few_channels(self, weight: Tensor) -> bool:
         """Whether it is a dense convolution that is best computed by patches: a network's first, of colours."""

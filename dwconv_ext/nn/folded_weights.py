@@ -48,7 +48,7 @@ def clear_caches() -> None:
     process; and after any change of weights in a graph compiled with ``freeze``.
     """
     _entries.clear()
-    _extension._C.clear_arena()
+    _extension._C.clear_memory()
     for layer in frozen:
         layer.made.clear()
 

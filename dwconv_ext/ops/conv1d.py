@@ -33,48 +33,56 @@ def padding_of_length(op: str, padding: str | IntOrSingle, taps: int, stride: in
     return total // 2, total - total // 2
 
 
-def _refuse(op: str, message: str) -> None:
+def refuse(op: str, message: str) -> None:
     raise RuntimeError(f"{op}: {message}")
 
 
-def _check_like(op: str, name: str, t: Tensor, x: Tensor) -> None:
+def check_floating(op: str, x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        refuse(op, f"input must be float32, float64, bfloat16 or float16, but got {x.dtype}")
+
+
+def check_like(op: str, name: str, t: Tensor, x: Tensor) -> None:
     if t.device != x.device:
-        _refuse(op, f"{name} must be on the others' device, {x.device}, but got {t.device}")
+        refuse(op, f"{name} must be on the others' device, {x.device}, but got {t.device}")
     if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        _refuse(op, f"{name} must have the others' dtype, {x.dtype}, but got {t.dtype}")
+        refuse(op, f"{name} must have the others' dtype, {x.dtype}, but got {t.dtype}")
+
+
+def check_bias(op: str, b: Tensor, filters: int, x: Tensor) -> None:
+    check_like(op, "bias", b, x)
+    if b.dim() != 1 or b.shape[0] != filters:
+        refuse(op, f"bias must be 1-dimensional with {filters} elements, but got shape {list(b.shape)}")
 
 
 def _check_operands(op: str, x: Tensor, w: Tensor, b: Tensor | None) -> None:
     if w.dim() != 3:
-        _refuse(op, f"weight must be 3-dimensional (C * multiplier, 1, k), but got shape {list(w.shape)}")
-    if x.dtype not in DTYPES:
-        _refuse(op, f"input must be float32, float64, bfloat16 or float16, but got {x.dtype}")
-    _check_like(op, "weight", w, x)
+        refuse(op, f"weight must be 3-dimensional (C * multiplier, 1, k), but got shape {list(w.shape)}")
+    check_floating(op, x)
+    check_like(op, "weight", w, x)
     channels, filters = x.shape[1], w.shape[0]
     if channels == 0:
-        _refuse(op, f"input must have at least one channel, but got shape {list(x.shape)}")
+        refuse(op, f"input must have at least one channel, but got shape {list(x.shape)}")
     if w.shape[1] != 1 or filters == 0:
-        _refuse(op, f"weight must have shape (C * multiplier, 1, k), but got {list(w.shape)}")
+        refuse(op, f"weight must have shape (C * multiplier, 1, k), but got {list(w.shape)}")
     if filters % channels != 0:
-        _refuse(op, f"input must have the {filters} channels of weight, or a divisor of them, but got shape {list(x.shape)}")
+        refuse(op, f"input must have the {filters} channels of weight, or a divisor of them, but got shape {list(x.shape)}")
     if w.shape[2] == 0:
-        _refuse(op, f"weight must have a non-empty filter, but got shape {list(w.shape)}")
+        refuse(op, f"weight must have a non-empty filter, but got shape {list(w.shape)}")
     if b is not None:
-        _check_like(op, "bias", b, x)
-        if b.dim() != 1 or b.shape[0] != filters:
-            _refuse(op, f"bias must be 1-dimensional with {filters} elements, but got shape {list(b.shape)}")
+        check_bias(op, b, filters, x)
 
 
 def _check_length(op: str, x: Tensor, taps: int, stride: int, pads: tuple[int, int], dilation: int) -> None:
     if x.shape[2] == 0:
-        _refuse(op, f"input must have a non-empty length, but got shape {list(x.shape)}")
+        refuse(op, f"input must have a non-empty length, but got shape {list(x.shape)}")
     for name, value, least in (("stride", stride, 1), ("padding", min(pads), 0), ("dilation", dilation, 1)):
         if value < least:
-            _refuse(op, f"{name} must be {'positive' if least else 'non-negative'}, but got {value}")
+            refuse(op, f"{name} must be {'positive' if least else 'non-negative'}, but got {value}")
     reach, padded = dilation * (taps - 1) + 1, x.shape[2] + sum(pads)
     if reach > padded:
         wanted = "weight's filter is larger than the padded input: dilation * (k - 1) + 1"
-        _refuse(op, f"{wanted} = {reach}, but padded input length is {padded}")
+        refuse(op, f"{wanted} = {reach}, but padded input length is {padded}")
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -156,7 +164,7 @@ def depthwise_conv1d(
     unbatched = input.dim() == 2
     x = input.unsqueeze(0) if unbatched else input
     if x.dim() != 3:
-        _refuse(op, f"input must be 2-dimensional (C, L) or 3-dimensional (N, C, L), but got shape {list(input.shape)}")
+        refuse(op, f"input must be 2-dimensional (C, L) or 3-dimensional (N, C, L), but got shape {list(input.shape)}")
     _check_operands(op, x, weight, bias)
     stride, dilation = to_single(op, "stride", stride), to_single(op, "dilation", dilation)
     pads = padding_of_length(op, padding, weight.shape[2], stride, dilation)
@@ -179,11 +187,11 @@ def depthwise_conv1d(
 
 def _with_state(op: str, x: Tensor, state: Tensor, length: int, unbatched: bool) -> tuple[Tensor, Tensor]:
     """The input after the samples of the state, and the next one."""
-    _check_like(op, "state", state, x)
+    check_like(op, "state", state, x)
     shape = (*x.shape[:2], length)
     found = tuple(state.shape)
     if found != (shape[1:] if unbatched else shape):
-        _refuse(op, f"state must have shape {list(shape[1:] if unbatched else shape)}, but got {list(found)}")
+        refuse(op, f"state must have shape {list(shape[1:] if unbatched else shape)}, but got {list(found)}")
     x = _joined(state.unsqueeze(0) if unbatched else state, x)
     # A copy: the view would keep all of the block, and be in the caller's buffer.
     after = x[:, :, x.shape[2] - length :].clone(memory_format=torch.contiguous_format)
@@ -238,24 +246,12 @@ def depthwise_conv1d_step(
     check_number(STEP, "slope", slope)
     dilation = to_single(STEP, "dilation", dilation)
     if _wants_derivative(input, state, weight, bias):
-        _refuse(STEP, "it has no derivative, but a tensor requires one: call it under torch.no_grad()")
+        refuse(STEP, "it has no derivative, but a tensor requires one: call it under torch.no_grad()")
     return call(ops.depthwise_conv1d_step.default, input, state, weight, bias, dilation, act, slope)
 
 
-def step_by_ops(
-    x: Tensor, state: Tensor, w: Tensor, b: Tensor | None, dilation: int = 1, act: str = "identity", slope: float = SLOPE
-) -> Tensor:
-    """depthwise_conv1d_step where it has no kernel of its own."""
-    check_step(x, state, w, b, dilation, act)
-    joined = torch.cat((state, x.unsqueeze(2)), 2)
-    row, filters = joined.unsqueeze(2), w.unsqueeze(2)
-    y = ops.depthwise_conv2d.default(row, filters, b, (1, 1), (0, 0), (1, dilation), act, slope)
-    state.copy_(joined[:, :, 1:])
-    return y[:, :, 0, 0]
-
-
 def check_step(x: Tensor, state: Tensor, w: Tensor, b: Tensor | None, dilation: Any, act: str) -> None:
-    """The checks of csrc/cpu/ops/depthwise_step.cpp, in the same order and words."""
+    """The checks of csrc/common/step_checks.h, in the same order and words."""
     from .checks import MOST_INT64, Checks
 
     check = Checks(STEP)

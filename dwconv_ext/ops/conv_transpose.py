@@ -21,6 +21,7 @@ from torch import Tensor
 from .activations import SLOPE
 from .arguments import IntOrPair, check_activation, check_number, check_tensor, to_pair, to_single
 from .autograd import DepthwiseConv2dFunction, below_autograd, call, in_its_dtypes, is_training_step, single_level
+from .conv1d import check_bias, check_floating, check_like, refuse
 from .functional import batched_image
 
 ops = torch.ops.dwconv_ext
@@ -166,6 +167,42 @@ def depthwise_conv_transpose2d(
     return output.squeeze(0) if unbatched else output
 
 
+def _check_row(op: str, x: Tensor, w: Tensor, b: Tensor | None) -> None:
+    """What the op would tell of an image."""
+    if x.dim() != 3:
+        refuse(op, f"input must be 2-dimensional (C, L) or 3-dimensional (N, C, L), but got shape {list(x.shape)}")
+    if w.dim() != 3:
+        refuse(op, f"weight must be 3-dimensional (C, multiplier, K), but got shape {list(w.shape)}")
+    check_floating(op, x)
+    check_like(op, "weight", w, x)
+    channels, filters = x.shape[1], w.shape[0] * w.shape[1]
+    if channels == 0 or x.shape[2] == 0:
+        refuse(op, f"input must have at least one channel and a non-empty length, but got shape {list(x.shape)}")
+    if w.shape[0] != channels or filters == 0 or w.shape[2] == 0:
+        wanted = f"(C, multiplier, K) with C = {channels}, input's channels, and a non-empty filter"
+        refuse(op, f"weight must have shape {wanted}, but got {list(w.shape)}")
+    if b is not None:
+        check_bias(op, b, filters, x)
+
+
+def _check_row_numbers(op: str, length: int, taps: int, stride: int, padding: int, more: int, dilation: int) -> None:
+    for name, value, least in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("output_padding", more, 0),
+        ("dilation", dilation, 1),
+    ):
+        if value < least:
+            refuse(op, f"{name} must be {'positive' if least else 'non-negative'}, but got {value}")
+    if more >= max(stride, dilation):
+        wanted = "output_padding must be smaller than either stride or dilation"
+        refuse(op, f"{wanted}, but got output_padding {more}, stride {stride} and dilation {dilation}")
+    out = (length - 1) * stride - 2 * padding + dilation * (taps - 1) + more + 1
+    if out <= 0:
+        formula = "(input - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1"
+        refuse(op, f"the output is too small: {formula} must be positive, but is {out}")
+
+
 def depthwise_conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -210,13 +247,11 @@ def depthwise_conv_transpose1d(
     """
     op = "depthwise_conv_transpose1d"
     _check(op, input, weight, bias, act, slope)
-    if input.dim() not in (2, 3):
-        shape = list(input.shape)
-        raise RuntimeError(f"{op}: input must be 2-dimensional (C, L) or 3-dimensional (N, C, L), but got shape {shape}")
-    if weight.dim() != 3:
-        raise RuntimeError(f"{op}: weight must be 3-dimensional (C, multiplier, K), but got shape {list(weight.shape)}")
-    given = (("stride", stride, 1), ("padding", padding, 0), ("output_padding", output_padding, 0), ("dilation", dilation, 1))
-    conv = tuple((own, to_single(op, name, value)) for name, value, own in given)
-    row = (input if input.dim() == 3 else input.unsqueeze(0)).unsqueeze(2)
-    output = _transposed(op, row, weight.unsqueeze(2), bias, conv, act, slope).squeeze(2)
-    return output if input.dim() == 3 else output.squeeze(0)
+    x = input.unsqueeze(0) if input.dim() == 2 else input
+    _check_row(op, x, weight, bias)
+    given = (("stride", stride), ("padding", padding), ("output_padding", output_padding), ("dilation", dilation))
+    numbers = tuple(to_single(op, *each) for each in given)
+    _check_row_numbers(op, x.shape[2], weight.shape[2], *numbers)
+    conv = tuple(zip((1, 0, 0, 1), numbers, strict=True))
+    output = _transposed(op, x.unsqueeze(2), weight.unsqueeze(2), bias, conv, act, slope).squeeze(2)
+    return output if x is input else output.squeeze(0)

@@ -26,6 +26,8 @@ FILES = (
     "plan",
     "depthwise",
     "depthwise_packed",
+    "conv_transpose",
+    "conv1d",
     "separable",
     "pointwise",
     "inverted_residual",
@@ -61,6 +63,8 @@ def test_every_row_case_and_block(library):
         f"pythonpath={library} tests/support tests",
         "-k",
         "(avx512 or amx or random) and not emulator",
+        "-m",
+        "not slow",
         "-rA",
     ]
     environment = {name: value for name, value in os.environ.items() if name != "DWCONV_EXT_ISA"}

@@ -247,9 +247,55 @@ def test_frozen_and_exported():
     assert last_report().fused["depthwise convolutions"] == 2
 
 
+class Line(nn.Module):
+    """One dimension up, as vocoders have it."""
+
+    def __init__(self, multiplier=1):
+        super().__init__()
+        self.up = nn.ConvTranspose1d(8, 8 * multiplier, 4, 2, 1, 1, groups=8)
+        self.norm = nn.BatchNorm1d(8 * multiplier)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        return F.silu(self.norm(self.up(x)))
+
+
+@pytest.mark.parametrize("made", [lambda m: m, convert], ids=["plain", "converted"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_the_compile_backend_in_one_dimension(dynamic, made):
+    plain = Line().eval()
+    compiled = torch.compile(made(plain), backend="dwconv_ext", options={"base": "eager"}, fullgraph=True, dynamic=dynamic)
+    with torch.no_grad():
+        for x in (torch.randn(2, 8, 13), torch.randn(3, 8, 20), torch.randn(2, 20, 8).mT):
+            torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)
+        assert last_report().fused == {"depthwise convolutions": 1} and not last_report().refused
+        plain.norm.weight.mul_(2)
+        if made is not convert:
+            torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)
+    serve = dwconv_ext.compile.freeze(torch.export.export(plain, (x,)))
+    torch.testing.assert_close(serve(x), plain(x).detach(), rtol=1e-4, atol=1e-4)
+    assert last_report().fused["depthwise convolutions"] == 1
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_several_filters_a_channel_are_replaced_alone():
+    for model, x in (
+        (Line(3), torch.randn(2, 8, 13)),
+        (nn.Sequential(nn.ConvTranspose2d(8, 16, 3, 2, groups=8)), torch.randn(2, 8, 5, 6)),
+    ):
+        ours = torch.compile(model, backend="dwconv_ext", options={"base": "eager"})
+        same_step(ours, model, x)
+        assert last_report().fused["depthwise convolutions"] == 1
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), model(x), rtol=1e-4, atol=1e-4)
+        assert last_report().fused["depthwise convolutions"] == 1 and "several filters each" in last_report().refused[0].why
+
+
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_what_the_compile_backend_leaves():
-    model = nn.Sequential(nn.ConvTranspose2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 16, 3, groups=8), nn.ReLU()).eval()
+    model = nn.Sequential(nn.ConvTranspose2d(8, 8, 3, groups=2), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3)).eval()
     x = torch.randn(1, 8, 5, 5)
     with torch.no_grad():
         compiled = torch.compile(model, backend="dwconv_ext", options={"base": "eager"})

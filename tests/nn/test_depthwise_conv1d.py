@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import operator
 import pickle
 
 import pytest
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dwconv_ext import DepthwiseConv1d, convert, unfuse
-from dwconv_ext.compile import last_report
+from dwconv_ext.compile import freeze, last_report, patterns
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -164,6 +166,66 @@ def test_compiled(make, shape, dtype):
         compiled(x)
         conv.weight.data.mul_(2)  # what was folded is made again
         torch.testing.assert_close(compiled(x), model(x), **close)
+
+
+CUTS = {
+    "length": lambda y, x: y[..., : x.shape[-1]],
+    "columns": lambda y, x: y[:, :, : x.shape[-1]],
+    "from_the_end": lambda y, x: y[:, :, :-6],
+    "fewer": lambda y, x: y[..., :-2],
+    "all_and_more": lambda y, x: y[..., :-7],
+    "from_the_beginning": lambda y, x: y[..., 6:],
+    "every_other": lambda y, x: y[..., : x.shape[-1] : 2],
+    "channels": lambda y, x: y[:, :3, : x.shape[-1]],
+}
+ABSORBED = ("length", "columns", "from_the_end", "fewer")
+
+
+class Trimmed(nn.Module):
+    """As Mamba's convolution is written without kernels: zeros on both sides, and the outputs after the end dropped."""
+
+    def __init__(self, cut: str, stride: int = 1) -> None:
+        super().__init__()
+        self.conv, self.cut = nn.Conv1d(8, 8, 4, stride, groups=8, dilation=2, padding=6), CUTS[cut]
+
+    def forward(self, x):
+        return F.silu(self.cut(self.conv(x), x))
+
+
+@pytest.mark.parametrize("made", [lambda m: m, convert], ids=["plain", "converted"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_outputs_that_are_dropped_are_not_computed(cut, dynamic, made):
+    plain = Trimmed(cut).eval()
+    compiled = torch.compile(made(plain), backend="dwconv_ext", options={"base": "eager"}, fullgraph=True, dynamic=dynamic)
+    graphs = []
+    fuse = patterns.fuse
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            importlib.import_module("dwconv_ext.compile.backend"),
+            "fuse",
+            lambda module, **how: (fuse(module, **how), graphs.append(module))[0],
+        )
+        for x in (torch.randn(2, 8, 30), torch.randn(3, 8, 41), torch.randn(2, 30, 8).mT):
+            torch.testing.assert_close(compiled(x), plain(x))
+    sliced = any(node.target is operator.getitem for node in graphs[0].graph.nodes)
+    assert sliced is not (cut in ABSORBED and not (cut == "fewer" and dynamic))
+    serve = freeze(torch.export.export(plain, (x,)))
+    torch.testing.assert_close(serve(x), plain(x).detach())
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_dropped_outputs_in_training_and_at_a_stride():
+    for model in (Trimmed("length"), Trimmed("from_the_end", 2)):
+        compiled, x = torch.compile(model, backend="dwconv_ext", options={"base": "eager"}), torch.randn(2, 8, 30)
+        grads = []
+        for call in (compiled, model):
+            model.zero_grad()
+            call(x).square().sum().backward()
+            grads.append([p.grad.clone() for p in model.parameters()])
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+        assert last_report().fused["depthwise convolutions"] == 1
 
 
 def test_compiled_in_training():

@@ -389,6 +389,20 @@ def test_bad_input_in_one_dimension():
         (RuntimeError, r"weight must be 3-dimensional \(C, multiplier, K\)", lambda f: f(x, w[0])),
         (TypeError, r"stride must be an int or a 1-tuple, but got \(1, 1\)", lambda f: f(x, w, None, (1, 1))),
         (TypeError, r"dilation must be an int or a 1-tuple", lambda f: f(x, w, None, 1, 0, 0, "one")),
+        (RuntimeError, r"input must be float32, .* but got torch.int64", lambda f: f(x.long(), w)),
+        (RuntimeError, r"weight must have the others' dtype", lambda f: f(x, w.double())),
+        (RuntimeError, r"input must have at least one channel and a non-empty length", lambda f: f(x[..., :0], w)),
+        (RuntimeError, r"weight must have shape \(C, multiplier, K\) with C = 4, .* but got \[3, 1, 3\]", lambda f: f(x, w[:3])),
+        (RuntimeError, r"bias must be 1-dimensional with 4 elements", lambda f: f(x, w, torch.randn(3))),
+        (RuntimeError, r"stride must be positive, but got 0", lambda f: f(x, w, None, 0)),
+        (RuntimeError, r"padding must be non-negative, but got -1", lambda f: f(x, w, None, 1, -1)),
+        (
+            RuntimeError,
+            r"output_padding must be smaller than either stride or dilation, .* 2, stride 2",
+            lambda f: f(x, w, None, 2, 0, 2),
+        ),
+        (RuntimeError, r"the output is too small: .* must be positive, but is -1", lambda f: f(x, w, None, 1, 6)),
+        (RuntimeError, r"unknown|act must be one of", lambda f: f(x, w, act="tanh")),
     ):
         with pytest.raises(error, match="depthwise_conv_transpose1d: " + message):
             call(depthwise_conv_transpose1d)

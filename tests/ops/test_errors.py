@@ -263,7 +263,11 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_unknown_instruction_set_fails_at_import():
     result = python("import dwconv_ext", DWCONV_EXT_ISA="avx9")
-    assert result.returncode != 0 and "DWCONV_EXT_ISA: 'avx9' is not available here" in result.stderr
+    assert result.returncode != 0 and "ImportError: DWCONV_EXT_ISA: 'avx9' is not available here" in result.stderr
+    lacking = {"avx2", "avx512", "avx512_bf16", "amx"} - set(dwconv_ext._C.supported_isas())
+    for isa in sorted(lacking)[:1]:
+        result = python("import dwconv_ext", DWCONV_EXT_ISA=isa)
+        assert result.returncode == 1 and f"DWCONV_EXT_ISA: '{isa}' is not available here; this CPU" in result.stderr
 
 
 def test_instruction_set_can_be_chosen():

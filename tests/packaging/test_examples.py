@@ -162,7 +162,6 @@ def test_help(name, script, capsys):
     [
         ("train_cifar10.py", ["--epochs", "0"], None),
         ("train_cifar10.py", ["--size", "50", *SMALL[:2]], "--size must be a multiple of 32, but got 50"),
-        ("train_cifar10.py", [*SMALL, "--resume", "--out", "{tmp}"], "there is no checkpoint"),
         ("predict.py", ["--checkpoint", "{tmp}/none.pt"], "there is no checkpoint"),
         ("predict.py", ["--checkpoint", "{tmp}/corrupt.pt"], "is corrupt"),
         ("show_weights.py", ["--checkpoint", "{tmp}/short.pt"], "is corrupt"),

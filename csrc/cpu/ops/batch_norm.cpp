@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& input, const std
   std::vector<Tensor> kept;
   BatchNormArgs args = common_args(kForward, input, weight, bias, eps, act, slope, &kept);
   const CpuProblem& p = args.problem;
-  const auto values = [&] { return torch::stable::empty(Ints{p.channels}, accumulate_scalar(p.dtype)); };
+  const auto values = [&] { return empty_buffer(kForward, input, {p.channels}, accumulate_scalar(p.dtype)); };
   const Tensor mean = values(), variance = values();
   args.mean = mean.mutable_data_ptr();
   args.variance = variance.mutable_data_ptr();
@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& input, const std
     run_sums(plan, &args);
     wide ? join_moments<double>(&args) : join_moments<float>(&args);
   }
-  const Tensor output = fresh_output(input, {p.batch, p.channels, p.in_h, p.in_w}, p.layout);
+  const Tensor output = fresh_output(kForward, input, {p.batch, p.channels, p.in_h, p.in_w}, p.layout);
   args.output = output.mutable_data_ptr();
   run_kernel(plan, args);
   return {output, mean, variance};
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_ou
   args.variance = dense_variance.mutable_data_ptr();
   const Tensor grad = dense(grad_output, p.layout);
   args.grad_output = grad.const_data_ptr();
-  const auto values = [&] { return torch::stable::empty(Ints{p.channels}, accumulate_scalar(p.dtype)); };
+  const auto values = [&] { return empty_buffer(kBackward, input, {p.channels}, accumulate_scalar(p.dtype)); };
   const Tensor grad_weight = values(), grad_bias = values();
   args.grad_weight = grad_weight.mutable_data_ptr();
   args.grad_bias = grad_bias.mutable_data_ptr();
@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad_ou
     return plan_batch_norm(p, true, isa, here);
   });
   log_plan(p, plan);
-  const Tensor grad_input = fresh_output(input, {p.batch, p.channels, p.in_h, p.in_w}, p.layout);
+  const Tensor grad_input = fresh_output(kBackward, input, {p.batch, p.channels, p.in_h, p.in_w}, p.layout);
   args.output = grad_input.mutable_data_ptr();
   if (p.layout == Layout::kNCHW) {
     run_kernel(plan, args);

@@ -52,7 +52,7 @@ Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activ
                 const std::string& timed = {}) {
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, s.channels * s.multiplier, s.out_h, s.out_w};
-  if (s.batch == 0) return fresh_output(input, size, layout);
+  if (s.batch == 0) return fresh_output(kForward, input, size, layout);
 
   const Tensor x = as_layout(input, layout);
   const int64_t repeats = layout == Layout::kNHWC ? s.multiplier : 1;
@@ -66,7 +66,7 @@ Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activ
   const Plan* plan = &forward_plan(pieces[0].problem, repeats, row);
   Filters filters = weights(s, *plan, 0);
   // Allocated last: what is allocated after it and lives on can make the allocator put the next output elsewhere (workspace.h).
-  const Tensor output = fresh_output(input, size, layout);
+  const Tensor output = fresh_output(kForward, input, size, layout);
   for (const Piece& piece : pieces) {
     const bool first = &piece == pieces.data();
     if (!first) plan = &forward_plan(piece.problem, repeats, row);

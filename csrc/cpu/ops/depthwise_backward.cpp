@@ -29,22 +29,22 @@ const Plan& backward_input_plan(const CpuProblem& p) {
 
 // Channels-last tensor number m of a contiguous (M, N, H, W, C) buffer.
 Tensor channels_last_stack(const Tensor& like, int64_t multiplier, int64_t n, int64_t c, int64_t h, int64_t w) {
-  const Tensor stack = torch::stable::empty(Ints{multiplier, n, h, w, c}, like.scalar_type(), std::nullopt, like.device());
+  const Tensor stack = empty_buffer(kBackward, like, {multiplier, n, h, w, c}, like.scalar_type());
   return torch::stable::transpose(torch::stable::transpose(stack, 2, 4), 3, 4);
 }
 
 // (N, C, H, W) -> (N, C * M, H, W), both channels_last.
 Tensor repeat_channels(const Tensor& x, int64_t multiplier) {
-  const Tensor repeated = fresh_output(x, {x.size(0), x.size(1) * multiplier, x.size(2), x.size(3)}, Layout::kNHWC);
+  const Tensor repeated = fresh_output(kBackward, x, {x.size(0), x.size(1) * multiplier, x.size(2), x.size(3)}, Layout::kNHWC);
   char* const to = static_cast<char*>(repeated.mutable_data_ptr());
   const int64_t height = x.size(2), row_bytes = repeated.stride(2) * x.element_size();
-  torch::stable::parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t row = begin; row < end; ++row) {
-                                  const int64_t n = row / height, y = row % height;
-                                  repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
-                                }
-                              });
+  parallel_for(0, x.size(0) * height, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(row_bytes, 1)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t row = begin; row < end; ++row) {
+                   const int64_t n = row / height, y = row % height;
+                   repeated_rows(x, n, multiplier).write(y, y + 1, to + row * row_bytes);
+                 }
+               });
   return repeated;
 }
 
@@ -253,15 +253,13 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
   check_mask(kBackward, output_mask);
   const int64_t out_channels = s.channels * s.multiplier;
   const Layout layout = layout_of(input);
-  const auto vector = [&](int64_t size) {
-    return torch::stable::empty(Ints{size}, input.scalar_type(), std::nullopt, input.device());
-  };
+  const auto vector = [&](int64_t size) { return empty_buffer(kBackward, input, {size}, input.scalar_type()); };
   const Ints weight_size = {out_channels, 1, s.kernel_h, s.kernel_w};
-  Tensor grad_weight = output_mask[1] ? empty_output(input, weight_size, Layout::kNCHW) : vector(0);
+  Tensor grad_weight = output_mask[1] ? empty_output(kBackward, input, weight_size, Layout::kNCHW) : vector(0);
   Tensor grad_bias = vector(output_mask[2] ? out_channels : 0);
   // The large one is allocated last and filled at once (workspace.h).
   const auto new_grad_input = [&] {
-    return output_mask[0] ? fresh_output(input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : vector(0);
+    return output_mask[0] ? fresh_output(kBackward, input, {s.batch, s.channels, s.in_h, s.in_w}, layout) : vector(0);
   };
   if (s.batch == 0) {  // sums over nothing
     torch::stable::zero_(grad_weight);
@@ -335,7 +333,7 @@ Tensor part(Tensor t, int64_t dim, int64_t start, int64_t length) { return torch
 Tensor transposed_by_us(const Tensor& input, const ConvolutionShape& s, const Tensor& weight, const std::optional<Tensor>& bias,
                         const Activation& activation, int64_t multiplier, Layout layout) {
   const Tensor x = as_layout(input, layout);
-  const Tensor output = fresh_output(input, {s.batch, s.channels * multiplier, s.in_h, s.in_w}, layout);
+  const Tensor output = fresh_output(kTransposed, input, {s.batch, s.channels * multiplier, s.in_h, s.in_w}, layout);
   const auto epilogue = [&](const Tensor* b) { return Epilogue{b != nullptr ? b->const_data_ptr() : nullptr, activation}; };
   if (multiplier == 1) {
     backward_input(s, layout, split_multiplier(x, 1), weight, output, epilogue(bias ? &*bias : nullptr));
@@ -371,7 +369,7 @@ Tensor depthwise_conv_transpose2d(const Tensor& input, const Tensor& weight, con
   const int64_t multiplier = weight.size(1);
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, s.channels * multiplier, s.in_h, s.in_w};
-  if (s.batch == 0) return fresh_output(input, size, layout);
+  if (s.batch == 0) return fresh_output(kTransposed, input, size, layout);
   const Tensor w = dense(weight);
   const std::optional<Tensor> b = bias ? std::optional(dense(*bias)) : std::nullopt;
   const auto by_us = [&] { return transposed_by_us(input, s, w, b, activation, multiplier, layout); };

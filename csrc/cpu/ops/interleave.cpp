@@ -51,11 +51,11 @@ Tensor interleave_channels(const Tensor& first, const Tensor& second) {
   const Layout layout = layout_of(first);
   const Ints size = {first.size(0), 2 * first.size(1), first.size(2), first.size(3)};
   const Tensor a = as_layout(first, layout), b = as_layout(second, layout);
-  const Tensor output = fresh_output(first, size, layout);
+  const Tensor output = fresh_output(kOp, first, size, layout);
   if (first.numel() == 0) return output;
   const int64_t count = size[0] * (layout == Layout::kNHWC ? size[2] : size[1]), unit = first.element_size();
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, output.numel() * unit / count));
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     if (layout == Layout::kNCHW) return interleave_planes(a, b, output, begin, end);
     if (unit == 2) return interleave_pixels<uint16_t>(a, b, output, begin, end);
     if (unit == 4) return interleave_pixels<uint32_t>(a, b, output, begin, end);

@@ -59,7 +59,7 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
   args.depthwise.weight_pitch = plan->block.depthwise.weight_pitch;
   args.depthwise_kernel = plan->block.depthwise.row->depthwise;
   const Ints size = {b.shape.batch, b.out_channels, b.shape.out_h, b.shape.out_w};
-  return run_product(args, plan->block, b.weights, b.pw_activation, residual, input, size, layout);
+  return run_product(kOp, args, plan->block, b.weights, b.pw_activation, residual, input, size, layout);
 }
 
 }  // namespace dwconv

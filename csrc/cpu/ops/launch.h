@@ -18,6 +18,7 @@
 #include "cpu/plan/plan.h"
 #include "cpu/runtime/arena.h"
 #include "cpu/runtime/cpu_features.h"
+#include "cpu/runtime/threads.h"
 #include "cpu/runtime/workspace.h"
 
 namespace dwconv {
@@ -25,13 +26,13 @@ namespace {
 
 // An output of several megabytes is often fresh from the system: a fault for each 4 KB of it costs five times what the
 // kernel does. Huge pages make that one fault for each 2 MB. Harmless where the system has none or the pages are there.
-inline Tensor fresh_output(const Tensor& like, const Ints& size, Layout layout) {
+inline Tensor fresh_output(const char* op, const Tensor& like, const Ints& size, Layout layout) {
   Arena* const arena = active_arena();
   if (arena != nullptr) {
     void* const data = arena->allocate(size[0] * size[1] * size[2] * size[3] * like.element_size());
     if (data != nullptr) return output_at(data, like, size, layout);
   }
-  Tensor output = empty_output(like, size, layout);
+  Tensor output = empty_output(op, like, size, layout);
   if (arena != nullptr) arena->own(output.const_data_ptr());
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;
@@ -68,7 +69,7 @@ void run_tiles(const Plan& plan, Body body) {
 #endif
   TileShare* const shares = static_cast<TileShare*>(workspace(Workspace::kShares, workers * sizeof(TileShare)));
   share_tiles(plan.tiles, workers, shares);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       body(base + worker * pitch, tiles_of(shares, workers, worker, plan.tiles));
     }
@@ -91,7 +92,7 @@ void run_stages(std::initializer_list<const Plan*> stages, Body body) {
     share_tiles(stages.begin()[s]->tiles, workers, shares + s * workers);
     done[s].tiles = 0;
   }
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       for (int64_t s = 0; s < count; ++s) {
         const int64_t all = stages.begin()[s]->tiles;

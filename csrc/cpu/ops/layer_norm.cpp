@@ -24,7 +24,7 @@ Tensor layer_norm2d(const Tensor& input, const OptionalTensor& weight, const Opt
   args.input = x.const_data_ptr();
   args.weight = weight ? scale.const_data_ptr() : nullptr;
   args.bias = bias ? shift.const_data_ptr() : nullptr;
-  const Tensor output = fresh_output(input, shape_of(input), Layout::kNHWC);
+  const Tensor output = fresh_output(kOp, input, shape_of(input), Layout::kNHWC);
   args.output = output.mutable_data_ptr();
   const Plan& plan = plan_for<Plan>(Op::kLayerNorm, Pass::kForward, p, 0,
                                     [&](const IsaKernels& isa, const Machine& here) { return plan_layer_norm(p, isa, here); });

@@ -92,7 +92,7 @@ void pool(const ConvolutionShape& s, Layout layout, const Tensor& input, const T
   const bool last = layout == Layout::kNHWC;
   const int64_t count = s.batch * (last ? s.out_h : s.channels);
   const int64_t work = output.numel() / count * s.kernel_h * s.kernel_w;
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, (1 << 15) / work), [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, std::max<int64_t>(1, (1 << 15) / work), [&](int64_t begin, int64_t end) {
     last ? pool_pixels<T>(s, input, output, begin, end) : pool_planes<T>(s, input, output, begin, end);
   });
 }
@@ -111,7 +111,7 @@ Tensor max_pool2d(const Tensor& input, const Ints kernel_size, const Ints stride
   }
   check_output(kOp, input, s, s.channels, padding);
   const Tensor x = as_layout(input, p.layout);
-  const Tensor output = fresh_output(input, {s.batch, s.channels, s.out_h, s.out_w}, p.layout);
+  const Tensor output = fresh_output(kOp, input, {s.batch, s.channels, s.out_h, s.out_w}, p.layout);
   with_type(p.dtype, [&](auto zero) { pool<decltype(zero)>(s, p.layout, x, output); });
   return output;
 }

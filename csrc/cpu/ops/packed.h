@@ -29,7 +29,7 @@ inline void pack(const BlockFormat& format, DType dtype, const std::optional<Ten
 
 template <class Pack>  // pack(bytes)
 Tensor packed_tensor(const BlockFormat& format, const Tensor& like, Pack pack) {
-  const Tensor packed = torch::stable::empty({block_bytes(format)}, ScalarType::Byte, std::nullopt, like.device());
+  const Tensor packed = empty_buffer("packed weights", like, {block_bytes(format)}, ScalarType::Byte);
   pack(packed.mutable_data_ptr());
   return packed;
 }
@@ -61,7 +61,7 @@ inline PackedBlock check_block(const char* op, const Tensor& input, int64_t chan
 
 // The product's part of the arguments, the output, the launch: the same for a block, a pointwise convolution and an inverted
 // residual.
-inline Tensor run_product(SeparableArgs& args, const SeparablePlan& plan, const BlockWeights& weights,
+inline Tensor run_product(const char* op, SeparableArgs& args, const SeparablePlan& plan, const BlockWeights& weights,
                           const Activation& activation, const std::optional<Tensor>& residual, const Tensor& input,
                           const Ints& size, Layout layout) {
   const Tensor added = residual ? dense(*residual, layout) : input;
@@ -70,7 +70,7 @@ inline Tensor run_product(SeparableArgs& args, const SeparablePlan& plan, const 
   args.pw_bias = weights.pw_bias;
   args.residual = residual ? added.const_data_ptr() : nullptr;
   args.activation = activation;
-  const Tensor output = fresh_output(input, size, layout);  // last: see workspace.h
+  const Tensor output = fresh_output(op, input, size, layout);  // last: see workspace.h
   args.output = output.mutable_data_ptr();
   args.rows_per_tile = plan.whole.rows_per_tile;
   args.splits = plan.splits;

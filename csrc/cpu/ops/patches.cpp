@@ -23,7 +23,7 @@ Tensor patch_conv2d(const Tensor& input, const Tensor& packed, const Ints filter
   const ConvolutionShape s = check_filter_numbers(kOp, input, "packed", dtype, filter);
   const Layout layout = channels_last ? Layout::kNHWC : layout_of(input);
   const Ints size = {s.batch, filter[0], s.out_h, s.out_w};
-  if (s.batch == 0) return fresh_output(input, size, layout);
+  if (s.batch == 0) return fresh_output(kOp, input, size, layout);
 
   SeparableArgs args;
   CpuProblem& p = args.depthwise.problem;
@@ -38,7 +38,8 @@ Tensor patch_conv2d(const Tensor& input, const Tensor& packed, const Ints filter
   args.patches = &patches;
   args.depthwise.input = input.const_data_ptr();
   const BlockWeights weights = packed_weights(wanted, packed.const_data_ptr());
-  return run_product(args, plan.product, weights, {static_cast<ActivationKind>(act), slope}, std::nullopt, input, size, layout);
+  return run_product(kOp, args, plan.product, weights, {static_cast<ActivationKind>(act), slope}, std::nullopt, input, size,
+                     layout);
 }
 
 }  // namespace dwconv

@@ -57,7 +57,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   if (gate) check_shaped(kOp, "gate", *gate, {s.batch, channels, 1, 1}, input);
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, out_channels, s.out_h, s.out_w};
-  if (s.batch == 0) return fresh_output(input, size, layout);
+  if (s.batch == 0) return fresh_output(kOp, input, size, layout);
 
   const Tensor x = as_layout(input, layout);
   SeparableArgs args;
@@ -81,7 +81,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
     args.gate = widened_gate(*gate, dtype, s.batch, channels, args.gate_pitch);
   }
   const Activation activation = {static_cast<ActivationKind>(act), slope};
-  return run_product(args, plan, w, activation, residual, input, size, layout);
+  return run_product(kOp, args, plan, w, activation, residual, input, size, layout);
 }
 
 // Rows are pixels of a channels_last picture one pixel wide.

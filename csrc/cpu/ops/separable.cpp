@@ -31,7 +31,7 @@ Tensor run_block(const Tensor& input, const BlockShape& block, const std::option
   const ConvolutionShape& s = block.shape;
   const Layout layout = layout_of(input);
   const Ints size = {s.batch, block.out_channels, s.out_h, s.out_w};
-  if (s.batch == 0) return fresh_output(input, size, layout);
+  if (s.batch == 0) return fresh_output(op_name(Op::kSeparable), input, size, layout);
 
   SeparableArgs args;
   CpuProblem& p = args.depthwise.problem;
@@ -50,7 +50,7 @@ Tensor run_block(const Tensor& input, const BlockShape& block, const std::option
   args.depthwise.bias = w.dw_bias;
   args.depthwise.weight_pitch = plan.depthwise.weight_pitch;
   args.depthwise_kernel = plan.depthwise.row->depthwise;
-  return run_product(args, plan, w, block.pw_activation, residual, input, size, layout);
+  return run_product(op_name(Op::kSeparable), args, plan, w, block.pw_activation, residual, input, size, layout);
 }
 
 Tensor separable_conv2d(const Tensor& input, const Tensor& dw_weight, const std::optional<Tensor>& dw_bias,

@@ -59,7 +59,7 @@ Tensor squeeze_excitation(const Tensor& input, const Tensor& reduce_weight, cons
   args.hidden = workspace(Workspace::kPartialBias, p.batch * args.hidden_pitch * unit);
   const SqueezePlan& plan = plan_of(p, args.squeezed);
   log_plan(p, plan.means);
-  const Tensor output = fresh_output(input, {p.batch, channels, 1, 1}, Layout::kNCHW);
+  const Tensor output = fresh_output(kOp, input, {p.batch, channels, 1, 1}, Layout::kNCHW);
   args.output = output.mutable_data_ptr();
   run_stages({&plan.means, &plan.hidden, &plan.gates}, [&](int64_t stage, Tiles& tiles) {
     SqueezeArgs now = args;
@@ -78,7 +78,7 @@ Tensor global_average_pool(const Tensor& input, bool keepdim) {
   args.input = x.const_data_ptr();
   const SqueezePlan& plan = plan_of(p, 0);
   log_plan(p, plan.means);
-  const Tensor output = fresh_output(input, {p.batch, p.channels, 1, 1}, Layout::kNCHW);
+  const Tensor output = fresh_output(kPool, input, {p.batch, p.channels, 1, 1}, Layout::kNCHW);
   with_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = typename AccumulateType<T>::type;

@@ -18,7 +18,7 @@ inline ScalarType scalar_type(DType dtype) {
 inline Tensor pack(DType dtype, const PackedPlaces& at, const Tensor& like, const std::optional<Tensor>& dw_weight,
                    const std::optional<Tensor>& dw_bias, const std::optional<Tensor>& pw_weight,
                    const std::optional<Tensor>& pw_bias) {
-  Tensor packed = torch::stable::empty({at.end}, ScalarType::Byte, std::nullopt, like.device());
+  Tensor packed = empty_buffer("packed weights", like, {at.end}, ScalarType::Byte);
   const int64_t unit = element_size(dtype), wide = accumulate_size(dtype);
   struct Part {
     const std::optional<Tensor>& from;

@@ -103,10 +103,8 @@ class Device {
   }
 
   // Of a size in NCHW's order; and by itself.
-  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return empty_output(like, size, layout); }
-  Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const {
-    return torch::stable::empty(size, type, std::nullopt, like.device());
-  }
+  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return empty_output(op_, like, size, layout); }
+  Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const { return empty_buffer(op_, like, size, type); }
 
  private:
   void start(const Launch& launch, const void* args, bool begins_early) const {

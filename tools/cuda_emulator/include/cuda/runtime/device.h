@@ -38,9 +38,11 @@ class Device {
   // Tests fake the times (tuner.h).
   Tuner::Clock clock() const { return steady_clock(); }
 
-  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const { return poisoned(empty_output(like, size, layout)); }
+  Tensor empty(const Tensor& like, const Ints& size, Layout layout) const {
+    return poisoned(empty_output(op_, like, size, layout));
+  }
   Tensor empty(const Tensor& like, const Ints& size, ScalarType type) const {
-    return poisoned(torch::stable::empty(size, type, std::nullopt, like.device()));
+    return poisoned(empty_buffer(op_, like, size, type));
   }
 
  private:
