@@ -17,6 +17,7 @@ from properties import given, st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from dwconv_ext import _C
 from dwconv_ext._extension import STAGES
 
 ops = torch.ops.dwconv_ext
@@ -210,9 +211,7 @@ def where_the_op_is(request):
         yield
 
 
-SHORT_VECTORS = all(
-    row["vector_bytes"] == 16 for row in dwconv_ext._C.kernel_table() if row["isa"] == dwconv_ext._C.selected_isa()
-)
+SHORT_VECTORS = all(row["vector_bytes"] == 16 for row in _C.kernel_table() if row["isa"] == _C.selected_isa())
 
 
 # --- the same on the CPU and without data ------------------------------------------------------------------------------
