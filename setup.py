@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,9 +20,19 @@ import sysconfig
 import time
 from pathlib import Path
 
-import pybind11
-import torch
-from setuptools import Extension, setup
+SUPPORTED = "Linux on x86-64 or AArch64 and macOS on arm64"
+if platform.system() not in ("Linux", "Darwin") or sys.maxsize < 2**32 or sys.byteorder != "little":
+    # Another processor's build has the portable kernels alone.
+    raise SystemExit(
+        f"dwconv_ext: {platform.system()} on {platform.machine()} ({sys.byteorder}-endian) is not supported: it is built for "
+        f"{SUPPORTED}, and from portable kernels for other 64-bit little-endian processors under Linux"
+    )
+
+import resource  # noqa: E402 (not on Windows)
+
+import pybind11  # noqa: E402
+import torch  # noqa: E402
+from setuptools import Extension, setup  # noqa: E402
 
 # It says where nvcc is but no GPU, which a build does not need.
 logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime is found" not in record.getMessage())

@@ -67,8 +67,8 @@ STAGES = (
     "batch_norm_statistics", "batch_norm_act_apply", "batch_norm_act_backward_sums", "batch_norm_act_backward_apply",
 )  # fmt: skip
 ON_CUDA = (
-    "depthwise_conv2d", "depthwise_conv2d_backward", "depthwise_conv2d_pooled", "depthwise_conv_transpose2d", "separable_conv2d",
-    "separable_conv2d_pack",
+    "depthwise_conv2d", "depthwise_conv2d_backward", "depthwise_conv2d_pooled", "depthwise_conv_transpose2d",
+    "depthwise_conv1d_step", "separable_conv2d", "separable_conv2d_pack",
     "separable_conv2d_packed", "pointwise_conv2d_pack", "pointwise_conv2d", "inverted_residual", "batch_norm_act",
     "batch_norm_act_backward", "depthwise_norm_act", "depthwise_norm_act_backward", *STAGES,
 )  # fmt: skip

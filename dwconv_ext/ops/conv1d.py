@@ -250,20 +250,8 @@ def depthwise_conv1d_step(
     return call(ops.depthwise_conv1d_step.default, input, state, weight, bias, dilation, act, slope)
 
 
-def step_by_ops(
-    x: Tensor, state: Tensor, w: Tensor, b: Tensor | None, dilation: int = 1, act: str = "identity", slope: float = SLOPE
-) -> Tensor:
-    """depthwise_conv1d_step where it has no kernel of its own."""
-    check_step(x, state, w, b, dilation, act)
-    joined = torch.cat((state, x.unsqueeze(2)), 2)
-    row, filters = joined.unsqueeze(2), w.unsqueeze(2)
-    y = ops.depthwise_conv2d.default(row, filters, b, (1, 1), (0, 0), (1, dilation), act, slope)
-    state.copy_(joined[:, :, 1:])
-    return y[:, :, 0, 0]
-
-
 def check_step(x: Tensor, state: Tensor, w: Tensor, b: Tensor | None, dilation: Any, act: str) -> None:
-    """The checks of csrc/cpu/ops/depthwise_step.cpp, in the same order and words."""
+    """The checks of csrc/common/step_checks.h, in the same order and words."""
     from .checks import MOST_INT64, Checks
 
     check = Checks(STEP)

@@ -23,7 +23,7 @@ from .autograd import (
 )
 from .batch_norm import BatchNormActFunction, by_parts, differentiable_backward
 from .checks import Checks, block_bytes, check_depthwise, check_depthwise_norm, check_depthwise_norm_forward
-from .conv1d import check_step, step_by_ops
+from .conv1d import check_step
 from .conv_transpose import DepthwiseConvTranspose2dFunction
 from .functional import accumulation_dtype, as_autocast
 
@@ -202,9 +202,6 @@ def _(x, packed, out_features, act, slope=SLOPE):
 def _(x, state, w, b, dilation=1, act="identity", slope=SLOPE):
     check_step(x, state, w, b, dilation, act)
     return x.new_empty(x.shape)
-
-
-_library.impl("depthwise_conv1d_step", step_by_ops, "CUDA")
 
 
 @torch.library.register_fake("dwconv_ext::interleave_channels")

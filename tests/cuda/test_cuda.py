@@ -27,6 +27,7 @@ from reference import (
     check_separable,
 )
 from rows import check_nan_at_an_edge, forced_case
+from tolerance import UNIT
 
 import dwconv_ext
 
@@ -69,6 +70,28 @@ def test_the_table_names_each_kernel_once():
         assert dwconv_ext._C_cuda.kernel_table() == TABLE
 
 
+def check_step(dtype):
+    """More channels than a block's threads; gives the output and the next state."""
+    x, state, w = (t.to(dtype) for t in (torch.randn(3, 90), torch.randn(3, 90, 6), torch.randn(90, 1, 4)))
+    joined = torch.cat((state, x[:, :, None]), 2)
+    want = torch.nn.functional.conv1d(joined.double(), w.double(), None, 1, 0, 2, groups=90)[:, :, 0].relu()
+    y = dwconv_ext.depthwise_conv1d_step(x, state, w, None, "relu", 2)
+    torch.testing.assert_close(y.double(), want, rtol=4 * UNIT[dtype], atol=4 * UNIT[dtype] + 1e-6)
+    assert torch.equal(state, joined[:, :, 1:])
+    return y, state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_steps_do_not_depend_on_the_order_of_threads(dtype, emulated):
+    results = []
+    for order in ORDERS:
+        emulated.set_order(order)
+        torch.manual_seed(0)
+        results.append(check_step(dtype))
+    for other in results[1:]:
+        assert all(map(torch.equal, other, results[0]))
+
+
 @pytest.mark.parametrize("index", range(len(TABLE)), ids=lambda i: label(TABLE[i]))
 def test_every_kernel_runs(index, emulated):
     row = TABLE[index]
@@ -104,6 +127,8 @@ def test_every_kernel_runs(index, emulated):
     elif row["pass"] == "join_means":
         pooled = Case("", 2, 40, (12, 16))
         check_pooled(pooled.tensors(dtype, layout), pooled.conv, "silu")
+    elif row["op"] == "depthwise_conv1d_step":
+        check_step(dtype)
     elif row["op"] == "batch_norm_act":
         for width in (16, 37):
             x = replace(case, size=(19, width)).tensors(dtype, layout)[0]

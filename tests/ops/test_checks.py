@@ -17,6 +17,7 @@ from properties import given, st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from dwconv_ext import _C
 from dwconv_ext._extension import STAGES
 
 ops = torch.ops.dwconv_ext
@@ -210,6 +211,9 @@ def where_the_op_is(request):
         yield
 
 
+SHORT_VECTORS = all(row["vector_bytes"] == 16 for row in _C.kernel_table() if row["isa"] == _C.selected_isa())
+
+
 # --- the same on the CPU and without data ------------------------------------------------------------------------------
 
 
@@ -238,6 +242,9 @@ def on_meta(t: Tensor) -> Tensor:
 def check(op: str, arguments: dict) -> tuple:
     """What the call gives on the CPU, after seeing that it gives the same without data."""
     wanted = outcome(op, arguments)
+    if SHORT_VECTORS and " must be what " in str(wanted):
+        # Without data packed weights have a size alone, which vectors of 16 bytes make the same for 3 and 4 channels.
+        return wanted
     assert outcome(op, without_data(arguments, on_meta)) == wanted
     with FakeTensorMode() as mode:
         assert outcome(op, without_data(arguments, mode.from_tensor)) == wanted

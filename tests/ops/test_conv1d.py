@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import DTYPES
+from implementations import EMULATOR, running
 from reference import ACTIVATIONS, SLOPE
 from tolerance import UNIT, assert_close
 from torch import Tensor
@@ -308,18 +310,56 @@ def test_steps_have_the_bits_of_the_whole(dtype, isa, threads):
         _C.select_isa(before)
 
 
-def test_step_of_views_and_by_ops():
-    from dwconv_ext.ops.conv1d import step_by_ops
+def by_definition(x, state, w, b, act, dilation):
+    """The output and the next state."""
+    joined = torch.cat((state, x[:, :, None]), 2)
+    y = F.conv1d(joined.double(), w.double(), None if b is None else b.double(), 1, 0, dilation, groups=w.shape[0])
+    return ACTIVATIONS[act](y[:, :, 0]), joined[:, :, 1:]
 
-    w, b = torch.randn(24, 1, 4), torch.randn(24)
-    ring, x = torch.randn(2, 48, 9), torch.randn(2, 24, 3)[..., 1]
-    state = ring[:, ::2, 2:5]
-    own, others = state.clone(), ring.clone()
-    want = step_by_ops(x, own, w, b, 1, "silu")
-    assert torch.allclose(depthwise_conv1d_step(x, state, w, b, "silu"), want) and torch.equal(state, own)
-    others[:, ::2, 2:5] = own
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_steps_by_definition(layout, dtype, kernels):
+    for n, c, taps, dilation, act, bias in (
+        (2, 5, 4, 1, "silu", True), (1, 300, 4, 1, "identity", False), (3, 130, 2, 1, "gelu", True), (1, 64, 3, 2, "relu", True),
+        (2, 40, 9, 1, "hardswish", False), (3, 33, 1, 1, "leaky_relu", True), (2, 129, 64, 3, "identity", True),
+    ):  # fmt: skip
+        tensors = (
+            torch.randn(n, c),
+            laid_out(torch.randn(n, c, (taps - 1) * dilation), layout),
+            torch.randn(c, 1, taps),
+            torch.randn(c),
+        )
+        x, state, w, b = kernels.on_device([t.to(dtype) for t in tensors])
+        want, after = by_definition(x, state, w, b if bias else None, act, dilation)
+        y = depthwise_conv1d_step(x, state, w, b if bias else None, act, dilation)
+        torch.testing.assert_close(
+            y.double(), want, rtol=4 * UNIT[dtype], atol=4 * UNIT[dtype] * taps**0.5 + 1e-5 * (dtype != torch.float64)
+        )
+        assert torch.equal(state, after)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_steps_have_the_bits_of_the_whole_on_a_gpu(dtype, kernels):
+    for c, taps, dilation, act in ((5, 4, 1, "silu"), (70, 4, 1, "identity"), (33, 3, 2, "gelu"), (20, 9, 1, "relu")):
+        x, w, b = kernels.on_device([t.to(dtype) for t in (torch.randn(2, c, 6), torch.randn(c, 1, taps), torch.randn(c))])
+        whole = depthwise_conv1d(x, w, b, 1, 0, dilation, act, causal=True)
+        state = x.new_zeros(2, c, (taps - 1) * dilation)
+        steps = [depthwise_conv1d_step(sample, state, w, b, act, dilation) for sample in x.unbind(2)]
+        assert torch.equal(torch.stack(steps, 2), whole)
+
+
+def test_steps_of_views(kernels):
+    w, b = kernels.on_device([torch.randn(24, 1, 4), torch.randn(24)])
+    ring, x = kernels.on_device([torch.randn(2, 48, 9), torch.randn(2, 24, 3)])
+    x, state = x[..., 1], ring[:, ::2, 2:5]
+    others = ring.clone()
+    want, after = by_definition(x, state, w, b, "silu", 1)
+    torch.testing.assert_close(depthwise_conv1d_step(x, state, w, b, "silu").double(), want, rtol=1e-5, atol=1e-5)
+    others[:, ::2, 2:5] = after
     assert torch.equal(ring, others)  # nothing else is written
-    torch.library.opcheck(torch.ops.dwconv_ext.depthwise_conv1d_step.default, (x, own, w, b, 1, "silu"))
+    if not kernels.cuda:
+        torch.library.opcheck(torch.ops.dwconv_ext.depthwise_conv1d_step.default, (x, state, w, b, 1, "silu"))
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------------
@@ -388,13 +428,16 @@ STEP_WRONG = {
 
 @pytest.mark.parametrize(
     "wrong, device",
-    [pair for pair in itertools.product(STEP_WRONG, ("cpu", "meta")) if pair != ("state_expanded", "meta")],  # no copy is
+    [
+        pair for pair in itertools.product(STEP_WRONG, ("cpu", "meta", EMULATOR)) if pair != ("state_expanded", "meta")
+    ],  # no copy is
 )
 def test_step_errors(wrong, device):
     arguments, how, message = STEP_WRONG[wrong]
-    kept = arguments[1].clone()
-    with pytest.raises((RuntimeError, TypeError, ValueError), match=f"depthwise_conv1d_step: {message}"):
-        depthwise_conv1d_step(*(t.to(device) for t in arguments), **how)
+    kept, emulated = arguments[1].clone(), device == EMULATOR
+    refused = pytest.raises((RuntimeError, TypeError, ValueError), match=f"depthwise_conv1d_step: {message}")
+    with running(EMULATOR) if emulated else nullcontext(), refused:
+        depthwise_conv1d_step(*(t.to("cpu" if emulated else device) for t in arguments), **how)
     assert torch.equal(arguments[1], kept)
 
 

@@ -31,8 +31,9 @@ def setup(*, cuda: str | None = None, **environment: str) -> subprocess.Complete
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**env, **environment})
 
 
-# Rows of csrc/cpu/kernels.inc over all instruction sets, and of csrc/cuda/kernels.inc: each is compiled in every build.
-INSTANCES = {"cpu": 385, "cuda": 444}
+# Rows of csrc/cpu/kernels.inc over all instruction sets, x86-64's and AArch64's, and of csrc/cuda/kernels.inc: each is compiled
+# in every build for such a machine.
+INSTANCES = {"cpu": 587, "cuda": 448}
 
 
 def cpu_instances() -> int:
@@ -102,6 +103,19 @@ def test_nonsense_is_refused():
     assert result.returncode != 0 and "DWCONV_EXT_CUDA: expected 0 or 1, got 'yes'" in result.stderr
 
 
+@pytest.mark.parametrize("system, refused", [("Windows", True), ("Linux", False)])
+def test_other_systems_are_refused_in_a_sentence(system, refused):
+    code = (
+        f"import platform, runpy, sys; platform.system = lambda: {system!r}\n"
+        "sys.argv = ['setup.py', '-q', '--name']; runpy.run_path('setup.py', run_name='__main__')"
+    )
+    env = {**os.environ, "DWCONV_EXT_CUDA": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert (done.returncode != 0) == refused, done.stderr
+    wanted = "is not supported: it is built for Linux on x86-64 or AArch64 and macOS on arm64"
+    assert (wanted in done.stderr) == refused
+
+
 PACKAGE = ROOT / "dwconv_ext"
 WITH_EXAMPLES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())
 
@@ -137,7 +151,7 @@ def test_kernel_files_are_torch_free(path):
     includes = re.findall(r"#include [<\"]([^>\"]+)", path.read_text())
     assert not [i for i in includes if i.startswith(("torch", "ATen", "c10"))]
     if "cpu" in path.parts:
-        standard = {"stdint.h", "string.h", "immintrin.h"}
+        standard = {"stdint.h", "string.h", "immintrin.h", "arm_neon.h"}
         assert all(i in standard or (ROOT / "csrc" / i).exists() for i in includes)
 
 

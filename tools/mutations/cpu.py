@@ -7,7 +7,7 @@ from .fault import ISA, ROWS, Fault
 FAULTS = [
     Fault(
         "filter_flip",
-        "cpu/ops/depthwise_backward.cpp",
+        "cpu/runtime/input_phase.h",
         "phase.taps = {first + (count - 1) * step, -step, count};",
         "phase.taps = {first, step, count};",
         "the filter is not flipped in the input gradient",

@@ -10,17 +10,16 @@
 
 namespace dwconv::DWCONV_ISA {
 
-#if DWCONV_VECTOR_BYTES == 64
+#if DWCONV_VECTOR_REGISTERS == 32
 inline constexpr int kNarrowColumns = 7, kWideColumns = 8;  // 16 sums + 14 taps + 1 input of 32 registers at 7x7
 #else
 inline constexpr int kNarrowColumns = 4, kWideColumns = 4;  // 8 sums + 6 taps + 1 input of 16 registers at 3x3
 #endif
-// Where the rows of kernels.inc have filters of a known size: elsewhere (x86-64 without AVX, and float64) general ones are
-// enough.
+// Where the rows of kernels.inc have filters of a known size: elsewhere (the baseline, and float64) general ones are enough.
 template <class A>
-inline constexpr bool kUnrollsFilters = DWCONV_VECTOR_BYTES > 16 && sizeof(A) == sizeof(float);
-// Without AVX fewer kinds of tiles are compiled: right is enough there.
-inline constexpr bool kManyTiles = DWCONV_VECTOR_BYTES > 16;
+inline constexpr bool kUnrollsFilters = !kBaseline && sizeof(A) == sizeof(float);
+// In the baseline fewer kinds of tiles are compiled: right is enough there.
+inline constexpr bool kManyTiles = !kBaseline;
 // A row is cut into tiles of two widths, so that (but for a few small widths) none is left in part.
 // Squares that RowPair takes: at most kKernel / 2 columns on either side in the padding, which at stride 1 are all or none.
 template <int kKernel, int kStride>
@@ -29,7 +28,7 @@ template <int kKernel, int kStride>
 inline constexpr int kNarrowTile = kPaired<kKernel, kStride> ? kWideColumns - 1 : kNarrowColumns;
 // Any other filter goes by single rows and chunks of a filter row: eight sums are the least that keep two FMAs of four cycles
 // each busy, and 14 sums and 8 taps take half the loads of 8 and 4 (a third of an input a multiply-add).
-#if DWCONV_VECTOR_BYTES == 64
+#if DWCONV_VECTOR_REGISTERS == 32
 inline constexpr int kGeneralColumns = 14, kChunk = 8;
 #else
 inline constexpr int kGeneralColumns = 8, kChunk = 4;

@@ -72,18 +72,18 @@ static const KernelRow kRows[] = {
 KernelTable DWCONV_TABLE() { return {kRows, static_cast<int32_t>(sizeof kRows / sizeof kRows[0])}; }
 
 // Cores that no row of this file is, or that it calls only where they may be inlined (cores.h).
-#if DWCONV_VECTOR_BYTES > 16 && defined(DWCONV_FORWARD_NHWC)
+#if !defined(DWCONV_BASELINE) && defined(DWCONV_FORWARD_NHWC)
 #define DWCONV_CORE(T) template void depthwise_forward_nhwc<T, 5, 1>(const DepthwiseArgs&, void*, Tiles);
 #if defined(DWCONV_BFLOAT16_PAIRS)
 DWCONV_CORE(BFloat16)
 #else
 DWCONV_CORE(float)
 DWCONV_CORE(Float16)
-#if DWCONV_VECTOR_BYTES == 32
+#if DWCONV_VECTOR_BYTES != 64
 DWCONV_CORE(BFloat16)
 #endif
 #endif
-#elif DWCONV_VECTOR_BYTES > 16 && defined(DWCONV_BACKWARD) && !defined(DWCONV_BFLOAT16_PAIRS)
+#elif !defined(DWCONV_BASELINE) && defined(DWCONV_BACKWARD) && !defined(DWCONV_BFLOAT16_PAIRS)
 #define DWCONV_CORE(T, kernel, stride) \
   template void accumulate_rows<T, kernel, stride>(const CpuProblem&, const T*, const T*, int64_t, int64_t, int64_t, T*, T*);
 DWCONV_SQUARES(DWCONV_CORE, float)

@@ -5,7 +5,7 @@
 
 namespace dwconv {
 
-enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
+enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kNeon = 5, kNeonBf16 = 6 };
 
 // What a kernel's lanes are.
 enum class Family : int32_t {

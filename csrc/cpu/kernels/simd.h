@@ -5,9 +5,10 @@
 // per instruction set: float16 conversion, and in simd_lanes.h masked loads and stores.
 //
 // Included by each file of isa/, after its target pragma, with these defined:
-//   DWCONV_ISA              namespace and name (baseline, avx2, avx512, avx512_bf16, amx)
+//   DWCONV_ISA              namespace and name (baseline, avx2, avx512, avx512_bf16, amx, neon, neon_bf16)
 //   DWCONV_VECTOR_BYTES     16, 32 or 64
-//   DWCONV_BFLOAT16_PAIRS   where it has AVX512_BF16; DWCONV_AMX where it has AMX-BF16 too
+//   DWCONV_BASELINE, DWCONV_NEON
+//   DWCONV_BFLOAT16_PAIRS   where it has AVX512_BF16 or NEON's BF16; DWCONV_AMX where it has AMX-BF16 too
 #pragma once
 
 #include <stdint.h>
@@ -18,6 +19,15 @@
 #else
 #define DWCONV_INTRINSICS DWCONV_VECTOR_BYTES
 #include <immintrin.h>
+#endif
+#if defined(DWCONV_NEON)
+#include <arm_neon.h>
+#endif
+// Which register tiles of sums, taps and inputs go by.
+#if DWCONV_VECTOR_BYTES == 64 || defined(DWCONV_NEON)
+#define DWCONV_VECTOR_REGISTERS 32
+#else
+#define DWCONV_VECTOR_REGISTERS 16
 #endif
 
 #include "cpu/kernels/scalar_types.h"
@@ -30,6 +40,11 @@
 namespace dwconv::DWCONV_ISA {
 
 inline constexpr int64_t kCacheLine = 64;  // bytes
+#if defined(DWCONV_BASELINE)
+inline constexpr bool kBaseline = true;
+#else
+inline constexpr bool kBaseline = false;
+#endif
 
 // Prefetches the lines of memory from `begin` to `end`, which will be written.
 DWCONV_INLINE void prefetch_for_write(const void* begin, const void* end) {
@@ -79,6 +94,42 @@ DWCONV_INLINE Vec<A> broadcast(A value) {
   return value - Vec<A>{};  // x - 0 is x, -0 included, and folds away; 0 + x would not
 }
 
+// Lane l of the result is lane Pick::lane(l) of the two vectors, one after the other.
+#if defined(__clang__)
+template <int... kLane>
+struct LaneList {};
+template <int kCount, int... kLane>
+struct ListOf : ListOf<kCount - 1, kCount - 1, kLane...> {};
+template <int... kLane>
+struct ListOf<0, kLane...> {
+  using type = LaneList<kLane...>;
+};
+template <class Pick, class V, int... kLane>
+DWCONV_INLINE V shuffle_listed(V low, V high, LaneList<kLane...>) {
+  return __builtin_shufflevector(low, high, Pick::lane(kLane)...);
+}
+template <class Pick, class V>
+DWCONV_INLINE V shuffle(V low, V high) {
+  return shuffle_listed<Pick>(low, high, typename ListOf<static_cast<int>(sizeof(V) / sizeof(low[0]))>::type{});
+}
+#else
+template <class Pick, class Index, int kCount>
+struct LaneIndices {
+  Index index[kCount] = {};
+  constexpr LaneIndices() {
+    for (int l = 0; l < kCount; ++l) index[l] = Pick::lane(l);
+  }
+};
+template <class Pick, class V>
+DWCONV_INLINE V shuffle(V low, V high) {
+  using Indices = decltype(low < high);
+  constexpr LaneIndices<Pick, decltype(Indices{}[0] + 0), static_cast<int>(sizeof(V) / sizeof(low[0]))> kIndices;
+  Indices indices;
+  __builtin_memcpy(&indices, kIndices.index, sizeof indices);
+  return __builtin_shuffle(low, high, indices);
+}
+#endif
+
 // The smaller or larger of x and limit; x where it is NaN. (The compiler's selection takes three instructions for that.)
 #if DWCONV_INTRINSICS == 64
 DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) {
@@ -94,6 +145,9 @@ DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) {
 DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) {
   return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x);
 }
+#elif defined(DWCONV_NEON)
+DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return (Vec<float>)vminq_f32((float32x4_t)x, vdupq_n_f32(limit)); }
+DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return (Vec<float>)vmaxq_f32((float32x4_t)x, vdupq_n_f32(limit)); }
 #else
 DWCONV_INLINE Vec<float> at_most(Vec<float> x, float limit) { return x > limit ? broadcast(limit) : x; }
 DWCONV_INLINE Vec<float> at_least(Vec<float> x, float limit) { return x < limit ? broadcast(limit) : x; }
@@ -118,6 +172,8 @@ DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
                             kZero, kZero, 8, 9, kZero, kZero, 10, 11, kZero, kZero, 12, 13, kZero, kZero, 14, 15};
   return (Vec<float>)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256((__m128i)raw), (__m256i)kUpper);
 }
+#elif defined(DWCONV_NEON)
+DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) { return (Vec<float>)vshll_n_u16((uint16x4_t)raw, 16); }
 #else
 DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
   const U32 bits = __builtin_convertvector(raw, U32) << 16;
@@ -127,6 +183,15 @@ DWCONV_INLINE Vec<float> widen(U16 raw, BFloat16) {
 
 #if DWCONV_INTRINSICS == 64 && defined(DWCONV_BFLOAT16_PAIRS)
 DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) { return (U16)_mm512_cvtneps_pbh((__m512)v); }
+#elif defined(DWCONV_NEON) && defined(DWCONV_BFLOAT16_PAIRS)
+DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) { return (U16)vcvt_bf16_f32((float32x4_t)v); }
+#elif defined(DWCONV_NEON)
+DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) {  // the upper halves of a sum are one instruction
+  const uint32x4_t bits = (uint32x4_t)v, odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint16x4_t rounded = vaddhn_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+  const uint16x4_t is_number = vmovn_u32(vceqq_f32((float32x4_t)v, (float32x4_t)v));
+  return (U16)vbsl_u16(is_number, rounded, vdup_n_u16(0x7fc0));
+}
 #else
 DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) {
   const U32 bits = (U32)v;
@@ -140,6 +205,10 @@ DWCONV_INLINE U16 narrow(Vec<float> v, BFloat16) {
 #if DWCONV_INTRINSICS == 64 && defined(DWCONV_BFLOAT16_PAIRS)
 DWCONV_INLINE Vec<float> add_products(Vec<float> sum, U32 a, U32 b) {
   return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#elif defined(DWCONV_NEON) && defined(DWCONV_BFLOAT16_PAIRS)
+DWCONV_INLINE Vec<float> add_products(Vec<float> sum, U32 a, U32 b) {
+  return (Vec<float>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
 }
 #else
 DWCONV_INLINE Vec<float> add_products(Vec<float> sum, U32 a, U32 b) {
@@ -160,6 +229,9 @@ DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { return (Vec<float>)_mm256_cvt
 DWCONV_INLINE U16 narrow(Vec<float> v, Float16) {
   return (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+#elif defined(DWCONV_NEON)
+DWCONV_INLINE Vec<float> widen(U16 raw, Float16) { return (Vec<float>)vcvt_f32_f16((float16x4_t)raw); }
+DWCONV_INLINE U16 narrow(Vec<float> v, Float16) { return (U16)vcvt_f16_f32((float32x4_t)v); }
 #else
 DWCONV_INLINE Vec<float> widen(U16 raw, Float16) {  // see to_accumulate(Float16)
   const U32 bits = __builtin_convertvector(raw, U32);

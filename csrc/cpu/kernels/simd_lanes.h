@@ -171,22 +171,14 @@ DWCONV_INLINE V keep_lanes(V v, LaneMask lanes) {
 
 // ---- lanes of two vectors, one after the other ------------------------------------------------------------------------
 
-template <class I, int kCount, int kFirst, int kStep>
-struct LaneIndices {
-  I index[kCount] = {};
-  constexpr LaneIndices() {
-    for (int l = 0; l < kCount; ++l) index[l] = kFirst + kStep * l;
-  }
-};
 // Lane l is lane kFirst + kStep * l of the two.
+template <int kFirst, int kStep>
+struct EveryLane {
+  static constexpr int lane(int l) { return kFirst + kStep * l; }
+};
 template <int kFirst, int kStep, class V>
 DWCONV_INLINE V lanes_of(V low, V high) {
-  using Indices = decltype(low < high);
-  constexpr int kCount = static_cast<int>(sizeof(V) / sizeof(low[0]));
-  constexpr LaneIndices<decltype(Indices{}[0] + 0), kCount, kFirst, kStep> kIndices;
-  Indices indices;
-  __builtin_memcpy(&indices, kIndices.index, sizeof indices);
-  return __builtin_shuffle(low, high, indices);
+  return shuffle<EveryLane<kFirst, kStep>>(low, high);
 }
 
 // Lanes kShift and up of `low`, then the first of `high`.

@@ -87,16 +87,18 @@ DWCONV_INLINE void copy_row(A* to, const T* from, int64_t count) {
   if (i < count) store(to + count - kVec, load(from + count - kVec));
 }
 
+// Of a vector's elements the even ones, and of those from its last on the odd ones: none is read past the last.
+template <int kVec>
+struct EverySecond {
+  static constexpr int lane(int l) { return 2 * l < kVec ? 2 * l : 2 * l + 1; }
+};
+
 // to[i] = from[2 * i], i < count.
 template <class T, class A>
 DWCONV_INLINE void copy_every_second(A* to, const T* from, int64_t count) {
   constexpr int kVec = kLanes<A>;
-  typename VecOf<A>::mask
-      even;  // of from's first kVec elements, and of those from kVec - 1 on the odd ones: none is read past the last
-  DWCONV_UNROLL
-  for (int l = 0; l < kVec; ++l) even[l] = 2 * l < kVec ? 2 * l : 2 * l + 1;
   const auto vector = [&](int64_t i) {
-    store(to + i, __builtin_shuffle(load(from + 2 * i), load(from + 2 * i + kVec - 1), even));
+    store(to + i, shuffle<EverySecond<kVec>>(load(from + 2 * i), load(from + 2 * i + kVec - 1)));
   };
   int64_t i = 0;
   for (; i + kVec <= count; i += kVec) vector(i);

@@ -81,16 +81,15 @@ DWCONV_INLINE void store_blocks(T* const* to, int i, int64_t offset, Vec<float> 
 
 // {a[p], a[q], b[p], b[q]} or {a[p], b[p], a[q], b[q]} of each block.
 template <int kP, int kQ, bool kInterleave>
-DWCONV_INLINE Vec<float> pick(Vec<float> a, Vec<float> b) {
-  typename VecOf<float>::mask index;
-  constexpr int n = kLanes<float>;
-  for (int l = 0; l < n; l += kBlock) {
-    index[l] = l + kP;
-    index[l + (kInterleave ? 2 : 1)] = l + kQ;
-    index[l + (kInterleave ? 1 : 2)] = n + l + kP;
-    index[l + 3] = n + l + kQ;
+struct BlockLanes {
+  static constexpr int lane(int l) {
+    const int i = l % kBlock, second = kInterleave ? i % 2 : i / 2, q = kInterleave ? i / 2 : i % 2;
+    return second * kLanes<float> + l - i + (q ? kQ : kP);
   }
-  return __builtin_shuffle(a, b, index);
+};
+template <int kP, int kQ, bool kInterleave>
+DWCONV_INLINE Vec<float> pick(Vec<float> a, Vec<float> b) {
+  return shuffle<BlockLanes<kP, kQ, kInterleave>>(a, b);
 }
 
 DWCONV_INLINE void transpose_blocks(Vec<float> (&v)[kBlock]) {

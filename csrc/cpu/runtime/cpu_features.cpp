@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "cpu/kernels/isa/isa_build.h"
+#include "cpu/runtime/arm_features.h"
 #include "cpu/runtime/isa_support.h"
 
 namespace dwconv {
@@ -32,6 +33,12 @@ DWCONV_DECLARE_ISA(avx512_bf16)
 #if defined(DWCONV_BUILDS_AMX)
 DWCONV_DECLARE_ISA(amx)
 #endif
+#if defined(DWCONV_BUILDS_NEON)
+DWCONV_DECLARE_ISA(neon)
+#endif
+#if defined(DWCONV_BUILDS_NEON_BF16)
+DWCONV_DECLARE_ISA(neon_bf16)
+#endif
 
 namespace {
 
@@ -53,6 +60,13 @@ std::vector<IsaKernels> find_isas() {
 #if defined(DWCONV_BUILDS_AMX)
   if (!has_amx()) return found;
   found.push_back({Isa::kAmx, "amx", 64, {amx::blocks_table()}, &found.back()});
+#endif
+#if defined(DWCONV_BUILDS_NEON)
+  found.push_back({Isa::kNeon, "neon", 16, {DWCONV_ALL_TABLES(neon)}, nullptr});  // it has all
+#endif
+#if defined(DWCONV_BUILDS_NEON_BF16)
+  if (!has_neon_bf16()) return found;
+  found.push_back({Isa::kNeonBf16, "neon_bf16", 16, {DWCONV_ALL_TABLES(neon_bf16)}, &found.back()});
 #endif
   return found;
 }
@@ -91,6 +105,7 @@ std::vector<std::string> cpu_flags() {
   if (has_leaf7(0, 1u << 22)) flags.push_back("amx_bf16");
 #elif defined(__aarch64__)
   flags.push_back("neon");
+  if (has_neon_bf16()) flags.push_back("bf16");
 #endif
   return flags;
 }
@@ -129,30 +144,45 @@ void force_row(const std::string& name, int32_t filter, int32_t stride) {
 static int64_t prefetch_threshold = -1;
 void set_prefetch_threshold(int64_t bytes) { prefetch_threshold = bytes; }
 
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-// Asked for once: some C libraries execute cpuid for it, which a virtual machine traps.
-static int64_t cache_size(int name, int64_t otherwise) {
-  const int64_t size = sysconf(name);
-  return size > 0 ? size : otherwise;
-}
-#endif
+namespace {
 
-// That of one L3: some C libraries add up those of all the CPU's core complexes.
-static int64_t l3_size() {
+// Bytes of cpu0's cache number `index`, or 0 where the system does not say.
+int64_t listed_cache(const char* index) {
   int64_t kib = 0;
 #if defined(__linux__)
-  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;  // "32768K"
+  std::ifstream(std::string("/sys/devices/system/cpu/cpu0/cache/index") + index + "/size") >> kib;  // "32768K"
 #endif
-  return kib > 0 ? kib << 10 : 32 << 20;
+  return kib << 10;
 }
 
-Machine machine(int64_t threads) {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  static const int64_t l1 = cache_size(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), l2 = cache_size(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
-#else
-  constexpr int64_t l1 = 32 << 10, l2 = 512 << 10;
+// Asked for once: some C libraries execute cpuid for it, which a virtual machine traps; on AArch64 they mostly know nothing.
+int64_t cache_size(int level) {
+#if defined(__APPLE__)
+  int64_t bytes = 0;
+  size_t size = sizeof bytes;
+  const char* const name = level == 1 ? "hw.perflevel0.l1dcachesize" : "hw.perflevel0.l2cachesize";
+  if (sysctlbyname(name, &bytes, &size, nullptr, 0) == 0 && bytes > 0) return bytes;
+#elif defined(_SC_LEVEL1_DCACHE_SIZE)
+  const int64_t known = sysconf(level == 1 ? _SC_LEVEL1_DCACHE_SIZE : _SC_LEVEL2_CACHE_SIZE);
+  if (known > 0) return known;
+#if defined(__aarch64__)
+  const int64_t listed = listed_cache(level == 1 ? "0" : "2");
+  if (listed > 0) return listed;
 #endif
-  static const int64_t l3 = l3_size();
+#endif
+  return level == 1 ? 32 << 10 : 512 << 10;
+}
+
+// That of one L3: some C libraries add up those of all the CPU's core complexes.
+int64_t l3_size() {
+  const int64_t listed = listed_cache("3");
+  return listed > 0 ? listed : 32 << 20;
+}
+
+}  // namespace
+
+Machine machine(int64_t threads) {
+  static const int64_t l1 = cache_size(1), l2 = cache_size(2), l3 = l3_size();
   if (prefetch_threshold >= 0) return {l1, l2, threads, forced, prefetch_threshold, kNever};
   return {l1, l2, threads, forced, default_prefetch_threshold(l2), l3};
 }

@@ -125,6 +125,20 @@ struct ActivateArgs {
   Activation activation;
 };
 
+// One output of a causal convolution in one dimension; output, weight [channels][taps] and bias are dense.
+constexpr int kStepThreads = 128;
+struct StepArgs {
+  const void* input = nullptr;
+  void* state = nullptr;  // [batch][channels][(taps - 1) * dilation]
+  const void* weight = nullptr;
+  const void* bias = nullptr;  // or null
+  void* output = nullptr;
+  int64_t batch = 0, channels = 0, taps = 0, dilation = 1;
+  int64_t in_stride_n = 0, in_stride_c = 0;
+  int64_t state_stride_n = 0, state_stride_c = 0, state_stride_w = 0;
+  Activation activation;
+};
+
 // [batch][channels][pixels] to [batch][pixels][channels], activated, in tiles of kTransposed channels by kTransposed pixels.
 constexpr int kTransposed = 64;
 struct TransposeArgs {

@@ -44,6 +44,7 @@ KernelGroup nchw_weight_kernels();
 KernelGroup separable_kernels();
 KernelGroup batch_norm_kernels();
 KernelGroup depthwise_norm_kernels();
+KernelGroup depthwise_step_kernels();
 KernelGroup inverted_kernels();
 KernelGroup hopper_kernels();  // where DWCONV_HOPPER is defined
 

@@ -15,7 +15,7 @@ const std::vector<const KernelRow*>& kernel_table() {
         nhwc_kernels(), nhwc_weight_kernels(),
         // The rows of planes come before the staged kernels, which take what they do not.
         nchw_rows_kernels(), nchw_kernels(), nchw_weight_kernels(), separable_kernels(), batch_norm_kernels(),
-        depthwise_norm_kernels(), inverted_kernels()};
+        depthwise_norm_kernels(), depthwise_step_kernels(), inverted_kernels()};
     for (const KernelGroup& group : groups) {
       for (int32_t i = 0; i < group.count; ++i) all.push_back(group.rows + i);
     }
@@ -31,6 +31,19 @@ const KernelRow* row_of(Pass pass, DType dtype, const Gpu& gpu) {
   if (forced().row != nullptr && fits(forced().row)) return forced().row;
   const auto found = std::find_if(kernel_table().begin(), kernel_table().end(), fits);
   return found != kernel_table().end() ? *found : nullptr;
+}
+
+LaunchPlan plan_step(DType dtype, int64_t outputs, int64_t taps, int64_t dilation) {
+  LaunchPlan plan;
+  for (const KernelRow* row : kernel_table()) {
+    if (row->op == Op::kDepthwiseStep && row->dtype == dtype) plan.launch.row = row;
+  }
+  plan.launch.threads = kStepThreads;
+  plan.launch.blocks = ceil_div(outputs, kStepThreads);
+  plan.bytes = outputs * element_size(dtype) * (2 + 2 * (taps - 1) * dilation);
+  plan.flops = outputs * 2 * taps;
+  plan.reason = "a thread a channel";
+  return plan;
 }
 
 Forced& forced() {

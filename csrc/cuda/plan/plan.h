@@ -74,6 +74,8 @@ LaunchPlan plan_backward_weight(const Request& request, const Gpu& gpu, Backward
 LaunchPlan plan_backward(const Request& to_input, const Request& to_weight, const Gpu& gpu, BackwardTileArgs* args);
 LaunchPlan plan_sum_parts(DType dtype, int64_t weights, int64_t biases, int32_t parts, const Gpu& gpu, SumPartsArgs* args);
 
+// One step of a stream (StepArgs).
+LaunchPlan plan_step(DType dtype, int64_t outputs, int64_t taps, int64_t dilation);
 LaunchPlan plan_activation(DType dtype, int64_t count, const Gpu& gpu);
 // Of `pixels` an image.
 LaunchPlan plan_transpose(const DepthwiseProblem& problem, int64_t pixels, const Gpu& gpu, TransposeArgs* args);

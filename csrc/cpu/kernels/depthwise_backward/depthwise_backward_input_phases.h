@@ -16,7 +16,8 @@
 
 namespace dwconv::DWCONV_ISA {
 
-inline constexpr int kPhaseColumns = DWCONV_VECTOR_BYTES == 64 ? 5 : 2;  // 20 sums, at most 10 taps and an input of 32 registers
+inline constexpr int kPhaseColumns =
+    DWCONV_VECTOR_REGISTERS == 32 ? 5 : 2;  // 20 sums, at most 10 taps and an input of 32 registers
 
 // kFirst, kSecond: the taps of phases 0 and 1; shift: by how many samples phase 1's window begins later.
 template <int kFirst, int kSecond, int kShift>

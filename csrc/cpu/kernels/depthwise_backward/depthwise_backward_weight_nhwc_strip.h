@@ -19,7 +19,8 @@
 
 namespace dwconv::DWCONV_ISA {
 
-inline constexpr int kStripRows = DWCONV_VECTOR_BYTES == 64 ? 2 : 1;  // 9 sums, a tile's grad_output and an input in registers
+inline constexpr int kStripRows =
+    DWCONV_VECTOR_REGISTERS == 32 ? 2 : 1;  // 9 sums, a tile's grad_output and an input in registers
 inline constexpr int64_t kStripOutputs = 448, kStripChannels = 256;
 
 // A tile as add_strip_vector sees it, at its first channel. `valid`, `valid_rows`: which input columns and rows the image has.

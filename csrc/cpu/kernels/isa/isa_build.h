@@ -13,6 +13,13 @@
 #endif
 #endif
 
+#if defined(__aarch64__)
+#define DWCONV_BUILDS_NEON 1
+#if defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 10  // whose arm_neon.h has bfloat16 for a function's target
+#define DWCONV_BUILDS_NEON_BF16 1
+#endif
+#endif
+
 // Between these two, functions are compiled for `features`, a string.
 #define DWCONV_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)

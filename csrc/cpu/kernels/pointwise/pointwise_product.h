@@ -22,6 +22,8 @@ namespace dwconv::DWCONV_ISA {
 inline constexpr int kGemmRows = 14;  // 28 sums + 2 of the panel + 1 broadcast of 32 registers
 #elif DWCONV_VECTOR_BYTES == 32
 inline constexpr int kGemmRows = 6;  // 12 + 2 + 1 of 16
+#elif defined(DWCONV_NEON)
+inline constexpr int kGemmRows = 8;  // 16 + 2 of each of four channels' panels + 8 of the rows' next four channels, of 32
 #else
 inline constexpr int kGemmRows = 4;
 #endif
@@ -48,6 +50,22 @@ DWCONV_INLINE void multiply_add(V& sum, V a, V b) {
   sum += a * b;
 }
 
+// NEON multiplies by one lane of a vector: a row's next kLaneElements come with one load, and no broadcast.
+#if defined(DWCONV_NEON)
+template <class E>
+inline constexpr int kLaneElements = sizeof(E) == 4 ? 4 : 0;
+template <int kLane>
+DWCONV_INLINE void multiply_add_lane(Vec<float>& sum, Vec<float> a, Vec<float> b) {
+  sum = (Vec<float>)vfmaq_laneq_f32((float32x4_t)sum, (float32x4_t)b, (float32x4_t)a, kLane);
+}
+#if defined(DWCONV_BFLOAT16_PAIRS)
+template <int kLane>
+DWCONV_INLINE void multiply_add_lane(Vec<float>& sum, U32 a, U32 b) {
+  sum = (Vec<float>)vbfdotq_laneq_f32((float32x4_t)sum, (bfloat16x8_t)b, (bfloat16x8_t)a, kLane);
+}
+#endif
+#endif
+
 #if defined(DWCONV_BFLOAT16_PAIRS)
 template <>
 struct Element<BFloat16Pair> {
@@ -72,6 +90,30 @@ DWCONV_INLINE void zero_tile(Vec<A> (&acc)[kRows][kColumns]) {
   }
 }
 
+#if defined(DWCONV_NEON)
+// kLaneElements of add_to_tile's sum.
+template <class E, class V, int kRows, int kColumns>
+DWCONV_INLINE void add_lanes(const E* a, int64_t pitch, const E* panel, V (&acc)[kRows][kColumns]) {
+  constexpr int kVec = sizeof(V) / sizeof(float);
+  decltype(splat(panel)) factors[kRows];
+  DWCONV_UNROLL
+  for (int i = 0; i < kRows; ++i) __builtin_memcpy(&factors[i], a + i * pitch, sizeof factors[i]);
+  const auto add = [&]<int kLane>() __attribute__((always_inline)) {
+    DWCONV_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      decltype(splat(panel)) b;
+      __builtin_memcpy(&b, panel + (kLane * kGemmColumns + j) * kVec, sizeof b);
+      DWCONV_UNROLL
+      for (int i = 0; i < kRows; ++i) multiply_add_lane<kLane>(acc[i][j], factors[i], b);
+    }
+  };
+  add.template operator()<0>();
+  add.template operator()<1>();
+  add.template operator()<2>();
+  add.template operator()<3>();
+}
+#endif
+
 // acc[i] += sum_k a[i * pitch + k] * panel[k]. What comes next is prefetched a few lines at a time: more at once than there are
 // buffers for misses would hold up the product.
 template <class E, class A, int kRows, int kColumns>
@@ -85,9 +127,18 @@ DWCONV_INLINE void add_to_tile(int64_t depth, const E* a, int64_t pitch, const E
   for (int64_t left = depth; left > 0; left -= kPrefetchEvery) {
     const int64_t count = left < kPrefetchEvery ? left : kPrefetchEvery;
     upcoming.advance(count * rows * Element<E>::kChannels);
+    int64_t k = 0;
+#if defined(DWCONV_NEON)
+    if constexpr (kLaneElements<E> > 0) {
+      for (; k + kLaneElements<E> <= count; k += kLaneElements<E>, panel += kLaneElements<E> * kPanel<A>) {
+        add_lanes(low, pitch, panel, acc);
+        low += kLaneElements<E>, high += kLaneElements<E>;
+      }
+    }
+#endif
     // Unrolled: the loop's own five instructions against 20 of AVX2.
     DWCONV_UNROLL_4
-    for (int64_t k = 0; k < count; ++k, ++low, ++high, panel += kPanel<A>) {
+    for (; k < count; ++k, ++low, ++high, panel += kPanel<A>) {
       decltype(splat(panel)) b[kColumns];
       DWCONV_UNROLL
       for (int j = 0; j < kColumns; ++j) __builtin_memcpy(&b[j], panel + j * kVec, sizeof b[j]);

@@ -1,0 +1,2 @@
+#define DWCONV_BACKWARD
+#include "cpu/kernels/isa/neon.h"

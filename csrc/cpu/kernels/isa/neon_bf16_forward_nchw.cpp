@@ -1,0 +1,2 @@
+#define DWCONV_FORWARD_NCHW
+#include "cpu/kernels/isa/neon_bf16.h"

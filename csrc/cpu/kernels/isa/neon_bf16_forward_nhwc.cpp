@@ -1,0 +1,2 @@
+#define DWCONV_FORWARD_NHWC
+#include "cpu/kernels/isa/neon_bf16.h"

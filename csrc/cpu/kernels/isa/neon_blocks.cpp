@@ -1,0 +1,2 @@
+#define DWCONV_BLOCKS
+#include "cpu/kernels/isa/neon.h"
