@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dwconv_ext.ops.arguments import four_paddings
 
-from .layers import Layer, depthwise_layers, inverted_layers, separable_layers, transposed_layers
+from .layers import Layer, conv1d_layers, depthwise_layers, inverted_layers, separable_layers, transposed_layers
 from .report import made, markdown_table, print_rows, save
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -90,14 +90,15 @@ def measure(layer: Layer, layout: str, dtype: torch.dtype, *, separable: bool, f
     ops = torch.ops.dwconv_emulator
     x = torch.randn(layer.batch, layer.channels, *layer.size).to(dtype).contiguous(memory_format=LAYOUTS[layout])
     w = torch.randn(layer.channels, 1, *layer.kernel).to(dtype)
-    conv = ((layer.stride, layer.stride), layer.padding, (1, 1))
+    padding = (0, 0, layer.kernel[1] - 1, 0) if layer.causal else layer.padding
+    conv = ((layer.stride, layer.stride), padding, (1, 1))
     module.set_gpu({})
     if not separable:
         if layer.kind == "transposed":
             stride, padding, dilation = conv
             launches, y = _count(module, x, lambda: ops.depthwise_conv_transpose2d(x, w, None, stride, padding, (0, 0), dilation))
         else:
-            launches, y = _count(module, x, lambda: ops.depthwise_conv2d(x, w, None, *conv))
+            launches, y = _count(module, x, lambda: ops.depthwise_conv2d(x, w, None, *conv, layer.activation))
         compulsory = unfused = (x.numel() + y.numel()) * x.element_size()
         fused = None
     else:
@@ -157,9 +158,10 @@ def table(rows: list[Moved]) -> tuple[list[str], list[list[str]]]:
 
 
 def run(options: argparse.Namespace, dtype: torch.dtype, progress: Callable[[list], Iterable]) -> int:
-    """Counts and prints depthwise layers, transposed ones, blocks, inverted residuals and the blocks' training steps."""
+    """Counts and prints depthwise layers, 1-D and transposed ones, blocks, inverted residuals and the blocks' training steps."""
     lists = {
         "depthwise": depthwise_layers(),
+        "conv1d": [layer for layer in conv1d_layers() if layer.size[1] > 1],
         "transposed": transposed_layers(),
         "separable": separable_layers((options.batch,)),
         "inverted": [layer for layer in inverted_layers((options.batch,)) if layer.expand > 1],

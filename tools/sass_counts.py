@@ -160,7 +160,7 @@ def constant(name: str) -> int:
 class Kernel:
     name: str
     dtype: str
-    taps: str  # Forward or Transposed
+    taps: str  # Forward, Transposed, or Line: of one row
     filter: int
     stride: int
     numbers: list[int]  # further template arguments
@@ -169,6 +169,11 @@ class Kernel:
         """(outputs of one trip: pixels times channels, multiply-adds of one)."""
         k, s, open_rows = self.filter, self.stride, (self.filter - 1) // self.stride + 1
         each = k * k / (s * s if self.taps == "Transposed" else 1)
+        if self.taps == "Line":  # a group of outputs of a thread's channels, or a run of a line
+            if not self.name.startswith("depthwise_backward_weight"):  # long activations are loops in theirs
+                return None
+            group = constant("kLineGroup") * constant("kLineBytes") if self.name.endswith("nhwc") else constant("kChunkBytes")
+            return group // BYTES[self.dtype], k
         if self.name in ("depthwise_rows_nhwc", "depthwise_backward_weight_rows_nhwc"):  # a turn of the rows in progress
             return open_rows * constant("kStripColumns") * self.numbers[0], each
         if self.name in ("depthwise_rows_nchw", "depthwise_backward_weight_rows_nchw"):
@@ -183,6 +188,9 @@ class Kernel:
 def kernel_of(mangled: str) -> Kernel | None:
     types = "|".join(DTYPES)
     found = re.search(rf"\d+(depthwise_\w+?)I({types})NS\w*_\d*(Forward|Transposed)ILi(\d)ELi(\d)EEE?((?:Li\d+E)*)E", mangled)
+    line = re.search(rf"\d+(depthwise_(?:backward_weight_)?lines_\w+?)I({types})Li(\d)EE", mangled)
+    if line is not None:
+        return Kernel(line[1], DTYPES[line[2]], "Line", int(line[3]), 1, [])
     if found is None:
         return None
     name, dtype, taps, k, s, numbers = found.groups()
@@ -241,7 +249,8 @@ def table(counted: list[Counted]) -> str:
     for c in counted:
         k = c.kernel
         name = k.name + "".join(f" {n}" for n in k.numbers)
-        cells = [name, k.dtype, f"{k.filter}x{k.filter} s{k.stride}{' T' * (k.taps == 'Transposed')}", str(c.registers)]
+        rows = 1 if k.taps == "Line" else k.filter
+        cells = [name, k.dtype, f"{rows}x{k.filter} s{k.stride}{' T' * (k.taps == 'Transposed')}", str(c.registers)]
         cells += [f"{c.outputs}{'' if c.exact else ' ?'}", *(f"{c.per_output(kind):.2f}" for kind in COLUMNS)]
         lines.append("| " + " | ".join([*cells, f"{c.total:.1f}", str(c.setup)]) + " |")
     return "\n".join(lines)

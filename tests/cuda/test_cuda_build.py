@@ -115,6 +115,15 @@ def test_instructions_per_output():
     assert {key[:4] for key in found} >= set(MOST)
 
 
+def test_instructions_per_output_of_lines():
+    if "9.0" not in dwconv_ext._C_cuda.architectures:
+        pytest.skip("not built for sm_90")
+    found = sass_counts.count_file(dwconv_ext._C_cuda.__file__, "weight_lines")
+    assert len(found) == 18 and all(each.exact for each in found)
+    for each in found:
+        assert each.total <= (22 if each.kernel.dtype == "float32" else 16), each
+
+
 def test_depthwise_kernels_copy_16_bytes(sass):
     tiled = {name: code for name, code in sass.items() if re.search(r"\d+depthwise_n(hwc|chw)I", name)}
     assert len(tiled) == 60

@@ -135,7 +135,7 @@ FAULTS = [
     ),
     Fault(
         "cuda_transposed_tiles",
-        "cuda/plan/depthwise.cpp",
+        "cuda/plan/depthwise_tiles.cpp",
         "t.tiles_w = static_cast<int32_t>(ceil_div(«p.out_w + first_w», t.tile_w));",
         "p.out_w",
         "the last columns of a strided input gradient have no tile",

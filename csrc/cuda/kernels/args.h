@@ -48,6 +48,8 @@ constexpr int plane_row_blocks(int kernel) { return kernel == 3 ? 5 : 4; }
 constexpr int nhwc_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
 constexpr int nchw_blocks(int kernel) { return kernel == 3 ? 3 : 2; }
 constexpr int weight_blocks(int kernel) { return kernel < 7 ? 2 : 1; }
+constexpr int kLineThreads = 128, kLineBlocks = 8, kPieceBlocks = 6, kWeightPieceBlocks = 4;  // depthwise_lines.cuh, by layout
+constexpr int kLineBytes = 8;  // there, a thread's channels in channels_last
 constexpr int kLargeBlocks = 2, kSeparableBlocks = 2;
 constexpr int kMostThreads = 256;  // of a block of the kernels without a number of their own
 constexpr int kRunTaps = 8;  // outputs of a patch of a large filter's kernels, and taps of a thread of their weight gradient

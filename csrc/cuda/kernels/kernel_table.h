@@ -7,12 +7,14 @@ namespace dwconv::cuda {
 
 // How a kernel goes about it.
 enum class Family : int32_t {
-  kTiles = 0,  // a tile is staged in shared memory
-  kRows,       // threads walk down rows, without staging
-  kLarge,      // any filter at stride 1, a few taps at a time
-  kAny,        // anything, from global memory
-  kBlock,      // the fused block, or the pointwise convolution alone
-  kElements,   // value by value: sums of parts, activations, transpositions, BatchNorm
+  kTiles = 0,   // a tile is staged in shared memory
+  kRows,        // threads walk down rows, without staging
+  kLines,       // filters of one row: threads walk along lines, without staging
+  kLarge,       // any filter at stride 1, a few taps at a time
+  kLargeLines,  // the same, for filters of one row
+  kAny,         // anything, from global memory
+  kBlock,       // the fused block, or the pointwise convolution alone
+  kElements,    // value by value: sums of parts, activations, transpositions, BatchNorm
 };
 // What multiplies matrices.
 enum class Cores : int32_t { kScalar = 0, kWarp, kWarpgroup };  // multiply-adds, a warp's mma.sync, a warpgroup's wgmma
@@ -36,6 +38,7 @@ struct KernelGroup {
   int32_t count;
 };
 
+KernelGroup lines_kernels();
 KernelGroup nhwc_kernels();
 KernelGroup nhwc_weight_kernels();
 KernelGroup nchw_rows_kernels();

@@ -37,13 +37,13 @@ const DepthwisePlan& plan_for(Pass pass, const Request& request, const Gpu& gpu)
   });
 }
 
-// With an activation: a short one is the kernel's; a long one is a pass of its own.
+// With an activation: a short one is the kernel's; a long one is a pass of its own, but behind the kernels of lines.
 void launch_activated(const Device& device, const DepthwisePlan& planned, DepthwiseTileArgs* args, const Activation& activation,
                       const Tensor& output) {
   args->output = output.mutable_data_ptr();
   args->problem.activation = activation;
   device.launch(planned.plan.launch, args);
-  if (is_inlined(activation.kind)) return;
+  if (is_inlined(activation.kind) || planned.plan.launch.row->family == Family::kLines) return;
   const ActivateArgs values = {output.const_data_ptr(), output.mutable_data_ptr(), output.numel(), activation};
   device.launch(plan_activation(args->problem.dtype, values.count, device.gpu()).launch, &values);
 }

@@ -12,7 +12,7 @@ const std::vector<const KernelRow*>& kernel_table() {
 #if defined(DWCONV_HOPPER)
         hopper_kernels(),
 #endif
-        nhwc_kernels(), nhwc_weight_kernels(),
+        lines_kernels(), nhwc_kernels(), nhwc_weight_kernels(),
         // The rows of planes come before the staged kernels, which take what they do not.
         nchw_rows_kernels(), nchw_kernels(), nchw_weight_kernels(), separable_kernels(), batch_norm_kernels(),
         depthwise_norm_kernels(), depthwise_step_kernels(), inverted_kernels()};
@@ -60,11 +60,15 @@ const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProble
   if (gpu.arch < row.first_arch || gpu.arch > row.last_arch) return "another architecture";
   const bool unit_stride = p.stride_h == 1 && p.stride_w == 1, undilated = p.dilation_h == 1 && p.dilation_w == 1;
   if (row.filter > 0) {
-    if (p.kernel_h != row.filter || p.kernel_w != row.filter) return "another filter";
+    const bool line = row.family == Family::kLines;
+    if (p.kernel_h != (line ? 1 : row.filter) || p.kernel_w != row.filter) return "another filter";
+    if (line && (p.pad_h != 0 || p.pad_w < 0 || p.pad_w >= row.filter || p.out_h != p.in_h)) return "another padding";
     if (p.stride_h != row.stride || p.stride_w != row.stride) return "another stride";
     if (!undilated) return "dilated";
   } else if (row.stride == 1 && !(unit_stride && undilated)) {
     return "strided or dilated";
+  } else if (row.family == Family::kLargeLines && p.kernel_h != 1) {
+    return "several rows";
   }
   const bool any = row.filter == 0 && row.stride == 0;
   if (!any && multiplier > 1) return "a channel multiplier";

@@ -4,7 +4,7 @@
 // A block owns `slab` channels, `groups` runs of 8 taps of a filter row, and a part of the tiles. It stages the tile of
 // grad_output and the input under it, halo and zero padding included. A thread holds the sums of one run of taps of its channels
 // and walks the tile's rows, 8 outputs at a time: 8 values of grad_output and 15 inputs for 64 products. Threads left over share
-// the rows; at the end they are added as in the other kernels.
+// the rows, and more of them the columns; at the end they are added as in the other kernels.
 //
 // Blocks: slabs fastest, then blocks of runs, then parts. The plan guarantees: tile_w a multiple of 8; slab lanes * groups <=
 // block_size(); the input's tile is as wide as the last run's taps reach, existing or not.
@@ -32,6 +32,9 @@ depthwise_backward_weight_large(BackwardWeightTileArgs args) {
   const int slab = t.slab, channels = static_cast<int>(p.channels - c0 < slab ? p.channels - c0 : slab);
   const int lanes = slab / V, lane = thread_index() % lanes, rest = thread_index() / lanes;
   const int group = rest % args.groups, slot = rest / args.groups, slots = block_size() / (lanes * args.groups);
+  // More than the tile has rows share its columns too.
+  const int slots_x = most(slots / t.tile_h, 1), slots_y = slots / slots_x;
+  const int slot_x = slot / slots_y, slot_y = slot - slot_x * slots_y;
   const int run = group_block * args.groups + group, r = run / runs_w, s0 = run % runs_w * kRunTaps;
   const bool active = slot < slots && run < runs && lane * V < channels;
   const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
@@ -69,10 +72,10 @@ depthwise_backward_weight_large(BackwardWeightTileArgs args) {
                           [&](int q) { return grads + q * p.out_stride_c; });
     }
     synchronize();
-    if (!active) continue;
+    if (!active || slot_x >= slots_x) continue;
     const int rows_left = least(t.tile_h, out_h - y0), columns_left = least(t.tile_w, out_w - x0);
-    for (int y = slot; y < rows_left; y += slots) {
-      for (int x = 0; x < columns_left; x += kRunTaps) {
+    for (int y = slot_y; y < rows_left; y += slots_y) {
+      for (int x = slot_x * kRunTaps; x < columns_left; x += slots_x * kRunTaps) {
         A window[kSpan][V];
 #pragma unroll
         for (int q = 0; q < kSpan; ++q) widen<T, V>(my_in + y * in_line + (x + q) * next, window[q]);

@@ -73,10 +73,14 @@ template <class T, class Axis, int V>
 DWCONV_DEVICE void any_nhwc(const DepthwiseTileArgs& args) {
   const DepthwiseProblem& p = args.problem;
   const int64_t channels = p.channels * (spreads<Axis>(args) ? args.multiplier : 1);
-  const int64_t vectors = channels / V, total = p.batch * p.out_h * p.out_w * vectors;
+  const int64_t vectors = channels / V, pixels = p.batch * p.out_h * p.out_w, total = pixels * vectors;
+  // Runs of 128 bytes of channels where they are whole: a block then has more neighbouring pixels, which read the same samples.
+  constexpr int64_t kRun = 128 / (V * static_cast<int64_t>(sizeof(T)));
+  const int64_t run = vectors % kRun == 0 ? kRun : vectors;
   for (int64_t i = static_cast<int64_t>(block_index()) * block_size() + thread_index(); i < total;
        i += grid_size() * block_size()) {
-    const int64_t pixel = divided(i, vectors), c = (i - pixel * vectors) * V;
+    const int64_t each = divided(i, run), slab = divided(each, pixels), pixel = each - slab * pixels;
+    const int64_t c = (slab * run + i - each * run) * V;
     const int64_t line = divided(pixel, p.out_w), n = divided(line, p.out_h);
     const int x = static_cast<int>(pixel - line * p.out_w), y = static_cast<int>(line - n * p.out_h);
     accumulate_t<T> acc[V];

@@ -4,8 +4,8 @@
 //
 // The block's filters and the input under its tile, halo and zero padding included, lie in shared memory. A thread owns kRows x 8
 // neighbouring outputs; along a filter row it walks the taps 8 (then 4, 2, 1) at a time: 15 inputs and 8 filter values for 64
-// products a row of outputs. In NCHW a row of inputs serves 4 rows of outputs; in channels_last a thread has one row of outputs
-// but 2 channels.
+// products a row of outputs. In NCHW a row of inputs serves 4 rows of outputs, where the filter has several; in channels_last a
+// thread has one row of outputs but 2 channels.
 //
 // The plan guarantees: the tile's sides are multiples of kRows and 8; shared memory for filters and tile.
 // Traffic: input (1 + halo), output once, filters once a block.
@@ -17,7 +17,6 @@
 namespace dwconv::cuda {
 
 constexpr int kLargeColumns = 8;
-constexpr int kLargeRows = 4;      // NCHW
 constexpr int kLargeChannels = 2;  // channels_last, a thread
 
 // acc[i][x] += sum over kTaps taps of filter[i][s] * in[x + s]; filter row i may be absent. Values are `stride` apart.
@@ -127,7 +126,8 @@ depthwise_large_nhwc(DepthwiseTileArgs args) {
   }
 }
 
-template <class T>
+// kRows: 4, or 1 for filters of one row
+template <class T, int kRows>
 DWCONV_KERNEL(kMostThreads, kLargeBlocks)
 depthwise_large_nchw(DepthwiseTileArgs args) {
   using A = accumulate_t<T>;
@@ -158,25 +158,25 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
   }
   synchronize();
 
-  const int patches_w = t.tile_w / kLargeColumns, patches = patches_w * (t.tile_h / kLargeRows);
+  const int patches_w = t.tile_w / kLargeColumns, patches = patches_w * (t.tile_h / kRows);
   const int q = thread_index() / patches, patch = thread_index() - q * patches;
-  const int y = patch / patches_w * kLargeRows, x = patch % patches_w * kLargeColumns;
+  const int y = patch / patches_w * kRows, x = patch % patches_w * kLargeColumns;
   const bool active = q < planes && y0 + y < out_h && x0 + x < out_w;
-  A acc[kLargeRows][kLargeColumns][1];
+  A acc[kRows][kLargeColumns][1];
   if (active) {
     const int64_t c = numbers.inner(q);
     const A bias = args.bias != nullptr ? load_bias<T>(args.bias, c, args.wide_bias) : A(0);
 #pragma unroll
-    for (int i = 0; i < kLargeRows * kLargeColumns; ++i) acc[i / kLargeColumns][i % kLargeColumns][0] = bias;
-    for (int j = 0; j < kernel_h + kLargeRows - 1; ++j) {
-      const T* filter[kLargeRows];
-      bool present[kLargeRows];
+    for (int i = 0; i < kRows * kLargeColumns; ++i) acc[i / kLargeColumns][i % kLargeColumns][0] = bias;
+    for (int j = 0; j < kernel_h + kRows - 1; ++j) {
+      const T* filter[kRows];
+      bool present[kRows];
 #pragma unroll
-      for (int i = 0; i < kLargeRows; ++i) {
+      for (int i = 0; i < kRows; ++i) {
         present[i] = j - i >= 0 && j - i < kernel_h;
         filter[i] = filters + q * taps + (j - i) * kernel_w;
       }
-      multiply_filter_row<kLargeRows, 1>(tile + (q * rows + y + j) * args.in_pitch + x, filter, present, kernel_w, 1, acc);
+      multiply_filter_row<kRows, 1>(tile + (q * rows + y + j) * args.in_pitch + x, filter, present, kernel_w, 1, acc);
     }
   }
   synchronize();  // the input's tile becomes the output's
@@ -193,7 +193,7 @@ depthwise_large_nchw(DepthwiseTileArgs args) {
     activate_short(p.activation, acc);
     const T* const first = out_first(q);
 #pragma unroll
-    for (int i = 0; i < kLargeRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if (y + i >= out.rows) continue;
       T* const row = out.row(q, y + i, first) + x;
 #pragma unroll
