@@ -18,11 +18,13 @@ if emulator.cuda_headers() is None:
     pytest.skip("no cuda_fp16.h: neither a CUDA toolkit nor a CUDA build of torch", allow_module_level=True)
 
 E = emulator.load()
-# At stride 1 it is a forward pass with the flipped filter.
+# At stride 1 it is a forward pass with the flipped filter. With an even filter one side has no whole runs in NCHW.
 ROWS = [
     i
     for i, row in enumerate(TABLE)
-    if row["op"] == "depthwise_conv2d" and (row["pass"] == "backward_input" or (row["pass"] == "forward" and row["stride"] < 2))
+    if row["op"] == "depthwise_conv2d"
+    and (row["pass"] == "backward_input" or (row["pass"] == "forward" and row["stride"] < 2))
+    and not (row["name"] == "depthwise_lines_nchw" and row["filter"] % 2 == 0)
 ]
 
 
@@ -37,6 +39,7 @@ def test_every_kernel_adds_bias_and_activation(index, emulated):
     row = TABLE[index]
     stride = 1 if row["pass"] == "forward" else row["stride"] or 3
     kernel = (row["filter"],) * 2 if row["filter"] else (2, 11)
+    kernel = (1, row["filter"] or 13) if "lines" in row["name"] else kernel
     padding = tuple(k // 2 for k in kernel)
     size = (9, 48 if row["aligned"] else 21)
     case = Transposed("", 2, 40, size, kernel, (stride, stride), padding, (stride - 1, 0))

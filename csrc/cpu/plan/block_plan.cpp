@@ -138,7 +138,7 @@ SeparablePlan plan_separable(const CpuProblem& problem, int64_t out_channels, co
   const int64_t out_pixels = problem.batch * problem.out_h * problem.out_w;
   whole.workers = workers_for(out_pixels * out_channels * problem.channels / 16, whole.tiles, machine);
   whole.scratch_bytes = whole.row->scratch(problem, whole.rows_per_tile) + (of_planes ? plan.depthwise.scratch_bytes : 0);
-  whole.flops = 2 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels);
+  whole.flops = counted(2.0 * out_pixels * problem.channels * (problem.kernel_h * problem.kernel_w + out_channels));
   whole.bytes = element_size(problem.dtype) * (problem.batch * problem.channels * problem.in_h * problem.in_w +
                                                out_pixels * out_channels + problem.channels * out_channels);
   const std::string stage_text = machine.with_reasons ? "; depthwise stage: " + describe(*plan.depthwise.row) : "";
@@ -161,7 +161,7 @@ SeparablePlan plan_pointwise(const CpuProblem& p, int64_t out_channels, const Is
   const int64_t pixels = p.batch * p.out_h * p.out_w;
   whole.workers = workers_for(pixels * out_channels * p.channels / 16, whole.tiles, machine);
   whole.scratch_bytes = whole.row->scratch(p, whole.rows_per_tile);
-  whole.flops = 2 * pixels * p.channels * out_channels;
+  whole.flops = counted(2.0 * pixels * p.channels * out_channels);
   whole.bytes = element_size(p.dtype) * (pixels * (p.channels + out_channels) + p.channels * out_channels);
   finish(plan, p, of_planes, "", machine);
   return plan;
@@ -187,7 +187,8 @@ InvertedPlan plan_inverted_residual(const CpuProblem& p, int64_t in_channels, in
   const int64_t fair = ceil_div(p.batch * p.out_h, kSplitsAWorker * machine.threads);
   const int64_t rows = std::clamp<int64_t>(std::min(affordable, fair), 1, p.batch * p.out_h);
   const int64_t out_pixels = p.batch * p.out_h * p.out_w, in_pixels = p.batch * p.in_h * p.in_w;
-  whole.flops = 2 * (in_pixels * in_channels * p.channels + out_pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels));
+  whole.flops = counted(2.0 * in_pixels * in_channels * p.channels +
+                        2.0 * out_pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels));
   const int64_t elements = in_pixels * p.channels, expanded = elements * element_size(p.dtype);
   const bool beyond_caches = expanded >= std::min(kLarge, machine.l3_bytes / 4);
   const bool few_flops = expanded >= machine.threads * machine.l2_bytes && whole.flops < kFewFlops * elements;
@@ -235,7 +236,7 @@ PatchPlan plan_patches(const CpuProblem& p, int64_t channels, int64_t out_channe
   whole.scratch_bytes = plan.scratch_offset + (rows * std::max(p.stride_h, reach_h) * plan.row_pitch + past) * unit;
   const int64_t pixels = p.batch * p.out_h * p.out_w;
   whole.workers = workers_for(pixels * out_channels * p.channels / 16, whole.tiles, machine);
-  whole.flops = 2 * pixels * p.channels * out_channels;
+  whole.flops = counted(2.0 * pixels * p.channels * out_channels);
   whole.bytes = element_size(p.dtype) * (p.batch * channels * p.in_h * p.in_w + (pixels + p.channels) * out_channels);
   whole.prefetch_output = whole.bytes >= machine.l3_bytes / 4;
   if (machine.with_reasons) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/plan/parts.h"
 
@@ -15,11 +16,13 @@ constexpr int64_t kPartBytes = 4 << 20;
 // Output rows a tile whose staged rows, `row_bytes` an input row and `out_row_bytes` an output row, fit in `cache_bytes`; but
 // so many that halo rows are at most a third.
 int64_t staged_rows(const CpuProblem& p, int64_t row_bytes, int64_t out_row_bytes, int64_t cache_bytes) {
-  const int64_t halo = std::max<int64_t>(p.kernel_h - 1, 0) * p.dilation_h;
-  const int64_t a_row = std::max<int64_t>(row_bytes * p.depth * p.stride_h + out_row_bytes, 1);
-  const int64_t in_cache = (cache_bytes - halo * row_bytes * p.depth) / a_row;
-  const int64_t rows = std::max({in_cache, 2 * kRowTile, ceil_div(2 * halo, p.stride_h)});
-  const int64_t pieces = ceil_div(std::max<int64_t>(p.out_h, 1), rows);  // of even height
+  // In doubles: 64 bits need not hold a filter as large as an image times its rows.
+  const double halo = 1.0 * std::max<int64_t>(p.kernel_h - 1, 0) * p.dilation_h;
+  const double a_row = std::max(1.0 * row_bytes * p.depth * p.stride_h + out_row_bytes, 1.0);
+  const double in_cache = std::trunc((cache_bytes - halo * row_bytes * p.depth) / a_row);
+  const double rows = std::max({in_cache, 2.0 * kRowTile, std::ceil(2 * halo / p.stride_h)});
+  const int64_t out_h = std::max<int64_t>(p.out_h, 1);
+  const int64_t pieces = rows < out_h ? ceil_div(out_h, static_cast<int64_t>(rows)) : 1;  // of even height
   return std::max<int64_t>(std::min(ceil_div(ceil_div(p.out_h, pieces), kRowTile) * kRowTile, p.out_h), 1);
 }
 
@@ -117,7 +120,7 @@ Plan plan_forward(const CpuProblem& p, const IsaKernels& isa, const Machine& mac
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
   plan.bytes =
       element_size(p.dtype) * (planes * p.depth * p.in_h * p.in_w + p.channels * taps) + element_size(p.out_dtype) * elements;
-  plan.flops = 2 * elements * taps;
+  plan.flops = counted(2.0 * elements * taps);
   if (p.layout == Layout::kNHWC && plan.row->family != Family::kFlat) {  // the flat ones go in order
     plan.prefetch_input = plan.prefetch_output = should_prefetch(p, machine, true) || prefetch_pays_from_memory(p, machine, true);
   }
@@ -171,7 +174,7 @@ Plan plan_backward_input(const CpuProblem& p, const IsaKernels& isa, const Machi
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   const int64_t taps = p.kernel_h * p.kernel_w * p.depth;
   plan.bytes = element_size(p.dtype) * (planes * (p.depth * p.in_h * p.in_w + p.out_h * p.out_w) + p.channels * taps);
-  plan.flops = 2 * planes * p.in_h * p.in_w * taps;
+  plan.flops = counted(2.0 * planes * p.in_h * p.in_w * taps);
   plan.prefetch_input = plan.prefetch_output = should_prefetch(p, machine, false);
   plan.prefetch_next_output = prefetches_output(p, machine);
   if (machine.with_reasons) {
@@ -205,7 +208,7 @@ Plan plan_backward_weight(const CpuProblem& p, const IsaKernels& isa, const Mach
   plan.workers = workers_for(elements, plan.tiles, machine);
   plan.scratch_bytes = plan.row->scratch(p, plan.rows_per_tile);
   plan.bytes = element_size(p.dtype) * (p.batch * p.channels * p.in_h * p.in_w + elements + p.channels * taps);
-  plan.flops = 2 * elements * taps;
+  plan.flops = counted(2.0 * elements * taps);
   plan.prefetch_input = p.layout == Layout::kNHWC
                             ? should_prefetch(p, machine, false) || prefetch_pays_from_memory(p, machine, false)
                             : plan.row->family == Family::kRows && input_bytes(p) >= machine.prefetch_threshold / 4;
@@ -246,7 +249,7 @@ SqueezePlan plan_squeeze(const CpuProblem& p, int64_t squeezed, const IsaKernels
   plan.workers = workers_for(p.batch * p.channels * p.in_h * p.in_w, plan.tiles, machine);
   const int64_t weights = 2 * p.channels * squeezed;
   plan.bytes = input_bytes(p) + (weights + p.batch * p.channels) * element_size(p.dtype);
-  plan.flops = p.batch * (p.channels * p.in_h * p.in_w + 2 * weights);
+  plan.flops = counted(1.0 * p.batch * p.channels * p.in_h * p.in_w + 2.0 * p.batch * weights);
   if (machine.with_reasons) plan.reason = describe(*plan.row);
   for (Plan* const layer : {&stages.hidden, &stages.gates}) {
     layer->row = plan.row;

@@ -44,11 +44,9 @@ inline Tensor pack(DType dtype, const PackedPlaces& at, const Tensor& like, cons
 // possible: whether there can be weights of these sizes at all.
 inline void check_packed(const char* op, const char* name, const char* pack_op, const Tensor& packed, const Tensor& input,
                          DType dtype, int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w, bool possible) {
-  const auto counted = [&](int64_t size) { return size >= 0 && size < packed.size(0); };  // sizes whose bytes 64 bits can count
   const bool bytes = possible && packed.is_cpu() == input.is_cpu() && packed.get_device_index() == input.get_device_index() &&
                      packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
-  DWCONV_CHECK(bytes && channels > 0 && out_channels > 0 && counted(channels) && counted(out_channels) && counted(kernel_h) &&
-                   counted(kernel_w) && aligned_start(packed) &&
+  DWCONV_CHECK(bytes && PackedPlaces::countable(channels, out_channels, kernel_h, kernel_w) && aligned_start(packed) &&
                    packed.size(0) == PackedPlaces(dtype, channels, out_channels, kernel_h, kernel_w).end,
                op, ": ", name, " must be what ", pack_op, " made on this device of ",
                weights_text(pack_op, channels, out_channels));

@@ -66,13 +66,14 @@ void set_counts(const DepthwiseProblem& p, int64_t multiplier, LaunchPlan* plan)
   const int64_t taps = p.kernel_h * p.kernel_w, planes = p.batch * p.channels * multiplier;
   plan->bytes = element_size(p.dtype) *
                 (p.batch * p.channels * p.in_h * p.in_w + planes * p.out_h * p.out_w + p.channels * multiplier * taps);
-  plan->flops = 2 * planes * p.out_h * p.out_w * taps;
+  plan->flops = counted(2.0 * planes * p.out_h * p.out_w * taps);
 }
 
 // What the tile of a kernel in channels_last is to it, or to its part of a launch.
 void set_tile(const Candidate& c, int channels, DepthwiseTileArgs* args) {
   const Tiling& t = c.tiling;
   args->tiling = t;
+  if (args->problem.layout == Layout::kNCHW) return;  // its slabs are of planes, whose number has no bound
   args->slabs = Divisor(t.slabs), args->tiles_w = Divisor(t.tiles_w), args->tiles_h = Divisor(t.tiles_h);
   args->lanes = Divisor(t.slab / channels);
 }

@@ -72,7 +72,7 @@ DepthwiseNormPlan plan_depthwise_norm(const Request& request, const Gpu& gpu) {
   const Forced& forced = request.forced;
   const int64_t elements = p.batch * p.channels, pixels = p.in_h * p.in_w, outputs = p.out_h * p.out_w;
   plan.bytes = 2 * element_size(p.dtype) * elements * (pixels + outputs);
-  plan.flops = elements * outputs * (12 + 4 * p.kernel_h * p.kernel_w);
+  plan.flops = counted(1.0 * elements * outputs * (12 + 4 * p.kernel_h * p.kernel_w));
   const KernelRow* row = nullptr;
   for (const KernelRow* each : kernel_table()) {
     const bool fits = misfit(*each, Op::kDepthwiseNorm, Pass::kBackward, p, request.multiplier, gpu) == nullptr;

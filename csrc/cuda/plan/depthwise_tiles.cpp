@@ -9,7 +9,7 @@ namespace dwconv::cuda {
 namespace {
 
 constexpr int kMinThreads = 64;
-constexpr double kExcess = 0.1;  // of a transposed tile's time, for each time its problem's bytes that it moves again
+constexpr double kExcess = 0.1;        // of a tile's time, for each time its problem's bytes that it moves again
 constexpr int64_t kSegmentSlack = 15;  // bytes by which a segment may be shifted against its chunks
 
 }  // namespace
@@ -57,17 +57,18 @@ int64_t span(const Shape& s, int64_t outputs, int64_t kernel, int64_t stride) {
   return s.transposed ? (outputs - 1) / stride + (kernel - 1) / stride + 1 : (outputs - 1) * stride + kernel;
 }
 
-// Sums the in-image input rows or columns of all tiles along one axis.
-int64_t staged(const Shape& s, int64_t tiles, int64_t tile, int64_t kernel, int64_t stride, int64_t pad, int64_t in_size) {
+// Sums the in-image input rows or columns of all tiles along one axis, as reads() does.
+double staged(const Shape& s, int64_t tiles, int64_t tile, int64_t kernel, int64_t stride, int64_t pad, int64_t in_size) {
   int64_t total = 0;
   const int64_t first_tile = s.transposed ? -(pad % stride) : 0;
-  for (int64_t i = 0; i < tiles; ++i) {
+  const int64_t looked = std::min(tiles, kTilesLookedAt);
+  for (int64_t i = 0; i < looked; ++i) {
     const int64_t y = first_tile + i * tile;
     const int64_t begin = s.transposed ? (y + pad) / stride - (kernel - 1) / stride : y * stride - pad;
     const int64_t end = begin + span(s, tile, kernel, stride);
     total += std::max<int64_t>(std::min(end, in_size) - std::max<int64_t>(begin, 0), 0);
   }
-  return total;
+  return static_cast<double>(total) * static_cast<double>(tiles) / static_cast<double>(looked);
 }
 
 // Elements between rows in shared memory that are an odd number of words apart.
@@ -148,8 +149,8 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   if (c.launch.shared_bytes > gpu.shared_per_block) return false;
   if (!s.rows && c.in_rows * c.in_columns * t.slab >= kMostIndex) return false;
 
-  const double halo = static_cast<double>(staged(s, t.tiles_h, t.tile_h, p.kernel_h, p.stride_h, p.pad_h, p.in_h)) *
-                      static_cast<double>(staged(s, t.tiles_w, t.tile_w, p.kernel_w, p.stride_w, p.pad_w, p.in_w));
+  const double halo = staged(s, t.tiles_h, t.tile_h, p.kernel_h, p.stride_h, p.pad_h, p.in_h) *
+                      staged(s, t.tiles_w, t.tile_w, p.kernel_w, p.stride_w, p.pad_w, p.in_w);
   // A row of a NCHW tile that is narrower than the image begins and ends within sectors of 32 bytes, of which it uses a part.
   const double split = nhwc || t.tiles_w == 1 ? 0.0 : static_cast<double>(t.tiles_w * (32 - unit));
   const double part = nhwc ? std::max(1.0, 32.0 / static_cast<double>(t.slab * unit)) : 1.0;  // runs of less than a sector
@@ -185,7 +186,7 @@ bool complete(const KernelRow& row, const Shape& s, const Request& request, cons
   if (s.weight) cost.waits = static_cast<double>(ceil_div(c.tiles, c.parts));
   c.seconds = launch_seconds(c.launch, cost, gpu) + (c.parts > 1 ? kSumPartsSeconds + kPartSeconds * c.parts : 0);
   // Tiles that the model takes for equal differ by twice in what they move, and L2 merges the sectors that two blocks write.
-  if (s.transposed) c.seconds *= 1 + kExcess * ((loads + outputs) / once - 1);
+  if (s.transposed || row.family == Family::kLargeLines) c.seconds *= 1 + kExcess * ((loads + outputs) / once - 1);
   return true;
 }
 

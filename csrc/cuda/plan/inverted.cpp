@@ -17,17 +17,6 @@ struct Geometry {
   int32_t tile_h, tile_w, warps_m, warps_n, warps;
 };
 
-// Input rows (or columns) that tiles of so many output rows read, summed over the tiles of an image.
-double reads(int64_t in, int64_t out, int64_t tile, int64_t reach, int64_t stride, int64_t pad) {
-  double total = 0;
-  for (int64_t first = 0; first < out; first += tile) {
-    const int64_t begin = std::max<int64_t>(first * stride - pad, 0);
-    const int64_t end = std::min((std::min(first + tile, out) - 1) * stride - pad + reach, in);
-    total += static_cast<double>(std::max<int64_t>(end - begin, 0));
-  }
-  return total;
-}
-
 LaunchPlan cost_of(const Request& request, int64_t in_channels, int64_t out_channels, const Geometry& g, const KernelRow& row,
                    const Gpu& gpu, InvertedResidualArgs* args) {
   const DepthwiseProblem& p = request.problem;
@@ -208,7 +197,7 @@ InvertedPlan plan_inverted_residual(const Request& request, int64_t in_channels,
   b.aligned_in = alignment.input, b.aligned_out = alignment.output, b.aligned_weight = alignment.weight;
   const int64_t unit = element_size(p.dtype), read = p.batch * p.in_h * p.in_w, written = p.batch * p.out_h * p.out_w;
   plan.bytes = unit * (read * in_channels + written * out_channels + p.channels * (in_channels + out_channels));
-  plan.flops = 2 * p.channels * (read * in_channels + written * (p.kernel_h * p.kernel_w + out_channels));
+  plan.flops = counted(2.0 * p.channels * (1.0 * read * in_channels + 1.0 * written * (p.kernel_h * p.kernel_w + out_channels)));
   char text[240];
   if (fits) {
     snprintf(text, sizeof text,

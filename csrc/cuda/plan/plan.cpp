@@ -77,6 +77,17 @@ const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProble
   return nullptr;
 }
 
+double reads(int64_t in, int64_t out, int64_t tile, int64_t reach, int64_t stride, int64_t pad) {
+  double total = 0;
+  const int64_t tiles = ceil_div(out, tile), looked = std::min(tiles, kTilesLookedAt);
+  for (int64_t first = 0; first < looked * tile; first += tile) {
+    const int64_t begin = std::max<int64_t>(first * stride - pad, 0);
+    const int64_t end = std::min((std::min(first + tile, out) - 1) * stride - pad + reach, in);
+    total += static_cast<double>(std::max<int64_t>(end - begin, 0));
+  }
+  return total * static_cast<double>(tiles) / static_cast<double>(looked);
+}
+
 double scalar_rate(DType dtype, const Gpu& gpu) {
   const double lanes = gpu.arch < 80 ? 64 : 128;  // float32 multiply-adds a clock
   return 2 * lanes * gpu.clock * (dtype != DType::kFloat64 ? 1.0 : gpu.arch == 80 || gpu.arch == 90 ? 0.5 : 1.0 / 32);

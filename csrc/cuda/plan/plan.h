@@ -202,6 +202,11 @@ inline int32_t whole_runs(std::initializer_list<int64_t> bytes) {
 // where there is no other; or the forced row alone.
 std::vector<const KernelRow*> matrix_kernels(Op op, Pass pass, const Request& request, const Gpu& gpu);
 
+// Input rows or columns that tiles of so many outputs read along an axis, summed over all of them: of very many in proportion to
+// the first, so that a plan of any image takes no longer.
+double reads(int64_t in, int64_t out, int64_t tile, int64_t reach, int64_t stride, int64_t pad);
+constexpr int64_t kTilesLookedAt = 4096;
+
 // Why a row cannot take a problem, or null.
 const char* misfit(const KernelRow& row, Op op, Pass pass, const DepthwiseProblem& p, int64_t multiplier, const Gpu& gpu);
 

@@ -28,14 +28,14 @@ std::pair<int32_t, int32_t> covered(Layout layout, int32_t warps_m, int32_t warp
 double staged_rows(const DepthwiseProblem& p, int64_t tile_rows) {
   const int64_t reach = (p.kernel_h - 1) * p.dilation_h;
   double total = 0;
-  for (int64_t row = 0; row < p.batch * p.out_h;) {
+  for (int64_t row = 0, tiles = 0; row < p.batch * p.out_h; ++tiles) {
     const int64_t n = row / p.out_h, y = row - n * p.out_h;
     const int64_t count = std::min({tile_rows - row % tile_rows, p.out_h - y});  // of this tile in this image
     const int64_t first = std::max<int64_t>(y * p.stride_h - p.pad_h, 0);
     const int64_t last = std::min((y + count - 1) * p.stride_h - p.pad_h + reach + 1, p.in_h);
     total += static_cast<double>(std::max<int64_t>(last - first, 0));
     row += count;
-    if (n >= 64 && p.batch > 128)
+    if ((n >= 64 && p.batch > 128) || tiles == kTilesLookedAt)
       return total / static_cast<double>(row) * static_cast<double>(p.batch * p.out_h);  // enough to know
   }
   return total;
@@ -48,15 +48,7 @@ double split_sectors(const DepthwiseProblem& p, int64_t tile_w) {
 }
 
 double staged_columns(const DepthwiseProblem& p, int64_t tile_w) {
-  const int64_t reach = (p.kernel_w - 1) * p.dilation_w;
-  double total = 0;
-  for (int64_t x = 0; x < p.out_w; x += tile_w) {
-    const int64_t last_x = std::min(x + tile_w, p.out_w) - 1;
-    const int64_t first = std::max<int64_t>(x * p.stride_w - p.pad_w, 0);
-    const int64_t last = std::min(last_x * p.stride_w - p.pad_w + reach + 1, p.in_w);
-    total += static_cast<double>(std::max<int64_t>(last - first, 0));
-  }
-  return total;
+  return reads(p.in_w, p.out_w, tile_w, (p.kernel_w - 1) * p.dilation_w + 1, p.stride_w, p.pad_w);
 }
 
 // A launch of the block's kernel with one geometry; seconds is kDoesNotFit where it does not fit.
@@ -250,7 +242,7 @@ PointwisePlan plan_pointwise(const Request& request, int64_t out_channels, const
   plan.args.aligned_in = alignment.input, plan.args.aligned_out = alignment.output, plan.args.aligned_weight = alignment.weight;
   const int64_t pixels = p.batch * p.out_h * p.out_w;
   plan.bytes = element_size(p.dtype) * (pixels * (p.channels + out_channels) + p.channels * out_channels);
-  plan.flops = 2 * pixels * p.channels * out_channels;
+  plan.flops = counted(2.0 * pixels * p.channels * out_channels);
   plan.reason = (p.layout == Layout::kNCHW ? "channels_last_values, then " : "") + describe(plan, plan.args);
   return plan;
 }
@@ -299,7 +291,7 @@ SeparablePlan plan_separable(const Request& request, int64_t out_channels, const
   plan.block_args.aligned_weight = alignment.weight;
   const int64_t unit = element_size(p.dtype), pixels = p.batch * p.out_h * p.out_w;
   plan.bytes = unit * (p.batch * p.channels * p.in_h * p.in_w + pixels * out_channels + p.channels * out_channels);
-  plan.flops = 2 * pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels);
+  plan.flops = counted(2.0 * pixels * p.channels * (p.kernel_h * p.kernel_w + out_channels));
   char costs[96];
   snprintf(costs, sizeof costs, "expected %.1f us fused, %.1f us unfused; ", fits ? fused.seconds * 1e6 : 0.0,
            unfused_seconds * 1e6);
