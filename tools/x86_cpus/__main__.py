@@ -1,6 +1,7 @@
 """The test suite on x86-64 CPUs that this machine is not, under qemu-user: a row each of what was chosen, passed and failed.
 
-python tools/x86_cpus                                           Nehalem and Haswell, all that is not slow or random: many hours
+python tools/x86_cpus                   Nehalem and Haswell, all that is neither slow nor random: hours
+python tools/x86_cpus --every 11        every 11th of these tests
 python tools/x86_cpus Nehalem Haswell,-fma -- tests/ops/test_pointwise.py -k mobilenet
 
 A model is one of `qemu-x86_64-static -cpu help`; what follows -- is pytest's, which prints to build/x86_cpus/MODEL.log. Exits
@@ -23,16 +24,15 @@ FOLDERS = ("tests/kernels", "tests/ops", "tests/nn")
 # Not the CUDA kernels' emulator, not the random tests, which are many, and not those about CPUs that are not here.
 APART = ("emulator", "random", "emulated_isa", "narrower_sets", "isa_counts", "aarch64", "x86_isa", "x86_cpus")
 CHOSEN = ["-m", "not slow", "-k", " and ".join(f"not {name}" for name in APART)]
-# Tests that start Python start it under the emulator.
-PYTEST = "import sys, pytest; sys.executable = sys.argv.pop(1); sys.exit(pytest.main())"
+SAMPLED = str(Path(__file__).with_name("sampled.py"))
 
 
-def row(model: str, arguments: list[str]) -> tuple[str, bool]:
+def row(model: str, every: int, arguments: list[str]) -> tuple[str, bool]:
     log = ROOT / "build" / "x86_cpus" / f"{model}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, open(log, "w") as out:
         python = f"{folder}/{sys.executable.rsplit('/', 1)[-1]}"
-        command = ["-u", "-c", PYTEST, python, "-v", "-p", "no:cacheprovider", *arguments]
+        command = ["-u", SAMPLED, python, str(every), "-v", "-p", "no:cacheprovider", *arguments]
         code = emulated(model, command, folder, stdout=out, stderr=out).returncode
     text = log.read_text()
     sets = re.search(r"^dwconv_ext \S+, torch \S+, (.*)$", text, re.MULTILINE)
@@ -47,11 +47,12 @@ def main() -> int:
     at = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["Nehalem", "Haswell"])
-    models = parser.parse_args(given[:at]).models
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="run every N-th of the tests; best a prime number")
+    options = parser.parse_args(given[:at])
     print("| model | sets, the last chosen | passed | failed | skipped | |\n| --- | --- | ---: | ---: | ---: | --- |", flush=True)
     failed = 0
-    for model in models:
-        line, passed = row(model, given[at + 1 :] or [*CHOSEN, *FOLDERS])
+    for model in options.models:
+        line, passed = row(model, options.every, given[at + 1 :] or [*CHOSEN, *FOLDERS])
         print(line, flush=True)
         failed += not passed
     return failed
