@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import re
+import shutil
+import subprocess
 
 import kernel_rows
 import pytest
@@ -122,3 +124,36 @@ def test_every_row_under_qemu(program, model, sets):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert re.findall(r"^(\w+): \d+ rows, [1-9]", done.stdout, re.MULTILINE) == sets
     assert re.search(r"^\d+ passed, 0 failed$", done.stdout, re.MULTILINE)
+
+
+# What is in a set's instructions and not in a narrower one's, in GNU's assembler, and the sets whose functions may have it.
+WIDER = {
+    "avx2": (r"\tv[a-z]|\t(andn|bextr|bls\w+|s[ah][lr]x|rorx|mulx|pdep|pext|lzcnt)\b", SETS[1:]),
+    "avx512": (r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])", SETS[2:]),
+    "avx512_bf16": (r"\tv(dp|cvtne2?ps2)bf16", SETS[3:]),
+    "amx": (r"\t(tdp|tile|ldtile)", SETS[4:]),
+}
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump: apt-get install binutils")
+def test_only_the_sets_own_functions_have_their_instructions():
+    """All of the library, what no test runs too: a helper of the same name in two sets' files would be linked once, for both."""
+    command = ["objdump", "-d", "--no-show-raw-insn", "-j", ".text", _C.__file__]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    wider = [(name, re.compile(pattern), sets) for name, (pattern, sets) in WIDER.items()]
+    function, isa, found, wrong = "", "", set(), set()
+    for line in lines:
+        if line.endswith(">:"):
+            function = line.split("<")[1][:-2]
+            own = re.search(r"6dwconv(?:4(avx2)|6(avx512)|11(avx512_bf16)|3(amx))", function)  # as names are mangled
+            isa = own[own.lastindex] if own else ""
+            continue
+        for name, pattern, sets in wider:
+            if pattern.search(line):
+                found.add(name)
+                if isa not in sets:
+                    wrong.add((function, line.split("\t", 1)[1]))
+    if not any("6dwconv" in line for line in lines if line.endswith(">:")):
+        pytest.skip("the library's functions have no names: it is stripped")
+    assert {"avx2", "avx512"} <= found
+    assert not wrong, sorted(wrong)[:10]
