@@ -46,6 +46,16 @@ def test_nonsense_is_an_import_error():
     check_ask(done, _C.supported_isas()[-1], nonsense)
 
 
+def test_the_library_alone_says_so_at_the_first_call():
+    code = (
+        "import sys, torch\n"
+        "torch.ops.load_library(sys.argv[1])\n"
+        "torch.ops.dwconv_ext.global_average_pool(torch.ones(1, 1, 3, 3), True)"
+    )
+    done = x86_cpus.here(["-c", code, _C.__file__], DWCONV_EXT_ISA="sse9")
+    assert done.returncode == 1 and "RuntimeError: DWCONV_EXT_ISA: 'sse9' is not available here" in done.stderr, done.stderr
+
+
 # Here, with CPUID and XGETBV answered for another: what the compiled package asks, and that it runs what it chose.
 
 
