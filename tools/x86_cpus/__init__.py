@@ -5,7 +5,7 @@ the widest set of kernels that each runs under a system that saves all of its re
 
 ``emulated`` runs Python under qemu-user, which executes the instructions of the CPU that it is told to be and of no other; it has
 AVX2 (from 7.2 on) and no AVX-512. ``pretended`` runs Python here, with CPUID, XCR0 and the system's answer about AMX replaced
-(``pretend.c``): it shows what is chosen for CPUs and systems of any kind.
+(``pretend.cpp``): it shows what is chosen for CPUs and systems of any kind.
 
 python tools/x86_cpus --help
 """
@@ -87,11 +87,13 @@ def emulated(model: str, arguments: list[str], folder: Path, **options: object) 
 
 def build_pretence(folder: Path) -> Path | None:
     """The library, or None where it cannot be built or this CPU's CPUID does not fault."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
     if sys.platform != "linux" or platform.machine() != "x86_64" or compiler is None:
         return None
     library = Path(folder, "pretend.so")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", Path(__file__).with_name("pretend.c"), "-o", library], check=True)
+    subprocess.run(
+        [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", Path(__file__).with_name("pretend.cpp"), "-o", library], check=True
+    )
     tried = subprocess.run(["true"], env={**os.environ, "LD_PRELOAD": str(library), "X86_CPU": "0 0 0 0 0"})
     return library if tried.returncode == 0 else None
 
