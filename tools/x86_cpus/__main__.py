@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from x86_cpus import ROOT, emulated
 
 FOLDERS = ("tests/kernels", "tests/ops", "tests/nn")
-# Not the CUDA kernels' emulator and the files that ask it, not the random tests, which are many, and not those about CPUs that
-# are not here.
+# Not the CUDA kernels' emulator and the files that ask it, the random tests, which are many, those about CPUs that are not
+# here, and that of memory, of which qemu 7.2 reads what AVX's masked loads leave out.
 CUDA = ("emulator", "test_checks", "test_tuner", "test_training")
 ELSEWHERE = ("emulated_isa", "narrower_sets", "isa_counts", "aarch64", "x86_isa", "x86_cpus")
-CHOSEN = ["-m", "not slow", "-k", " and ".join(f"not {name}" for name in (*CUDA, "random", *ELSEWHERE))]
+CHOSEN = ["-m", "not slow", "-k", " and ".join(f"not {name}" for name in (*CUDA, "random", *ELSEWHERE, "test_memory"))]
 SAMPLED = str(Path(__file__).with_name("sampled.py"))
 
 
