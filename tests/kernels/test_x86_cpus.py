@@ -136,6 +136,22 @@ def test_every_row_under_qemu(program, model, sets):
     assert re.search(r"^\d+ passed, 0 failed$", done.stdout, re.MULTILINE)
 
 
+BASELINE = ["qemu64", "core2duo", "Penryn", "Nehalem", "SandyBridge", "IvyBridge", "Opteron_G4", "Opteron_G5"]
+BASELINE += [f"Haswell,-{flag}" for flag in ("fma", "f16c", "avx2", "avx", "xsave")]
+AVX2 = ["Haswell", "Broadwell", "EPYC", "Skylake-Server", "Cooperlake", "KnightsMill", "max"]  # no emulator of AVX-512
+
+
+@needs_qemu
+@pytest.mark.slow
+@pytest.mark.parametrize("model, isa", [*((model, "baseline") for model in BASELINE), *((model, "avx2") for model in AVX2)])
+def test_names_that_a_model_lacks(program, model, isa):
+    has = SETS[: SETS.index(isa) + 1]
+    for name in [*SETS[len(has) :], "sse9"]:
+        done = kernel_rows.run(program, [QEMU, "-cpu", model], name)
+        wanted = f"DWCONV_EXT_ISA: '{name}' is not available here; this CPU and build run: {', '.join(has)}"
+        assert done.returncode == 2 and done.stderr.splitlines()[-1] == wanted  # after the emulator's warnings
+
+
 # What is in a set's instructions and not in a narrower one's, in GNU's assembler, and the sets whose functions may have it.
 WIDER = {
     "avx2": (r"\tv[a-z]|\t(andn|bextr|bls\w+|s[ah][lr]x|rorx|mulx|pdep|pext|lzcnt)\b", SETS[1:]),
