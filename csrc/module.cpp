@@ -15,6 +15,7 @@
 #include "cpu/runtime/pack_weights.h"
 #include "cpu/runtime/watched_tensors.h"
 #include "cpu/runtime/workspace.h"
+#include "cpu/runtime/x86_features.h"
 
 namespace dwconv {
 namespace {
@@ -152,6 +153,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   using namespace dwconv;
+  selected_isa();  // a bad DWCONV_EXT_ISA fails here, at import, while nothing is registered: another import may follow
   m.doc() = "dwconv_ext's compiled half: build facts, CPU features, kernel table and plans.";
   m.attr("build_torch") = DWCONV_BUILD_TORCH;
   m.attr("build_cuda") = DWCONV_BUILD_CUDA;
@@ -159,7 +161,17 @@ PYBIND11_MODULE(_C, m) {
   py::dict activations;
   for (const ActivationName& activation : kActivationNames) activations[activation.name] = static_cast<int>(activation.kind);
   m.attr("activations") = activations;
-  m.def("cpu_flags", &cpu_flags, "Instruction sets the kernels could use, as the CPU reports them.");
+  m.def("cpu_flags", &cpu_flags, "Instruction sets the kernels could use, as the CPU reports and the system allows them.");
+#if defined(__x86_64__)
+  m.def(
+      "x86_isa",
+      [](uint32_t leaf1_ecx, uint32_t leaf7_ebx, uint32_t leaf7_edx, uint32_t leaf7_1_eax, uint64_t xcr0, bool tiles_permitted) {
+        const X86Answers said = {leaf1_ecx, leaf7_ebx, leaf7_edx, leaf7_1_eax, xcr0};
+        return py::make_tuple(isa_name(widest_x86_isa(said, [&] { return tiles_permitted; })), x86_flags(said));
+      },
+      "The widest set and the flags of an x86-64 CPU that says this of itself; for tests.", py::kw_only(), py::arg("leaf1_ecx"),
+      py::arg("leaf7_ebx"), py::arg("leaf7_edx"), py::arg("leaf7_1_eax"), py::arg("xcr0"), py::arg("tiles_permitted"));
+#endif
   m.def("supported_isas", [] {
     std::vector<std::string> names;
     for (const IsaKernels& isa : supported_isas()) names.push_back(isa.name);
@@ -206,5 +218,4 @@ PYBIND11_MODULE(_C, m) {
         py::arg("channels"), py::arg("in_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
         py::arg("out_channels") = 0, py::arg("multiplier") = 1, py::arg("threads") = 1, py::arg("bias") = false);
   define_tuner(m);
-  selected_isa();  // a bad DWCONV_EXT_ISA fails here, at import
 }

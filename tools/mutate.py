@@ -43,7 +43,7 @@ FLAGS = f"-O0 -w {flags(COPY)}"
 FIRST_SECONDS, ALL_SECONDS = 1200, 7200  # of a test run
 
 # Tests of how the package is built, packed and shown, which build it themselves: none of a fault's business.
-APART = ("emulated_isa", "build", "cuda_build", "benchmarks", "examples", "traffic")
+APART = ("emulated_isa", "x86_cpus", "build", "cuda_build", "benchmarks", "examples", "traffic")
 
 HEADER = """#pragma once
 extern const unsigned long planted_fault;

@@ -6,6 +6,7 @@ scratch that end where nothing may be read. It runs where there is no torch, und
 python tools/kernel_rows/__init__.py                                                              this machine
 python tools/kernel_rows/__init__.py aarch64-linux-gnu-g++ qemu-aarch64-static -cpu max           AArch64 on x86-64, all sets
 python tools/kernel_rows/__init__.py aarch64-linux-gnu-g++ qemu-aarch64-static -cpu cortex-a72    one without bfloat16
+KERNEL_ROWS_READABLE=1 python tools/kernel_rows/__init__.py c++ qemu-x86_64-static -cpu Haswell   AVX2 (values.h)
 
 The instruction set that DWCONV_EXT_ISA names runs alone, as in the package.
 """
@@ -40,8 +41,9 @@ def build(compiler: str, folder: str | Path, flags: list[str] = FLAGS) -> Path:
     return program
 
 
-def run(program: Path, emulator: list[str], isa: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DWCONV_EXT_ISA": isa}
+def run(program: Path, emulator: list[str], isa: str = "", readable: bool = False) -> subprocess.CompletedProcess[str]:
+    """readable: what lies behind tensors and scratch is NaN that may be read, for an emulator that does so (values.h)."""
+    environment = {**os.environ, "DWCONV_EXT_ISA": isa, **({"KERNEL_ROWS_READABLE": "1"} if readable else {})}
     return subprocess.run([*emulator, str(program)], capture_output=True, text=True, env=environment)
 
 

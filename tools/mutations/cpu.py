@@ -149,4 +149,20 @@ FAULTS = [
         "a stale folded weight: writes past the version counter are not noticed",
         "tests/nn/test_watched_tensors.py",
     ),
+    Fault(
+        "forbidden_registers",
+        "x86_features.h",
+        "return (said.*flag.leaf >> flag.bit & 1) != 0 && «(said.xcr0 & flag.state) == flag.state»;",
+        "true",
+        "a missing check: instructions whose registers the system does not save",
+        "tests/kernels/test_x86_isa.py",
+    ),
+    Fault(
+        "refused_tiles",
+        "x86_features.h",
+        "if (isa == Isa::kAmx && «!system_permits_tiles()») return widest;",
+        "false",
+        "a missing check: AMX that the system has refused",
+        "tests/kernels/test_x86_isa.py",
+    ),
 ]

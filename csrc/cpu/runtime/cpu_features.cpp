@@ -45,28 +45,28 @@ namespace {
 std::vector<IsaKernels> find_isas() {
   std::vector<IsaKernels> found;
   found.reserve(5);  // the sets point at one another
-  found.push_back({Isa::kBaseline, "baseline", 16, {DWCONV_ALL_TABLES(baseline)}, nullptr});
+  found.push_back({Isa::kBaseline, isa_name(Isa::kBaseline), 16, {DWCONV_ALL_TABLES(baseline)}, nullptr});
 #if defined(DWCONV_BUILDS_X86)
-  __builtin_cpu_init();
-  if (!has_avx2()) return found;
-  found.push_back({Isa::kAvx2, "avx2", 32, {DWCONV_ALL_TABLES(avx2)}, nullptr});  // it has all
-  if (!has_avx512()) return found;
-  found.push_back({Isa::kAvx512, "avx512", 64, {DWCONV_ALL_TABLES(avx512)}, &found.back()});
+  const Isa widest = widest_isa();
+  if (widest < Isa::kAvx2) return found;
+  found.push_back({Isa::kAvx2, isa_name(Isa::kAvx2), 32, {DWCONV_ALL_TABLES(avx2)}, nullptr});  // it has all
+  if (widest < Isa::kAvx512) return found;
+  found.push_back({Isa::kAvx512, isa_name(Isa::kAvx512), 64, {DWCONV_ALL_TABLES(avx512)}, &found.back()});
 #endif
 #if defined(DWCONV_BUILDS_AVX512_BF16)
-  if (!has_avx512_bf16()) return found;
-  found.push_back({Isa::kAvx512Bf16, "avx512_bf16", 64, {DWCONV_ALL_TABLES(avx512_bf16)}, &found.back()});
+  if (widest < Isa::kAvx512Bf16) return found;
+  found.push_back({Isa::kAvx512Bf16, isa_name(Isa::kAvx512Bf16), 64, {DWCONV_ALL_TABLES(avx512_bf16)}, &found.back()});
 #endif
 #if defined(DWCONV_BUILDS_AMX)
-  if (!has_amx()) return found;
-  found.push_back({Isa::kAmx, "amx", 64, {amx::blocks_table()}, &found.back()});
+  if (widest < Isa::kAmx) return found;
+  found.push_back({Isa::kAmx, isa_name(Isa::kAmx), 64, {amx::blocks_table()}, &found.back()});
 #endif
 #if defined(DWCONV_BUILDS_NEON)
-  found.push_back({Isa::kNeon, "neon", 16, {DWCONV_ALL_TABLES(neon)}, nullptr});  // it has all
+  found.push_back({Isa::kNeon, isa_name(Isa::kNeon), 16, {DWCONV_ALL_TABLES(neon)}, nullptr});  // it has all
 #endif
 #if defined(DWCONV_BUILDS_NEON_BF16)
   if (!has_neon_bf16()) return found;
-  found.push_back({Isa::kNeonBf16, "neon_bf16", 16, {DWCONV_ALL_TABLES(neon_bf16)}, &found.back()});
+  found.push_back({Isa::kNeonBf16, isa_name(Isa::kNeonBf16), 16, {DWCONV_ALL_TABLES(neon_bf16)}, &found.back()});
 #endif
   return found;
 }
@@ -79,35 +79,21 @@ const std::vector<IsaKernels>& supported_isas() {
 }
 
 const char* isa_name(Isa isa) {
-  for (const IsaKernels& kernels : supported_isas()) {
-    if (kernels.isa == isa) return kernels.name;
-  }
-  return "unknown";
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_bf16"};  // in Isa's order
+  return kNames[static_cast<int32_t>(isa)];
 }
 
 std::vector<std::string> cpu_flags() {
-  std::vector<std::string> flags;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-#define DWCONV_FLAG(name) \
-  if (__builtin_cpu_supports(name)) flags.push_back(name);
-  DWCONV_FLAG("sse2")
-  DWCONV_FLAG("avx")
-  DWCONV_FLAG("f16c")
-  DWCONV_FLAG("fma")
-  DWCONV_FLAG("avx2")
-  DWCONV_FLAG("avx512f")
-  DWCONV_FLAG("avx512bw")
-  DWCONV_FLAG("avx512dq")
-  DWCONV_FLAG("avx512vl")
-#undef DWCONV_FLAG
-  if (has_leaf7(1, 1u << 5)) flags.push_back("avx512bf16");
-  if (has_leaf7(0, 1u << 22)) flags.push_back("amx_bf16");
-#elif defined(__aarch64__)
+  return x86_flags(x86_answers());
+#else
+  std::vector<std::string> flags;
+#if defined(__aarch64__)
   flags.push_back("neon");
   if (has_neon_bf16()) flags.push_back("bf16");
 #endif
   return flags;
+#endif
 }
 
 static const IsaKernels* find_isa(const std::string& name) {
@@ -116,7 +102,9 @@ static const IsaKernels* find_isa(const std::string& name) {
     if (name == isa.name) return &isa;
     known += (known.empty() ? "" : ", ") + std::string(isa.name);
   }
-  throw std::runtime_error("DWCONV_EXT_ISA: '" + name + "' is not available here; this CPU and build run: " + known);
+  std::string shown;  // an environment variable need not be text, which Python's message has to be
+  for (const char c : name) shown += c >= ' ' && c <= '~' ? c : '?';
+  throw std::runtime_error("DWCONV_EXT_ISA: '" + shown + "' is not available here; this CPU and build run: " + known);
 }
 
 static const IsaKernels*& selection() {

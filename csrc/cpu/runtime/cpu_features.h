@@ -10,7 +10,7 @@ namespace dwconv {
 
 const std::vector<IsaKernels>& supported_isas();  // what the build holds and CPU and system allow, best last
 const char* isa_name(Isa isa);
-std::vector<std::string> cpu_flags();  // the instruction sets the kernels could use, as the CPU reports them
+std::vector<std::string> cpu_flags();  // those the kernels could use, as the CPU reports and the system allows them
 Machine machine(int64_t threads);
 
 void force_row(const std::string& name, int32_t filter, int32_t stride);  // an empty name ends it
