@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -38,20 +39,20 @@ MODELS = {
 FILES = {"timm": "tests/test_models.py", "torchvision": "test/test_models.py"}
 
 
-def outcomes(file: Path, library: str, models: list[str], how: str, tests: list[str] | None = None) -> dict[tuple, dict]:
-    """What became of each model's tests, or of these alone; those of pretrained weights, which are elsewhere, left out."""
+def outcomes(file: Path, library: str, model: str, how: str, tests: Sequence[str] = ()) -> dict[str, dict]:
+    """What became of the model's tests, or of these alone; those of pretrained weights, which are elsewhere, left out."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tests.jsonl"
-        asked = {"library": library, "models": models, "how": how, "out": str(out)}
+        asked = {"library": library, "models": [model], "how": how, "out": str(out)}
         path = [str(ROOT / "tools" / "torch_tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "DWCONV_BUILT": json.dumps(asked)}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "built", "-p", "no:cacheprovider", "-k", "not pretrained"]
-        chosen = [f"{file.name}::{test}" for test in tests] if tests else [file.name]
+        chosen = [f"{file.name}::{test}" for test in tests] or [file.name]
         done = subprocess.run([*command, *chosen], cwd=file.parent, env=environment, capture_output=True, text=True)
         if not out.exists():
-            sys.exit(f"models: {file} ran no test:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            sys.exit(f"models: {file} ran no test of {model}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         lines = [json.loads(line) for line in out.read_text().splitlines()]
-    return {(line["model"], line["test"]): line for line in lines}
+    return {line["test"]: line for line in lines}
 
 
 def main() -> int:
@@ -63,29 +64,26 @@ def main() -> int:
     file = options.folder.resolve() / FILES[options.library]
     if not file.is_file():
         sys.exit(f"models: {file} is missing: the folder must hold {options.library}'s sources")
-    models = options.only or MODELS[options.library]
-    found = {how: outcomes(file, options.library, models, how) for how in ("torch", "converted", "compiled")}
-    passed = {how: {key for key, line in tests.items() if line["kind"] == "passed"} for how, tests in found.items()}
     print(f"{'model':38} {'tests':>6} {'pass: torch':>12} {'converted':>10} {'compiled':>9}   layers replaced, operations fused")
-    for model in models:
-        tests = [key for key, line in found["torch"].items() if key[0] == model and line["kind"] != "skipped"]
-        counts = [sum(key[0] == model for key in passed[how]) for how in found]
-        ours = [sum(line[what] for key, line in found[how].items() if key[0] == model)
-                for how, what in (("converted", "layers"), ("compiled", "fused"))]  # fmt: skip
-        print(f"{model:38} {len(tests):6} {counts[0]:12} {counts[1]:10} {counts[2]:9}   {ours[0]}, {ours[1]}")
-    worse = {how: sorted(passed["torch"] - passed[how]) for how in ("converted", "compiled")}
-    if worse["compiled"]:
-        eager = outcomes(file, options.library, models, "eager", [test for _, test in worse["compiled"]])
-    for how, keys in worse.items():
-        for key in keys:
-            also = f" (torch.compile's eager: {eager[key]['kind']})" if how == "compiled" else ""
-            print(f"{how}: {key[1]}{also}: {found[how].get(key, {'why': 'not run'})['why']}")
-    none = [model for model in models if not any(key[0] == model for key in passed["torch"])]
-    print(*(f"{model}: no test" for model in none), sep="\n")
-    count = sum(map(len, worse.values())) + len(none)
-    if not count:
-        print("no test that passes without us fails with us")
-    return min(count, 100)
+    worse: list[str] = []
+    for model in options.only or MODELS[options.library]:
+        found = {how: outcomes(file, options.library, model, how) for how in ("torch", "converted", "compiled")}
+        passed = {how: {test for test, line in tests.items() if line["kind"] == "passed"} for how, tests in found.items()}
+        ran = sum(line["kind"] != "skipped" for line in found["torch"].values())
+        layers = sum(line["layers"] for line in found["converted"].values())
+        fused = sum(line["fused"] for line in found["compiled"].values())
+        counts = [len(tests) for tests in passed.values()]
+        print(f"{model:38} {ran:6} {counts[0]:12} {counts[1]:10} {counts[2]:9}   {layers}, {fused}", flush=True)
+        for how in ("converted", "compiled"):
+            tests = sorted(passed["torch"] - passed[how])
+            eager = outcomes(file, options.library, model, "eager", tests) if tests and how == "compiled" else {}
+            for test in tests:
+                also = f" (with torch.compile's eager backend: {eager[test]['kind']})" if eager else ""
+                worse.append(f"{how}: {test}{also}: {found[how].get(test, {'why': 'not run'})['why']}")
+        if not (layers and fused):
+            worse.append(f"{model}: nothing replaced or nothing fused: its tests say nothing of us")
+    print(*(worse or ["no test that passes without us fails with us"]), sep="\n")
+    return min(len(worse), 100)
 
 
 if __name__ == "__main__":
