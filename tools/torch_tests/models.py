@@ -46,9 +46,12 @@ def outcomes(file: Path, library: str, model: str, how: str, tests: Sequence[str
         asked = {"library": library, "models": [model], "how": how, "out": str(out)}
         path = [str(ROOT / "tools" / "torch_tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "DWCONV_BUILT": json.dumps(asked)}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "built", "-p", "no:cacheprovider", "-k", "not pretrained"]
-        chosen = [f"{file.name}::{test}" for test in tests] or [file.name]
-        done = subprocess.run([*command, *chosen], cwd=file.parent, env=environment, capture_output=True, text=True)
+        command = [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "built", "-p", "no:cacheprovider", "--show-capture=no"),
+            *("-k", "not pretrained"),
+            *([f"{file.name}::{test}" for test in tests] or [file.name]),
+        ]
+        done = subprocess.run(command, cwd=file.parent, env=environment, capture_output=True, text=True)
         if not out.exists():
             sys.exit(f"models: {file} ran no test of {model}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         lines = [json.loads(line) for line in out.read_text().splitlines()]
