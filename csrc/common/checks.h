@@ -152,8 +152,8 @@ inline void check_vector(const char* op, const char* name, const Tensor& tensor,
 
 inline void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
   DWCONV_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
-  DWCONV_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ", least == 0 ? "non-negative" : "positive",
-               ", but got (", value[0], ", ", value[1], ")");
+  const char* wanted = least == 0 ? " must be non-negative" : " should be greater than zero";  // as nn.Conv2d puts the latter
+  DWCONV_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, wanted, ", but got (", value[0], ", ", value[1], ")");
 }
 
 // At the beginning and the end of an axis.

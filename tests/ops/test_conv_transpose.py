@@ -358,7 +358,7 @@ BAD = {
     "integers": (RuntimeError, r"input must be float32, float64, bfloat16 or float16", lambda f: f(X.int(), W.int())),
     "bias_size": (RuntimeError, r"bias must be 1-dimensional with 4 elements", lambda f: f(X, W, B[:3])),
     "empty": (RuntimeError, r"input must have a non-empty height and width", lambda f: f(X[:, :, :0], W)),
-    "stride_zero": (RuntimeError, r"stride must be positive, but got \(0, 0\)", lambda f: f(X, W, B, 0)),
+    "stride_zero": (RuntimeError, r"stride should be greater than zero, but got \(0, 0\)", lambda f: f(X, W, B, 0)),
     "padding_negative": (RuntimeError, r"padding must be non-negative", lambda f: f(X, W, B, 1, -1)),
     "output_padding": (
         RuntimeError,
@@ -394,7 +394,7 @@ def test_bad_input_in_one_dimension():
         (RuntimeError, r"input must have at least one channel and a non-empty length", lambda f: f(x[..., :0], w)),
         (RuntimeError, r"weight must have shape \(C, multiplier, K\) with C = 4, .* but got \[3, 1, 3\]", lambda f: f(x, w[:3])),
         (RuntimeError, r"bias must be 1-dimensional with 4 elements", lambda f: f(x, w, torch.randn(3))),
-        (RuntimeError, r"stride must be positive, but got 0", lambda f: f(x, w, None, 0)),
+        (RuntimeError, r"stride should be greater than zero, but got 0", lambda f: f(x, w, None, 0)),
         (RuntimeError, r"padding must be non-negative, but got -1", lambda f: f(x, w, None, 1, -1)),
         (
             RuntimeError,
