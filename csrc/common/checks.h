@@ -124,8 +124,9 @@ inline void check_device(const char* op, const char* name, const Tensor& tensor,
 // Same dtype and device as input.
 inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   check_device(op, name, tensor, input);
-  DWCONV_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the others' dtype, ",
-               dtype_text(input.scalar_type()), ", but got ", dtype_text(tensor.scalar_type()));
+  DWCONV_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name,
+               "'s dtype and the others' should be the same, but got ", dtype_text(tensor.scalar_type()), " and ",
+               dtype_text(input.scalar_type()));
 }
 
 // Of this shape, and of input's dtype and device.

@@ -72,7 +72,7 @@ class Checks:
 
     def like_input(self, name: str, t: Tensor, x: Tensor) -> None:
         self.device(name, t, x)
-        self.that(t.dtype == x.dtype, f"{name} must have the others' dtype, {x.dtype}, but got {t.dtype}")
+        self.that(t.dtype == x.dtype, f"{name}'s dtype and the others' should be the same, but got {t.dtype} and {x.dtype}")
 
     def vector(self, name: str, t: Tensor | None, size: Any, x: Tensor) -> None:
         if t is not None:

@@ -46,7 +46,7 @@ def check_like(op: str, name: str, t: Tensor, x: Tensor) -> None:
     if t.device != x.device:
         refuse(op, f"{name} must be on the others' device, {x.device}, but got {t.device}")
     if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        refuse(op, f"{name} must have the others' dtype, {x.dtype}, but got {t.dtype}")
+        refuse(op, f"{name}'s dtype and the others' should be the same, but got {t.dtype} and {x.dtype}")
 
 
 def check_bias(op: str, b: Tensor, filters: int, x: Tensor) -> None:
