@@ -124,8 +124,9 @@ inline void check_device(const char* op, const char* name, const Tensor& tensor,
 // Same dtype and device as input.
 inline void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   check_device(op, name, tensor, input);
-  DWCONV_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the others' dtype, ",
-               dtype_text(input.scalar_type()), ", but got ", dtype_text(tensor.scalar_type()));
+  DWCONV_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name,
+               "'s dtype and the others' should be the same, but got ", dtype_text(tensor.scalar_type()), " and ",
+               dtype_text(input.scalar_type()));
 }
 
 // Of this shape, and of input's dtype and device.
@@ -152,8 +153,8 @@ inline void check_vector(const char* op, const char* name, const Tensor& tensor,
 
 inline void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
   DWCONV_CHECK(value.size() == 2, op, ": ", name, " must be a pair, but got ", value.size(), " values");
-  DWCONV_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be ", least == 0 ? "non-negative" : "positive",
-               ", but got (", value[0], ", ", value[1], ")");
+  const char* wanted = least == 0 ? " must be non-negative" : " should be greater than zero";  // as nn.Conv2d puts the latter
+  DWCONV_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, wanted, ", but got (", value[0], ", ", value[1], ")");
 }
 
 // At the beginning and the end of an axis.

@@ -22,7 +22,7 @@ Problem check_step(const Tensor& input, const Tensor& state, const Tensor& weigh
   DWCONV_CHECK(weight.dim() == 3 && weight.size(0) == p.channels && weight.size(1) == 1 && weight.size(2) > 0, kStep,
                ": weight must have shape (", p.channels, ", 1, k), but got ", to_string(weight));
   p.kernel_w = weight.size(2), p.dilation_w = dilation;
-  DWCONV_CHECK(dilation > 0, kStep, ": dilation must be positive, but got ", dilation);
+  DWCONV_CHECK(dilation > 0, kStep, ": dilation should be greater than zero, but got ", dilation);
   int64_t length = 0;
   DWCONV_CHECK(!__builtin_mul_overflow(p.kernel_w - 1, dilation, &length), kStep,
                ": dilation must fit 64 bits with the filter, but got ", dilation);

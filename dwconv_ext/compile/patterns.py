@@ -378,7 +378,7 @@ class Pass:
         known, since = self.in_last.get((node, self.region[before]), (None, at))
         if known is None or since > at or any(since < write < at for write in self.writes):
             known = self.module.graph.call_function(as_weights_layout, (node, weight))
-            self.placed(known, value.contiguous(memory_format=torch.channels_last), node)
+            self.placed(known, as_weights_layout(value, g.tensor_of(weight)), node)
             self.in_last[node, self.region[before]] = known, at
         return known
 

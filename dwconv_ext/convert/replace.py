@@ -11,6 +11,7 @@ from torch import nn
 from ..nn.conv_transpose import DepthwiseConvTranspose1d, DepthwiseConvTranspose2d
 from ..nn.depthwise import DepthwiseConv2d
 from ..nn.depthwise1d import DepthwiseConv1d
+from ..nn.scriptable import stand_in
 from ..ops.functional import DTYPES, name_of
 from .sequential import SequentialMixin, flattened, is_sequential
 
@@ -91,7 +92,7 @@ def _prepare_scriptable(self: nn.Module) -> nn.Module:
     """torch.jit.script reads a class's source: it is given the plain model."""
     from .convert import unfuse
 
-    return unfuse(self)
+    return stand_in(unfuse(self), self)
 
 
 def _new_swapped(kind: type) -> nn.Module:

@@ -11,6 +11,7 @@ from ..ops.arguments import IntOrPair, positive_int, to_pair, to_single
 from ..ops.autograd import has_function_override
 from ..ops.conv_transpose import depthwise_conv_transpose1d, depthwise_conv_transpose2d
 from ..ops.functional import as_weights_layout
+from .scriptable import as_class
 
 
 def is_ours(module: nn.Module, input: object) -> bool:
@@ -60,10 +61,7 @@ class _Transposed(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """torch.jit.script, which reads a class's source, is given torch's module."""
-        kind = nn.ConvTranspose2d if isinstance(self, nn.ConvTranspose2d) else nn.ConvTranspose1d
-        plain = kind.__new__(kind)
-        plain.__dict__.update(self.__dict__)
-        return plain
+        return as_class(nn.ConvTranspose2d if isinstance(self, nn.ConvTranspose2d) else nn.ConvTranspose1d, self)
 
 
 class DepthwiseConvTranspose2d(_Transposed, nn.ConvTranspose2d):

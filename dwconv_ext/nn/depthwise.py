@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops.arguments import PADDING, IntOrPair, positive_int, to_pair
 from ..ops.autograd import has_function_override
 from ..ops.functional import as_weights_layout, depthwise_conv2d
+from .scriptable import as_class
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -86,6 +87,4 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def __prepare_scriptable__(self) -> nn.Conv2d:
         """torch.jit.script, which reads a class's source, is given torch's module."""
-        plain = nn.Conv2d.__new__(nn.Conv2d)
-        plain.__dict__.update(self.__dict__)
-        return plain
+        return as_class(nn.Conv2d, self)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops.arguments import PADDING_1D, IntOrSingle, positive_int, to_single
 from ..ops.autograd import has_function_override
 from ..ops.conv1d import depthwise_conv1d
+from .scriptable import as_class
 
 
 class DepthwiseConv1d(nn.Conv1d):
@@ -114,6 +115,4 @@ class DepthwiseConv1d(nn.Conv1d):
         """torch.jit.script, which reads a class's source, is given torch's module."""
         if self.causal:
             raise TypeError(f"{type(self).__name__}: torch.jit.script has no module for a causal one")
-        plain = nn.Conv1d.__new__(nn.Conv1d)
-        plain.__dict__.update(self.__dict__)
-        return plain
+        return as_class(nn.Conv1d, self)

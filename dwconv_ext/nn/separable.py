@@ -16,6 +16,7 @@ from .depthwise import DepthwiseConv2d
 from .foldable import fits, is_conv, is_fixed_norm, settings_of, starts_a_block, tensors_of
 from .folded_layers import ConvSettings, FoldedBlock, folded
 from .folded_weights import Tensors, forget
+from .scriptable import stand_in
 
 
 class FusedDSConv(Checkpointing, nn.Module):
@@ -150,7 +151,7 @@ class FusedDSConv(Checkpointing, nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """torch.jit.script, which reads a class's source, is given torch's modules."""
-        return self._as_sequential()
+        return stand_in(self._as_sequential(), self)
 
     def extra_repr(self) -> str:
         slopes = f", slope={self.slope}" if self.activation == "leaky_relu" else ""

@@ -57,6 +57,11 @@ def to_single(op: str, name: str, value: IntOrSingle, wanted: str = "an int or a
     return values[0]
 
 
+def at_least(least: int) -> str:
+    """What an error says is wanted of a number: for one from 1 on, nn.Conv2d's words."""
+    return "should be greater than zero" if least else "must be non-negative"
+
+
 def to_padding(op: str, value: IntOrPair) -> tuple[int, ...]:
     """Height and width, or four ends: top, bottom, left and right."""
     if isinstance(value, (tuple, list)) and len(value) == 4:

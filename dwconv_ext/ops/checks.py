@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._extension import _C, _C_cuda
 from .activations import ACTIVATIONS, GATES
-from .arguments import MOST_INT64, check_activation, four_paddings
+from .arguments import MOST_INT64, at_least, check_activation, four_paddings
 from .functional import DTYPES, accumulation_dtype, name_of
 
 MOST_BYTES = 2**48  # more than a process can address
@@ -72,7 +72,7 @@ class Checks:
 
     def like_input(self, name: str, t: Tensor, x: Tensor) -> None:
         self.device(name, t, x)
-        self.that(t.dtype == x.dtype, f"{name} must have the others' dtype, {x.dtype}, but got {t.dtype}")
+        self.that(t.dtype == x.dtype, f"{name}'s dtype and the others' should be the same, but got {t.dtype} and {x.dtype}")
 
     def vector(self, name: str, t: Tensor | None, size: Any, x: Tensor) -> None:
         if t is not None:
@@ -101,7 +101,7 @@ class Checks:
     def pair(self, name: str, pair: Sequence[Any], least: int) -> None:
         self.that(len(pair) == 2, f"{name} must be a pair, but got {len(pair)} values")
         for value in pair:
-            self.that(value >= least, f"{name} must be {'positive' if least else 'non-negative'}, but got {tuple(pair)}")
+            self.that(value >= least, f"{name} {at_least(least)}, but got {tuple(pair)}")
 
     def padding(self, padding: Sequence[Any]) -> list[Sequence[Any]]:
         """Of two values, each for both ends of an axis, or of four: those of the height's ends and of the width's."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .activations import SLOPE
-from .arguments import PADDINGS_1D, IntOrSingle, check_activation, check_number, check_tensor, to_single
+from .arguments import PADDINGS_1D, IntOrSingle, at_least, check_activation, check_number, check_tensor, to_single
 from .autograd import call
 from .functional import DTYPES, convolve
 
@@ -46,7 +46,7 @@ def check_like(op: str, name: str, t: Tensor, x: Tensor) -> None:
     if t.device != x.device:
         refuse(op, f"{name} must be on the others' device, {x.device}, but got {t.device}")
     if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        refuse(op, f"{name} must have the others' dtype, {x.dtype}, but got {t.dtype}")
+        refuse(op, f"{name}'s dtype and the others' should be the same, but got {t.dtype} and {x.dtype}")
 
 
 def check_bias(op: str, b: Tensor, filters: int, x: Tensor) -> None:
@@ -78,7 +78,7 @@ def _check_length(op: str, x: Tensor, taps: int, stride: int, pads: tuple[int, i
         refuse(op, f"input must have a non-empty length, but got shape {list(x.shape)}")
     for name, value, least in (("stride", stride, 1), ("padding", min(pads), 0), ("dilation", dilation, 1)):
         if value < least:
-            refuse(op, f"{name} must be {'positive' if least else 'non-negative'}, but got {value}")
+            refuse(op, f"{name} {at_least(least)}, but got {value}")
     reach, padded = dilation * (taps - 1) + 1, x.shape[2] + sum(pads)
     if reach > padded:
         wanted = "weight's filter is larger than the padded input: dilation * (k - 1) + 1"
@@ -261,7 +261,7 @@ def check_step(x: Tensor, state: Tensor, w: Tensor, b: Tensor | None, dilation: 
     check.that(channels > 0, f"input must have at least one channel, but got shape {list(x.shape)}")
     check.like_input("weight", w, x)
     check.shape("weight", w, (channels, 1, None), f"have shape ({channels}, 1, k), but got")
-    check.that(dilation > 0, f"dilation must be positive, but got {dilation}")
+    check.that(dilation > 0, f"dilation {at_least(1)}, but got {dilation}")
     length = (w.shape[2] - 1) * dilation
     fits = not isinstance(length, int) or length <= MOST_INT64
     check.that(fits, f"dilation must fit 64 bits with the filter, but got {dilation}")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import SLOPE
-from .arguments import IntOrPair, check_activation, check_number, check_tensor, to_pair, to_single
+from .arguments import IntOrPair, at_least, check_activation, check_number, check_tensor, to_pair, to_single
 from .autograd import DepthwiseConv2dFunction, below_autograd, call, in_its_dtypes, is_training_step, single_level
 from .conv1d import check_bias, check_floating, check_like, refuse
 from .functional import batched_image
@@ -193,7 +193,7 @@ def _check_row_numbers(op: str, length: int, taps: int, stride: int, padding: in
         ("dilation", dilation, 1),
     ):
         if value < least:
-            refuse(op, f"{name} must be {'positive' if least else 'non-negative'}, but got {value}")
+            refuse(op, f"{name} {at_least(least)}, but got {value}")
     if more >= max(stride, dilation):
         wanted = "output_padding must be smaller than either stride or dilation"
         refuse(op, f"{wanted}, but got output_padding {more}, stride {stride} and dilation {dilation}")

@@ -143,7 +143,10 @@ def as_weights_layout(input: Tensor, weight: Tensor) -> Tensor:
     _, c, h, w = weight.shape
     strides = weight.stride()[1:]
     if strides == (1, w * c, c) and strides != (h * w, w, 1):
-        return input.contiguous(memory_format=torch.channels_last)
+        input = input.contiguous(memory_format=torch.channels_last)
+        if input.shape[1] == 1 and input.stride(1) != 1:
+            # One channel is contiguous in both layouts: only the strides can say that the output is to be channels_last.
+            input = input.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
     return input
 
 

@@ -192,6 +192,25 @@ def test_script_of_modules_outside_of_containers():
     assert_same(torch.jit.script(converted)(x), model(x))
 
 
+def test_script_of_containers_in_a_module():
+    """torch.jit.script frees what it replaces while it goes on: nothing that is made meanwhile may be taken for it."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            blocks = [sequential(8 + i, 9 + i) for i in range(12)]
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Sequential(*block[:3]), block[3:]) for block in blocks)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model, x = Net().eval(), picture(c=8)
+    for _ in range(3):
+        assert_same(torch.jit.script(convert(model))(x), model(x))
+
+
 def test_quantization_takes_the_plain_model():
     """Tools that replace modules by their type know torch's: dwconv_ext.unfuse gives them."""
     import torch.ao.quantization as tq

@@ -339,6 +339,23 @@ def test_module_is_a_drop_in(mode, padding):
     torch.testing.assert_close(ours(x[0]), theirs(x[0]))
 
 
+@pytest.mark.parametrize("size", [(9, 10), (3, 3), (3, 7), (7, 3)])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_a_channels_last_module_gives_channels_last(channels, size):
+    """As nn.Conv2d, whatever the input: one channel's is in both layouts, and only the weight says which is wanted."""
+    ours = DepthwiseConv2d(channels, 2 * channels, 3).to(memory_format=torch.channels_last)
+    theirs = torch.nn.Conv2d(channels, 2 * channels, 3, groups=channels).to(memory_format=torch.channels_last)
+    theirs.load_state_dict(ours.state_dict())
+    x, x2 = (torch.randn(2, channels, *size, generator=torch.manual_seed(0)).requires_grad_() for _ in range(2))
+    y, want = ours(x), theirs(x2)
+    assert y.stride() == want.stride() and y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, want)
+    y.square().sum().backward()
+    want.square().sum().backward()
+    torch.testing.assert_close(x.grad, x2.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
 def test_function_is_an_autograd_function():
     assert issubclass(dwconv_ext.DepthwiseConv2dFunction, torch.autograd.Function)
     x, w, b = operands((3, 3), dtype=torch.float32)

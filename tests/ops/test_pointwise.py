@@ -175,12 +175,12 @@ BLOCK = ops.separable_conv2d_pack(torch.ones(8, 1, 1, 1), None, torch.randn(6, 8
     ({"packed": BLOCK}, MADE.format(8)),
     ({"out_channels": 7}, MADE.format(8)),
     ({"out_channels": -6}, MADE.format(8)),
-    ({"stride": 0}, "stride must be positive"),
+    ({"stride": 0}, "stride should be greater than zero"),
     ({"act": 8}, "act must be an activation's number, but got 8"),
     ({"residual": X}, r"residual must have the output's shape \[2, 6, 4, 4\]"),
     ({"gate": torch.ones(2, 8)}, r"gate must have shape \[2, 8, 1, 1\], but got \[2, 8\]"),
     ({"gate": torch.ones(1, 8, 1, 1)}, r"gate must have shape \[2, 8, 1, 1\]"),
-    ({"gate": torch.ones(2, 8, 1, 1).double()}, "gate must have the others' dtype"),
+    ({"gate": torch.ones(2, 8, 1, 1).double()}, "gate's dtype and the others' should be the same"),
 ])  # fmt: skip
 def test_errors(wrong, message, kernels):
     """The packed bytes that are not wrong are those of the implementation."""

@@ -106,7 +106,7 @@ X, REDUCE, FIRST, EXPAND, SECOND = arguments((2, 6, 3, 4, 4), torch.float32, tor
     ({0: X.int()}, "input must be float32, float64, bfloat16 or float16"),
     ({0: X[:0]}, r"input must not be empty, but got shape \[0, 6, 4, 4\]"),
     ({1: REDUCE[:, :5]}, r"reduce_weight must have shape \[3, 6\]"),
-    ({1: REDUCE.double()}, "reduce_weight must have the others' dtype, torch.float32, but got torch.float64"),
+    ({1: REDUCE.double()}, "reduce_weight's dtype and the others' should be the same, but got torch.float64 and torch.float32"),
     ({1: REDUCE[:, :, None, None]}, r"reduce_weight must have shape \(S, 6\), but got \[3, 6, 1, 1\]"),
     ({2: FIRST[:2]}, r"reduce_bias must have shape \[3\], but got \[2\]"),
     ({3: EXPAND.t()}, r"expand_weight must have shape \[3, 6\]"),

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,15 +83,17 @@ class Routed(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_mode = Routed()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: Any) -> None:
+    """The mode is on in the test itself alone: torch's TestCase takes one around its tearDown for one that a test left behind."""
+    test = item.obj
 
+    @functools.wraps(test)
+    def routed(*args: Any, **kwargs: Any) -> Any:
+        with Routed():
+            return test(*args, **kwargs)
 
-def pytest_configure(config: Any) -> None:
-    _mode.__enter__()
-
-
-def pytest_unconfigure(config: Any) -> None:
-    _mode.__exit__(None, None, None)
+    item.obj = routed
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
