@@ -3,6 +3,7 @@
 
 #include <string_view>
 
+#include "common/countable.h"
 #include "common/separable_checks.h"
 
 namespace dwconv {
@@ -33,6 +34,15 @@ inline std::string weights_text(std::string_view pack_op, int64_t channels_in, i
   if (pack_op == "depthwise_conv2d_pack") return channels + " filters of this size, for inputs of this dtype";
   return "weights for " + channels + " channels of input, of its dtype, and of the block's filter and " +
          std::to_string(out_channels) + " output channels";
+}
+
+// Whether it is a run of bytes as the ops that pack make them: from a multiple of 16 on, since what lies there is read in its own
+// type, and all of it in memory, since a storage may have been freed or cut under its tensor.
+inline bool is_run_of_bytes(const Tensor& t) {
+  if (t.scalar_type() != ScalarType::Byte || t.dim() != 1 || !t.is_contiguous()) return false;
+  int64_t held = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &held));
+  return t.size(0) <= held - t.storage_offset() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
 }
 
 inline bool is_activation(int64_t number) { return number >= 0 && number < static_cast<int64_t>(std::size(kActivationNames)); }

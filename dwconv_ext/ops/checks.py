@@ -34,9 +34,13 @@ def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: i
     sizes, bytes = [channels, *([] if out_channels is None else [out_channels]), *kernel], packed.shape[0]
     if not all(isinstance(size, int) for size in (*sizes, bytes)):
         return True
-    # The first for sizes whose bytes 64 bits cannot count.
-    counted = all(0 < size < bytes for size in sizes)
-    return counted and bytes == block_bytes(x, name_of(x.dtype), channels, out_channels or 0, *(kernel or (0, 0)))
+    # The second for sizes whose bytes 64 bits cannot count (csrc/common/countable.h).
+    counted = all(channels * size < MOST_BYTES for size in (1, out_channels or 0, math.prod(kernel)))
+    return (
+        all(size > 0 for size in sizes)
+        and counted
+        and bytes == block_bytes(x, name_of(x.dtype), channels, out_channels or 0, *(kernel or (0, 0)))
+    )
 
 
 NORM_NAMES = ("input", "weight", "bias")  # what an op calls BatchNorm's arguments
@@ -214,7 +218,7 @@ class Checks:
     def packed(
         self, name: str, op: str, packed: Tensor, x: Tensor, channels: int, out_channels: int | None, kernel: Sequence[int] = ()
     ) -> None:
-        """What `op`_pack makes: all of C++'s check but for the bytes themselves, which say what they were made of.
+        """What `op`_pack makes: all of C++'s check but for where the bytes lie and what they say they were made of.
 
         out_channels: None for a depthwise convolution alone.
         """

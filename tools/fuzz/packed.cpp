@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "common/countable.h"
 #include "cpu/plan/plan.h"
 #include "cpu/runtime/cpu_features.h"
 #include "cpu/runtime/pack_weights.h"
@@ -41,7 +42,7 @@ void run(FuzzedDataProvider& from) {
   constexpr int64_t kMost = INT64_MAX;
   const int64_t n[] = {number(from, 0, kMost - 1), number(from, 0, kMost - 1), number(from, 0, kMost - 1),
                        number(from, 0, kMost - 1)};
-  if (!cuda::PackedPlaces::countable(n[0], n[1], n[2], n[3])) return;
+  if (!countable(n[0], n[1], n[2], n[3])) return;
   const cuda::PackedPlaces at(static_cast<DType>(from.ConsumeIntegralInRange<int>(0, 3)), n[0], n[1], n[2], n[3]);
   HOLDS(0 == at.dw_weight && at.dw_weight <= at.dw_bias && at.dw_bias <= at.pw_weight && at.pw_weight < at.pw_bias);
   HOLDS(at.pw_bias < at.end && at.end % 16 == 0);

@@ -171,8 +171,8 @@ Tensor depthwise_conv2d_packed(const Tensor& input, const Tensor& packed, const 
   const int64_t channels = input.size(1), filters = filter[0];
   DWCONV_CHECK(channels > 0 && filters > 0 && filters % channels == 0, kPacked,
                ": filter's out_channels must be a multiple of input's channels, ", channels, ", but got ", filters);
-  const BlockFormat wanted = format_of(dtype, filters, filter[1], filter[2]);
-  check_packed(kPacked, "packed", kPack, packed, wanted, filter[1] > 0 && filter[2] > 0);
+  const BlockFormat wanted =
+      check_packed(kPacked, "packed", kPack, packed, dtype, filters, 0, filter[1], filter[2], filter[1] > 0 && filter[2] > 0);
   ConvolutionShape s = check_filter_numbers(kPacked, input, "packed", dtype, filter);
   s.multiplier = filters / channels;
   const BlockWeights w = packed_weights(wanted, packed.const_data_ptr());

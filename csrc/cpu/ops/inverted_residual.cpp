@@ -19,8 +19,8 @@ Tensor inverted_residual(const Tensor& input, const Tensor& expand, int64_t hidd
   const DType dtype = check_dtype(kOp, "input", input);
   DWCONV_CHECK(is_activation(expand_act), kOp, ": expand_act must be an activation's number, but got ", expand_act);
   const int64_t channels = input.size(1);
-  const BlockFormat wanted = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, hidden, 0, 0);
-  check_packed(kOp, "expand", "pointwise_conv2d_pack", expand, wanted, true);
+  const BlockFormat wanted =
+      check_packed(kOp, "expand", "pointwise_conv2d_pack", expand, dtype, channels, hidden, 0, 0, hidden > 0);
   const PackedBlock b = check_block(kOp, input, hidden, dtype, packed, block, slopes);
   if (residual) check_residual(kOp, *residual, input, b.shape, b.out_channels);
   const Layout layout = layout_of(input);

@@ -34,15 +34,20 @@ Tensor packed_tensor(const BlockFormat& format, const Tensor& like, Pack pack) {
   return packed;
 }
 
-// possible: whether there can be weights of the wanted format at all.
-inline void check_packed(const char* op, const char* name, const char* pack_op, const Tensor& packed, const BlockFormat& wanted,
-                         bool possible) {
-  const bool bytes =
-      possible && packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
-  DWCONV_CHECK(bytes && packed.size(0) >= static_cast<int64_t>(sizeof wanted) && is_packed_for(wanted, packed.const_data_ptr()) &&
-                   packed.size(0) == block_bytes(wanted),
-               op, ": ", name, " must be what ", pack_op, " made on this device of ",
-               weights_text(pack_op, wanted.channels, wanted.out_channels));
+// What they were packed for, where the bytes say the same. possible: whether there can be such weights at all.
+inline BlockFormat check_packed(const char* op, const char* name, const char* pack_op, const Tensor& packed, DType dtype,
+                                int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w, bool possible) {
+  BlockFormat wanted;
+  const auto is_made = [&] {
+    if (!possible || channels <= 0 || !countable(channels, out_channels, kernel_h, kernel_w)) return false;
+    if (!packed.is_cpu() || !is_run_of_bytes(packed) || packed.size(0) < static_cast<int64_t>(sizeof wanted)) return false;
+    const IsaKernels& isa = selected_isa();
+    wanted = block_format(isa, dtype, pointwise_format(isa, dtype), channels, out_channels, kernel_h, kernel_w);
+    return is_packed_for(wanted, packed.const_data_ptr()) && packed.size(0) == block_bytes(wanted);
+  };
+  DWCONV_CHECK(is_made(), op, ": ", name, " must be what ", pack_op, " made on this device of ",
+               weights_text(pack_op, channels, out_channels));
+  return wanted;
 }
 
 struct PackedBlock : BlockShape {
@@ -53,8 +58,8 @@ inline PackedBlock check_block(const char* op, const Tensor& input, int64_t chan
                                const Ints& block, const std::vector<double>& slopes) {
   BlockFormat wanted;
   const BlockShape shape = check_block_shape(op, input, channels, dtype, block, slopes, [&] {
-    wanted = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), channels, block[0], block[1], block[2]);
-    check_packed(op, "packed", "separable_conv2d_pack", packed, wanted, block[0] > 0 && block[1] > 0 && block[2] > 0);
+    wanted = check_packed(op, "packed", "separable_conv2d_pack", packed, dtype, channels, block[0], block[1], block[2],
+                          block[0] > 0 && block[1] > 0 && block[2] > 0);
   });
   return {shape, packed_weights(wanted, packed.const_data_ptr())};
 }

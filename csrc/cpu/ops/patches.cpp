@@ -18,8 +18,8 @@ Tensor patch_conv2d(const Tensor& input, const Tensor& packed, const Ints filter
   const bool sides = kernel_h > 0 && kernel_h <= kMostSide && kernel_w > 0 && kernel_w <= kMostSide && channels <= kMostSide;
   DWCONV_CHECK(sides, kOp, ": filter's height and width, and input's channels, must be between 1 and ", kMostSide);
   const int64_t depth = channels * kernel_h * kernel_w;
-  const BlockFormat wanted = block_format(selected_isa(), dtype, pointwise_format(selected_isa(), dtype), depth, filter[0], 0, 0);
-  check_packed(kOp, "packed", "pointwise_conv2d_pack", packed, wanted, depth > 0);
+  const BlockFormat wanted =
+      check_packed(kOp, "packed", "pointwise_conv2d_pack", packed, dtype, depth, filter[0], 0, 0, filter[0] > 0);
   const ConvolutionShape s = check_filter_numbers(kOp, input, "packed", dtype, filter);
   const Layout layout = channels_last ? Layout::kNHWC : layout_of(input);
   const Ints size = {s.batch, filter[0], s.out_h, s.out_w};

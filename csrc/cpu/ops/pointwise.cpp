@@ -49,8 +49,7 @@ Tensor pointwise_conv2d(const Tensor& input, const Tensor& packed, int64_t out_c
   const DType dtype = check_dtype(kOp, "input", input);
   DWCONV_CHECK(is_activation(act), kOp, ": act must be an activation's number, but got ", act);
   const int64_t channels = input.size(1);
-  const BlockFormat wanted = format_of(dtype, channels, out_channels);
-  check_packed(kOp, "packed", kPack, packed, wanted, true);
+  const BlockFormat wanted = check_packed(kOp, "packed", kPack, packed, dtype, channels, out_channels, 0, 0, out_channels > 0);
   const ConvolutionShape s = check_filter(kOp, input, "packed", dtype, 1, 1, {stride, stride}, {0, 0}, {1, 1});
   check_output(kOp, input, s, out_channels, {0, 0});
   if (residual) check_residual(kOp, *residual, input, s, out_channels);
@@ -92,7 +91,7 @@ Tensor linear(const Tensor& input, const Tensor& packed, int64_t out_features, i
   DWCONV_CHECK(is_activation(act), kLinear, ": act must be an activation's number, but got ", act);
   Ints size = shape_of(input);
   const int64_t features = size.back(), rows = input.numel() / features;
-  check_packed(kLinear, "packed", kPack, packed, format_of(dtype, features, out_features), true);
+  check_packed(kLinear, "packed", kPack, packed, dtype, features, out_features, 0, 0, out_features > 0);
   const Tensor x = reinterpreted(dense(input), {1, features, rows, 1}, {rows * features, 1, features, features});
   const Tensor y = pointwise_conv2d(x, packed, out_features, 1, act, slope, std::nullopt, std::nullopt, false);
   size.back() = out_features;

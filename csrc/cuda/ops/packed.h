@@ -45,8 +45,8 @@ inline Tensor pack(DType dtype, const PackedPlaces& at, const Tensor& like, cons
 inline void check_packed(const char* op, const char* name, const char* pack_op, const Tensor& packed, const Tensor& input,
                          DType dtype, int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w, bool possible) {
   const bool bytes = possible && packed.is_cpu() == input.is_cpu() && packed.get_device_index() == input.get_device_index() &&
-                     packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
-  DWCONV_CHECK(bytes && PackedPlaces::countable(channels, out_channels, kernel_h, kernel_w) && aligned_start(packed) &&
+                     is_run_of_bytes(packed);
+  DWCONV_CHECK(bytes && channels > 0 && out_channels > 0 && countable(channels, out_channels, kernel_h, kernel_w) &&
                    packed.size(0) == PackedPlaces(dtype, channels, out_channels, kernel_h, kernel_w).end,
                op, ": ", name, " must be what ", pack_op, " made on this device of ",
                weights_text(pack_op, channels, out_channels));

@@ -12,15 +12,6 @@ namespace dwconv::cuda {
 struct PackedPlaces {
   int64_t dw_weight = 0, dw_bias = 0, pw_weight = 0, pw_bias = 0, end = 0;
 
-  // Whether these are sizes of tensors: 2^48 elements, more than a process can address.
-  static bool countable(int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w) {
-    constexpr double kMost = 281474976710656.0;
-    const auto below = [](double a, double b, double c) { return a * b * c < kMost; };
-    return channels > 0 && out_channels > 0 && kernel_h >= 0 && kernel_w >= 0 &&
-           below(static_cast<double>(channels), static_cast<double>(out_channels), 1) &&
-           below(static_cast<double>(channels), static_cast<double>(kernel_h), static_cast<double>(kernel_w));
-  }
-
   PackedPlaces(DType dtype, int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w) {
     const int64_t unit = element_size(dtype), wide = accumulate_size(dtype), taps = kernel_h * kernel_w;
     const auto place = [&](int64_t bytes) {
