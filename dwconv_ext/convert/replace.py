@@ -96,6 +96,9 @@ def _prepare_scriptable(self: nn.Module) -> nn.Module:
 
 
 def _new_swapped(kind: type) -> nn.Module:
+    """Without __init__, whose arguments are not known. What a pickle names may be anything: nothing else is made, or called."""
+    if not isinstance(kind, type) or not issubclass(kind, (*OURS, nn.Sequential)):
+        raise TypeError(f"dwconv_ext: a pickle must name a class of convolutions or of nn.Sequential here, but has {kind!r}")
     return object.__new__(class_for(kind))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.activations import ACTIVATIONS, activation_of
-from ..ops.arguments import IntOrPair, to_pair
+from ..ops.activations import ACTIVATIONS, SLOPE, activation_of
+from ..ops.arguments import IntOrPair, check_kind, check_number, to_pair
 from ..ops.functional import as_autocast, as_weights_layout
 from .batch_norm_act import Checkpointing, depthwise_norm_activation, norm_then_activation
 from .depthwise import DepthwiseConv2d
@@ -101,6 +101,15 @@ class FusedDSConv(Checkpointing, nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels, eps, momentum, **factory)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias, **factory)
         self.bn2 = nn.BatchNorm2d(out_channels, eps, momentum, **factory)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What no constructor would have made of an activation is refused here, not in the middle of a forward pass."""
+        super().__setstate__(state)
+        own = type(self).__name__
+        for name, slope in (("activation", "slope"), ("dw_activation", "dw_slope")):
+            check_kind(own, name, state.get(name, "relu"), str, "an activation's name")
+            activation_of(own, name, state.get(name, "relu"))
+            check_number(own, slope, state.get(slope, SLOPE))
 
     def clear_cache(self) -> None:
         """Forgets the folded weights; the next forward in eval mode folds anew."""

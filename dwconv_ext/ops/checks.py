@@ -34,13 +34,11 @@ def _may_be_packed_for(packed: Tensor, x: Tensor, channels: int, out_channels: i
     sizes, bytes = [channels, *([] if out_channels is None else [out_channels]), *kernel], packed.shape[0]
     if not all(isinstance(size, int) for size in (*sizes, bytes)):
         return True
-    # The second for sizes whose bytes 64 bits cannot count (csrc/common/countable.h).
-    counted = all(channels * size < MOST_BYTES for size in (1, out_channels or 0, math.prod(kernel)))
-    return (
-        all(size > 0 for size in sizes)
-        and counted
-        and bytes == block_bytes(x, name_of(x.dtype), channels, out_channels or 0, *(kernel or (0, 0)))
-    )
+    outputs = out_channels or 0
+    # Sizes whose bytes 64 bits cannot count (csrc/common/countable.h).
+    if min(sizes) <= 0 or channels * max(1, outputs, math.prod(kernel)) >= MOST_BYTES:
+        return False
+    return bytes == block_bytes(x, name_of(x.dtype), channels, outputs, *(kernel or (0, 0)))
 
 
 NORM_NAMES = ("input", "weight", "bias")  # what an op calls BatchNorm's arguments
