@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .activations import SLOPE
-from .arguments import PADDINGS_1D, IntOrSingle, at_least, check_activation, check_number, check_tensor, to_single
+from .arguments import MOST_INT64, PADDINGS_1D, IntOrSingle, at_least, check_activation, check_number, check_tensor, to_single
 from .autograd import call
 from .functional import DTYPES, convolve
 
@@ -79,6 +79,10 @@ def _check_length(op: str, x: Tensor, taps: int, stride: int, pads: tuple[int, i
     for name, value, least in (("stride", stride, 1), ("padding", min(pads), 0), ("dilation", dilation, 1)):
         if value < least:
             refuse(op, f"{name} {at_least(least)}, but got {value}")
+    if max(pads) >> 60:  # torch's bound and words; no usual length is looked at, which may be a symbol
+        most = (MOST_INT64 - x.shape[2]) // 2
+        if max(pads) > most:
+            refuse(op, f"Given padding={max(pads)}, expected padding to be at most {most}")
     reach, padded = dilation * (taps - 1) + 1, x.shape[2] + sum(pads)
     if reach > padded:
         wanted = "weight's filter is larger than the padded input: dilation * (k - 1) + 1"

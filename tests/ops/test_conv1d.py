@@ -387,6 +387,7 @@ WRONG = {
     "padding_three": ((X, W), {"padding": (1, 1, 1)}, "padding must be 'same', 'valid', an int, a 1-tuple or two ints, but got"),
     "padding_word": ((X, W), {"padding": "full"}, "padding must be 'same', 'valid', .* but got 'full'"),
     "padding_huge": ((X, W), {"padding": 2**70}, "padding must fit 64 bits"),
+    "padding_overflows": ((X, W), {"padding": 2**62}, f"Given padding={2**62}, expected padding to be at most"),
     "same_strided": ((X, W), {"padding": "same", "stride": 2}, r"padding='same' is not supported for strided .* stride \(2,\)"),
     "filter": ((X[..., :2], W), {}, r"weight's filter is larger than the padded input: dilation \* \(k - 1\) \+ 1 = 3, but"),
     "dilated_filter": ((X, W), {"dilation": 2**62}, "weight's filter is larger than the padded input"),
