@@ -74,7 +74,7 @@ Plan plan_depthwise(CpuProblem p, Pass pass, int64_t multiplier, const IsaKernel
     return pass == Pass::kForward ? plan_forward(q, isa, here) : plan_backward_weight(q, isa, here);
   };
   Plan plan = plan_of(p);
-  if (const std::vector<Piece> pieces = pieces_of(p); pieces.size() > 1) {  // of most of a long row
+  if (const std::vector<Piece> pieces = pieces_of(p); pieces[0].problem.out_w != p.out_w) {  // of most of a long row
     const auto outputs = [](const Piece& a, const Piece& b) {
       return a.problem.out_h * a.problem.out_w < b.problem.out_h * b.problem.out_w;
     };

@@ -41,6 +41,8 @@ CASES = {  # batch, channels, length; multiplier, taps; stride, padding, dilatio
     "long_without_padding": ((1, 16, 2100), (1, 3), (1, 0, 1)),
     "long_multiplier": ((1, 8, 3100), (2, 3), (2, 40, 1)),
     "far_padding": ((1, 16, 1200), (1, 2), (1, 700, 600)),
+    "whole_segments": ((2, 3, 2048), (1, 1), (2, 0, 1)),
+    "outputs_behind_the_row": ((1, 3, 4096), (1, 3), (8, 15, 1)),
 }
 
 

@@ -76,7 +76,8 @@ Tensor convolve(const Tensor& input, ConvolutionShape s, const Activation& activ
     args.rows_per_tile = plan->rows_per_tile;
     set_prefetch(*plan, &args.problem);
     set_output(args.problem, output);
-    if (pieces.size() > 1) args.problem.out_stride_h = piece.problem.out_w * output.stride(3);
+    // Segments, which may be the whole row.
+    if (piece.problem.out_w != s.out_w) args.problem.out_stride_h = piece.problem.out_w * output.stride(3);
     args.problem.out_stride_c *= s.multiplier;
     args.input = offset(static_cast<const char*>(x.const_data_ptr()), piece.first_in * args.problem.in_stride_w, s.dtype);
     for (int64_t m = 0; m < s.multiplier; ++m) {

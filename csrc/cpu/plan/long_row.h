@@ -36,9 +36,11 @@ inline std::vector<Piece> pieces_of(const CpuProblem& p) {
   if (segments < 2) return {{p}};
   std::vector<Piece> pieces;
   const auto add = [&](int64_t out, int64_t outputs, int64_t rows) {
-    Piece piece = {p, std::max<int64_t>(out * p.stride_w - p.pad_w, 0), out};
+    const int64_t sample = out * p.stride_w - p.pad_w;  // the first that it reads
+    Piece piece = {p, std::clamp<int64_t>(sample, 0, p.in_w - 1), out};
     CpuProblem& q = piece.problem;
-    q.pad_w = piece.first_in - (out * p.stride_w - p.pad_w);
+    // Outputs that lie behind the image see padding alone, as if they lay before it.
+    q.pad_w = sample < p.in_w ? piece.first_in - sample : (outputs - 1) * p.stride_w + reach;
     q.out_w = outputs;
     q.in_w = std::clamp<int64_t>((outputs - 1) * p.stride_w + reach - q.pad_w, 1, p.in_w - piece.first_in);
     if (rows > 1) {
